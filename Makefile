@@ -1,0 +1,32 @@
+# `make demo` and `make test` need Python 3.10+ and make; everything else is installed into .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: demo test check lint clean
+
+demo: $(INSTALLED)
+	$(BIN)/python export/build_engine.py --out demo/bundle --force
+	$(BIN)/sem-clip predict demo/bundle demo/frames --json demo/verdicts.jsonl --overlays demo/overlays --force
+	@echo "Look at demo/overlays and demo/verdicts.jsonl"
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(INSTALLED): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version) if sys.version_info < (3, 10) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) demo build dist *.egg-info

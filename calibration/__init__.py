@@ -1,0 +1,1 @@
+"""Operating points: where to put the thresholds that turn scores into verdicts. No torch."""

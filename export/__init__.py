@@ -1,0 +1,1 @@
+"""Teach recipes and export bundles (PyTorch). The runtime never imports this package."""

@@ -1,0 +1,114 @@
+"""Writing bundles: everything into a folder beside the target, then one rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.files import sha256_of
+from runtime.manifest import FILE_NAME, Artifact, Encoder, Manifest
+
+from .checkpoint import LoadedModel
+from .errors import OutputExistsError
+from .graph import SemClipGraph
+
+
+def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
+    """The manifest's record of the encoder that `graph` holds."""
+    encoder = graph.encoder
+    identity = {
+        "checkpoint": model.sha256,
+        "vision": model.config["vision_cfg"],
+        "text_dim": encoder.text_dim,
+        "levels": encoder.level_layers,
+        "redundancy": graph.redundancy,
+        "mean": model.mean,
+        "std": model.std,
+    }
+    return Encoder(
+        id=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
+        architecture=model.architecture,
+        weights=model.origin,
+        trained=model.trained,
+        checkpoint_sha256=model.sha256,
+        image_size=encoder.image_size,
+        input_size=graph.input_size,
+        patch_size=encoder.patch_size,
+        grid=encoder.grid,
+        layers=len(encoder.blocks),
+        heads=encoder.heads,
+        levels=encoder.level_layers,
+        width=encoder.width,
+        text_dim=encoder.text_dim,
+        features=len(encoder.level_layers) * encoder.width,
+        redundancy=graph.redundancy,
+        mean=(model.mean[0], model.mean[1], model.mean[2]),
+        std=(model.std[0], model.std[1], model.std[2]),
+    )
+
+
+def refuse_existing(path: Path, *, force: bool) -> None:
+    """Raise OutputExistsError if something is at `path` and may not be replaced."""
+    if path.is_symlink() or (path.exists() and not path.is_dir()):
+        raise OutputExistsError(f"{path} exists and is not a folder; choose another --out")
+    if path.exists() and any(path.iterdir()):
+        if not force:
+            raise OutputExistsError(f"{path} exists; add --force to replace it, or choose another --out")
+        if not (path / FILE_NAME).is_file():
+            raise OutputExistsError(
+                f"{path} exists and is not a bundle (no {FILE_NAME}); --force replaces bundles only"
+            )
+
+
+@contextmanager
+def replacing_folder(target: Path) -> Iterator[Path]:
+    """A temporary folder beside `target` that takes its place when the block ends well.
+
+    The old folder is moved aside just before and deleted just after; if the block fails, or the process dies in it,
+    `target` is as it was.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new-"))
+    try:
+        yield working
+        working.chmod(0o755)
+        _sync(working)
+        if target.exists():
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+            # POSIX renames onto an empty folder, so between these two calls alone is there no `target`.
+            target.replace(old)
+            try:
+                working.replace(target)
+            except BaseException:
+                old.replace(target)
+                raise
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            working.replace(target)
+    finally:
+        shutil.rmtree(working, ignore_errors=True)
+
+
+def record_artifact(folder: Path, file: str, precision: str, operators: dict[str, int]) -> Artifact:
+    """The manifest's record of an ONNX file in `folder`; parity is added once it was measured."""
+    path = folder / file
+    return Artifact(file, "onnx", precision, sha256_of(path), path.stat().st_size, operators, {}, {})
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write manifest.json into a folder that is still being made."""
+    (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _sync(folder: Path) -> None:
+    """Bring the content to the disk before the rename promises that it is there."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())

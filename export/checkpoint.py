@@ -1,0 +1,195 @@
+"""Architectures and weights: from a name or a file to an open_clip model, with what is known of its origin."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.model import CLIP
+from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from safetensors.torch import load_file
+from torch import Tensor
+
+from runtime.files import sha256_of
+
+from .encoder import DualPathEncoder
+from .errors import CheckpointError
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_SMALL_TEXT = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 4}
+ARCHITECTURES: Mapping[str, tuple[str | dict[str, Any], str]] = {
+    # The paper's backbone: 240 px, 15 x 15 patches, width 896, text dimension 640.
+    "vit_b_16_plus_240": ("ViT-B-16-plus-240", "the paper's backbone"),
+    "sem_tiny": (
+        {
+            "embed_dim": 192,
+            "vision_cfg": {"image_size": 240, "layers": 12, "width": 192, "head_width": 64, "patch_size": 16},
+            "text_cfg": _SMALL_TEXT,
+        },
+        "the embedded default: 12 layers of width 192",
+    ),
+    "toy": (
+        {
+            "embed_dim": 24,
+            "vision_cfg": {"image_size": 64, "layers": 4, "width": 32, "head_width": 16, "patch_size": 16},
+            "text_cfg": {**_SMALL_TEXT, "width": 32, "heads": 2, "layers": 1},
+        },
+        "for tests: 4 layers of width 32",
+    ),
+}
+"""Name to an open_clip configuration (by name or written out) and what it is for."""
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """An open_clip model and where it came from.
+
+    has_text: whether the text tower has weights that belong to the image tower.
+    origin: in words, for the manifest. trained: False for random weights.
+    """
+
+    clip: CLIP
+    architecture: str
+    config: dict[str, Any]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    has_text: bool
+    origin: str
+    trained: bool
+    sha256: str
+
+    def encoder(self) -> DualPathEncoder:
+        """The dual path over this model's image tower."""
+        return DualPathEncoder(self.clip.visual, mean=self.mean, std=self.std)
+
+
+def load_model(
+    arch: str, *, weights: str | Path | None = None, pretrained: str | None = None, random_seed: int | None = None
+) -> LoadedModel:
+    """Build `arch` (a name of ARCHITECTURES or an open_clip configuration file) with weights from one source.
+
+    weights: a .safetensors file or a state dict (loaded with weights_only=True). pretrained: an open_clip tag, which
+    is downloaded. random_seed: untrained weights, for tests and speed measurements. Raises CheckpointError.
+    """
+    if sum(source is not None for source in (weights, pretrained, random_seed)) != 1:
+        raise CheckpointError(
+            f"{arch} needs weights from exactly one source: --weights FILE (safetensors or state dict), "
+            "--pretrained TAG (downloads through open_clip, e.g. laion400m_e32), or --random-weights (untrained)"
+        )
+    name, config, mean, std = _architecture(arch)
+    if random_seed is not None:
+        clip = _build(config, arch, random_seed)
+        digest = _sha256_of_tensors(clip.visual.state_dict())
+        return LoadedModel(clip, name, config, mean, std, True, f"random, seed {random_seed}", False, digest)
+    if pretrained is not None:
+        path, origin = _download(arch, pretrained), f"open_clip {pretrained}"
+        cfg = get_pretrained_cfg(str(ARCHITECTURES[arch][0]), pretrained)
+        mean, std = tuple(cfg.get("mean") or mean), tuple(cfg.get("std") or std)
+    else:
+        path = Path(str(weights))
+        origin = path.name
+    clip = _build(config, arch, seed=0)
+    has_text = _load_into(clip, _read_state_dict(path), path)
+    return LoadedModel(clip, name, config, mean, std, has_text, origin, True, sha256_of(path))
+
+
+def _architecture(arch: str) -> tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]:
+    if arch in ARCHITECTURES:
+        config = ARCHITECTURES[arch][0]
+        if isinstance(config, str):
+            config = open_clip.get_model_config(config)
+            assert config is not None, "open_clip ships this configuration"
+        return arch, dict(config), CLIP_MEAN, CLIP_STD
+    path = Path(arch)
+    if not path.is_file():
+        known = ", ".join(f"{name} ({what})" for name, (_, what) in ARCHITECTURES.items())
+        raise CheckpointError(f'"{arch}" is neither a configuration file nor an architecture; there are: {known}')
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        config = document["model_cfg"]
+        preprocess = document.get("preprocess_cfg", {})
+        mean, std = tuple(preprocess.get("mean", CLIP_MEAN)), tuple(preprocess.get("std", CLIP_STD))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+        raise CheckpointError(f"{path} is not an open_clip configuration (JSON with model_cfg): {exc!r}") from exc
+    return path.parent.name or path.stem, dict(config), mean, std
+
+
+def _build(config: dict[str, Any], arch: str, seed: int) -> CLIP:
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return CLIP(**config).eval().requires_grad_(False)
+    except Exception as exc:  # open_clip checks little; whatever breaks, the configuration is to blame
+        raise CheckpointError(f"open_clip cannot build {arch} from its configuration: {exc}") from exc
+
+
+def _download(arch: str, tag: str) -> Path:
+    model = ARCHITECTURES.get(arch, ("",))[0]
+    cfg = get_pretrained_cfg(model, tag) if isinstance(model, str) and model else None
+    if not cfg:
+        tags = open_clip.list_pretrained_tags_by_model(model) if isinstance(model, str) and model else []
+        held = f"there are: {', '.join(tags)}" if tags else "it has none; use --weights FILE"
+        raise CheckpointError(f'{arch} has no pretrained tag "{tag}"; {held}')
+    try:
+        # Not the hub first: there this tag resolves to the file of the epoch before (laion400m_e31).
+        return Path(download_pretrained(cfg, prefer_hf_hub=False))
+    except Exception as exc:
+        raise CheckpointError(
+            f"the weights {tag} of {arch} cannot be downloaded here ({exc}): give a file with --weights FILE, "
+            "or untrained weights with --random-weights"
+        ) from exc
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"there is no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as exc:
+        what = str(exc).strip().split("\n", 1)[0]
+        raise CheckpointError(f"{path} cannot be read as safetensors or as a plain state dict: {what}") from exc
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} does not hold a state dict of tensors")
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _load_into(clip: CLIP, state: dict[str, Tensor], path: Path) -> bool:
+    """Load image tower and, where the file has it, text tower; all keys and shapes must fit. Returns has_text."""
+    own = clip.state_dict()
+    ignored = ("logit_scale", "logit_bias")
+    has_text = any(not key.startswith("visual.") and key not in ignored for key in state)
+    wanted = {key for key in own if key.startswith("visual.") or (has_text and key not in ignored)}
+    faults = [f"lacks {key}" for key in sorted(wanted - state.keys())]
+    faults += [f"has {key}, which the architecture has not" for key in sorted(state.keys() - own.keys() - {*ignored})]
+    faults += [
+        f"{key} is {list(state[key].shape)}, the architecture needs {list(own[key].shape)}"
+        for key in sorted(wanted & state.keys())
+        if state[key].shape != own[key].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise CheckpointError(f"{path} does not fit the architecture: {'; '.join(faults[:5])}{more}")
+    if not all(bool(state[key].isfinite().all()) for key in wanted):
+        raise CheckpointError(f"{path} holds weights that are not finite")
+    clip.load_state_dict({key: state[key].float() for key in wanted}, strict=False)
+    return has_text
+
+
+def _sha256_of_tensors(state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        digest.update(key.encode())
+        digest.update(state[key].contiguous().numpy().tobytes())
+    return digest.hexdigest()

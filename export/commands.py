@@ -1,0 +1,237 @@
+"""`sem-clip build` (as `python export/build_engine.py`) and `sem-clip teach`. Cheap to import: no torch here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runtime.manifest import Manifest, load_bundle
+
+from .errors import CheckpointError, ExportError, OutputExistsError
+
+if TYPE_CHECKING:
+    from .checkpoint import LoadedModel
+    from .dataset import Dataset
+    from .progress import Stages
+    from .teach import TeachRequest
+
+DEFAULT_ARCH = "sem_tiny"
+DEMO_FRAMES_PER_CLASS = 20
+DEMO_SHOTS = 10
+UNTRAINED = (
+    "the encoder is UNTRAINED (random weights): everything runs, but verdicts come from the few taught layers alone "
+    "and their quality says nothing about the method"
+)
+
+
+class Build:
+    """The main job: teach a recipe, export the encoder, prove parity, write a bundle."""
+
+    help = "Teach a recipe on a data folder and write a bundle with it."
+    example = (
+        "python export/build_engine.py --data frames/ --shots 10 --arch vit_b_16_plus_240 "
+        "--weights vit_b_16_plus_240.pt --out bundle\n"
+        "  python export/build_engine.py            (no arguments: generated frames and the embedded encoder)"
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        _add_teaching_arguments(parser)
+        parser.add_argument("--out", type=Path, default=Path("bundle"), help="bundle folder to write (default: bundle)")
+        parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
+        parser.add_argument(
+            "--frame-size",
+            type=_size,
+            metavar="HxW",
+            help="put the resize into the graph, for frames of exactly this height x width (ignored rows included)",
+        )
+        parser.add_argument(
+            "--redundancy",
+            choices=("cls_weight", "class_mean"),
+            default="cls_weight",
+            help="how the V path removes redundant features, eq. 13-15 (default: cls_weight)",
+        )
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Build and print the summary."""
+        _need_torch()
+        from .bundle import refuse_existing
+        from .graph import SemClipGraph
+        from .progress import Stages
+        from .teach import build_bundle, parity_samples, teach_recipe
+
+        refuse_existing(args.out, force=args.force)
+        stages = Stages()
+        request = _request(args, stages, args.out)
+        with stages.stage("load encoder"):
+            model = _model(args)
+            size = args.frame_size
+            if size is not None:
+                size = (size[0] - args.ignore_top - args.ignore_bottom, size[1])
+            graph = SemClipGraph(model.encoder(), redundancy=args.redundancy, input_size=size)
+        recipe = teach_recipe(model, graph, request, stages)
+        notes = [] if model.trained else [UNTRAINED]
+        samples = parity_samples(request.dataset)
+        manifest = build_bundle(model, graph, recipe, samples, args.out, stages, force=args.force, notes=notes)
+        _summarize(args.out, manifest, request.dataset, stages)
+        return 0
+
+
+class Teach:
+    """A recipe only, for the encoder of a bundle that exists."""
+
+    help = "Teach a recipe for the encoder of an existing bundle; no engine is touched."
+    example = "sem-clip teach bundle --data frames-metal2/ --shots 5 --weights encoder.pt --out metal2.safetensors"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="the bundle whose encoder will run the recipe")
+        _add_teaching_arguments(parser)
+        parser.add_argument(
+            "--out", type=Path, required=True, metavar="FILE", help="recipe file to write (.safetensors)"
+        )
+        parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Teach and say what to type next."""
+        _need_torch()
+        from .bundle import describe_encoder
+        from .graph import SemClipGraph
+        from .progress import Stages
+        from .teach import teach_recipe
+
+        if args.out.exists() and not args.force:
+            raise OutputExistsError(f"{args.out} exists; add --force to replace it, or choose another --out")
+        manifest, _ = load_bundle(args.bundle)
+        if args.arch is None:
+            args.arch = manifest.encoder.architecture
+        if not manifest.encoder.trained and args.weights is None and args.pretrained is None:
+            args.random_weights = True
+        stages = Stages()
+        request = _request(args, stages, args.out)
+        with stages.stage("load encoder"):
+            model = _model(args)
+            resized = manifest.encoder.input_size if manifest.encoder.resizes_in_graph else None
+            graph = SemClipGraph(model.encoder(), redundancy=manifest.encoder.redundancy, input_size=resized)
+        if describe_encoder(model, graph).id != manifest.encoder.id:
+            raise CheckpointError(
+                f"these weights ({model.origin}, SHA-256 {model.sha256[:16]}) are not those of {args.bundle} "
+                f"({manifest.encoder.weights}, {manifest.encoder.checkpoint_sha256[:16]}): give the bundle's own with "
+                "--arch and --weights"
+            )
+        recipe = teach_recipe(model, graph, request, stages)
+        recipe.save(args.out)
+        print(f"recipe {args.out}: {', '.join(recipe.classes)}")
+        print(f"next:  sem-clip predict {args.bundle} PATH --recipe {args.out}")
+        return 0
+
+
+def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("what to teach")
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder with images/<class>/ (one class is `good`), optional masks/<class>/ and groups.csv; "
+        "generated frames if left out",
+    )
+    data.add_argument("--shots", type=int, default=DEMO_SHOTS, metavar="K", help="frames per class (default: 10)")
+    data.add_argument("--seed", type=int, default=0, help="draws the supports and starts the fit (default: 0)")
+    data.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file (TOML); the shipped one if left out")
+    data.add_argument("--views", type=int, default=8, help="variations of each support that are encoded (default: 8)")
+    data.add_argument("--ignore-top", type=int, default=0, metavar="ROWS", help="text bar to cut off at the top")
+    data.add_argument("--ignore-bottom", type=int, default=0, metavar="ROWS", help="text bar to cut off at the bottom")
+    data.add_argument(
+        "--white-level", type=int, default=65535, help="value of a 16-bit frame that is white (default: 65535)"
+    )
+    encoder = parser.add_argument_group("with which encoder")
+    encoder.add_argument(
+        "--arch", metavar="NAME|FILE", help=f"architecture or open_clip configuration file (default: {DEFAULT_ARCH})"
+    )
+    weights = encoder.add_mutually_exclusive_group()
+    weights.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or a plain state dict")
+    weights.add_argument("--pretrained", metavar="TAG", help="open_clip tag to download, e.g. laion400m_e32")
+    weights.add_argument("--random-weights", action="store_true", help="untrained, for tests and speed measurements")
+
+
+def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachRequest:
+    from runtime.recipe import FrameOptions
+
+    from .finetune import TeachSettings
+    from .prompts import load_prompts
+    from .teach import TeachRequest
+
+    for name in ("ignore_top", "ignore_bottom"):
+        if getattr(args, name) < 0:
+            raise ExportError(f"--{name.replace('_', '-')} must not be negative")
+    if args.views < 1 or not 1 <= args.white_level <= 65535:
+        raise ExportError("--views must be at least 1, and --white-level lie in 1 ... 65535")
+    options = FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
+    dataset = _dataset(args.data, stages, out)
+    for stray in dataset.stray:
+        print(f"left out, not a frame: {stray}", file=sys.stderr)
+    prompts = load_prompts(args.prompts)
+    settings = TeachSettings(views=args.views)
+    return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings)
+
+
+def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:
+    from .dataset import load_dataset
+
+    if folder is not None:
+        return load_dataset(folder)
+    frames = out.parent / f"{out.name}-frames"
+    if not frames.exists():
+        from .synthetic import write_dataset
+
+        with stages.stage("generate frames") as progress:
+            write_dataset(frames, per_class=DEMO_FRAMES_PER_CLASS, progress=progress)
+    return load_dataset(frames)
+
+
+def _model(args: argparse.Namespace) -> LoadedModel:
+    from .checkpoint import load_model
+
+    arch = args.arch or DEFAULT_ARCH
+    embedded = arch == DEFAULT_ARCH and args.weights is None and args.pretrained is None
+    seed = 0 if args.random_weights or embedded else None
+    return load_model(arch, weights=args.weights, pretrained=args.pretrained, random_seed=seed)
+
+
+def _summarize(out: Path, manifest: Manifest, dataset: Dataset, stages: Stages) -> None:
+    encoder = manifest.encoder
+    print(f"\nbundle    {out}")
+    print(f"encoder   {encoder.architecture}, weights: {encoder.weights}")
+    print(f"classes   {', '.join(dataset.classes)}")
+    for artifact in manifest.artifacts:
+        parity: Any = artifact.parity
+        attention = artifact.operators.get("Attention", 0)
+        print(f"artifact  {artifact.file}, {artifact.bytes / 1e6:.1f} MB, {attention} Attention nodes")
+        print(
+            f"          against torch on {parity['frames']} frames: probabilities {parity['max_abs_probability']:.1e}, "
+            f"map {parity['max_abs_defect_map']:.1e}, labels equal {parity['labels_equal']}/{parity['frames']}"
+        )
+    slowest = max(stages.seconds, key=stages.seconds.__getitem__)
+    print(f"time      {sum(stages.seconds.values()):.0f} s in all, slowest: {slowest}")
+    for note in manifest.notes:
+        print(f"note      {note}")
+    print(f"next      sem-clip predict {out} {dataset.folder} --json verdicts.jsonl --overlays overlays")
+
+
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and 16 <= int(height) <= 16384 and 16 <= int(width) <= 16384):
+        raise argparse.ArgumentTypeError(f'"{text}" is not HEIGHTxWIDTH in pixels, such as 480x640')
+    return int(height), int(width)
+
+
+def _need_torch() -> None:
+    try:
+        import open_clip  # noqa: F401
+        import torch  # noqa: F401
+    except ImportError as exc:
+        raise ExportError(
+            f'teaching and exporting need PyTorch and open_clip ({exc}): pip install "sem-clip[export,cpu]"'
+        ) from exc

@@ -1,0 +1,253 @@
+"""Folder data sets: `images/<class>/`, optional `masks/<class>/`, optional `groups.csv`; and drawing of supports.
+
+groups.csv has at least the columns path (as `images/<class>/<file>`), class and group. Frames of one group share a
+physical origin (a wafer site, a tile, a paper's figure); supports are drawn over groups, so that ten shots are not
+ten exposures of one place, and a split by group does not leak.
+"""
+
+from __future__ import annotations
+
+import csv
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from runtime.errors import FrameError
+from runtime.frames import SUFFIXES, read_frame
+from runtime.recipe import MAX_CLASSES, FrameOptions
+
+from .errors import DatasetError
+
+GOOD = "good"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One labelled frame. mask is None where no truth exists; a good frame without a mask is known to be clean."""
+
+    path: Path
+    label: str
+    group: str
+    mask: Path | None
+
+    def read(self, options: FrameOptions) -> NDArray[np.uint8]:
+        """The whole frame, grey uint8 [H, W]. Raises FrameError."""
+        return read_frame(self.path, options)
+
+    def read_mask(self, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
+        """The mask as 0/1 uint8 of the frame's `shape`; zeros for a good frame without one; None if unknown.
+
+        Raises DatasetError if it is unreadable or of another size.
+        """
+        if self.mask is None:
+            return np.zeros(shape, np.uint8) if self.label == GOOD else None
+        try:
+            pixels = read_frame(self.mask)
+        except FrameError as exc:
+            raise DatasetError(self.mask, f"the mask cannot be read: {exc.reason}") from exc
+        if pixels.shape != shape:
+            raise DatasetError(
+                self.mask,
+                f"the mask is {pixels.shape[0]}x{pixels.shape[1]}, its frame {self.path} {shape[0]}x{shape[1]}",
+            )
+        return (pixels >= 128).astype(np.uint8)
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """Labelled frames. classes: `good` first, the others by name. stray: files that were left out of it."""
+
+    folder: Path
+    classes: tuple[str, ...]
+    samples: tuple[Sample, ...]
+    stray: tuple[Path, ...] = field(default=())
+
+    def of_class(self, label: str) -> list[Sample]:
+        """All frames of a class."""
+        return [sample for sample in self.samples if sample.label == label]
+
+
+def load_dataset(folder: str | Path) -> Dataset:
+    """List a data folder and check everything that can be checked without decoding the frames.
+
+    Raises DatasetError with all faults.
+    """
+    folder = Path(folder)
+    images = folder / "images"
+    if not images.is_dir():
+        raise DatasetError(folder, "there is no folder images/ in it; expected images/<class>/<frame>.png")
+    faults: list[str] = []
+    stray = sorted(path for path in images.iterdir() if not path.is_dir())
+    folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
+    names = [path.name for path in folders]
+    faults += _class_faults(names)
+    masks = _index_masks(folder, names, faults)
+    groups = _read_groups(folder, faults)
+    samples: list[Sample] = []
+    for label in sorted(names, key=lambda name: (name != GOOD, name)):
+        frames = sorted(path for path in (images / label).iterdir() if path.suffix.lower() in SUFFIXES)
+        stray += sorted(path for path in (images / label).iterdir() if path not in set(frames))
+        if not frames:
+            faults.append(f"images/{label} holds no frames ({', '.join(SUFFIXES)})")
+        for path in frames:
+            key = f"images/{label}/{path.name}"
+            group = key if groups is None else groups.pop(key, "")
+            if not group:
+                faults.append(f"groups.csv has no row for {key}")
+            samples.append(Sample(path, label, group, masks.pop((label, path.stem), None)))
+    faults += [f"groups.csv names {key}, which is not there" for key in groups or ()]
+    faults += [f"mask {path} belongs to no frame" for path in masks.values()]
+    if faults:
+        raise DatasetError(folder, faults)
+    classes = tuple(dict.fromkeys(sample.label for sample in samples))
+    return Dataset(folder, classes, tuple(samples), tuple(stray))
+
+
+def draw_supports(
+    dataset: Dataset, shots: int, seed: int, *, allowed: Iterable[Sample] | None = None
+) -> tuple[Sample, ...]:
+    """K frames of every class, spread over as many groups as there are; class by class, `good` first.
+
+    Nested: the draw for 5 shots begins with that for 2. allowed: draw from these samples only.
+    Raises DatasetError if a class has fewer than `shots`.
+    """
+    if shots < 1:
+        raise DatasetError(dataset.folder, f"shots must be at least 1, not {shots}")
+    pool = list(dataset.samples if allowed is None else allowed)
+    supports: list[Sample] = []
+    faults = []
+    for label in dataset.classes:
+        order = _draw_order([sample for sample in pool if sample.label == label], label, seed)
+        if len(order) < shots:
+            faults.append(f"class {label} has {len(order)} frames to draw from, fewer than the {shots} shots asked for")
+        supports += order[:shots]
+    if faults:
+        raise DatasetError(dataset.folder, faults)
+    return tuple(supports)
+
+
+def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Frames to draw supports from, and test frames; no group is on both sides.
+
+    Each class gives up groups, in the seed's order, until they hold `pool` frames and are at least `pool` groups or
+    half of its groups (shots from one place teach little); one group always stays for the test. Raises DatasetError
+    where a class has a single group, which can only stand on one side.
+    """
+    taken: set[str] = set()
+    faults = []
+    for label in dataset.classes:
+        samples = dataset.of_class(label)
+        sizes: dict[str, int] = defaultdict(int)
+        for sample in samples:
+            sizes[sample.group] += 1
+        names = sorted(sizes)
+        if len(names) < 2:
+            faults.append(f"class {label} has a single group: it cannot both teach and test")
+            continue
+        order = _generator(seed, label, "split").permutation(len(names))
+        spread = min(pool, len(names) // 2)
+        for name in [names[index] for index in order]:
+            mine = taken & set(names)
+            enough = sum(sizes[group] for group in mine) >= pool and len(mine) >= spread
+            if enough or len(mine) == len(names) - 1:
+                break
+            taken.add(name)
+    if faults:
+        raise DatasetError(dataset.folder, faults)
+    return (
+        [sample for sample in dataset.samples if sample.group in taken],
+        [sample for sample in dataset.samples if sample.group not in taken],
+    )
+
+
+def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The mask's covered share of each cell of a [height, width] grid, float32 in [0, 1]."""
+    image = Image.fromarray(np.asarray(mask, dtype=np.float32))
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
+
+
+def _draw_order(samples: Sequence[Sample], label: str, seed: int) -> list[Sample]:
+    """Round-robin over shuffled groups, each with its frames shuffled."""
+    rng = _generator(seed, label, "draw")
+    by_group: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_group[sample.group].append(sample)
+    names = sorted(by_group)
+    queues = [
+        [by_group[names[g]][i] for i in rng.permutation(len(by_group[names[g]]))] for g in rng.permutation(len(names))
+    ]
+    order = []
+    for turn in range(max((len(queue) for queue in queues), default=0)):
+        order += [queue[turn] for queue in queues if len(queue) > turn]
+    return order
+
+
+def _generator(seed: int, label: str, purpose: str) -> np.random.Generator:
+    """A stream of its own per class and purpose: adding a class does not change what the others draw."""
+    return np.random.default_rng([seed, zlib.crc32(label.encode()), zlib.crc32(purpose.encode())])
+
+
+def _class_faults(names: Sequence[str]) -> list[str]:
+    faults = []
+    if GOOD not in names:
+        faults.append(f"there is no class {GOOD} (a folder images/{GOOD} of frames without a defect)")
+    if len(names) < 2:
+        faults.append("there is no defect class: one folder images/<class> for each")
+    if len(names) > MAX_CLASSES:
+        faults.append(f"there are {len(names)} classes, more than {MAX_CLASSES}")
+    by_folded: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        by_folded[name.casefold().strip()].append(name)
+    faults += [f"two classes have one name: {', '.join(same)}" for same in by_folded.values() if len(same) > 1]
+    return faults
+
+
+def _index_masks(folder: Path, labels: Sequence[str], faults: list[str]) -> dict[tuple[str, str], Path]:
+    """Masks by (class, file stem)."""
+    masks: dict[tuple[str, str], Path] = {}
+    if not (folder / "masks").is_dir():
+        return masks
+    for inner in sorted(path for path in (folder / "masks").iterdir() if path.is_dir()):
+        if inner.name not in labels:
+            faults.append(f"masks/{inner.name} belongs to no class of images/")
+            continue
+        for path in sorted(inner.iterdir()):
+            if path.suffix.lower() in SUFFIXES:
+                masks[inner.name, path.stem] = path
+    return masks
+
+
+def _read_groups(folder: Path, faults: list[str]) -> dict[str, str] | None:
+    """Group by path, or None without a groups.csv."""
+    path = folder / "groups.csv"
+    if not path.exists():
+        return None
+    groups: dict[str, str] = {}
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = csv.DictReader(stream)
+            lacking = {"path", "class", "group"} - set(rows.fieldnames or ())
+            if lacking:
+                faults.append(f"groups.csv lacks the columns {', '.join(sorted(lacking))}")
+                return None
+            for line, row in enumerate(rows, start=2):
+                key, label, group = (row[name] or "" for name in ("path", "class", "group"))
+                parts = key.split("/")
+                if len(parts) != 3 or parts[0] != "images":
+                    faults.append(f'groups.csv line {line}: "{key}" is not images/<class>/<file>')
+                elif parts[1] != label:
+                    faults.append(f"groups.csv line {line}: {key} is labelled {label}")
+                elif key in groups:
+                    faults.append(f"groups.csv line {line}: {key} appears twice")
+                else:
+                    groups[key] = group.strip()
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        faults.append(f"groups.csv cannot be read: {exc}")
+        return None
+    return groups

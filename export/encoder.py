@@ -1,0 +1,162 @@
+"""The dual-path encoder (paper section 3.2, eq. 1-7): Q-K attention and, beside it, V-V attention.
+
+The pretrained weights are used twice and nothing is retrained. The module is built over an open_clip
+VisionTransformer and shares its parameters, except the patch embedding, which is folded to one grey channel.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import CheckpointError
+
+# Pixels enter as (grey - 128) / 64: exact in fp16, and the folded weights keep the size of the original ones.
+PIXEL_OFFSET = 128.0
+PIXEL_SCALE = 64.0
+
+
+@dataclass(frozen=True)
+class Levels:
+    """What the encoder gives for B frames, one entry per level (m entries).
+
+    tokens: Z_j [B, 1 + P, D], the output of the vanilla path, CLS first (eq. 6).
+    value: ln_post(V_j) @ proj [B, P, C], the V-V path of the patches in the text space (eq. 7).
+    cls: ln_post(CLS of Z_j) @ proj [B, C]; at the last level this is open_clip's `encode_image`.
+    """
+
+    tokens: list[Tensor]
+    value: list[Tensor]
+    cls: list[Tensor]
+
+
+class DualPathEncoder(nn.Module):
+    """Frames to the features of m levels.
+
+    visual: an open_clip VisionTransformer with a class token, learned positions and plain residual blocks.
+    mean, std: RGB statistics of its training pixels in [0, 1].
+    levels: how many encoding blocks; the layers are divided evenly among them (paper: m = 4).
+    Raises CheckpointError for towers that the dual path is not defined on.
+    """
+
+    patch_weight: Tensor
+    patch_position: Tensor
+    class_token: Tensor
+
+    def __init__(
+        self, visual: VisionTransformer, *, mean: Sequence[float], std: Sequence[float], levels: int = 4
+    ) -> None:
+        super().__init__()
+        _check_supported(visual, levels)
+        self.image_size: tuple[int, int] = tuple(visual.image_size)
+        self.patch_size: tuple[int, int] = tuple(visual.patch_size)
+        self.grid: tuple[int, int] = tuple(visual.grid_size)
+        self.blocks = nn.ModuleList(visual.transformer.resblocks)
+        self.ln_pre = visual.ln_pre
+        self.ln_post = visual.ln_post
+        self.proj = visual.proj
+        self.heads: int = visual.transformer.resblocks[0].attn.num_heads
+        self.width: int = self.ln_post.normalized_shape[0]
+        self.text_dim: int = self.proj.shape[1]
+        step = len(self.blocks) // levels
+        self.level_layers = tuple(range(step, len(self.blocks) + 1, step))
+        weight, bias = _grey_patch_embedding(visual.conv1.weight.detach(), mean, std)
+        positions = visual.positional_embedding.detach()
+        self.register_buffer("patch_weight", weight)
+        self.register_buffer("patch_position", positions[1:] + bias)
+        self.register_buffer("class_token", (visual.class_embedding.detach() + positions[0])[None, None])
+        self.eval().requires_grad_(False)
+
+    def half_precision(self) -> DualPathEncoder:
+        """A copy whose matrix products are fp16; LayerNorm and its statistics stay fp32."""
+        twin = copy.deepcopy(self).half()
+        for module in twin.modules():
+            if isinstance(module, nn.LayerNorm):
+                module.float()
+        return twin
+
+    def forward(self, pixels: Tensor) -> Levels:
+        """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`."""
+        tokens, values, cls = [], [], []
+        z = self._embed(pixels)
+        v: Tensor | None = None
+        for layer, block in enumerate(self.blocks, start=1):
+            z, v_i = self._dual_path(block, z)
+            v = v_i if v is None else v + v_i
+            if layer in self.level_layers:
+                tokens.append(z)
+                values.append(_norm(self.ln_post, v) @ self.proj)
+                cls.append(_norm(self.ln_post, z[:, 0]) @ self.proj)
+                v = None
+        return Levels(tokens, values, cls)
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        (rows, columns), (high, wide) = self.grid, self.patch_size
+        scaled = ((pixels - PIXEL_OFFSET) / PIXEL_SCALE).to(self.patch_weight.dtype)
+        patches = scaled.reshape(-1, rows, high, columns, wide).permute(0, 1, 3, 2, 4)
+        x = patches.reshape(-1, rows * columns, high * wide) @ self.patch_weight + self.patch_position
+        x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return _norm(self.ln_pre, x) if isinstance(self.ln_pre, nn.LayerNorm) else x
+
+    def _dual_path(self, block: ResidualAttentionBlock, z: Tensor) -> tuple[Tensor, Tensor]:
+        """One dual-path block: Z^i (eq. 3) and V^i for the patches (eq. 4)."""
+        y = _norm(block.ln_1, z)
+        q, k, v = F.linear(y, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
+        q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
+        vanilla = F.scaled_dot_product_attention(q, k, v)  # eq. 1
+        # Eq. 2. The class token is a key here as in the paper, but nobody reads its own V, so it asks nothing.
+        value = F.scaled_dot_product_attention(v[:, :, 1:], v, v)
+        out = block.attn.out_proj
+        z = z + block.ls_1(out(self._join_heads(vanilla)))
+        z = z + block.ls_2(block.mlp(_norm(block.ln_2, z)))
+        return z, out(self._join_heads(value))
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.reshape(x.shape[0], x.shape[1], self.heads, self.width // self.heads).transpose(1, 2)
+
+    def _join_heads(self, x: Tensor) -> Tensor:
+        return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], self.width)
+
+
+def _norm(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """LayerNorm in fp32, whatever the type of x."""
+    return F.layer_norm(x.float(), norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(x.dtype)
+
+
+def _grey_patch_embedding(weight: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:
+    """Fold grey to RGB, /255, mean, std and the pixel scaling into the patch weights.
+
+    weight: [D, 3, high, wide]. Returns [high * wide, D] and a bias [D]; exact algebra, done in float64.
+    """
+    w = weight.double()
+    per_channel = w / torch.tensor(std, dtype=torch.float64).reshape(1, 3, 1, 1)
+    grey = per_channel.sum(1).flatten(1) / 255.0
+    shift = (per_channel * torch.tensor(mean, dtype=torch.float64).reshape(1, 3, 1, 1)).sum((1, 2, 3))
+    folded = (grey * PIXEL_SCALE).T.contiguous()
+    bias = grey.sum(1) * PIXEL_OFFSET - shift
+    return folded.to(weight.dtype), bias.to(weight.dtype)
+
+
+def _check_supported(visual: VisionTransformer, levels: int) -> None:
+    faults = []
+    if not isinstance(visual, VisionTransformer):
+        raise CheckpointError(f"the image tower is a {type(visual).__name__}; the dual path needs a VisionTransformer")
+    blocks = list(visual.transformer.resblocks)
+    if len(blocks) % levels:
+        faults.append(f"its {len(blocks)} layers do not divide into {levels} levels")
+    if any(type(block) is not ResidualAttentionBlock for block in blocks):
+        faults.append("its blocks are not plain pre-norm residual attention blocks")
+    if visual.attn_pool is not None or visual.pool_type != "tok" or visual.final_ln_after_pool:
+        faults.append("it does not pool by its class token")
+    if visual.proj is None:
+        faults.append("it has no projection to the text space")
+    if any(size % patch for size, patch in zip(visual.image_size, visual.patch_size, strict=True)):
+        faults.append(f"its image size {visual.image_size} is not a multiple of its patch size {visual.patch_size}")
+    if faults:
+        raise CheckpointError("this image tower cannot carry the dual path: " + "; ".join(faults))

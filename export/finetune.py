@@ -1,0 +1,236 @@
+"""Few-shot fine-tuning: from cached support features to a recipe (paper section 3; decisions in the docstrings).
+
+The trunk is frozen. Two things are fitted: the transformation layers, with focal and dice loss on the defect map of
+every level, and the classification head, a multinomial logistic regression. Same features and seed, same bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from calibration.thresholds import f1_max_threshold
+from runtime.manifest import Encoder
+from runtime.maps import frame_score, upsample, upsampling_matrix
+from runtime.recipe import FrameOptions, Recipe
+
+from . import heads
+from .dataset import area_average
+from .text_bank import TextBank
+from .views import Progress, SupportFeatures
+
+
+@dataclass(frozen=True, slots=True)
+class TeachSettings:
+    """How to teach. views per support; steps and batch of the transformation layers' Adam; the rest as in the recipe.
+
+    head_l2: weight decay of the logistic regression on standardized features divided by sqrt(F).
+    """
+
+    views: int = 8
+    steps: int = 500
+    batch: int = 4
+    learning_rate: float = 2e-3
+    token_noise: float = 0.0
+    head_l2: float = 1e-3
+    alpha: float = 0.8
+    tau: float = 100.0
+    tau_v: float = 100.0
+    tau_s: float = 10.0
+    lambda_v_tower: float = 1.0
+    lambda_v_anchors: float = 0.0
+
+    def scalars(self, bank: TextBank) -> NDArray[np.float32]:
+        """The graph's `scalars`. The V path compares with language, so without a text tower it has no say."""
+        lambda_v = self.lambda_v_tower if bank.source == "tower" else self.lambda_v_anchors
+        return np.array([self.alpha, lambda_v, self.tau, self.tau_v, self.tau_s], np.float32)
+
+
+def fit_recipe(
+    features: SupportFeatures,
+    encoder: Encoder,
+    classes: Sequence[str],
+    bank: TextBank,
+    options: FrameOptions,
+    *,
+    smoothing_px: float,
+    seed: int,
+    settings: TeachSettings | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> Recipe:
+    """Teach a recipe. Deterministic for equal arguments on one machine.
+
+    Thresholds are those of the highest F1 on the supports themselves: a starting point, optimistic by nature.
+    """
+    settings = settings or TeachSettings()
+    text_seg = torch.tensor(bank.text_seg)
+    weight, bias, taught_by = fit_transforms(features, text_seg, encoder.grid, settings, seed, progress)
+    head_weight, head_bias = fit_head(features.head, features.labels, len(classes), settings.head_l2)
+    tensors = {
+        "text_seg": bank.text_seg,
+        "text_cls": bank.text_cls,
+        "transform_weight": weight.numpy(),
+        "transform_bias": bias.numpy(),
+        "head_weight": head_weight.numpy(),
+        "head_bias": head_bias.numpy(),
+        "scalars": settings.scalars(bank),
+    }
+    defect_threshold, pixel_threshold = _support_thresholds(features, tensors, encoder, smoothing_px)
+    teaching = {"seed": seed, "map_taught_by": taught_by, "settings": asdict(settings), **(provenance or {})}
+    return Recipe(
+        tuple(classes), tensors, encoder.id, defect_threshold, pixel_threshold, bank.source, options, teaching
+    )
+
+
+def fit_transforms(
+    features: SupportFeatures,
+    text_seg: Tensor,
+    grid: tuple[int, int],
+    settings: TeachSettings,
+    seed: int,
+    progress: Progress | None = None,
+) -> tuple[Tensor, Tensor, str]:
+    """The transformation layers: weight [m, D, C], bias [m, C], and what taught them: "masks" or "frame labels".
+
+    Views of unknown truth are left out, unless no defect has a mask: then the map learns from frame labels, by
+    asking that a defect frame's highest cells fire and a good frame's do not.
+    """
+    known = ~features.targets[:, 0, 0].isnan()
+    masked_defect = bool((features.targets.nan_to_num().amax((1, 2)) > 0).any())
+    usable = torch.arange(len(known)) if not masked_defect else known.nonzero()[:, 0]
+    mean, std = _patch_statistics(features.tokens)
+    levels, width = mean.shape
+    generator = torch.Generator().manual_seed(seed)
+    shape = (levels, width, text_seg.shape[1])
+    weight = (torch.randn(shape, generator=generator) / math.sqrt(width)).requires_grad_()
+    bias = torch.zeros((levels, text_seg.shape[1]), requires_grad=True)
+    optimizer = torch.optim.Adam([weight, bias], lr=settings.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
+    rows, columns = features.targets.shape[1:]
+    vertical = torch.tensor(upsampling_matrix(rows, grid[0], 0.0))
+    horizontal = torch.tensor(upsampling_matrix(columns, grid[1], 0.0))
+    picks = _balanced_picks(features.labels[usable], settings.steps * settings.batch, generator)
+    for step in range(settings.steps):
+        chosen = usable[picks[step * settings.batch : (step + 1) * settings.batch]]
+        standardized = (features.tokens[chosen].float() - mean[:, None]) / std[:, None]
+        if settings.token_noise:
+            noise = torch.randn(standardized.shape, generator=generator)
+            standardized = standardized + settings.token_noise * noise
+        loss = torch.zeros(())
+        for j in range(levels):
+            similarity = heads.cosines(heads.transform(standardized[:, j], weight[j], bias[j]), text_seg)
+            logit = heads.vanilla_logit(similarity, torch.tensor(settings.tau)).reshape(-1, *grid)
+            loss = loss + _map_loss(vertical @ logit @ horizontal.T, features.targets[chosen])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        if progress is not None:
+            progress(step + 1, settings.steps)
+    with torch.no_grad():  # the graph sees raw tokens: fold the standardization in, exactly
+        folded = weight / std[..., None]
+        shift = bias - torch.einsum("md,mdc->mc", mean, folded)
+        # Cosines do not see a common factor; this one keeps fp16 products near 1.
+        scale = folded.abs().amax((1, 2)).clamp_min(1e-12)
+        folded, shift = folded / scale[:, None, None], shift / scale[:, None]
+    return folded.contiguous(), shift.contiguous(), "masks" if masked_defect else "frame labels"
+
+
+def fit_head(features: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression with L2, full batch: weight [K, F] and bias [K] for raw features [V, F].
+
+    Classes weigh the same whatever their number of views. Standardization is folded into the result.
+    """
+    x = features.double()
+    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+    z = (x - mean) / std / math.sqrt(x.shape[1])
+    counts = torch.bincount(labels, minlength=classes).clamp_min(1)
+    share = (1.0 / counts.double())[labels] / classes
+    weight = torch.zeros((classes, x.shape[1]), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=300, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (F.cross_entropy(F.linear(z, weight, bias), labels, reduction="none") * share).sum()
+        loss = loss + 0.5 * l2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        folded = weight / std / math.sqrt(x.shape[1])
+        return folded.float(), (bias - folded @ mean).float()
+
+
+def _patch_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [m, D] over all views and patches, in float64 and without a float copy of all."""
+    total = torch.zeros((tokens.shape[1], tokens.shape[3]), dtype=torch.float64)
+    squares = torch.zeros_like(total)
+    for view in tokens:
+        wide = view.double()
+        total += wide.sum(1)
+        squares += wide.square().sum(1)
+    count = tokens.shape[0] * tokens.shape[2]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    # A channel that never varies must not be blown up to unit variance.
+    return mean.float(), torch.maximum(std, 1e-3 * std.mean(1, keepdim=True)).clamp_min(1e-6).float()
+
+
+def _balanced_picks(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` indices into `labels`; every class equally likely, every view of a class equally likely."""
+    shares = 1.0 / torch.bincount(labels)[labels].double()
+    return torch.multinomial(shares, count, replacement=True, generator=generator)
+
+
+def _map_loss(logit: Tensor, target: Tensor) -> Tensor:
+    """Focal (gamma = 2) plus dice on the cells of known truth; frames of unknown truth only ask their peak to fire."""
+    known = ~target[:, 0, 0].isnan()
+    loss = torch.zeros(())
+    if known.any():
+        x, y = logit[known], target[known]
+        plain = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+        probability = torch.sigmoid(x)
+        wrong = torch.where(y > 0, 1 - probability, probability)
+        dice = 1 - (2 * (probability * y).sum() + 1) / (probability.sum() + y.sum() + 1)
+        loss = loss + (wrong.square() * plain).mean() * 10 + dice
+    if not known.all():
+        x = logit[~known].flatten(1)
+        peaks = x.topk(max(1, x.shape[1] // 50), dim=1).values
+        loss = loss + F.softplus(-peaks).mean()
+    return loss
+
+
+def _support_thresholds(
+    features: SupportFeatures, tensors: Mapping[str, NDArray[np.float32]], encoder: Encoder, smoothing_px: float
+) -> tuple[float, float]:
+    """Thresholds of highest F1 for frame scores and for pixels, on the unchanged supports, by the runtime's own map."""
+    text_seg, weight, bias = (torch.tensor(tensors[n]) for n in ("text_seg", "transform_weight", "transform_bias"))
+    _, lambda_v, tau, tau_v, _ = torch.tensor(tensors["scalars"])
+    scores, values, truths = [], [], []
+    for view in features.plain.nonzero()[:, 0].tolist():
+        similarity = heads.cosines(heads.transform(features.tokens[view].float(), weight, bias[:, None]), text_seg)
+        vanilla = heads.vanilla_logit(similarity, tau)
+        patch_map = heads.fuse_maps(list(vanilla), list(tau_v * features.value[view]), lambda_v).reshape(encoder.grid)
+        full = upsample(patch_map.numpy(), encoder.image_size, encoder.image_size, smoothing_px)
+        scores.append(frame_score(full))
+        target = features.targets[view].numpy()
+        if not np.isnan(target[0, 0]):
+            values.append(area_average(full, (target.shape[0], target.shape[1])).ravel())
+            truths.append(target.ravel() > 0)
+    defect_threshold, _ = f1_max_threshold(scores, (features.labels[features.plain] > 0).numpy())
+    if not any(truth.any() for truth in truths):
+        return defect_threshold, 0.5
+    return defect_threshold, f1_max_threshold(np.concatenate(values), np.concatenate(truths))[0]

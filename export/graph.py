@@ -1,0 +1,78 @@
+"""The exported graph: uint8 frames and recipe tensors in, probabilities, defect map and features out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from . import heads
+from .encoder import DualPathEncoder, Levels
+from .resize import bicubic_matrix
+
+
+class SemClipGraph(nn.Module):
+    """Encoder and heads as one module; its signature is the one of the bundle's ONNX files.
+
+    input_size: [height, width] of `frames`. Where it differs from the encoder's image size the antialiased bicubic
+    resize is part of the graph, as two matrix products.
+    """
+
+    resize_vertical: Tensor
+    resize_horizontal: Tensor
+
+    def __init__(
+        self, encoder: DualPathEncoder, *, redundancy: str = "cls_weight", input_size: tuple[int, int] | None = None
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.redundancy = redundancy
+        self.input_size = input_size or encoder.image_size
+        self.resizes = self.input_size != encoder.image_size
+        if self.resizes:
+            vertical = bicubic_matrix(self.input_size[0], encoder.image_size[0])
+            horizontal = bicubic_matrix(self.input_size[1], encoder.image_size[1])
+            self.register_buffer("resize_vertical", torch.from_numpy(vertical))
+            self.register_buffer("resize_horizontal", torch.from_numpy(horizontal.T.copy()))
+
+    def half_precision(self) -> SemClipGraph:
+        """A copy with an fp16 encoder; resize, heads and recipe inputs stay fp32."""
+        return SemClipGraph(self.encoder.half_precision(), redundancy=self.redundancy, input_size=self.input_size)
+
+    def encode(self, frames: Tensor) -> Levels:
+        """uint8 [B, height, width] of `input_size` to the encoder's levels."""
+        pixels = frames.float()
+        if self.resizes:
+            resized = self.resize_vertical @ pixels @ self.resize_horizontal
+            pixels = resized.clamp(0, 255)  # the filter overshoots at edges; Pillow's 8-bit resize clips too
+        levels: Levels = self.encoder(pixels)
+        return levels
+
+    def forward(
+        self,
+        frames: Tensor,
+        text_seg: Tensor,
+        text_cls: Tensor,
+        transform_weight: Tensor,
+        transform_bias: Tensor,
+        head_weight: Tensor,
+        head_bias: Tensor,
+        scalars: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Shapes as in README, "Bundle format"; returns probabilities [B, K], defect_map [B, g, g], features [B, F]."""
+        alpha, lambda_v, tau, tau_v, tau_s = scalars.unbind(0)
+        levels = self.encode(frames)
+        text = torch.cat([text_seg, text_cls])  # one product with both banks
+        similarity = [
+            heads.cosines(heads.transform(z[:, 1:], transform_weight[j], transform_bias[j]), text)
+            for j, z in enumerate(levels.tokens)
+        ]
+        vanilla = [heads.vanilla_logit(s[..., :2], tau) for s in similarity]
+        value = [
+            heads.value_logit(v, c, text_seg, tau_v, self.redundancy)
+            for v, c in zip(levels.value, levels.cls, strict=True)
+        ]
+        defect_map = heads.fuse_maps(vanilla, value, lambda_v).reshape(-1, *self.encoder.grid)
+        features = heads.head_features(levels.tokens)
+        p_s = heads.text_probabilities([s[..., 2:] for s in similarity], tau_s)
+        p_c = heads.head_probabilities(features, head_weight, head_bias)
+        return (1 - alpha) * p_s + alpha * p_c, defect_map, features

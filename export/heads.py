@@ -1,0 +1,87 @@
+"""What stands on the encoder: defect map (paper eq. 9-17) and class probabilities (eq. 18-23).
+
+Plain functions of features and recipe tensors; the exported graph and teaching call the same ones. Everything that
+decides a verdict (norms, cosines, softmax, mixing) is float32, whatever the type of the features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+POOLED_SHARE = 0.1
+"""A class's frame-level cosine is the mean of this share of the patches, the highest ones."""
+
+
+def transform(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Z'_j of eq. 9: patch tokens [B, P, D] through one transformation layer ([D, C], [C]); float32 [B, P, C]."""
+    return (tokens @ weight.to(tokens.dtype)).float() + bias
+
+
+def cosines(x: Tensor, text: Tensor) -> Tensor:
+    """Eq. 10: cosine of every x [..., C] with every unit text vector [T, C]; float32 [..., T].
+
+    The norm divides the few cosines rather than the wide vectors, which is the same number and less memory.
+    """
+    x = x.float()
+    return (x @ text.T) / _norm(x)
+
+
+def vanilla_logit(similarity: Tensor, tau: Tensor) -> Tensor:
+    """Eq. 11 before the softmax, from cosines [B, P, 2] with (normal, defect): [B, P].
+
+    Its sigmoid is the defect channel of the two-way softmax.
+    """
+    return tau * (similarity[..., 1] - similarity[..., 0])
+
+
+def value_logit(value: Tensor, cls: Tensor, text_seg: Tensor, tau_v: Tensor, redundancy: str) -> Tensor:
+    """Eq. 13-15 before the softmax, for the V path: value [B, P, C], cls [B, C]; gives [B, P].
+
+    "cls_weight": cosines weighted by w_k = 2 softmax(cos(c_j, t))_k (CLIP Surgery, CLIP-AD). "class_mean": the paper
+    read literally, where the redundant feature is the same for both classes and so cancels in the softmax.
+    """
+    similarity = cosines(value, text_seg)
+    if redundancy == "cls_weight":
+        similarity = similarity * (2 * torch.softmax(cosines(cls, text_seg), dim=-1))[:, None]
+    return tau_v * (similarity[..., 1] - similarity[..., 0])
+
+
+def fuse_maps(vanilla: Sequence[Tensor], value: Sequence[Tensor], lambda_v: Tensor) -> Tensor:
+    """Eq. 12, 16, 17 from logits [B, P] of every level, scaled to [0, 1]."""
+    a_z = torch.stack([torch.sigmoid(logit) for logit in vanilla]).mean(0)
+    a_v = torch.stack([torch.sigmoid(logit) for logit in value]).mean(0)
+    return (a_z + lambda_v * a_v) / (1 + lambda_v)
+
+
+def text_probabilities(similarities: Sequence[Tensor], tau_s: Tensor) -> Tensor:
+    """P_S of eq. 18-19 from every level's cosines [B, P, K] with the classes' text vectors; gives [B, K]."""
+    stacked = torch.stack(list(similarities), dim=1).transpose(2, 3)  # [B, m, K, P]
+    count = math.ceil(POOLED_SHARE * stacked.shape[-1])
+    pooled = stacked.topk(count, dim=-1).values.mean(-1)
+    return torch.softmax(tau_s * pooled.amax(1), dim=-1)
+
+
+def head_features(tokens: Sequence[Tensor]) -> Tensor:
+    """z_C of eq. 20: the CLS token of every level, each of unit length, side by side: float32 [B, m * D]."""
+    return torch.cat([unit(z[:, 0]) for z in tokens], dim=-1)
+
+
+def head_probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """P_C of eq. 21-22: [B, K]."""
+    return torch.softmax(F.linear(features, weight, bias), dim=-1)
+
+
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, in float32."""
+    x = x.float()
+    return x / _norm(x)
+
+
+def _norm(x: Tensor) -> Tensor:
+    norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return norm.clamp_min(1e-12)

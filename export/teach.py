@@ -1,0 +1,161 @@
+"""Teaching and building as plain functions: what the scripts and commands call."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from runtime.files import sha256_of
+from runtime.frames import prepare
+from runtime.manifest import Encoder, Manifest
+from runtime.recipe import FrameOptions, Recipe
+
+from .bundle import describe_encoder, record_artifact, refuse_existing, replacing_folder, write_manifest
+from .checkpoint import LoadedModel
+from .dataset import Dataset, Sample, draw_supports
+from .finetune import TeachSettings, fit_recipe
+from .graph import SemClipGraph
+from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs
+from .progress import Stages
+from .prompts import Prompts
+from .text_bank import build_text_bank
+from .to_onnx import onnx_from_graph
+from .views import encode_supports
+
+SMOOTHING_PX_AT_240 = 4.0
+RECIPE_FILE = "recipe.safetensors"
+ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
+_TOOLS = ("sem-clip", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+
+
+@dataclass(frozen=True, slots=True)
+class TeachRequest:
+    """What to teach: `shots` frames of every class of `dataset`, drawn with `seed`."""
+
+    dataset: Dataset
+    prompts: Prompts
+    shots: int
+    seed: int = 0
+    options: FrameOptions = field(default_factory=FrameOptions)
+    settings: TeachSettings = field(default_factory=TeachSettings)
+
+
+def smoothing_px(encoder: Encoder) -> float:
+    """The map's smoothing, in pixels of the encoder's image: 4 px at 240 px."""
+    return SMOOTHING_PX_AT_240 * encoder.image_size[0] / 240
+
+
+def teach_recipe(model: LoadedModel, graph: SemClipGraph, request: TeachRequest, stages: Stages) -> Recipe:
+    """Draw supports, encode them, fit the recipe. Raises DatasetError, FrameError, PromptError."""
+    encoder = describe_encoder(model, graph)
+    dataset = request.dataset
+    supports = draw_supports(dataset, request.shots, request.seed)
+    with stages.stage("text bank"):
+        bank = build_text_bank(model, request.prompts, dataset.classes)
+    with stages.stage(f"encode {len(supports)} x {request.settings.views} views") as progress:
+        features = encode_supports(
+            graph,
+            encoder,
+            supports,
+            dataset.classes,
+            torch.tensor(bank.text_seg),
+            request.options,
+            views=request.settings.views,
+            seed=request.seed,
+            progress=progress,
+        )
+    with stages.stage("fit recipe") as progress:
+        return fit_recipe(
+            features,
+            encoder,
+            dataset.classes,
+            bank,
+            request.options,
+            smoothing_px=smoothing_px(encoder),
+            seed=request.seed,
+            settings=request.settings,
+            provenance={
+                "shots": request.shots,
+                "supports": [str(sample.path.relative_to(dataset.folder).as_posix()) for sample in supports],
+                "prompts": {name: request.prompts.for_class(name) for name in dataset.classes}
+                if bank.source == "tower"
+                else {},
+            },
+            progress=progress,
+        )
+
+
+def build_bundle(
+    model: LoadedModel,
+    graph: SemClipGraph,
+    recipe: Recipe,
+    parity_samples: Sequence[Sample],
+    out: Path,
+    stages: Stages,
+    *,
+    force: bool = False,
+    notes: Sequence[str] = (),
+) -> Manifest:
+    """Export fp32 and fp16 ONNX, prove parity on real frames, and write the bundle as a whole or not at all.
+
+    Raises OutputExistsError, ExportError, ParityError.
+    """
+    refuse_existing(out, force=force)
+    encoder = describe_encoder(model, graph)
+    frames = _parity_frames(parity_samples, encoder, recipe.frame)
+    with replacing_folder(out) as folder:
+        artifacts = []
+        for precision, file in ONNX_FILES.items():
+            with stages.stage(f"export {file}"):
+                source = graph.half_precision() if precision == "fp16" else graph
+                operators = onnx_from_graph(source, recipe.tensors, folder / file)
+                artifacts.append(record_artifact(folder, file, precision, operators))
+        with stages.stage("parity with torch"):
+            reference = torch_outputs(graph, frames, recipe)
+            for index, artifact in enumerate(artifacts):
+                outputs = artifact_outputs(folder, artifact, frames, recipe)
+                report = measure_parity(
+                    reference, outputs, artifact.precision, "supports and further frames of the set"
+                )
+                require_parity(artifact.file, report)
+                artifacts[index] = replace(artifact, parity=report)
+        recipe.save(folder / RECIPE_FILE)
+        manifest = Manifest(
+            encoder=encoder,
+            artifacts=tuple(artifacts),
+            recipe_file=RECIPE_FILE,
+            recipe_sha256=sha256_of(folder / RECIPE_FILE),
+            smoothing_px=smoothing_px(encoder),
+            tools=tool_versions(),
+            notes=tuple(notes),
+        )
+        write_manifest(folder, manifest)
+    return manifest
+
+
+def parity_samples(dataset: Dataset) -> list[Sample]:
+    """Frames of every class to compare artifacts on."""
+    return spread(sorted(dataset.samples, key=lambda sample: (sample.label, sample.path)))
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of what produced a bundle."""
+    versions = {"python": platform.python_version()}
+    for name in _TOOLS:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _parity_frames(
+    samples: Sequence[Sample], encoder: Encoder, options: FrameOptions
+) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    return np.stack([prepare(sample.read(options), encoder, options, str(sample.path)) for sample in samples])

@@ -1,0 +1,54 @@
+"""What an inference engine must do: run one batch. Everything else (frames, recipes, maps, queues) is done above it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..recipe import Recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Outputs:
+    """One batch of answers, float32 on the host.
+
+    probabilities: [batch, K]; defect_map: [batch, rows, columns] in [0, 1]; features: [batch, F].
+    """
+
+    probabilities: NDArray[np.float32]
+    defect_map: NDArray[np.float32]
+    features: NDArray[np.float32]
+
+
+class Backend(ABC):
+    """An opened engine.
+
+    name: what the caller asks for ("cpu"). description: engine, version and artifact, for people.
+    max_batch: the most frames that one `run` takes. `run` may be called from several threads.
+    """
+
+    name: str
+    description: str
+    max_batch: int
+
+    @abstractmethod
+    def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
+        """Answer one batch: uint8 [batch, height, width], 1 <= batch <= max_batch.
+
+        Raises BackendError, whatever the engine itself raises.
+        """
+
+    def close(self) -> None:  # noqa: B027 - optional: not every engine holds something
+        """Free the engine. Later calls of `run` are not allowed; closing twice is."""
+
+    def __enter__(self) -> Backend:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

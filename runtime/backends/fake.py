@@ -1,0 +1,60 @@
+"""A backend without an engine: for testing what is built on Predictor, and the Predictor itself."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import BackendError
+from ..manifest import Encoder
+from ..recipe import Recipe
+from .base import Backend, Outputs
+
+
+class FakeBackend(Backend):
+    """Answers from pixels alone, at no cost: a patch's map value is its brightest pixel / 255, and the class is the
+    frame's first pixel modulo K. So a test can paint the answer it wants.
+
+    delay_s: how long each batch takes. fail_after: raise BackendError from this batch on (0 = the first).
+    batches: the sizes of the batches that were run.
+    """
+
+    name = "fake"
+    description = "fake backend: no engine, answers from pixel values"
+
+    def __init__(
+        self, encoder: Encoder, *, max_batch: int = 8, delay_s: float = 0.0, fail_after: int | None = None
+    ) -> None:
+        self.encoder = encoder
+        self.max_batch = max_batch
+        self.delay_s = delay_s
+        self.fail_after = fail_after
+        self.batches: list[int] = []
+        self.closed = False
+        self._lock = threading.Lock()
+
+    def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
+        """As `Backend.run`."""
+        with self._lock:
+            if self.fail_after is not None and len(self.batches) >= self.fail_after:
+                raise BackendError("fake backend: told to fail")
+            self.batches.append(len(frames))
+        time.sleep(self.delay_s)
+        batch, height, width = frames.shape
+        classes = len(recipe.classes)
+        chosen = frames[:, 0, 0].astype(int) % classes
+        probabilities = np.full((batch, classes), np.float32(0.1 / (classes - 1)))
+        probabilities[np.arange(batch), chosen] = 0.9
+        rows, columns = self.encoder.grid
+        tiles = frames[:, : height // rows * rows, : width // columns * columns]
+        tiles = tiles.reshape(batch, rows, height // rows, columns, width // columns)
+        features = np.zeros((batch, self.encoder.features), np.float32)
+        features[:, 0] = frames[:, 0, 0]
+        return Outputs(probabilities, tiles.max(axis=(2, 4)).astype(np.float32) / 255, features)
+
+    def close(self) -> None:
+        """Remember that it was closed."""
+        self.closed = True

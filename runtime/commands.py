@@ -1,0 +1,194 @@
+"""`sem-clip predict` and `sem-clip inspect`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from .errors import FrameError, PredictorError
+from .frames import SUFFIXES, page_count
+from .manifest import load_bundle
+from .prediction import FailedFrame, Prediction
+from .predictor import Predictor
+from .recipe import SCALARS
+
+
+class Predict:
+    """Frames in, one JSON line each and overlays out."""
+
+    help = "Classify and segment frames with a bundle."
+    example = "sem-clip predict bundle frames/ --json verdicts.jsonl --overlays overlays/"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
+        parser.add_argument(
+            "paths", nargs="+", metavar="PATH", help="frames (file.tif#3 is page 3), or folders, searched for frames"
+        )
+        parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON line a frame here, not to stdout")
+        parser.add_argument(
+            "--overlays", type=Path, metavar="DIR", help="write a picture of each frame with its defects"
+        )
+        parser.add_argument("--recipe", type=Path, help="judge by this recipe instead of the bundle's own")
+        parser.add_argument("--backend", default="auto", help="auto, cpu or fake (default: auto)")
+        parser.add_argument("--precision", help="which ONNX artifact: fp32 (default) or fp16")
+        parser.add_argument("--batch-size", type=int, default=8, help="frames per engine run (default: 8)")
+        parser.add_argument("--threads", type=int, default=0, help="cores for the engine (default: all)")
+        parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Predict; 1 if some frames failed."""
+        for path in (args.json, args.overlays):
+            if (
+                path is not None
+                and path.exists()
+                and not args.force
+                and not (path.is_dir() and not any(path.iterdir()))
+            ):
+                raise PredictorError(f"{path} exists; add --force to replace it, or choose another name")
+        frames = find_frames(args.paths)
+        from tqdm import tqdm  # a bar for people; the Predictor itself does not need it
+
+        failed = defects = 0
+        with (
+            Predictor(
+                args.bundle,
+                backend=args.backend,
+                precision=args.precision,
+                recipe=args.recipe,
+                batch_size=args.batch_size,
+                threads=args.threads,
+            ) as predictor,
+            _lines_to(args.json) as lines,
+        ):
+            print(predictor.backend.description, file=sys.stderr)
+            names = _overlay_names(frames)
+            answers = zip(frames, predictor.stream(frames), strict=True)
+            for frame, result in tqdm(answers, total=len(frames), unit="frame", file=sys.stderr, disable=None):
+                lines.write(json.dumps(result.to_dict()) + "\n")
+                if isinstance(result, FailedFrame):
+                    failed += 1
+                    continue
+                defects += result.is_defect
+                if args.overlays is not None:
+                    _save_overlay(result, args.overlays / names[frame])
+        print(f"{len(frames)} frames: {defects} defects, {failed} could not be read", file=sys.stderr)
+        return 1 if failed else 0
+
+
+class Inspect:
+    """What a bundle holds, with every hash checked."""
+
+    help = "Check a bundle and say what is in it."
+    example = "sem-clip inspect bundle"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print; a faulty bundle is an error that lists all faults."""
+        manifest, recipe = load_bundle(args.bundle, verify_all=True)
+        encoder = manifest.encoder
+        size = " x ".join(map(str, encoder.input_size))
+        frames = f"exactly {size} (height x width)" if encoder.resizes_in_graph else f"any size, squashed to {size}"
+        print(
+            f"encoder     {encoder.architecture}, weights: {encoder.weights}{'' if encoder.trained else ' (UNTRAINED)'}"
+        )
+        print(f"            {encoder.layers} layers, width {encoder.width}, levels after {list(encoder.levels)}")
+        print(f"            id {encoder.id[:16]}, checkpoint SHA-256 {encoder.checkpoint_sha256[:16]}")
+        print(f"frames      {frames}")
+        for artifact in manifest.artifacts:
+            parity = artifact.parity
+            print(f"artifact    {artifact.file}: {artifact.precision}, {artifact.bytes / 1e6:.1f} MB, SHA-256 correct")
+            print(
+                f"            parity on {parity.get('frames')} frames: probabilities "
+                f"{parity.get('max_abs_probability', float('nan')):.1e}, map "
+                f"{parity.get('max_abs_defect_map', float('nan')):.1e}, labels equal {parity.get('labels_equal')}"
+            )
+            attention = artifact.operators.get("Attention", 0)
+            print(f"            {sum(artifact.operators.values())} operators, {attention} Attention")
+        teaching, rows = recipe.teaching, recipe.frame
+        print(f"recipe      {manifest.recipe_file}: {', '.join(recipe.classes)}; text from {recipe.text}")
+        print(f"            shots {teaching.get('shots')}, seed {teaching.get('seed')}")
+        print(f"            map taught by {teaching.get('map_taught_by')}")
+        print(
+            f"            defect threshold {recipe.defect_threshold:.4f}, pixel threshold {recipe.pixel_threshold:.4f}"
+        )
+        print(f"            rows ignored: {rows.ignore_top} at the top, {rows.ignore_bottom} at the bottom")
+        scalars = zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True)
+        print("            " + ", ".join(f"{name} {value:g}" for name, value in scalars))
+        for note in manifest.notes:
+            print(f"note        {note}")
+        return 0
+
+
+def find_frames(paths: list[str]) -> list[str]:
+    """Expand folders (a data set's `images/` if there is one) and multi-page files, in a stable order.
+
+    Raises FrameError if a folder holds no frames; a named file is passed on whatever it is.
+    """
+    frames: list[str] = []
+    for name in paths:
+        path = Path(name)
+        if not path.is_dir():
+            frames += _pages(name)
+            continue
+        root = path / "images" if (path / "images").is_dir() else path
+        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        if not found:
+            raise FrameError(name, f"the folder holds no frames ({', '.join(SUFFIXES)})")
+        for file in found:
+            frames += _pages(str(file))
+    return list(dict.fromkeys(frames))
+
+
+def _pages(name: str) -> list[str]:
+    """`name#1`, `name#2`, ... for a file of several pages; a broken file is left for the stream to report."""
+    if Path(name).suffix.lower() not in (".tif", ".tiff"):
+        return [name]
+    try:
+        pages = page_count(name)
+    except FrameError:
+        return [name]
+    return [name] if pages == 1 else [f"{name}#{page}" for page in range(1, pages + 1)]
+
+
+def _overlay_names(frames: list[str]) -> dict[str, str]:
+    """A file name for each frame: its stem, with as many parent folders as it takes to tell them apart."""
+    names: dict[str, str] = {}
+    for depth in range(1, 1 + max(len(Path(frame).parts) for frame in frames)):
+        names = {frame: "_".join(Path(frame).parts[-depth:]).replace("/", "") + ".png" for frame in frames}
+        if len({name.casefold() for name in names.values()}) == len(frames):
+            break
+    return names
+
+
+def _save_overlay(result: Prediction, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    result.overlay().save(path)
+
+
+@contextmanager
+def _lines_to(path: Path | None) -> Iterator[TextIO]:
+    """stdout, or a file that appears under its name only once it is whole."""
+    if path is None:
+        yield sys.stdout
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            yield out
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,68 @@
+"""Every error this project raises on purpose. Each message says what, where and what to do.
+
+    SemClipError
+    ├── PredictorError            the runtime: bundles, engines, frames
+    │   ├── BundleError           a bundle that is incomplete, damaged, newer than this reader, or unsafe
+    │   │   └── RecipeError       the same of a recipe, or a recipe taught on another encoder
+    │   ├── BackendUnavailable    the engine asked for cannot run here; names the extra to install
+    │   ├── BackendError          the engine failed while it ran
+    │   ├── FrameError            one frame cannot be used; nothing else is wrong
+    │   └── QueueFullError        `submit` found no room in time
+    └── (export.errors.ExportError, for teaching and exporting)
+
+No exception type of an engine, of Pillow or of safetensors reaches a caller: each is mapped once, where that
+library is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class SemClipError(Exception):
+    """Root of all errors of this project."""
+
+
+class PredictorError(SemClipError):
+    """Root of the errors of `runtime`; raised itself when a closed Predictor is used."""
+
+
+class BundleError(PredictorError):
+    """A bundle cannot be used. `faults` lists everything that is wrong with it, not only the first thing."""
+
+    def __init__(self, where: object, faults: str | Sequence[str]) -> None:
+        self.where = str(where)
+        self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
+        if len(self.faults) == 1:
+            text = f"{self.where}: {self.faults[0]}"
+        else:
+            text = f"{self.where}: {len(self.faults)} faults:" + "".join(f"\n  - {fault}" for fault in self.faults)
+        super().__init__(text)
+
+
+class RecipeError(BundleError):
+    """A recipe is damaged, or does not belong to this encoder."""
+
+
+class BackendUnavailable(PredictorError):
+    """The engine that was asked for cannot run on this host."""
+
+
+class BackendError(PredictorError):
+    """The engine failed while running a batch."""
+
+
+class FrameError(PredictorError):
+    """One frame cannot be read or has the wrong shape, type or values.
+
+    `source` names it; `reason` is the message without the name.
+    """
+
+    def __init__(self, source: str, reason: str) -> None:
+        self.source = source
+        self.reason = reason
+        super().__init__(f"{source}: {reason}")
+
+
+class QueueFullError(PredictorError):
+    """`Predictor.submit` waited its whole `timeout_s` and the queue stayed full."""

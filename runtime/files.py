@@ -1,0 +1,48 @@
+"""Reading and writing files safely: bounded reads, hashed content, writes that are whole or absent."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from .errors import BundleError
+
+
+def read_bounded(path: Path, max_bytes: int, error: type[BundleError]) -> bytes:
+    """The file's bytes; `error` if it is missing, unreadable or larger than `max_bytes`."""
+    try:
+        size = path.stat().st_size
+        if size > max_bytes:
+            raise error(path, f"is {size:,} bytes, more than the {max_bytes:,} allowed here")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise error(path, "does not exist") from None
+    except OSError as exc:
+        raise error(path, f"cannot be read ({exc.strerror})") from exc
+
+
+def sha256_of(path: Path) -> str:
+    """Hex SHA-256 of a file's content, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while piece := stream.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write beside, then rename: readers see the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,142 @@
+"""Defect maps: from patch resolution to any size, to a frame score, and to regions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+Map = NDArray[np.float32]
+TOP_SHARE = 0.01
+"""The frame score is the mean of this share of the map's pixels, the highest ones."""
+
+
+@lru_cache(maxsize=64)
+def upsampling_matrix(size: int, cells: int, sigma: float) -> Map:
+    """U [size, cells]: bilinear up-sampling with half-pixel centres, then Gaussian smoothing (both linear).
+
+    sigma: standard deviation of the smoothing in pixels of the output; 0 for none. Rows sum to 1, so a constant map
+    stays constant and values stay in [0, 1].
+    """
+    centres = (np.arange(size) + 0.5) * cells / size - 0.5
+    low = np.floor(centres).astype(int)
+    share = centres - low
+    bilinear = np.zeros((size, cells))
+    rows = np.arange(size)
+    np.add.at(bilinear, (rows, np.clip(low, 0, cells - 1)), 1 - share)
+    np.add.at(bilinear, (rows, np.clip(low + 1, 0, cells - 1)), share)
+    radius = int(np.ceil(4 * sigma))
+    if radius:
+        taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+        padded = np.pad(bilinear, ((radius, radius), (0, 0)), mode="edge")
+        bilinear = np.stack([np.convolve(column, taps / taps.sum(), mode="valid") for column in padded.T], axis=1)
+    matrix = bilinear.astype(np.float32)
+    matrix.setflags(write=False)
+    return matrix
+
+
+def upsample(patch_map: Map, size: tuple[int, int], image_size: tuple[int, int], smoothing_px: float) -> Map:
+    """U_h A U_wᵀ: the map [rows, columns] at `size` [height, width], float32 in [0, 1].
+
+    smoothing_px is given at the encoder's `image_size` and scales with the output, so the result looks the same at
+    every size.
+    """
+    (height, width), (rows, columns) = size, patch_map.shape
+    vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])
+    horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
+    full: Map = np.clip(vertical @ patch_map @ horizontal.T, 0.0, 1.0)
+    return full
+
+
+def frame_score(full_map: Map) -> float:
+    """Mean of the highest 1 % of the map's pixels, in [0, 1]."""
+    flat = full_map.ravel()
+    count = max(1, round(TOP_SHARE * flat.size))
+    return float(np.partition(flat, flat.size - count)[-count:].mean())
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One connected part of the mask, in frame pixels.
+
+    x, y, width, height: bounding box, from its top-left pixel. area: pixels. centroid: (x, y). peak: highest map value.
+    """
+
+    x: int
+    y: int
+    width: int
+    height: int
+    area: int
+    centroid: tuple[float, float]
+    peak: float
+
+
+def find_regions(mask: NDArray[np.bool_], full_map: Map) -> tuple[Region, ...]:
+    """The 8-connected regions of `mask` [height, width], largest peak first."""
+    row, start, stop = _runs(mask)
+    if row.size == 0:
+        return ()
+    label = _connect(row, start, stop)
+    length = stop - start
+    count = int(label.max()) + 1
+    area = np.bincount(label, length, count)
+    centre_x = np.bincount(label, length * (start + stop - 1) / 2, count) / area
+    centre_y = np.bincount(label, length * row, count) / area
+    left, right = np.full(count, mask.shape[1]), np.zeros(count, int)
+    top, bottom = np.full(count, mask.shape[0]), np.zeros(count, int)
+    peak = np.zeros(count, np.float32)
+    np.minimum.at(left, label, start)
+    np.maximum.at(right, label, stop)
+    np.minimum.at(top, label, row)
+    np.maximum.at(bottom, label, row + 1)
+    # reduceat takes [start, stop) pairs; every other result belongs to the gaps between runs.
+    flat = np.append(full_map.ravel(), np.float32(0))
+    bounds = np.stack([row * mask.shape[1] + start, row * mask.shape[1] + stop], axis=1).ravel()
+    np.maximum.at(peak, label, np.maximum.reduceat(flat, bounds)[::2])
+    regions = [
+        Region(
+            x=int(left[i]),
+            y=int(top[i]),
+            width=int(right[i] - left[i]),
+            height=int(bottom[i] - top[i]),
+            area=int(area[i]),
+            centroid=(float(centre_x[i]), float(centre_y[i])),
+            peak=float(peak[i]),
+        )
+        for i in range(count)
+    ]
+    return tuple(sorted(regions, key=lambda region: (-region.peak, region.y, region.x)))
+
+
+def _runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:
+    """Horizontal runs of true pixels: row, first column, column after the last; in reading order."""
+    padded = np.pad(mask, ((0, 0), (1, 1))).astype(np.int8)
+    edges = np.diff(padded, axis=1)
+    row, start = np.nonzero(edges == 1)
+    stop = np.nonzero(edges == -1)[1]
+    return row, start, stop
+
+
+def _connect(row: NDArray[np.intp], start: NDArray[np.intp], stop: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Component number of each run: union-find over runs that touch (diagonals too) in neighbouring rows."""
+    parent = list(range(row.size))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = parent[parent[i]]
+            i = parent[i]
+        return i
+
+    rows, starts, stops = row.tolist(), start.tolist(), stop.tolist()
+    above = 0
+    for below in range(len(rows)):
+        while rows[above] < rows[below] - 1 or (rows[above] == rows[below] - 1 and stops[above] < starts[below]):
+            above += 1
+        touching = above
+        while touching < below and rows[touching] == rows[below] - 1 and starts[touching] <= stops[below]:
+            parent[root(below)] = root(touching)
+            touching += 1
+    roots = np.array([root(i) for i in range(len(rows))])
+    return np.unique(roots, return_inverse=True)[1]

@@ -1,0 +1,92 @@
+"""The path of a batch: prepare frames, run the engine, make predictions. Shared by every way to call the Predictor."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .backends import Backend, Outputs
+from .frames import FrameSource, Prepared, describe, prepare, read_frame
+from .manifest import Encoder
+from .prediction import Prediction, summarize
+from .recipe import FrameOptions, Recipe
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Setup:
+    """What a frame is judged by. Taken once per frame, so a recipe swap falls between frames, never inside one."""
+
+    recipe: Recipe
+    options: FrameOptions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """A prepared frame and what to judge it by."""
+
+    frame: Prepared
+    setup: Setup
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Pipeline:
+    """Three steps, each free of state and safe to call from any thread."""
+
+    encoder: Encoder
+    smoothing_px: float
+    backend: Backend
+    batch_size: int
+
+    def prepare(self, source: FrameSource, setup: Setup, index: int | None = None) -> Job:
+        """Decode and resize one frame. Raises FrameError."""
+        began = time.perf_counter()
+        name = describe(source, index)
+        pixels = read_frame(source, setup.options, name)
+        ready = prepare(pixels, self.encoder, setup.options, name)
+        path = str(source) if isinstance(source, str | Path) else None
+        size = (pixels.shape[0], pixels.shape[1])
+        return Job(Prepared(ready, size, name, path, time.perf_counter() - began), setup)
+
+    def infer(self, jobs: Sequence[Job]) -> tuple[Outputs, float]:
+        """Run the engine on at most `batch_size` jobs of one setup: outputs and seconds. Raises BackendError."""
+        began = time.perf_counter()
+        frames = np.stack([job.frame.pixels for job in jobs])
+        outputs = self.backend.run(frames, jobs[0].setup.recipe)
+        return outputs, time.perf_counter() - began
+
+    def finish(self, job: Job, outputs: Outputs, row: int, infer_seconds: float) -> Prediction:
+        """The Prediction of one row of a batch."""
+        began = time.perf_counter()
+        recipe, options = job.setup.recipe, job.setup.options
+        patch_map = outputs.defect_map[row].copy()  # a view would keep the whole batch alive
+        summary = summarize(outputs.probabilities[row], patch_map, recipe, self.encoder.image_size, self.smoothing_px)
+        timings = {
+            "prepare": job.frame.seconds * 1e3,
+            "infer": infer_seconds * 1e3,
+            "postprocess": (time.perf_counter() - began) * 1e3,
+        }
+        return Prediction(
+            **summary,
+            source=job.frame.source,
+            patch_map=patch_map,
+            features=outputs.features[row].copy(),
+            frame_size=job.frame.frame_size,
+            image_size=self.encoder.image_size,
+            ignored_rows=(options.ignore_top, options.ignore_bottom),
+            defect_threshold=recipe.defect_threshold,
+            pixel_threshold=recipe.pixel_threshold,
+            smoothing_px=self.smoothing_px,
+            backend=self.backend.name,
+            timings_ms=timings,
+            path=job.frame.path,
+            frame_options=options,
+        )
+
+    def answer(self, jobs: Sequence[Job]) -> list[Prediction]:
+        """`infer` and `finish` for jobs of one setup, at most `batch_size`."""
+        outputs, seconds = self.infer(jobs)
+        return [self.finish(job, outputs, row, seconds) for row, job in enumerate(jobs)]

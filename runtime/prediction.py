@@ -1,0 +1,168 @@
+"""What the Predictor answers: one small frozen record a frame."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from .errors import FrameError
+from .frames import FrameSource, read_frame
+from .maps import Map, Region, find_regions, frame_score, upsample
+from .recipe import FrameOptions, Recipe
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The verdict on one frame. `label` and `is_defect` are two answers: the head's class, and the map's score.
+
+    source: the frame's path, or its place in the call.
+    label, confidence: the most probable class and its probability.
+    probabilities: by class name, `good` first; they sum to 1 (eq. 23).
+    score: mean of the highest 1 % of the map, in [0, 1]. peak: the map's maximum. is_defect: score >= threshold.
+    patch_map: float32 [rows, columns] in [0, 1], the map as it left the engine (eq. 17, scaled).
+    features: float32 [F], what the classification head read.
+    frame_size: [height, width] of the frame, ignored rows included; ignored_rows: (top, bottom).
+    defect_threshold, pixel_threshold: as used here. encoder: name of the backend and artifact that ran.
+    timings_ms: prepare (decode and resize), infer (the batch this frame was in), postprocess.
+    """
+
+    ok = True
+
+    source: str
+    label: str
+    confidence: float
+    probabilities: Mapping[str, float]
+    is_defect: bool
+    score: float
+    peak: float
+    patch_map: Map = field(repr=False)
+    features: Map = field(repr=False)
+    frame_size: tuple[int, int]
+    image_size: tuple[int, int] = field(repr=False)
+    ignored_rows: tuple[int, int]
+    defect_threshold: float
+    pixel_threshold: float
+    smoothing_px: float = field(repr=False)
+    backend: str
+    timings_ms: Mapping[str, float] = field(repr=False)
+    path: str | None = field(default=None, repr=False)
+    frame_options: FrameOptions = field(default_factory=FrameOptions, repr=False)
+
+    def defect_map(self, size: tuple[int, int] | None = None) -> Map:
+        """The map, up-sampled and smoothed: float32 [height, width] in [0, 1], 0 in the ignored rows.
+
+        size: [height, width] of the whole frame in the result; the frame's own by default.
+        """
+        height, width = size or self.frame_size
+        scale = height / self.frame_size[0]
+        top, bottom = (round(rows * scale) for rows in self.ignored_rows)
+        full = np.zeros((height, width), np.float32)
+        kept = (height - top - bottom, width)
+        if min(kept) > 0:
+            full[top : height - bottom] = upsample(self.patch_map, kept, self.image_size, self.smoothing_px)
+        return full
+
+    def mask(self, threshold: float | None = None) -> NDArray[np.bool_]:
+        """Pixels whose map value reaches `threshold` (the recipe's by default): bool [height, width] of the frame."""
+        limit = self.pixel_threshold if threshold is None else threshold
+        mask = self.defect_map() >= limit
+        # A threshold of 0 would otherwise call the rows that nobody looked at defective.
+        top, bottom = self.ignored_rows
+        mask[:top] = False
+        mask[mask.shape[0] - bottom :] = False
+        return mask
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Connected parts of `mask()`, strongest first, if the frame is a defect; none if it is not."""
+        return find_regions(self.mask(), self.defect_map()) if self.is_defect else ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready summary; no arrays."""
+        return {
+            "source": self.source,
+            "label": self.label,
+            "confidence": round(self.confidence, 6),
+            "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
+            "score": round(self.score, 6),
+            "peak": round(self.peak, 6),
+            "is_defect": self.is_defect,
+            "defect_threshold": self.defect_threshold,
+            "frame_size": list(self.frame_size),
+            "ignored_rows": list(self.ignored_rows),
+            "regions": [
+                {
+                    "x": region.x,
+                    "y": region.y,
+                    "width": region.width,
+                    "height": region.height,
+                    "area": region.area,
+                    "centroid": [round(value, 2) for value in region.centroid],
+                    "peak": round(region.peak, 6),
+                }
+                for region in self.regions
+            ],
+            "backend": self.backend,
+            "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
+        }
+
+    def overlay(self, frame: FrameSource | None = None) -> Image.Image:
+        """The frame with the map in red and the outline of each region in yellow: a Pillow RGB image.
+
+        frame: the frame, where it did not come from a file; a file is read again. Raises FrameError.
+        """
+        if frame is None and self.path is None:
+            raise FrameError(self.source, "overlay() needs the frame again, because it did not come from a file")
+        grey = read_frame(self.path if frame is None else frame, self.frame_options, self.source)  # type: ignore[arg-type]
+        if grey.shape != self.frame_size:
+            raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")
+        picture = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float32)
+        if self.is_defect:
+            heat = (0.6 * self.defect_map())[:, :, None]
+            picture = picture * (1 - heat) + np.array([255.0, 40.0, 30.0], np.float32) * heat
+            picture[_outline(self.mask())] = (255, 220, 0)
+        return Image.fromarray(picture.astype(np.uint8))
+
+
+@dataclass(frozen=True)
+class FailedFrame:
+    """Stands in a stream for a frame that could not be used; the stream goes on."""
+
+    ok = False
+
+    source: str
+    error: FrameError
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: source and error."""
+        return {"source": self.source, "error": self.error.reason}
+
+
+def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Mask pixels with a neighbour outside the mask."""
+    padded = np.pad(mask, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return mask & ~inside
+
+
+def summarize(
+    probabilities: Map, patch_map: Map, recipe: Recipe, image_size: tuple[int, int], smoothing_px: float
+) -> dict[str, Any]:
+    """The fields of a Prediction that follow from the engine's outputs for one frame."""
+    best = int(probabilities.argmax())
+    full = upsample(patch_map, image_size, image_size, smoothing_px)
+    score = frame_score(full)
+    return {
+        "label": recipe.classes[best],
+        "confidence": float(probabilities[best]),
+        "probabilities": dict(zip(recipe.classes, probabilities.tolist(), strict=True)),
+        "score": score,
+        "peak": float(full.max()),
+        "is_defect": score >= recipe.defect_threshold,
+    }

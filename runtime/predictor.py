@@ -1,0 +1,175 @@
+"""The door: open a bundle, ask it about frames."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from .backends import Backend, open_backend
+from .batching import MicroBatcher
+from .errors import FrameError, PredictorError
+from .frames import FrameSource
+from .manifest import load_bundle
+from .pipeline import Pipeline, Setup
+from .prediction import FailedFrame, Prediction
+from .recipe import Recipe
+from .stream import stream
+
+_log = logging.getLogger("sem_clip")
+
+
+class Predictor:
+    """Classifies and segments frames with one bundle. Safe to call from many threads.
+
+    bundle: the folder that `export/build_engine.py` wrote.
+    backend: "auto", "cpu", "fake", or a Backend of your own. What was asked for runs, or an error says why not.
+    precision: which ONNX artifact ("fp32", "fp16"); fp32 where not said.
+    recipe: a recipe file or Recipe to begin with instead of the bundle's own.
+    batch_size: frames per engine run; longer inputs are split. threads: cores for the engine, 0 for all.
+    ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
+    max_delay_ms, queue_size: for `submit`: how long a frame may wait for company, and how many may wait.
+
+    Raises BundleError (all faults of the bundle at once), BackendUnavailable, RecipeError.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        backend: str | Backend = "auto",
+        precision: str | None = None,
+        recipe: str | Path | Recipe | None = None,
+        batch_size: int = 8,
+        threads: int = 0,
+        ignore_top: int | None = None,
+        ignore_bottom: int | None = None,
+        max_delay_ms: float = 2.0,
+        queue_size: int = 64,
+    ) -> None:
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("queue_size", queue_size, 1),
+            ("threads", threads, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, not {value}")
+        folder = Path(bundle)
+        self.manifest, bundled = load_bundle(folder)
+        opened = (
+            open_backend(backend, folder, self.manifest, precision=precision, threads=threads)
+            if isinstance(backend, str)
+            else backend
+        )
+        size = min(batch_size, opened.max_batch)
+        self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
+        self._rows = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom}
+        self._max_delay_ms, self._queue_size = max_delay_ms, queue_size
+        self._batcher: MicroBatcher | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+        try:
+            self._setup = self._set_up(bundled if recipe is None else recipe)
+        except BaseException:
+            opened.close()
+            raise
+        _log.info("%s: %s", folder, opened.description)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe in use."""
+        return self._setup.recipe
+
+    @property
+    def backend(self) -> Backend:
+        """The engine in use; its `description` says what runs."""
+        return self._pipeline.backend
+
+    def __call__(self, frame: FrameSource) -> Prediction:
+        """Judge one frame: a path, a Pillow image, or an array (see `frames.read_frame`).
+
+        Raises FrameError, BackendError.
+        """
+        self._check_open()
+        return self._pipeline.answer([self._pipeline.prepare(frame, self._setup)])[0]
+
+    def predict(self, frames: Sequence[FrameSource]) -> list[Prediction]:
+        """Judge a list of frames, of any length, in order. The first bad frame raises FrameError; see `stream`."""
+        self._check_open()
+        if not isinstance(frames, Sequence) or isinstance(frames, str):
+            kind = type(frames).__name__
+            raise FrameError("predict", f"takes a list of frames, not {kind}; for one frame, call predictor(frame)")
+        setup, size = self._setup, self._pipeline.batch_size
+        predictions: list[Prediction] = []
+        for start in range(0, len(frames), size):
+            jobs = [
+                self._pipeline.prepare(frame, setup, start + offset)
+                for offset, frame in enumerate(frames[start : start + size])
+            ]
+            predictions += self._pipeline.answer(jobs)
+        return predictions
+
+    def stream(
+        self, frames: Iterable[FrameSource], *, decoders: int | None = None
+    ) -> Iterator[Prediction | FailedFrame]:
+        """Judge frames as they are drawn from an iterable of any length, in order and in bounded memory.
+
+        Decoding, inference and post-processing overlap; about four batches are in flight. A bad frame yields a
+        FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one, use `submit`.
+        decoders: threads that decode and resize; two by default, or as many as the machine has cores if fewer.
+        Raises BackendError.
+        """
+        self._check_open()
+        return stream(self._pipeline, frames, lambda: self._setup, decoders or min(2, os.cpu_count() or 1))
+
+    def submit(self, frame: FrameSource, *, timeout_s: float | None = None) -> Future[Prediction]:
+        """Judge one frame in the background; frames submitted by any threads share batches.
+
+        The frame is decoded in the calling thread, before this returns, so an array may be reused afterwards. Waits
+        while the queue is full, at most `timeout_s`. Raises FrameError, QueueFullError; the future raises BackendError.
+        """
+        self._check_open()
+        with self._lock:
+            if self._batcher is None:
+                self._batcher = MicroBatcher(self._pipeline, self._max_delay_ms, self._queue_size)
+            batcher = self._batcher
+        return batcher.submit(self._pipeline.prepare(frame, self._setup), timeout_s)
+
+    def use(self, recipe: str | Path | Recipe) -> None:
+        """Judge by another recipe from the next frame on. A bad recipe raises RecipeError and changes nothing."""
+        self._check_open()
+        self._setup = self._set_up(recipe)
+
+    def close(self) -> None:
+        """Answer what was submitted, then free the engine. Closing twice is allowed."""
+        with self._lock:
+            already, self._closed = self._closed, True
+        if already:
+            return
+        if self._batcher is not None:
+            self._batcher.close()
+        self._pipeline.backend.close()
+
+    def __enter__(self) -> Predictor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _set_up(self, recipe: str | Path | Recipe) -> Setup:
+        where = "recipe" if isinstance(recipe, Recipe) else str(recipe)
+        loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
+        self.manifest.encoder.check(loaded, where)
+        rows = {name: value for name, value in self._rows.items() if value is not None}
+        return Setup(loaded, replace(loaded.frame, **rows))
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise PredictorError("the Predictor is closed; open another one")

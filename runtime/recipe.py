@@ -1,0 +1,219 @@
+"""The recipe: everything that few-shot teaching learned, in one safetensors file (format: README, "Bundle format").
+
+A recipe holds the graph's recipe inputs as float32 tensors and, as one JSON string in the safetensors metadata, the
+class names, thresholds, frame options and how it was taught. One encoder serves any number of recipes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save as serialize_safetensors
+
+from .errors import RecipeError
+from .files import read_bounded, write_atomically
+from .jsonfields import Fields
+
+FORMAT = "sem-clip-recipe"
+VERSION = 1
+METADATA_KEY = "sem_clip_recipe"
+MAX_BYTES = 512 * 2**20
+MIN_CLASSES, MAX_CLASSES = 2, 64
+SCALARS = ("alpha", "lambda_v", "tau", "tau_v", "tau_s")
+"""What the five entries of the `scalars` tensor are: the class mix (eq. 23), the V path's share of the map, and the
+three logit scales (map, V map, text classes)."""
+TENSORS: Mapping[str, tuple[str, ...]] = {
+    "text_seg": ("2", "C"),
+    "text_cls": ("K", "C"),
+    "transform_weight": ("m", "D", "C"),
+    "transform_bias": ("m", "C"),
+    "head_weight": ("K", "F"),
+    "head_bias": ("K",),
+    "scalars": ("5",),
+}
+"""Recipe inputs of the graph and their shapes: K classes, m levels, D width, C text dimension, F features."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameOptions:
+    """How frames of this layer and tool are read; the same for teaching and for serving.
+
+    ignore_top, ignore_bottom: rows (pixels of the original frame) that hold text bars. They are cut off before the
+        encoder sees the frame, so they touch neither map nor score nor teaching.
+    white_level: the value of a 16-bit frame that becomes white (65535 unless the tool stores, say, 12 bits).
+    """
+
+    ignore_top: int = 0
+    ignore_bottom: int = 0
+    white_level: int = 65535
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recipe:
+    """What was taught. Immutable; arrays are read-only.
+
+    classes: K class names, `good` first.
+    tensors: float32 arrays by the names and shapes in `TENSORS`.
+    encoder_id: the encoder whose features it was taught on (`manifest.Encoder.id`).
+    defect_threshold: a frame whose score reaches it is a defect, in [0, 1].
+    pixel_threshold: a map value that reaches it belongs to the mask, in [0, 1].
+    text: "tower" when the text vectors come from prompts, "anchors" when there was no text tower.
+    teaching: provenance (shots, seed, support list, prompts, settings); informative only.
+    """
+
+    classes: tuple[str, ...]
+    tensors: Mapping[str, NDArray[np.float32]]
+    encoder_id: str
+    defect_threshold: float
+    pixel_threshold: float
+    text: str
+    frame: FrameOptions = field(default_factory=FrameOptions)
+    teaching: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        faults = _tensor_faults(self.classes, self.tensors)
+        if faults:
+            raise RecipeError("recipe", faults)
+        for array in self.tensors.values():
+            array.setflags(write=False)
+
+    def save(self, path: str | Path) -> None:
+        """Write the recipe; an interrupted write leaves an older file whole. Equal recipes give equal bytes."""
+        write_atomically(Path(path), self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """The file's content."""
+        header = {
+            "format": FORMAT,
+            "version": VERSION,
+            "encoder_id": self.encoder_id,
+            "classes": list(self.classes),
+            "defect_threshold": self.defect_threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "text": self.text,
+            "frame": {
+                "ignore_top": self.frame.ignore_top,
+                "ignore_bottom": self.frame.ignore_bottom,
+                "white_level": self.frame.white_level,
+            },
+            "teaching": dict(self.teaching),
+        }
+        # One metadata key: safetensors does not promise an order for several, and equal recipes must be equal bytes.
+        tensors = {name: np.ascontiguousarray(self.tensors[name]) for name in TENSORS}
+        return bytes(serialize_safetensors(tensors, metadata={METADATA_KEY: json.dumps(header, allow_nan=False)}))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Recipe:
+        """Read a recipe.
+
+        Raises RecipeError with all faults if the file is missing, too large, damaged, newer or inconsistent.
+        """
+        return cls.from_bytes(read_bounded(Path(path), MAX_BYTES, RecipeError), where=str(path))
+
+    @classmethod
+    def from_bytes(cls, content: bytes, where: str = "recipe") -> Recipe:
+        """The inverse of `to_bytes`; errors as `load`."""
+        try:
+            parsed = dict(deserialize(content))  # type: ignore[no-untyped-call]
+            length = int.from_bytes(content[:8], "little")
+            metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
+        except (SafetensorError, ValueError, UnicodeDecodeError) as exc:
+            raise RecipeError(where, f"is not a readable safetensors file ({exc}); copy or teach it again") from exc
+        header = _read_header(metadata, where)
+        faults: list[str] = []
+        fields = Fields(header, "recipe", faults)
+        fields.text("format")
+        fields.whole("version", 1, VERSION)
+        frame = fields.inner("frame")
+        options = FrameOptions(
+            ignore_top=frame.whole("ignore_top", 0, 10**6),
+            ignore_bottom=frame.whole("ignore_bottom", 0, 10**6),
+            white_level=frame.whole("white_level", 1, 65535),
+        )
+        frame.finish()
+        encoder_id = fields.text("encoder_id")
+        classes = fields.texts("classes")
+        defect_threshold = fields.number("defect_threshold", 0, 1)
+        pixel_threshold = fields.number("pixel_threshold", 0, 1)
+        text = fields.text("text")
+        teaching = fields.mapping("teaching")
+        if text not in ("tower", "anchors"):
+            fields.fault("text", f'must be "tower" or "anchors", not "{text}"')
+        fields.finish()
+        tensors = _read_tensors(parsed, faults)
+        faults.extend(fault for fault in _tensor_faults(classes, tensors) if fault not in faults)
+        if faults:
+            raise RecipeError(where, faults)
+        return cls(classes, tensors, encoder_id, defect_threshold, pixel_threshold, text, options, teaching)
+
+
+def _read_header(metadata: Mapping[str, str], where: str) -> object:
+    try:
+        header = json.loads(metadata[METADATA_KEY])
+    except KeyError:
+        raise RecipeError(where, f"has no {METADATA_KEY} metadata: it is not a recipe") from None
+    except ValueError as exc:
+        raise RecipeError(where, f"has unreadable {METADATA_KEY} metadata ({exc})") from exc
+    if isinstance(header, dict):
+        if header.get("format") != FORMAT:
+            raise RecipeError(where, f'says format "{header.get("format")}", expected "{FORMAT}"')
+        version = header.get("version")
+        if isinstance(version, int) and version > VERSION:
+            raise RecipeError(
+                where, f"has format version {version}, this reader knows up to {VERSION}: update sem-clip"
+            )
+    return header
+
+
+def _read_tensors(parsed: Mapping[str, Any], faults: list[str]) -> dict[str, NDArray[np.float32]]:
+    tensors: dict[str, NDArray[np.float32]] = {}
+    for name, entry in parsed.items():
+        if name not in TENSORS:
+            faults.append(f"tensor {name} is not known to this version")
+        elif entry["dtype"] != "F32":
+            faults.append(f"tensor {name} must be F32, not {entry['dtype']}")
+        else:
+            tensors[name] = np.frombuffer(entry["data"], np.float32).reshape(entry["shape"]).copy()
+    return tensors
+
+
+def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.float32]]) -> list[str]:
+    """Everything that is wrong between class names and tensors."""
+    faults = []
+    if not MIN_CLASSES <= len(classes) <= MAX_CLASSES:
+        faults.append(f"classes must be {MIN_CLASSES} to {MAX_CLASSES}, not {len(classes)}")
+    if len(set(classes)) != len(classes):
+        faults.append("classes holds one name twice")
+    if not classes or classes[0] != "good":
+        faults.append('classes must begin with "good"')
+    sizes: dict[str, int] = {"K": len(classes), "2": 2, "5": 5}
+    for name, dims in TENSORS.items():
+        array = tensors.get(name)
+        if array is None:
+            faults.append(f"tensor {name} is missing")
+            continue
+        expected = ", ".join(str(sizes.get(dim, dim)) for dim in dims)
+        if array.ndim != len(dims) or any(
+            sizes.setdefault(dim, size) != size for dim, size in zip(dims, array.shape, strict=True)
+        ):
+            faults.append(f"tensor {name} has shape {list(array.shape)}, expected [{expected}]")
+        elif array.dtype != np.float32:
+            faults.append(f"tensor {name} must be float32, not {array.dtype}")
+        elif not np.isfinite(array).all():
+            faults.append(f"tensor {name} holds values that are not finite")
+    scalars = tensors.get("scalars")
+    if scalars is not None and scalars.shape == (5,):
+        alpha, lambda_v, *taus = scalars.tolist()
+        if not 0 <= alpha <= 1:
+            faults.append(f"alpha must lie in [0, 1], not {alpha:g}")
+        if not lambda_v >= 0:
+            faults.append(f"lambda_v must not be negative, not {lambda_v:g}")
+        faults.extend(f"{n} must be positive, not {v:g}" for n, v in zip(SCALARS[2:], taus, strict=True) if not v > 0)
+    return faults

@@ -1,0 +1,166 @@
+"""Streaming: decode, inference and post-processing at the same time, in order, in bounded memory."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from .backends import Outputs
+from .errors import FrameError
+from .frames import FrameSource
+from .pipeline import Job, Pipeline, Setup
+from .prediction import FailedFrame, Prediction
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Batch:
+    """Consecutive frames, bad ones included; `rows` are the good ones, as they stand in `outputs`."""
+
+    entries: list[Job | FailedFrame]
+    outputs: Outputs | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _End:
+    error: BaseException | None = None
+
+
+def stream(
+    pipeline: Pipeline, sources: Iterable[FrameSource], setup: Callable[[], Setup], decoders: int
+) -> Iterator[Prediction | FailedFrame]:
+    """Predictions in the order of `sources`; at most about four batches are held at a time.
+
+    Three parties: `decoders` threads prepare frames, one thread forms batches and runs the engine, and the consumer's
+    own thread makes the predictions. A bad frame yields a FailedFrame. An error of the engine, or of iterating
+    `sources`, is raised after everything before it was yielded. Leaving the loop early stops the threads.
+    """
+    done: queue.Queue[_Batch | _End] = queue.Queue(maxsize=1)
+    stop = threading.Event()
+    pool = ThreadPoolExecutor(decoders, thread_name_prefix="sem-clip-decode")
+    worker = threading.Thread(
+        target=_run, args=(pipeline, sources, setup, pool, done, stop), name="sem-clip-infer", daemon=True
+    )
+    worker.start()
+    try:
+        while True:
+            item = done.get()
+            if isinstance(item, _End):
+                if item.error is not None:
+                    raise item.error
+                return
+            row = 0
+            for entry in item.entries:
+                if isinstance(entry, FailedFrame):
+                    yield entry
+                else:
+                    assert item.outputs is not None
+                    yield pipeline.finish(entry, item.outputs, row, item.seconds)
+                    row += 1
+    finally:
+        stop.set()
+        _drain(done)
+        worker.join()
+        pool.shutdown(cancel_futures=True)
+
+
+def _run(
+    pipeline: Pipeline,
+    sources: Iterable[FrameSource],
+    setup: Callable[[], Setup],
+    pool: ThreadPoolExecutor,
+    done: queue.Queue[_Batch | _End],
+    stop: threading.Event,
+) -> None:
+    """Form batches, run them, hand them over."""
+    try:
+        for entries in _batches(_prepared(pipeline, sources, setup, pool, stop), pipeline.batch_size):
+            if stop.is_set():
+                return
+            jobs = [entry for entry in entries if isinstance(entry, Job)]
+            outputs, seconds = pipeline.infer(jobs) if jobs else (None, 0.0)
+            _put(done, _Batch(entries, outputs, seconds), stop)
+        _put(done, _End(), stop)
+    except BaseException as exc:
+        _put(done, _End(exc), stop)
+
+
+def _batches(prepared: Iterable[Job | FailedFrame], size: int) -> Iterator[list[Job | FailedFrame]]:
+    """Consecutive frames that share a setup, `size` at most."""
+    entries: list[Job | FailedFrame] = []
+    setup: Setup | None = None
+    try:
+        for entry in prepared:
+            swapped = isinstance(entry, Job) and setup is not None and entry.setup is not setup
+            if entries and (swapped or len(entries) >= size):
+                yield entries
+                entries, setup = [], None
+            entries.append(entry)
+            if isinstance(entry, Job):
+                setup = entry.setup
+    except Exception:
+        if entries:
+            yield entries
+        raise
+    if entries:
+        yield entries
+
+
+def _prepared(
+    pipeline: Pipeline,
+    sources: Iterable[FrameSource],
+    setup: Callable[[], Setup],
+    pool: ThreadPoolExecutor,
+    stop: threading.Event,
+) -> Iterator[Job | FailedFrame]:
+    """Prepared frames in order, with two batches decoded ahead."""
+    ahead: deque[Future[Job | FailedFrame]] = deque()
+    failure: Exception | None = None
+    exhausted = False
+    iterator = iter(sources)
+    index = 0
+    while not stop.is_set():
+        while not exhausted and len(ahead) < 2 * pipeline.batch_size:
+            try:
+                source = next(iterator)
+            except StopIteration:
+                exhausted = True
+            except Exception as exc:  # the caller's own iterator broke: answer what came before, then say so
+                exhausted, failure = True, exc
+            else:
+                ahead.append(pool.submit(_prepare_or_fail, pipeline, source, setup(), index))
+                index += 1
+        if not ahead:
+            break
+        yield ahead.popleft().result()
+    if failure is not None:
+        raise failure
+
+
+def _prepare_or_fail(pipeline: Pipeline, source: FrameSource, setup: Setup, index: int) -> Job | FailedFrame:
+    try:
+        return pipeline.prepare(source, setup, index)
+    except FrameError as exc:
+        return FailedFrame(exc.source, exc)
+
+
+def _put(done: queue.Queue[_Batch | _End], item: _Batch | _End, stop: threading.Event) -> None:
+    """Hand over, unless nobody takes any more."""
+    while not stop.is_set():
+        try:
+            done.put(item, timeout=0.1)
+            return
+        except queue.Full:
+            continue
+
+
+def _drain(done: queue.Queue[_Batch | _End]) -> None:
+    while True:
+        try:
+            done.get_nowait()
+        except queue.Empty:
+            return

@@ -1,0 +1,130 @@
+"""Shared fixtures: a bundle without an engine (fast), and one really taught and exported (once a run)."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.manifest import Artifact, Encoder, Manifest
+from runtime.recipe import FrameOptions, Recipe
+
+CLASSES = ("good", "bridge", "hole")
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def make_encoder(**changes: Any) -> Encoder:
+    """The record of a 64 px encoder with 4 x 4 patches."""
+    encoder = Encoder(
+        id="ab" * 32,
+        architecture="toy",
+        weights="random, seed 0",
+        trained=False,
+        checkpoint_sha256="cd" * 32,
+        image_size=(64, 64),
+        input_size=(64, 64),
+        patch_size=(16, 16),
+        grid=(4, 4),
+        layers=4,
+        heads=2,
+        levels=(1, 2, 3, 4),
+        width=32,
+        text_dim=24,
+        features=128,
+        redundancy="cls_weight",
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+    )
+    return replace(encoder, **changes)
+
+
+def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = None, **changes: Any) -> Recipe:
+    """A recipe of random tensors that fits `encoder` (the one of make_encoder by default)."""
+    encoder = encoder or make_encoder()
+    rng = np.random.default_rng(0)
+    levels, width, dim = len(encoder.levels), encoder.width, encoder.text_dim
+    shapes = {
+        "text_seg": (2, dim),
+        "text_cls": (len(classes), dim),
+        "transform_weight": (levels, width, dim),
+        "transform_bias": (levels, dim),
+        "head_weight": (len(classes), encoder.features),
+        "head_bias": (len(classes),),
+    }
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
+    for name in ("text_seg", "text_cls"):
+        tensors[name] /= np.linalg.norm(tensors[name], axis=1, keepdims=True)
+    tensors["scalars"] = np.array([0.8, 1.0, 10.0, 10.0, 10.0], np.float32)
+    values: dict[str, Any] = {
+        "classes": classes,
+        "tensors": tensors,
+        "encoder_id": encoder.id,
+        "defect_threshold": 0.5,
+        "pixel_threshold": 0.5,
+        "text": "anchors",
+        "frame": FrameOptions(),
+        "teaching": {"seed": 0},
+    }
+    return Recipe(**{**values, **changes})
+
+
+def write_bundle(folder: Path, *, encoder: Encoder | None = None, recipe: Recipe | None = None) -> Path:
+    """A bundle whose ONNX file is not one: enough for the fake backend and for everything above the engines."""
+    encoder = encoder or make_encoder()
+    recipe = recipe or make_recipe(encoder=encoder)
+    folder.mkdir(parents=True, exist_ok=True)
+    onnx = b"not really ONNX"
+    (folder / "model.onnx").write_bytes(onnx)
+    (folder / "recipe.safetensors").write_bytes(recipe.to_bytes())
+    manifest = Manifest(
+        encoder=encoder,
+        artifacts=(
+            Artifact("model.onnx", "onnx", "fp32", hashlib.sha256(onnx).hexdigest(), len(onnx), {"Attention": 8}, {}, {}),
+        ),
+        recipe_file="recipe.safetensors",
+        recipe_sha256=hashlib.sha256(recipe.to_bytes()).hexdigest(),
+        smoothing_px=4.0,
+        tools={"python": "3"},
+        notes=("made for tests",),
+    )
+    (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture
+def fake_bundle(tmp_path: Path) -> Path:
+    """A bundle folder for `Predictor(fake_bundle, backend="fake")`."""
+    return write_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture(scope="session")
+def toy_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of generated frames, 4 of each of 7 classes, 96 x 96."""
+    from export.synthetic import write_dataset
+
+    folder = tmp_path_factory.mktemp("data") / "frames"
+    write_dataset(folder, per_class=4, size=(96, 96), seed=1)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def toy_bundle(toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle taught and exported by the main job: the toy encoder, 7 classes, 2 shots."""
+    from runtime.cli import main
+
+    out = tmp_path_factory.mktemp("built") / "bundle"
+    arguments = ["build", "--arch", "toy", "--random-weights", "--data", str(toy_frames), "--shots", "2", "--out", str(out)]
+    assert main(arguments) == 0
+    return out
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real frames and weights beside the project; tests that need it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip("the folder of real frames and weights is not beside the project")
+    return SHARED
