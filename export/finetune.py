@@ -32,6 +32,8 @@ from .views import Progress, SupportFeatures
 class TeachSettings:
     """How to teach. views per support; steps and batch of the transformation layers' Adam; the rest as in the recipe.
 
+    tau_fit: logit scale while fitting, CLIP's. The taught map is then nearly binary; the recipe gets the softer `tau`,
+    which ranks frames and pixels as well or better and makes the map ten times less sensitive to rounding.
     head_l2: weight decay of the logistic regression on standardized features divided by sqrt(F).
     """
 
@@ -39,10 +41,10 @@ class TeachSettings:
     steps: int = 500
     batch: int = 4
     learning_rate: float = 2e-3
-    token_noise: float = 0.0
     head_l2: float = 1e-3
     alpha: float = 0.8
-    tau: float = 100.0
+    tau_fit: float = 100.0
+    tau: float = 10.0
     tau_v: float = 100.0
     tau_s: float = 10.0
     lambda_v_tower: float = 1.0
@@ -122,13 +124,10 @@ def fit_transforms(
     for step in range(settings.steps):
         chosen = usable[picks[step * settings.batch : (step + 1) * settings.batch]]
         standardized = (features.tokens[chosen].float() - mean[:, None]) / std[:, None]
-        if settings.token_noise:
-            noise = torch.randn(standardized.shape, generator=generator)
-            standardized = standardized + settings.token_noise * noise
         loss = torch.zeros(())
         for j in range(levels):
             similarity = heads.cosines(heads.transform(standardized[:, j], weight[j], bias[j]), text_seg)
-            logit = heads.vanilla_logit(similarity, torch.tensor(settings.tau)).reshape(-1, *grid)
+            logit = heads.vanilla_logit(similarity, torch.tensor(settings.tau_fit)).reshape(-1, *grid)
             loss = loss + _map_loss(vertical @ logit @ horizontal.T, features.targets[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]

@@ -35,7 +35,7 @@ class SemClipGraph(nn.Module):
             self.register_buffer("resize_horizontal", torch.from_numpy(horizontal.T.copy()))
 
     def half_precision(self) -> SemClipGraph:
-        """A copy with an fp16 encoder; resize, heads and recipe inputs stay fp32."""
+        """A copy with an fp16 encoder and transformation layers; resize, other heads and recipe inputs stay fp32."""
         return SemClipGraph(self.encoder.half_precision(), redundancy=self.redundancy, input_size=self.input_size)
 
     def encode(self, frames: Tensor) -> Levels:
@@ -63,7 +63,9 @@ class SemClipGraph(nn.Module):
         levels = self.encode(frames)
         text = torch.cat([text_seg, text_cls])  # one product with both banks
         similarity = [
-            heads.cosines(heads.transform(z[:, 1:], transform_weight[j], transform_bias[j]), text)
+            heads.cosines(
+                heads.transform(z[:, 1:].to(self.encoder.compute_dtype), transform_weight[j], transform_bias[j]), text
+            )
             for j, z in enumerate(levels.tokens)
         ]
         vanilla = [heads.vanilla_logit(s[..., :2], tau) for s in similarity]
