@@ -20,6 +20,8 @@ from .errors import CheckpointError
 # Pixels enter as (grey - 128) / 64, so that the folded weights keep the size of the original ones.
 PIXEL_OFFSET = 128.0
 PIXEL_SCALE = 64.0
+LARGE_SCORE = 16.0
+"""From this attention score on (after the 1/sqrt(d) scaling), rounding it to fp16 changes a weight by over 1 %."""
 
 
 @dataclass(frozen=True)
@@ -72,16 +74,20 @@ class DualPathEncoder(nn.Module):
         self.register_buffer("patch_position", positions[1:] + bias)
         self.register_buffer("class_token", (visual.class_embedding.detach() + positions[0])[None, None])
         self.compute_dtype = torch.float32
+        self.fp32_attention: frozenset[int] = frozenset()
         self.eval().requires_grad_(False)
 
-    def half_precision(self) -> DualPathEncoder:
+    def half_precision(self, pixels: Tensor) -> DualPathEncoder:
         """A copy whose attention, MLP and projection are fp16.
 
         The residual stream, LayerNorm and the patch embedding stay fp32: rounding Z after each of its 2 x layers
-        additions doubles the error of the map, and these parts are a few per cent of the work.
+        additions doubles the error of the map, and these parts are a few per cent of the work. So does the attention
+        of layers whose scores on `pixels` (real frames, as for `forward`) are large (`fp32_attention`, 1-based): not
+        every fp16 kernel keeps scores in fp32, and at 32 two neighbouring fp16 numbers weigh 3 % apart.
         """
         twin = copy.deepcopy(self)
         twin.compute_dtype = torch.float16
+        twin.fp32_attention = self._layers_of_large_scores(pixels)
         for block in twin.blocks:
             block.attn.half()
             block.mlp.half()
@@ -94,7 +100,7 @@ class DualPathEncoder(nn.Module):
         z = self._embed(pixels)
         v: Tensor | None = None
         for layer, block in enumerate(self.blocks, start=1):
-            z, v_i = self._dual_path(block, z)
+            z, v_i = self._dual_path(block, z, layer)
             v = v_i if v is None else v + v_i
             if layer in self.level_layers:
                 tokens.append(z)
@@ -111,18 +117,37 @@ class DualPathEncoder(nn.Module):
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.ln_pre(x)  # type: ignore[no-any-return]
 
-    def _dual_path(self, block: ResidualAttentionBlock, z: Tensor) -> tuple[Tensor, Tensor]:
+    def _dual_path(self, block: ResidualAttentionBlock, z: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """One dual-path block: Z^i (eq. 3) and V^i for the patches (eq. 4)."""
-        y = self._norm(block.ln_1, z)
-        q, k, v = F.linear(y, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
-        q, k, v = self._split_heads(q), self._split_heads(k), self._split_heads(v)
+        q, k, v = self._heads_of(block, z)
+        if layer in self.fp32_attention:
+            q, k, v = q.float(), k.float(), v.float()
         vanilla = F.scaled_dot_product_attention(q, k, v)  # eq. 1
         # Eq. 2. The class token is a key here as in the paper, but nobody reads its own V, so it asks nothing.
         value = F.scaled_dot_product_attention(v[:, :, 1:], v, v)
         out = block.attn.out_proj
-        z = z + block.ls_1(out(self._join_heads(vanilla)).float())
+        z = z + block.ls_1(out(self._join_heads(vanilla).to(self.compute_dtype)).float())
         z = z + block.ls_2(block.mlp(self._norm(block.ln_2, z)).float())
-        return z, out(self._join_heads(value)).float()
+        return z, out(self._join_heads(value).to(self.compute_dtype)).float()
+
+    def _heads_of(self, block: ResidualAttentionBlock, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Q, K and V of one block, [B, heads, N, D / heads]."""
+        y = self._norm(block.ln_1, z)
+        q, k, v = F.linear(y, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
+        return self._split_heads(q), self._split_heads(k), self._split_heads(v)
+
+    def _layers_of_large_scores(self, pixels: Tensor) -> frozenset[int]:
+        found = set()
+        with torch.inference_mode():
+            z = self._embed(pixels)
+            for layer, block in enumerate(self.blocks, start=1):
+                q, k, v = self._heads_of(block, z)
+                scale = q.shape[-1] ** -0.5
+                peak = max(float((a @ b.transpose(-1, -2)).abs().amax()) for a, b in ((q, k), (v, v))) * scale
+                if peak > LARGE_SCORE:
+                    found.add(layer)
+                z, _ = self._dual_path(block, z, layer)
+        return frozenset(found)
 
     def _norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
         """LayerNorm in fp32, its result in the type of the matrix product that follows."""

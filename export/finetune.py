@@ -33,7 +33,7 @@ class TeachSettings:
     """How to teach. views per support; steps and batch of the transformation layers' Adam; the rest as in the recipe.
 
     tau_fit: logit scale while fitting, CLIP's. The taught map is then nearly binary; the recipe gets the softer `tau`,
-    which ranks frames and pixels as well or better and makes the map ten times less sensitive to rounding.
+    which ranks frames and pixels as well or better and makes the map less sensitive to rounding.
     head_l2: weight decay of the logistic regression on standardized features divided by sqrt(F).
     """
 
@@ -44,7 +44,7 @@ class TeachSettings:
     head_l2: float = 1e-3
     alpha: float = 0.8
     tau_fit: float = 100.0
-    tau: float = 10.0
+    tau: float = 30.0
     tau_v: float = 100.0
     tau_s: float = 10.0
     lambda_v_tower: float = 1.0

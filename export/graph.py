@@ -34,18 +34,26 @@ class SemClipGraph(nn.Module):
             self.register_buffer("resize_vertical", torch.from_numpy(vertical))
             self.register_buffer("resize_horizontal", torch.from_numpy(horizontal.T.copy()))
 
-    def half_precision(self) -> SemClipGraph:
-        """A copy with an fp16 encoder and transformation layers; resize, other heads and recipe inputs stay fp32."""
-        return SemClipGraph(self.encoder.half_precision(), redundancy=self.redundancy, input_size=self.input_size)
+    def half_precision(self, frames: Tensor) -> SemClipGraph:
+        """A copy with an fp16 encoder and transformation layers; resize, other heads and recipe inputs stay fp32.
+
+        frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32 too.
+        """
+        encoder = self.encoder.half_precision(self._pixels(frames))
+        return SemClipGraph(encoder, redundancy=self.redundancy, input_size=self.input_size)
 
     def encode(self, frames: Tensor) -> Levels:
         """uint8 [B, height, width] of `input_size` to the encoder's levels."""
-        pixels = frames.float()
-        if self.resizes:
-            resized = self.resize_vertical @ pixels @ self.resize_horizontal
-            pixels = resized.clamp(0, 255)  # the filter overshoots at edges; Pillow's 8-bit resize clips too
-        levels: Levels = self.encoder(pixels)
+        levels: Levels = self.encoder(self._pixels(frames))
         return levels
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        """float32 [B, height, width] of the encoder's image size, in [0, 255]."""
+        pixels = frames.float()
+        if not self.resizes:
+            return pixels
+        # The filter overshoots at edges; Pillow's 8-bit resize clips too.
+        return (self.resize_vertical @ pixels @ self.resize_horizontal).clamp(0, 255)
 
     def forward(
         self,

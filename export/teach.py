@@ -36,7 +36,7 @@ _TOOLS = ("sem-clip", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxrun
 
 @dataclass(frozen=True, slots=True)
 class TeachRequest:
-    """What to teach: `shots` frames of every class of `dataset`, drawn with `seed`."""
+    """What to teach: `shots` frames of every class of `dataset`, drawn with `seed` (from `allowed` only, if given)."""
 
     dataset: Dataset
     prompts: Prompts
@@ -44,6 +44,7 @@ class TeachRequest:
     seed: int = 0
     options: FrameOptions = field(default_factory=FrameOptions)
     settings: TeachSettings = field(default_factory=TeachSettings)
+    allowed: tuple[Sample, ...] | None = None
 
 
 def smoothing_px(encoder: Encoder) -> float:
@@ -55,7 +56,7 @@ def teach_recipe(model: LoadedModel, graph: SemClipGraph, request: TeachRequest,
     """Draw supports, encode them, fit the recipe. Raises DatasetError, FrameError, PromptError."""
     encoder = describe_encoder(model, graph)
     dataset = request.dataset
-    supports = draw_supports(dataset, request.shots, request.seed)
+    supports = draw_supports(dataset, request.shots, request.seed, allowed=request.allowed)
     with stages.stage("text bank"):
         bank = build_text_bank(model, request.prompts, dataset.classes)
     with stages.stage(f"encode {len(supports)} x {request.settings.views} views") as progress:
@@ -111,9 +112,10 @@ def build_bundle(
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
     with replacing_folder(out) as folder:
         artifacts = []
+        half = graph.half_precision(torch.from_numpy(np.stack(spread(frames, 8))))
         for precision, file in ONNX_FILES.items():
             with stages.stage(f"export {file}"):
-                source = graph.half_precision() if precision == "fp16" else graph
+                source = half if precision == "fp16" else graph
                 operators = onnx_from_graph(source, recipe.tensors, folder / file)
                 artifacts.append(record_artifact(folder, file, precision, operators))
         with stages.stage("parity with torch"):
@@ -124,6 +126,8 @@ def build_bundle(
                     reference, outputs, artifact.precision, "supports and further frames of the set"
                 )
                 require_parity(artifact.file, report)
+                if artifact.precision == "fp16":
+                    report["fp32_attention_layers"] = sorted(half.encoder.fp32_attention)
                 artifacts[index] = replace(artifact, parity=report)
         recipe.save(folder / RECIPE_FILE)
         manifest = Manifest(

@@ -1,0 +1,1 @@
+"""Figures that anyone can run again: accuracy, speed, memory. Outermost layer; may import everything."""
