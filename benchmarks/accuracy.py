@@ -27,7 +27,7 @@ from export.graph import SemClipGraph
 from export.progress import Stages
 from export.prompts import load_prompts
 from export.teach import TeachRequest, build_bundle, parity_samples, teach_recipe
-from runtime import Predictor
+from runtime import FailedFrame, Predictor
 from runtime.cli import run
 
 
@@ -38,16 +38,15 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample]) -> dict
     began = time.perf_counter()
     with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
         for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
-            if not result.ok:
-                raise result.error  # type: ignore[union-attr]
-            assert not hasattr(result, "error")
-            scores.append(result.score)  # type: ignore[union-attr]
-            predicted.append(dataset.classes.index(result.label))  # type: ignore[union-attr]
+            if isinstance(result, FailedFrame):
+                raise result.error
+            scores.append(result.score)
+            predicted.append(dataset.classes.index(result.label))
             actual.append(dataset.classes.index(sample.label))
-            mask = sample.read_mask(result.frame_size)  # type: ignore[union-attr]
+            mask = sample.read_mask(result.frame_size)
             if mask is not None:
                 masked |= bool(mask.any())
-                pixels.add(result.defect_map(), mask > 0)  # type: ignore[union-attr]
+                pixels.add(result.defect_map(), mask > 0)
             bar.update()
     seconds = time.perf_counter() - began
     return {

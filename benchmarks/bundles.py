@@ -10,9 +10,10 @@ from export.bundle import describe_encoder, record_artifact, write_manifest
 from export.checkpoint import load_model
 from export.finetune import TeachSettings
 from export.graph import SemClipGraph
-from export.teach import RECIPE_FILE, smoothing_px, tool_versions
+from export.teach import RECIPE_FILE, smoothing_px
 from export.text_bank import anchor_bank
 from export.to_onnx import onnx_from_graph
+from export.versions import tool_versions
 from runtime.files import sha256_of
 from runtime.manifest import Manifest
 from runtime.recipe import Recipe

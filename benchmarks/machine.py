@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.teach import tool_versions
+from export.versions import tool_versions
 
 
 def describe_machine() -> dict[str, Any]:

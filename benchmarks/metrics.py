@@ -51,7 +51,7 @@ def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
 
 
 def classification(predicted: ArrayLike, actual: ArrayLike, classes: int) -> dict[str, Any]:
-    """Accuracy, macro precision, recall and F1 over the classes that occur, and the confusion matrix [actual][predicted].
+    """Accuracy, macro precision, recall and F1 over the classes that occur, and confusion[actual][predicted].
 
     A class that is never predicted has precision 0.
     """

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +24,12 @@ from .progress import Stages
 from .prompts import Prompts
 from .text_bank import build_text_bank
 from .to_onnx import onnx_from_graph
+from .versions import tool_versions
 from .views import encode_supports
 
 SMOOTHING_PX_AT_240 = 4.0
 RECIPE_FILE = "recipe.safetensors"
 ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
-_TOOLS = ("sem-clip", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +110,7 @@ def build_bundle(
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
     with replacing_folder(out) as folder:
         artifacts = []
-        half = graph.half_precision(torch.from_numpy(np.stack(spread(frames, 8))))
+        half = graph.half_precision(torch.from_numpy(np.stack(spread(list(frames), 8))))
         for precision, file in ONNX_FILES.items():
             with stages.stage(f"export {file}"):
                 source = half if precision == "fp16" else graph
@@ -146,17 +144,6 @@ def build_bundle(
 def parity_samples(dataset: Dataset) -> list[Sample]:
     """Frames of every class to compare artifacts on."""
     return spread(sorted(dataset.samples, key=lambda sample: (sample.label, sample.path)))
-
-
-def tool_versions() -> dict[str, str]:
-    """Versions of what produced a bundle."""
-    versions = {"python": platform.python_version()}
-    for name in _TOOLS:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _parity_frames(

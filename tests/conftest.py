@@ -83,7 +83,9 @@ def write_bundle(folder: Path, *, encoder: Encoder | None = None, recipe: Recipe
     manifest = Manifest(
         encoder=encoder,
         artifacts=(
-            Artifact("model.onnx", "onnx", "fp32", hashlib.sha256(onnx).hexdigest(), len(onnx), {"Attention": 8}, {}, {}),
+            Artifact(
+                "model.onnx", "onnx", "fp32", hashlib.sha256(onnx).hexdigest(), len(onnx), {"Attention": 8}, {}, {}
+            ),
         ),
         recipe_file="recipe.safetensors",
         recipe_sha256=hashlib.sha256(recipe.to_bytes()).hexdigest(),
@@ -117,7 +119,18 @@ def toy_bundle(toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     from runtime.cli import main
 
     out = tmp_path_factory.mktemp("built") / "bundle"
-    arguments = ["build", "--arch", "toy", "--random-weights", "--data", str(toy_frames), "--shots", "2", "--out", str(out)]
+    arguments = [
+        "build",
+        "--arch",
+        "toy",
+        "--random-weights",
+        "--data",
+        str(toy_frames),
+        "--shots",
+        "2",
+        "--out",
+        str(out),
+    ]
     assert main(arguments) == 0
     return out
 
