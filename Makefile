@@ -8,7 +8,7 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/python export/build_engine.py --out demo/bundle --force
-	$(BIN)/sem-clip predict demo/bundle demo/frames --json demo/verdicts.jsonl --overlays demo/overlays --force
+	$(BIN)/sem-clip predict demo/bundle demo/bundle-frames --json demo/verdicts.jsonl --overlays demo/overlays --force
 	@echo "Look at demo/overlays and demo/verdicts.jsonl"
 
 test: $(INSTALLED)

@@ -22,6 +22,7 @@ from PIL import Image
 
 from benchmarks.machine import describe_machine, peak_memory_mb
 
+PROBES = ("predictor", "stream-50", "stream-2000", "teach")
 _FRAMES = 50
 
 
@@ -76,7 +77,9 @@ def main() -> int:
     """Prepare files, run each probe in a child process, print JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--arch", default="vit_b_16_plus_240", help="architecture with random weights")
-    parser.add_argument("--only", help="one of predictor, stream-50, stream-2000, teach")
+    parser.add_argument(
+        "--only", nargs="+", default=list(PROBES), choices=PROBES, help="some of the probes (default: all)"
+    )
     parser.add_argument("--probe", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -87,7 +90,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as work:
         folder = Path(work)
         _prepare(args.arch, folder)
-        for what in [args.only] if args.only else ["predictor", "stream-50", "stream-2000", "teach"]:
+        for what in args.only:
             command = [sys.executable, "-m", "benchmarks.memory", "--arch", args.arch, "--probe", what]
             done = subprocess.run([*command, "--folder", work], stdout=subprocess.PIPE, check=True)
             report[what] = json.loads(done.stdout)

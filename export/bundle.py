@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import json
 import os
@@ -70,8 +71,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 def replacing_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
-    The old folder is moved aside just before and deleted just after; if the block fails, or the process dies in it,
-    `target` is as it was.
+    If the block fails, or the process dies at any point, `target` is as it was or is the new one, whole either way.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new-"))
@@ -79,19 +79,15 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         yield working
         working.chmod(0o755)
         _sync(working)
-        if target.exists():
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-            # POSIX renames onto an empty folder, so between these two calls alone is there no `target`.
-            target.replace(old)
-            try:
-                working.replace(target)
-            except BaseException:
-                old.replace(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-        else:
+        if not target.exists():
             working.replace(target)
+        elif not _exchange(working, target):
+            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
+            target.replace(old)
+            working.replace(target)
+            shutil.rmtree(old, ignore_errors=True)
     finally:
+        # After an exchange this is the old bundle.
         shutil.rmtree(working, ignore_errors=True)
 
 
@@ -104,6 +100,16 @@ def record_artifact(folder: Path, file: str, precision: str, operators: dict[str
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json into a folder that is still being made."""
     (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two paths in one step; False where the system or the file system cannot (it is Linux's renameat2)."""
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError, TypeError):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return bool(rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
 
 
 def _sync(folder: Path) -> None:

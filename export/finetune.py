@@ -47,12 +47,11 @@ class TeachSettings:
     tau: float = 30.0
     tau_v: float = 100.0
     tau_s: float = 10.0
-    lambda_v_tower: float = 1.0
-    lambda_v_anchors: float = 0.0
+    lambda_v: float = 1.0
 
     def scalars(self, bank: TextBank) -> NDArray[np.float32]:
-        """The graph's `scalars`. The V path compares with language, so without a text tower it has no say."""
-        lambda_v = self.lambda_v_tower if bank.source == "tower" else self.lambda_v_anchors
+        """The graph's `scalars`; the V path has no say (lambda_v = 0) where the text vectors are not aligned."""
+        lambda_v = self.lambda_v if bank.aligned else 0.0
         return np.array([self.alpha, lambda_v, self.tau, self.tau_v, self.tau_s], np.float32)
 
 

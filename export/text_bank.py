@@ -23,11 +23,16 @@ _BATCH = 64
 
 @dataclass(frozen=True, slots=True)
 class TextBank:
-    """text_cls [K, C] and text_seg [2, C] (normal, defect), float32 unit vectors. source: "tower" or "anchors"."""
+    """text_cls [K, C] and text_seg [2, C] (normal, defect), float32 unit vectors.
+
+    source: "tower" or "anchors". aligned: whether image features were ever trained to meet these vectors; without
+    that the V path, which is not taught, has nothing to say.
+    """
 
     text_cls: NDArray[np.float32]
     text_seg: NDArray[np.float32]
     source: str
+    aligned: bool
 
 
 def build_text_bank(model: LoadedModel, prompts: Prompts, classes: Sequence[str]) -> TextBank:
@@ -38,7 +43,7 @@ def build_text_bank(model: LoadedModel, prompts: Prompts, classes: Sequence[str]
     if not model.has_text:
         return anchor_bank(classes, model.clip.visual.output_dim)
     vectors = np.stack([_embed_class(model, prompts.for_class(name)) for name in classes])
-    return TextBank(vectors, _segmentation_bank(vectors), "tower")
+    return TextBank(vectors, _segmentation_bank(vectors), "tower", aligned=model.trained)
 
 
 def anchor_bank(classes: Sequence[str], dim: int) -> TextBank:
@@ -48,7 +53,7 @@ def anchor_bank(classes: Sequence[str], dim: int) -> TextBank:
     square = np.random.default_rng(_ANCHOR_SEED).standard_normal((dim, dim))
     # Rows of one fixed square: a class keeps its anchor when others are added behind it.
     vectors = np.linalg.qr(square)[0][: len(classes)].astype(np.float32)
-    return TextBank(vectors, _segmentation_bank(vectors), "anchors")
+    return TextBank(vectors, _segmentation_bank(vectors), "anchors", aligned=False)
 
 
 def _segmentation_bank(text_cls: NDArray[np.float32]) -> NDArray[np.float32]:

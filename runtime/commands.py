@@ -162,13 +162,21 @@ def _pages(name: str) -> list[str]:
 
 
 def _overlay_names(frames: list[str]) -> dict[str, str]:
-    """A file name for each frame: its stem, with as many parent folders as it takes to tell them apart."""
+    """A file name for each frame: its own, with as many parent folders as it takes to tell them apart."""
     names: dict[str, str] = {}
     for depth in range(1, 1 + max(len(Path(frame).parts) for frame in frames)):
-        names = {frame: "_".join(Path(frame).parts[-depth:]).replace("/", "") + ".png" for frame in frames}
+        names = {frame: _picture_name(Path(frame), depth) for frame in frames}
         if len({name.casefold() for name in names.values()}) == len(frames):
-            break
-    return names
+            return names
+    return {frame: f"{index:06d}_{names[frame]}" for index, frame in enumerate(frames)}
+
+
+def _picture_name(frame: Path, depth: int) -> str:
+    """lot1/b.tif#2 becomes b-2.png, or lot1_b-2.png with one parent."""
+    suffix, _, page = frame.suffix.partition("#")
+    stem = frame.name[: -len(frame.suffix)] if suffix.lower() in SUFFIXES else frame.name.replace("#", "-")
+    parents = [part for part in frame.parts[-depth:-1] if part not in ("/", "..")]
+    return "_".join([*parents, stem]) + (f"-{page}" if page else "") + ".png"
 
 
 def _save_overlay(result: Prediction, path: Path) -> None:

@@ -78,7 +78,7 @@ class Predictor:
         except BaseException:
             opened.close()
             raise
-        _log.info("%s: %s", folder, opened.description)
+        _log.info("%s: backend %s: %s", folder, backend if isinstance(backend, str) else "given", opened.description)
 
     @property
     def recipe(self) -> Recipe:

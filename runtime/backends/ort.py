@@ -39,7 +39,6 @@ class OrtCpuBackend(Backend):
         options.intra_op_num_threads = threads
         # Recipe tensors are inputs with defaults, and the engine warns about each of them; that is the design.
         options.log_severity_level = _ERRORS_ONLY
-        # The engine's own packed copy of the weights is as large as the file and was no faster (benchmarks/memory.py).
         self._session: Any
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
