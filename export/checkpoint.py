@@ -78,11 +78,7 @@ def load_model(
     weights: a .safetensors file or a state dict (loaded with weights_only=True). pretrained: an open_clip tag, which
     is downloaded. random_seed: untrained weights, for tests and speed measurements. Raises CheckpointError.
     """
-    if sum(source is not None for source in (weights, pretrained, random_seed)) != 1:
-        raise CheckpointError(
-            f"{arch} needs weights from exactly one source: --weights FILE (safetensors or state dict), "
-            "--pretrained TAG (downloads through open_clip, e.g. laion400m_e32), or --random-weights (untrained)"
-        )
+    require_one_source(arch, weights, pretrained, random_seed)
     name, config, mean, std = _architecture(arch)
     if random_seed is not None:
         clip = _build(config, arch, random_seed)
@@ -98,6 +94,15 @@ def load_model(
     clip = _build(config, arch, seed=0)
     has_text = _load_into(clip, _read_state_dict(path), path)
     return LoadedModel(clip, name, config, mean, std, has_text, origin, True, sha256_of(path))
+
+
+def require_one_source(arch: str, *sources: object) -> None:
+    """Raise CheckpointError unless exactly one of weights, pretrained and random_seed is given (not None)."""
+    if sum(source is not None for source in sources) != 1:
+        raise CheckpointError(
+            f"{arch} needs weights from exactly one source: --weights FILE (safetensors or state dict), "
+            "--pretrained TAG (downloads through open_clip, e.g. laion400m_e32), or --random-weights (untrained)"
+        )
 
 
 def _architecture(arch: str) -> tuple[str, dict[str, Any], tuple[float, ...], tuple[float, ...]]:

@@ -27,6 +27,9 @@ from .dataset import area_average
 from .text_bank import TextBank
 from .views import Progress, SupportFeatures
 
+FOCAL_WEIGHT = 10.0
+"""Focal loss of a frame is a mean over cells that are nearly all easy; this brings it to the size of the dice loss."""
+
 
 @dataclass(frozen=True, slots=True)
 class TeachSettings:
@@ -123,11 +126,10 @@ def fit_transforms(
     for step in range(settings.steps):
         chosen = usable[picks[step * settings.batch : (step + 1) * settings.batch]]
         standardized = (features.tokens[chosen].float() - mean[:, None]) / std[:, None]
-        loss = torch.zeros(())
-        for j in range(levels):
-            similarity = heads.cosines(heads.transform(standardized[:, j], weight[j], bias[j]), text_seg)
-            logit = heads.vanilla_logit(similarity, torch.tensor(settings.tau_fit)).reshape(-1, *grid)
-            loss = loss + _map_loss(vertical @ logit @ horizontal.T, features.targets[chosen])
+        transformed = heads.transform(standardized.transpose(0, 1).flatten(1, 2), weight, bias[:, None])
+        logit = heads.vanilla_logit(heads.cosines(transformed, text_seg), torch.tensor(settings.tau_fit))
+        logit = vertical @ logit.reshape(levels, -1, *grid) @ horizontal.T
+        loss = _map_loss(logit, features.targets[chosen])
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -194,20 +196,24 @@ def _balanced_picks(labels: Tensor, count: int, generator: torch.Generator) -> T
 
 
 def _map_loss(logit: Tensor, target: Tensor) -> Tensor:
-    """Focal (gamma = 2) plus dice on the cells of known truth; frames of unknown truth only ask their peak to fire."""
+    """Sum over levels of focal (gamma = 2) plus dice loss: logit [m, B, rows, columns], target [B, rows, columns].
+
+    Frames of unknown truth only ask their highest cells to fire.
+    """
     known = ~target[:, 0, 0].isnan()
     loss = torch.zeros(())
     if known.any():
-        x, y = logit[known], target[known]
+        x, y = logit[:, known], target[known].expand(len(logit), -1, -1, -1)
         plain = F.binary_cross_entropy_with_logits(x, y, reduction="none")
         probability = torch.sigmoid(x)
         wrong = torch.where(y > 0, 1 - probability, probability)
-        dice = 1 - (2 * (probability * y).sum() + 1) / (probability.sum() + y.sum() + 1)
-        loss = loss + (wrong.square() * plain).mean() * 10 + dice
+        overlap, either = (probability * y).sum((1, 2, 3)), (probability + y).sum((1, 2, 3))
+        dice = 1 - (2 * overlap + 1) / (either + 1)
+        loss = loss + (FOCAL_WEIGHT * (wrong.square() * plain).mean((1, 2, 3)) + dice).sum()
     if not known.all():
-        x = logit[~known].flatten(1)
-        peaks = x.topk(max(1, x.shape[1] // 50), dim=1).values
-        loss = loss + F.softplus(-peaks).mean()
+        x = logit[:, ~known].flatten(2)
+        peaks = x.topk(max(1, x.shape[2] // 50), dim=2).values
+        loss = loss + F.softplus(-peaks).mean((1, 2)).sum()
     return loss
 
 

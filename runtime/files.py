@@ -21,6 +21,8 @@ def read_bounded(path: Path, max_bytes: int, error: type[BundleError]) -> bytes:
         raise error(path, "does not exist") from None
     except OSError as exc:
         raise error(path, f"cannot be read ({exc.strerror})") from exc
+    except ValueError as exc:  # a name that no file can have
+        raise error(path, f"cannot be read ({exc})") from exc
 
 
 def sha256_of(path: Path) -> str:

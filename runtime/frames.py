@@ -6,6 +6,8 @@ One module for teaching, calibration and serving, so that all three see the same
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -24,7 +26,7 @@ Pixels: TypeAlias = NDArray[np.uint8]
 MAX_PIXELS = 100_000_000
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_PAGE = re.compile(r"(?P<file>.+)#(?P<page>\d+)")
+_PAGE = re.compile(r"(?P<file>.+)#(?P<page>[0-9]{1,9})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,8 @@ def read_frame(source: FrameSource, options: FrameOptions | None = None, name: s
     if isinstance(source, str | Path):
         return _from_file(str(source), options, name)
     if isinstance(source, Image.Image):
-        return _from_image(source, options, name)
+        with _decoding(name):
+            return _from_image(source, options, name)
     if isinstance(source, np.ndarray):
         return _from_array(source, options, name)
     raise FrameError(name, f"a frame is a path, a Pillow image or a numpy array, not {type(source).__name__}")
@@ -104,7 +107,7 @@ def cut_rows(pixels: Pixels, options: FrameOptions, name: str) -> Pixels:
 def page_count(path: str | Path) -> int:
     """How many pages the image file holds. Raises FrameError."""
     name = str(path)
-    with _open(name, name) as image:
+    with _open(name, name) as image, _decoding(name):
         return int(getattr(image, "n_frames", 1))
 
 
@@ -123,30 +126,48 @@ def _open(path: str, name: str) -> Image.Image:
         raise FrameError(name, f"is larger than {MAX_PIXELS / 1e6:g} megapixels") from exc
     except Exception as exc:  # Pillow's plugins raise almost anything on hostile headers.
         raise FrameError(name, f"cannot be opened ({exc})") from exc
-    _check_pixels(image.width, image.height, name)
+    try:
+        _check_pixels(image.width, image.height, name)
+    except FrameError:
+        image.close()
+        raise
     return image
 
 
+@contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """As in `_open`: damaged data surface as OSError, SyntaxError, struct.error ..., and all become FrameError."""
+    try:
+        yield
+    except FrameError:
+        raise
+    except Exception as exc:
+        raise FrameError(name, f"is damaged or truncated ({exc})") from exc
+
+
 def _from_file(path: str, options: FrameOptions, name: str) -> Pixels:
-    page = None
+    path, page = _split_page(path)
+    with _open(path, name) as image, _decoding(name):
+        pages = int(getattr(image, "n_frames", 1))
+        if page is None and pages > 1:
+            raise FrameError(name, f"holds {pages} pages; name one of them: {path}#1 ... {path}#{pages}")
+        if page is not None and not 1 <= page <= pages:
+            raise FrameError(name, f"there is no page {page}; the file holds pages 1 to {pages}")
+        if page is not None:
+            image.seek(page - 1)
+        return _from_image(image, options, name)
+
+
+def _split_page(path: str) -> tuple[str, int | None]:
+    """`file.tif#3` is page 3 of `file.tif`, unless a file has that very name."""
     match = _PAGE.fullmatch(path)
-    if match and not Path(path).exists():
-        path, page = match["file"], int(match["page"])
-    with _open(path, name) as image:
-        try:
-            pages = int(getattr(image, "n_frames", 1))
-            if page is None and pages > 1:
-                raise FrameError(name, f"holds {pages} pages; name one of them: {path}#1 ... {path}#{pages}")
-            if page is not None and not 1 <= page <= pages:
-                raise FrameError(name, f"there is no page {page}; the file holds pages 1 to {pages}")
-            if page is not None:
-                image.seek(page - 1)
-                _check_pixels(image.width, image.height, name)
-            return _from_image(image, options, name)
-        except FrameError:
-            raise
-        except Exception as exc:  # as above: damaged data surface as OSError, SyntaxError, struct.error ...
-            raise FrameError(name, f"is damaged or truncated ({exc})") from exc
+    if match is None:
+        return path, None
+    try:
+        named = Path(path).exists()
+    except OSError:  # a name too long, for example; opening it will say so
+        named = False
+    return (path, None) if named else (match["file"], int(match["page"]))
 
 
 def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Pixels:
@@ -162,7 +183,7 @@ def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Pixels:
     if image.mode == "F":
         return _from_array(np.asarray(image), options, name)
     if image.mode == "P":
-        image = image.convert("RGB")
+        image = image.convert("RGBA")  # to "RGB", Pillow warns about palettes that hold transparency
     return np.array(image.convert("L"))
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 _MISSING = object()
 
@@ -38,10 +39,12 @@ class Fields:
         return value
 
     def text(self, key: str, default: object = _MISSING) -> str:
-        """A string."""
+        """A string, not empty."""
         value = self._take(key, default)
         if value is not _MISSING and not isinstance(value, str):
             self.fault(key, f"must be a string, not {_kind(value)}")
+        elif value == "":
+            self.fault(key, "must not be empty")
         return value if isinstance(value, str) else ""
 
     def number(self, key: str, low: float = -math.inf, high: float = math.inf, default: object = _MISSING) -> float:
@@ -49,7 +52,7 @@ class Fields:
         value = self._take(key, default)
         if value is _MISSING:
             return low if math.isfinite(low) else 0.0
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_finite(value):
             self.fault(key, f"must be a finite number, not {_kind(value)}")
         elif not low <= value <= high:
             self.fault(key, f"must lie in [{low:g}, {high:g}], not {value:g}")
@@ -73,7 +76,7 @@ class Fields:
     def numbers(self, key: str, length: int) -> tuple[float, ...]:
         """A list of `length` finite numbers."""
         items = self.items(key)
-        good = [float(v) for v in items if isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v)]
+        good = [float(v) for v in items if _is_finite(v)]
         if key in self._values and (len(good) != len(items) or len(good) != length):
             self.fault(key, f"must be {length} finite numbers")
         return tuple(good) if len(good) == length else (0.0,) * length
@@ -134,6 +137,12 @@ class Fields:
         """Record every key that nobody asked for."""
         unknown = sorted(set(self._values) - self._read)
         self.faults.extend(f"{self.where}.{key} is not known to this version" for key in unknown)
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    # JSON has whole numbers of any length; math.isfinite would overflow on those that no float can hold.
+    limit = sys.float_info.max
+    return isinstance(value, int | float) and not isinstance(value, bool) and -limit <= value <= limit
 
 
 def _kind(value: object) -> str:

@@ -180,20 +180,21 @@ def load_bundle(folder: str | Path, *, verify_all: bool = False) -> tuple[Manife
     `verify_all`. Raises BundleError with all faults.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    try:
+        there = folder.is_dir()
+    except OSError:  # a name too long, or a parent that may not be entered
+        there = False
+    if not there:
         raise BundleError(folder, "is not a bundle folder; build one with: python export/build_engine.py --out FOLDER")
     content = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError)
     manifest = Manifest.from_json(content, where=str(folder / FILE_NAME))
     faults: list[str] = []
     for artifact in manifest.artifacts:
         faults.extend(_artifact_faults(folder, artifact, hashed=verify_all))
-    recipe_path = folder / manifest.recipe_file
-    if not recipe_path.is_file():
-        faults.append(f"{manifest.recipe_file} is missing")
-    elif sha256_of(recipe_path) != manifest.recipe_sha256:
-        faults.append(f"{manifest.recipe_file} does not have the SHA-256 that the manifest records")
+    faults.extend(_file_faults(folder, manifest.recipe_file, None, manifest.recipe_sha256))
     if faults:
         raise BundleError(folder, faults)
+    recipe_path = folder / manifest.recipe_file
     recipe = Recipe.load(recipe_path)
     manifest.encoder.check(recipe, where=str(recipe_path))
     return manifest, recipe
@@ -208,14 +209,22 @@ def check_artifact(folder: Path, artifact: Artifact) -> Path:
 
 
 def _artifact_faults(folder: Path, artifact: Artifact, *, hashed: bool) -> list[str]:
-    path = folder / artifact.file
-    if not path.is_file():
-        return [f"{artifact.file} is missing"]
-    size = path.stat().st_size
-    if size != artifact.bytes:
-        return [f"{artifact.file} is {size:,} bytes, the manifest records {artifact.bytes:,}: copy the bundle again"]
-    if hashed and sha256_of(path) != artifact.sha256:
-        return [f"{artifact.file} does not have the SHA-256 that the manifest records: copy the bundle again"]
+    return _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if hashed else None)
+
+
+def _file_faults(folder: Path, file: str, size: int | None, sha256: str | None) -> list[str]:
+    """What is wrong with one file of the bundle; None stands for what is not to be checked."""
+    path = folder / file
+    try:
+        if not path.is_file():
+            return [f"{file} is missing"]
+        found = path.stat().st_size
+        if size is not None and found != size:
+            return [f"{file} is {found:,} bytes, the manifest records {size:,}: copy the bundle again"]
+        if sha256 is not None and sha256_of(path) != sha256:
+            return [f"{file} does not have the SHA-256 that the manifest records: copy the bundle again"]
+    except OSError as exc:
+        return [f"{file} cannot be read ({exc.strerror})"]
     return []
 
 
@@ -264,6 +273,8 @@ def _read_artifact(fields: Fields) -> Artifact:
         fields.fault("kind", f"must be one of {', '.join(KINDS)}")
     if artifact.precision and artifact.precision not in PRECISIONS:
         fields.fault("precision", f"must be one of {', '.join(PRECISIONS)}")
+    if not all(type(count) is int for count in artifact.operators.values()):
+        fields.fault("operators", "must give a whole number for each operator")
     fields.finish()
     return artifact
 

@@ -17,7 +17,7 @@ from .maps import Map, Region, find_regions, frame_score, upsample
 from .recipe import FrameOptions, Recipe
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The verdict on one frame. `label` and `is_defect` are two answers: the head's class, and the map's score.
 

@@ -133,8 +133,8 @@ class Predictor:
         The frame is decoded in the calling thread, before this returns, so an array may be reused afterwards. Waits
         while the queue is full, at most `timeout_s`. Raises FrameError, QueueFullError; the future raises BackendError.
         """
-        self._check_open()
         with self._lock:
+            self._check_open()  # under the lock: a batcher made after close() would never end
             if self._batcher is None:
                 self._batcher = MicroBatcher(self._pipeline, self._max_delay_ms, self._queue_size)
             batcher = self._batcher

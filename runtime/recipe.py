@@ -144,7 +144,7 @@ class Recipe:
         pixel_threshold = fields.number("pixel_threshold", 0, 1)
         text = fields.text("text")
         teaching = fields.mapping("teaching")
-        if text not in ("tower", "anchors"):
+        if text and text not in ("tower", "anchors"):
             fields.fault("text", f'must be "tower" or "anchors", not "{text}"')
         fields.finish()
         tensors = _read_tensors(parsed, faults)
@@ -159,7 +159,7 @@ def _read_header(metadata: Mapping[str, str], where: str) -> object:
         header = json.loads(metadata[METADATA_KEY])
     except KeyError:
         raise RecipeError(where, f"has no {METADATA_KEY} metadata: it is not a recipe") from None
-    except ValueError as exc:
+    except (ValueError, RecursionError) as exc:
         raise RecipeError(where, f"has unreadable {METADATA_KEY} metadata ({exc})") from exc
     if isinstance(header, dict):
         if header.get("format") != FORMAT:
