@@ -21,7 +21,9 @@ from .errors import CheckpointError
 PIXEL_OFFSET = 128.0
 PIXEL_SCALE = 64.0
 LARGE_SCORE = 16.0
-"""From this attention score on (after the 1/sqrt(d) scaling), rounding it to fp16 changes a weight by over 1 %."""
+"""From this attention score on (after the 1/sqrt(d) scaling), an fp16 score is off by up to 1 % of its weight."""
+HARMFUL_ERROR = 1e-3
+"""Mean relative change of a level's tokens from which on fp16 is not taken for the layer that causes it."""
 
 
 @dataclass(frozen=True)
@@ -74,25 +76,47 @@ class DualPathEncoder(nn.Module):
         self.register_buffer("patch_position", positions[1:] + bias)
         self.register_buffer("class_token", (visual.class_embedding.detach() + positions[0])[None, None])
         self.compute_dtype = torch.float32
+        self.fp32_layers: frozenset[int] = frozenset()
         self.fp32_attention: frozenset[int] = frozenset()
         self.eval().requires_grad_(False)
 
     def half_precision(self, pixels: Tensor) -> DualPathEncoder:
-        """A copy whose attention, MLP and projection are fp16.
+        """A copy whose attention, MLP and projection are fp16, except where measurement on `pixels` forbids it.
 
-        The residual stream, LayerNorm and the patch embedding stay fp32: rounding Z after each of its 2 x layers
-        additions doubles the error of the map, and these parts are a few per cent of the work. So does the attention
-        of layers whose scores on `pixels` (real frames, as for `forward`) are large (`fp32_attention`, 1-based): not
-        every fp16 kernel keeps scores in fp32, and at 32 two neighbouring fp16 numbers weigh 3 % apart.
+        pixels: real frames, as for `forward`. The residual stream, LayerNorm and the patch embedding always stay fp32:
+        rounding Z after each addition doubles the error of the map, and they are a few per cent of the work. Layers
+        that alone would change the tokens too much stay fp32 whole (`fp32_layers`, counted from 1); layers with large
+        attention scores compute attention, not its projections, in fp32 (`fp32_attention`).
         """
         twin = copy.deepcopy(self)
         twin.compute_dtype = torch.float16
-        twin.fp32_attention = self._layers_of_large_scores(pixels)
-        for block in twin.blocks:
-            block.attn.half()
-            block.mlp.half()
+        twin.fp32_layers, twin.fp32_attention = self._layers_to_keep(pixels)
+        for layer, block in enumerate(twin.blocks, start=1):
+            if layer not in twin.fp32_layers:
+                _halve(block)
         twin.proj = nn.Parameter(twin.proj.half(), requires_grad=False)
         return twin
+
+    def _layers_to_keep(self, pixels: Tensor) -> tuple[frozenset[int], frozenset[int]]:
+        """Layers whose fp16 form alone harms the tokens of their level, and layers with large scores."""
+        harmed, large = set(), set()
+        with torch.inference_mode():
+            exact = [self._embed(pixels)]
+            for layer, block in enumerate(self.blocks, start=1):
+                q, k, v = self._heads_of(block, exact[-1])
+                peak = max(float((a @ b.transpose(-1, -2)).abs().amax()) for a, b in ((q, k), (v, v)))
+                if peak * q.shape[-1] ** -0.5 > LARGE_SCORE:
+                    large.add(layer)
+                exact.append(self._dual_path(block, exact[-1], layer)[0])
+            for layer, block in enumerate(self.blocks, start=1):
+                level = min(end for end in self.level_layers if end >= layer)
+                z, _ = self._dual_path(_halve(copy.deepcopy(block)), exact[layer - 1], layer)
+                for later in range(layer + 1, level + 1):
+                    z, _ = self._dual_path(self.blocks[later - 1], z, later)
+                norm = torch.linalg.vector_norm(exact[level], dim=-1)
+                if float((torch.linalg.vector_norm(z - exact[level], dim=-1) / norm).mean()) > HARMFUL_ERROR:
+                    harmed.add(layer)
+        return frozenset(harmed), frozenset(large - harmed)
 
     def forward(self, pixels: Tensor) -> Levels:
         """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`."""
@@ -104,8 +128,8 @@ class DualPathEncoder(nn.Module):
             v = v_i if v is None else v + v_i
             if layer in self.level_layers:
                 tokens.append(z)
-                values.append(self._norm(self.ln_post, v) @ self.proj)
-                cls.append(self._norm(self.ln_post, z[:, 0]) @ self.proj)
+                values.append(self.ln_post(v).to(self.compute_dtype) @ self.proj)
+                cls.append(self.ln_post(z[:, 0]).to(self.compute_dtype) @ self.proj)
                 v = None
         return Levels(tokens, values, cls)
 
@@ -120,44 +144,36 @@ class DualPathEncoder(nn.Module):
     def _dual_path(self, block: ResidualAttentionBlock, z: Tensor, layer: int) -> tuple[Tensor, Tensor]:
         """One dual-path block: Z^i (eq. 3) and V^i for the patches (eq. 4)."""
         q, k, v = self._heads_of(block, z)
+        dtype = q.dtype
         if layer in self.fp32_attention:
             q, k, v = q.float(), k.float(), v.float()
         vanilla = F.scaled_dot_product_attention(q, k, v)  # eq. 1
         # Eq. 2. The class token is a key here as in the paper, but nobody reads its own V, so it asks nothing.
         value = F.scaled_dot_product_attention(v[:, :, 1:], v, v)
         out = block.attn.out_proj
-        z = z + block.ls_1(out(self._join_heads(vanilla).to(self.compute_dtype)).float())
-        z = z + block.ls_2(block.mlp(self._norm(block.ln_2, z)).float())
-        return z, out(self._join_heads(value).to(self.compute_dtype)).float()
+        z = z + block.ls_1(out(self._join_heads(vanilla).to(dtype)).float())
+        z = z + block.ls_2(block.mlp(block.ln_2(z).to(dtype)).float())
+        return z, out(self._join_heads(value).to(dtype)).float()
 
     def _heads_of(self, block: ResidualAttentionBlock, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Q, K and V of one block, [B, heads, N, D / heads]."""
-        y = self._norm(block.ln_1, z)
+        """Q, K and V of one block, [B, heads, N, D / heads], in the type of its weights."""
+        y = block.ln_1(z).to(block.attn.in_proj_weight.dtype)
         q, k, v = F.linear(y, block.attn.in_proj_weight, block.attn.in_proj_bias).chunk(3, dim=-1)
         return self._split_heads(q), self._split_heads(k), self._split_heads(v)
-
-    def _layers_of_large_scores(self, pixels: Tensor) -> frozenset[int]:
-        found = set()
-        with torch.inference_mode():
-            z = self._embed(pixels)
-            for layer, block in enumerate(self.blocks, start=1):
-                q, k, v = self._heads_of(block, z)
-                scale = q.shape[-1] ** -0.5
-                peak = max(float((a @ b.transpose(-1, -2)).abs().amax()) for a, b in ((q, k), (v, v))) * scale
-                if peak > LARGE_SCORE:
-                    found.add(layer)
-                z, _ = self._dual_path(block, z, layer)
-        return frozenset(found)
-
-    def _norm(self, norm: nn.LayerNorm, x: Tensor) -> Tensor:
-        """LayerNorm in fp32, its result in the type of the matrix product that follows."""
-        return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(self.compute_dtype)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], x.shape[1], self.heads, self.width // self.heads).transpose(1, 2)
 
     def _join_heads(self, x: Tensor) -> Tensor:
         return x.transpose(1, 2).reshape(x.shape[0], x.shape[2], self.width)
+
+
+def _halve(block: nn.Module) -> nn.Module:
+    """The block with fp16 matrix products; its LayerNorms stay fp32. Changes and returns it."""
+    for name, module in block.named_children():
+        if name in ("attn", "mlp"):
+            module.half()
+    return block
 
 
 def _grey_patch_embedding(weight: Tensor, mean: Sequence[float], std: Sequence[float]) -> tuple[Tensor, Tensor]:

@@ -125,6 +125,7 @@ def build_bundle(
                 )
                 require_parity(artifact.file, report)
                 if artifact.precision == "fp16":
+                    report["fp32_layers"] = sorted(half.encoder.fp32_layers)
                     report["fp32_attention_layers"] = sorted(half.encoder.fp32_attention)
                 artifacts[index] = replace(artifact, parity=report)
         recipe.save(folder / RECIPE_FILE)
