@@ -7,7 +7,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -39,12 +39,16 @@ class Predict:
         parser.add_argument("--recipe", type=Path, help="judge by this recipe instead of the bundle's own")
         parser.add_argument("--backend", default="auto", help="auto, cpu or fake (default: auto)")
         parser.add_argument("--precision", help="which ONNX artifact: fp32 (default) or fp16")
-        parser.add_argument("--batch-size", type=int, default=8, help="frames per engine run (default: 8)")
-        parser.add_argument("--threads", type=int, default=0, help="cores for the engine (default: all)")
+        parser.add_argument("--batch-size", type=_at_least(1), default=8, help="frames per engine run (default: 8)")
+        parser.add_argument("--threads", type=_at_least(0), default=0, help="cores for the engine (default: all)")
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
 
     def run(self, args: argparse.Namespace) -> int:
         """Predict; 1 if some frames failed."""
+        if args.json is not None and args.json.is_dir():
+            raise PredictorError(f"{args.json} is a folder; --json takes the name of a file")
+        if args.overlays is not None and args.overlays.exists() and not args.overlays.is_dir():
+            raise PredictorError(f"{args.overlays} is not a folder; --overlays takes the name of one")
         for path in (args.json, args.overlays):
             if (
                 path is not None
@@ -110,8 +114,8 @@ class Inspect:
             print(f"artifact    {artifact.file}: {artifact.precision}, {artifact.bytes / 1e6:.1f} MB, SHA-256 correct")
             print(
                 f"            parity on {parity.get('frames')} frames: probabilities "
-                f"{parity.get('max_abs_probability', float('nan')):.1e}, map "
-                f"{parity.get('max_abs_defect_map', float('nan')):.1e}, labels equal {parity.get('labels_equal')}"
+                f"{_distance(parity.get('max_abs_probability'))}, map "
+                f"{_distance(parity.get('max_abs_defect_map'))}, labels equal {parity.get('labels_equal')}"
             )
             attention = artifact.operators.get("Attention", 0)
             print(f"            {sum(artifact.operators.values())} operators, {attention} Attention")
@@ -128,6 +132,20 @@ class Inspect:
         for note in manifest.notes:
             print(f"note        {note}")
         return 0
+
+
+def _distance(value: object) -> str:
+    return f"{value:.1e}" if isinstance(value, int | float) else "unknown"
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def whole(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        return value
+
+    return whole
 
 
 def find_frames(paths: list[str]) -> list[str]:

@@ -1,0 +1,231 @@
+"""runtime.backends: choosing an engine, what is checked before one is opened, and the fake one."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_encoder, make_recipe
+
+from runtime.backends import Backend, FakeBackend, open_backend
+from runtime.errors import BackendError, BackendUnavailable, BundleError
+from runtime.manifest import Manifest, load_bundle
+
+
+def manifest_of(folder: Path) -> Manifest:
+    return load_bundle(folder)[0]
+
+
+def frames(*first_pixels: int) -> np.ndarray:
+    """Black 64 x 64 frames that the fake backend calls class `first pixel modulo K`."""
+    batch = np.zeros((len(first_pixels), 64, 64), np.uint8)
+    batch[:, 0, 0] = first_pixels
+    return batch
+
+
+def test_the_fake_backend_is_opened_by_name(fake_bundle: Path) -> None:
+    manifest = manifest_of(fake_bundle)
+    with open_backend("fake", fake_bundle, manifest) as backend:
+        assert isinstance(backend, FakeBackend)
+        assert backend.name == "fake"
+        assert backend.encoder == manifest.encoder
+    assert backend.closed
+
+
+@pytest.mark.parametrize("name", ["tensorrt", "", "CPU"])
+def test_an_unknown_backend_is_refused_with_the_names_there_are(name: str, fake_bundle: Path) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        open_backend(name, fake_bundle, manifest_of(fake_bundle))
+    assert str(caught.value) == f'there is no backend "{name}" in this version; choose one of auto, cpu, fake'
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+@pytest.mark.parametrize("precision", ["fp16", "int8", "double"])
+def test_a_precision_that_is_not_held_is_refused_with_those_that_are(
+    name: str, precision: str, fake_bundle: Path
+) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        open_backend(name, fake_bundle, manifest_of(fake_bundle), precision=precision)
+    assert str(caught.value) == f"{fake_bundle}: holds no {precision} ONNX artifact; it holds model.onnx (fp32)"
+
+
+def test_a_bundle_without_artifacts_says_so(fake_bundle: Path) -> None:
+    with pytest.raises(BackendUnavailable, match="holds no fp32 ONNX artifact; it holds none"):
+        open_backend("cpu", fake_bundle, replace(manifest_of(fake_bundle), artifacts=()))
+
+
+def test_an_engine_file_is_not_taken_for_onnx(fake_bundle: Path) -> None:
+    manifest = manifest_of(fake_bundle)
+    engine = replace(manifest.artifacts[0], kind="engine", file="model.engine")
+    with pytest.raises(BackendUnavailable, match=r"it holds model\.engine \(fp32\)"):
+        open_backend("cpu", fake_bundle, replace(manifest, artifacts=(engine,)))
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_without_onnx_runtime_the_extra_to_install_is_named(
+    name: str, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BackendUnavailable) as caught:
+        open_backend(name, fake_bundle, manifest_of(fake_bundle))
+    assert str(caught.value) == 'backend "cpu" needs ONNX Runtime, which is not installed: pip install "sem-clip[cpu]"'
+
+
+@pytest.mark.parametrize("name", ["auto", "cpu"])
+def test_garbage_in_place_of_onnx_is_a_fault_of_the_bundle(name: str, fake_bundle: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(BundleError) as caught:
+        open_backend(name, fake_bundle, manifest_of(fake_bundle))
+    (fault,) = caught.value.faults
+    assert fault.startswith("model.onnx cannot be opened by ONNX Runtime: ")
+    assert caught.value.where == str(fake_bundle)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        (b"X" * 15, "model.onnx does not have the SHA-256 that the manifest records: copy the bundle again"),
+        (b"short", "model.onnx is 5 bytes, the manifest records 15: copy the bundle again"),
+        (None, "model.onnx is missing"),
+    ],
+    ids=["hash", "size", "missing"],
+)
+def test_an_artifact_is_checked_before_the_engine_sees_it(
+    content: bytes | None, fault: str, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    opened: list[object] = []
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: opened.append(args))
+    manifest = manifest_of(fake_bundle)
+    if content is None:
+        (fake_bundle / "model.onnx").unlink()
+    else:
+        (fake_bundle / "model.onnx").write_bytes(content)
+    with pytest.raises(BundleError) as caught:
+        open_backend("cpu", fake_bundle, manifest)
+    assert caught.value.faults == (fault,)
+    assert opened == []
+
+
+class Node:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+class Session:
+    """What the backend uses of an ONNX Runtime session."""
+
+    def __init__(self, inputs: list[str], outputs: list[str]) -> None:
+        self._inputs, self._outputs = inputs, outputs
+
+    def get_inputs(self) -> list[Node]:
+        return [Node("frames")]
+
+    def get_overridable_initializers(self) -> list[Node]:
+        return [Node(name) for name in self._inputs]
+
+    def get_outputs(self) -> list[Node]:
+        return [Node(name) for name in self._outputs]
+
+    def run(self, outputs: object, feeds: object) -> list[np.ndarray]:
+        raise RuntimeError("first line\nsecond line")
+
+
+RECIPE_INPUTS = ["text_seg", "text_cls", "transform_weight", "transform_bias", "head_weight", "head_bias", "scalars"]
+
+
+def test_a_graph_without_the_recipe_inputs_is_refused(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = Session(RECIPE_INPUTS[2:], ["probabilities"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
+    with pytest.raises(BundleError) as caught:
+        open_backend("cpu", fake_bundle, manifest_of(fake_bundle))
+    assert caught.value.faults == ("model.onnx lacks the inputs or outputs text_cls, text_seg, defect_map, features",)
+
+
+def test_whatever_the_engine_raises_is_a_backend_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
+    backend = open_backend("cpu", fake_bundle, manifest_of(fake_bundle))
+    assert "model.onnx (fp32)" in backend.description
+    with pytest.raises(BackendError) as caught:
+        backend.run(frames(0, 0), make_recipe())
+    assert str(caught.value) == "ONNX Runtime failed on a batch of 2: first line"
+    backend.close()
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.run(frames(0), make_recipe())
+
+
+def test_the_first_artifact_of_a_precision_is_opened(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    opened: list[str] = []
+
+    def open_session(path: str, options: object, providers: list[str]) -> Session:
+        assert providers == ["CPUExecutionProvider"]
+        opened.append(path)
+        return Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    manifest = manifest_of(fake_bundle)
+    half = replace(manifest.artifacts[0], precision="fp16", file="half.onnx")
+    (fake_bundle / "half.onnx").write_bytes((fake_bundle / "model.onnx").read_bytes())
+    both = replace(manifest, artifacts=(half, *manifest.artifacts))
+    for precision in (None, "fp32", "fp16"):
+        open_backend("cpu", fake_bundle, both, precision=precision)
+    assert [Path(path).name for path in opened] == ["model.onnx", "model.onnx", "half.onnx"]
+
+
+# The fake backend
+
+
+def test_the_fake_backend_answers_from_the_pixels() -> None:
+    backend = FakeBackend(make_encoder())
+    batch = frames(0, 1, 5, 255)
+    batch[1, 17, 33] = 51
+    outputs = backend.run(batch, make_recipe())
+    assert outputs.probabilities.argmax(axis=1).tolist() == [0, 1, 2, 0]
+    np.testing.assert_allclose(outputs.probabilities.sum(axis=1), 1, atol=1e-6)
+    assert outputs.defect_map.shape == (4, 4, 4)
+    expected = np.zeros((4, 4), np.float32)
+    expected[0, 0], expected[1, 2] = 1 / 255, 0.2
+    np.testing.assert_allclose(outputs.defect_map[1], expected, atol=1e-7)
+    assert outputs.features.shape == (4, 128)
+    assert outputs.features[:, 0].tolist() == [0, 1, 5, 255]
+    assert {array.dtype for array in (outputs.probabilities, outputs.defect_map, outputs.features)} == {
+        np.dtype(np.float32)
+    }
+
+
+@pytest.mark.parametrize("count", [2, 7, 64])
+def test_the_fake_backend_follows_the_classes_of_the_recipe(count: int) -> None:
+    recipe = make_recipe(("good", *(f"c{i}" for i in range(1, count))))
+    outputs = FakeBackend(make_encoder()).run(frames(count - 1, count), recipe)
+    assert outputs.probabilities.shape == (2, count)
+    assert outputs.probabilities.argmax(axis=1).tolist() == [count - 1, 0]
+
+
+def test_the_fake_backend_counts_its_batches_and_fails_when_told() -> None:
+    backend = FakeBackend(make_encoder(), fail_after=2)
+    for size in (3, 1):
+        backend.run(frames(*range(size)), make_recipe())
+    for _ in range(2):
+        with pytest.raises(BackendError, match="told to fail"):
+            backend.run(frames(0), make_recipe())
+    assert backend.batches == [3, 1]
+
+
+def test_a_backend_of_ones_own_needs_only_run() -> None:
+    class Own(Backend):
+        def run(self, frames: object, recipe: object) -> None:  # type: ignore[override]
+            return None
+
+    with Own() as backend:
+        backend.close()
+    with pytest.raises(TypeError):
+        Backend()  # type: ignore[abstract]

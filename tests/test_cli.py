@@ -1,0 +1,478 @@
+"""`sem-clip inspect` and `sem-clip predict`: lines, pictures, exit statuses, and outputs that are whole or absent."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_encoder, make_recipe, write_bundle
+from PIL import Image
+
+from runtime import FakeBackend, Predictor, SemClipError
+from runtime import predictor as predictor_module
+from runtime.cli import main, run
+from runtime.manifest import Manifest
+
+Capture = pytest.CaptureFixture[str]
+
+
+def write_frame(path: Path, number: int = 0, *, defect: bool = False) -> Path:
+    """A frame that the fake backend calls class `number` modulo K; a defect has a bright square."""
+    pixels = np.zeros((64, 64), np.uint8)
+    pixels[0, 0] = number
+    if defect:
+        pixels[16:48, 16:48] = 255
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def write_stack(path: Path, pages: int) -> Path:
+    first, *rest = (Image.fromarray(np.full((64, 64), number, np.uint8)) for number in range(pages))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    first.save(path, save_all=True, append_images=rest)
+    return path
+
+
+def predict(bundle: Path, *arguments: object) -> int:
+    return main(["predict", str(bundle), "--backend", "fake", *map(str, arguments)])
+
+
+def lines_of(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def sources_of(text: str) -> list[str]:
+    return [line["source"] for line in lines_of(text)]
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def frames(tmp_path: Path) -> Path:
+    """Three frames, the second a defect."""
+    folder = tmp_path / "frames"
+    write_frame(folder / "a.png", 0)
+    write_frame(folder / "b.png", 1, defect=True)
+    write_frame(folder / "c.png", 2)
+    return folder
+
+
+# inspect
+
+
+def test_inspect_says_what_a_bundle_holds(fake_bundle: Path, capsys: Capture) -> None:
+    assert main(["inspect", str(fake_bundle)]) == 0
+    out, err = capsys.readouterr()
+    assert err == ""
+    for part in (
+        "toy, weights: random, seed 0 (UNTRAINED)",
+        "4 layers, width 32, levels after [1, 2, 3, 4]",
+        "id abababababababab, checkpoint SHA-256 cdcdcdcdcdcdcdcd",
+        "any size, squashed to 64 x 64",
+        "model.onnx: fp32, 0.0 MB, SHA-256 correct",
+        "8 operators, 8 Attention",
+        "recipe.safetensors: good, bridge, hole; text from anchors",
+        "defect threshold 0.5000, pixel threshold 0.5000",
+        "alpha 0.8, lambda_v 1, tau 10, tau_v 10, tau_s 10",
+        "made for tests",
+    ):
+        assert part in out
+
+
+def test_inspect_says_where_the_resize_is(tmp_path: Path, capsys: Capture) -> None:
+    bundle = write_bundle(tmp_path / "bundle", encoder=make_encoder(input_size=(768, 1024), trained=True))
+    assert main(["inspect", str(bundle)]) == 0
+    out = capsys.readouterr().out
+    assert "exactly 768 x 1024 (height x width)" in out
+    assert "UNTRAINED" not in out
+
+
+@pytest.mark.parametrize(
+    "parity",
+    [{}, {"frames": 3, "max_abs_probability": None, "max_abs_defect_map": "small"}, {"max_abs_probability": 1e-6}],
+)
+def test_inspect_takes_a_parity_report_as_it_is(parity: dict[str, Any], fake_bundle: Path, capsys: Capture) -> None:
+    document = json.loads((fake_bundle / "manifest.json").read_text())
+    document["artifacts"][0]["parity"] = parity
+    (fake_bundle / "manifest.json").write_text(json.dumps(document))
+    assert main(["inspect", str(fake_bundle)]) == 0
+    assert ("1.0e-06" if parity == {"max_abs_probability": 1e-6} else "unknown") in capsys.readouterr().out
+
+
+def test_inspect_checks_every_hash_and_lists_all_faults(fake_bundle: Path, capsys: Capture) -> None:
+    (fake_bundle / "model.onnx").write_bytes(b"X" * 15)
+    (fake_bundle / "recipe.safetensors").unlink()
+    assert main(["inspect", str(fake_bundle)]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"error: {fake_bundle}: 2 faults:\n")
+    assert "model.onnx does not have the SHA-256" in err
+    assert "recipe.safetensors is missing" in err
+
+
+def test_the_program_runs_as_a_module(fake_bundle: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.cli", "inspect", str(fake_bundle)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "recipe.safetensors: good, bridge, hole" in done.stdout
+
+
+# predict: lines
+
+
+def test_each_frame_gives_one_json_line_on_stdout(fake_bundle: Path, frames: Path, capsys: Capture) -> None:
+    assert predict(fake_bundle, frames) == 0
+    out, err = capsys.readouterr()
+    lines = lines_of(out)
+    assert [line["source"] for line in lines] == [str(frames / name) for name in ("a.png", "b.png", "c.png")]
+    assert [line["label"] for line in lines] == ["good", "bridge", "hole"]
+    assert [line["is_defect"] for line in lines] == [False, True, False]
+    assert [len(line["regions"]) for line in lines] == [0, 1, 0]
+    assert "3 frames: 1 defects, 0 could not be read" in err
+    assert "fake backend" in err
+
+
+def test_lines_are_what_the_predictor_says(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    assert predict(fake_bundle, frames, "--json", tmp_path / "new" / "verdicts.jsonl") == 0
+    text = (tmp_path / "new" / "verdicts.jsonl").read_text()
+    assert text.endswith("}\n")
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        for line in lines_of(text):
+            expected = predictor(line["source"]).to_dict()
+            assert line.pop("timings_ms").keys() == expected.pop("timings_ms").keys()
+            assert line == expected
+
+
+def test_with_a_file_nothing_goes_to_stdout(fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture) -> None:
+    assert predict(fake_bundle, frames, "--json", tmp_path / "v.jsonl") == 0
+    assert capsys.readouterr().out == ""
+    assert names_in(tmp_path) == ["bundle", "frames", "v.jsonl"]
+
+
+def test_a_frame_that_cannot_be_read_is_an_error_line_and_status_1(
+    fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    (frames / "b.png").write_bytes(b"")
+    assert predict(fake_bundle, frames, tmp_path / "absent.png", "--overlays", tmp_path / "overlays") == 1
+    out, err = capsys.readouterr()
+    first, second, third, fourth = lines_of(out)
+    assert (first["label"], third["label"]) == ("good", "hole")
+    assert second == {"source": str(frames / "b.png"), "error": "is empty (0 bytes)"}
+    assert fourth == {"source": str(tmp_path / "absent.png"), "error": "no such file"}
+    assert "4 frames: 0 defects, 2 could not be read" in err
+    assert names_in(tmp_path / "overlays") == ["a.png", "c.png"]
+
+
+def test_another_recipe_judges_if_given(fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture) -> None:
+    make_recipe(("good", "scratch"), defect_threshold=0.0).save(tmp_path / "two.safetensors")
+    assert predict(fake_bundle, frames, "--recipe", tmp_path / "two.safetensors", "--batch-size", 2) == 0
+    lines = lines_of(capsys.readouterr().out)
+    assert [line["label"] for line in lines] == ["good", "scratch", "good"]
+    assert all(line["is_defect"] for line in lines)
+
+
+# predict: which frames
+
+
+def test_a_folder_is_searched_for_frames_in_a_stable_order(fake_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "lot"
+    for name in ("b/z.PNG", "a.jpg", "b/a.bmp", "c.TIFF", "d.jpeg", "e.tif"):
+        write_frame(folder / name)
+    (folder / "groups.csv").write_text("frame,group\n")
+    (folder / "model.onnx").write_bytes(b"")
+    (folder / "folder.png").mkdir()
+    assert predict(fake_bundle, folder) == 0
+    expected = [str(folder / name) for name in ("a.jpg", "b/a.bmp", "b/z.PNG", "c.TIFF", "d.jpeg", "e.tif")]
+    assert sources_of(capsys.readouterr().out) == expected
+
+
+def test_of_a_data_folder_only_the_images_are_taken(fake_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    for name in ("images/good/1.png", "images/hole/2.png", "masks/hole/2.png", "overview.png"):
+        write_frame(tmp_path / "data" / name)
+    assert predict(fake_bundle, tmp_path / "data") == 0
+    expected = [str(tmp_path / "data" / "images" / name) for name in ("good/1.png", "hole/2.png")]
+    assert sources_of(capsys.readouterr().out) == expected
+
+
+def test_each_page_of_a_stack_is_a_line(fake_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "lot"
+    stack = write_stack(folder / "stack.tif", 3)
+    single = write_stack(folder / "single.tif", 1)
+    assert predict(fake_bundle, folder) == 0
+    pages = [f"{stack}#1", f"{stack}#2", f"{stack}#3"]
+    lines = lines_of(capsys.readouterr().out)
+    assert [line["source"] for line in lines] == [str(single), *pages]
+    assert [line["label"] for line in lines[1:]] == ["good", "bridge", "hole"]
+    assert predict(fake_bundle, stack, f"{stack}#2") == 0
+    assert sources_of(capsys.readouterr().out) == pages
+
+
+def test_a_frame_named_twice_is_one_line(fake_bundle: Path, frames: Path, capsys: Capture) -> None:
+    assert predict(fake_bundle, frames / "c.png", frames, frames) == 0
+    assert sources_of(capsys.readouterr().out) == [str(frames / name) for name in ("c.png", "a.png", "b.png")]
+
+
+def test_a_damaged_stack_is_one_error_line(fake_bundle: Path, frames: Path, capsys: Capture) -> None:
+    stack = write_stack(frames / "stack.tif", 3)
+    content = stack.read_bytes()
+    for length in (0, 100, 4400, len(content) - 20):
+        stack.write_bytes(content[:length])
+        assert predict(fake_bundle, frames) == 1
+        lines = lines_of(capsys.readouterr().out)
+        assert [("label" in line, line["source"]) for line in lines[:3]] == [
+            (True, str(frames / name)) for name in ("a.png", "b.png", "c.png")
+        ]
+        assert any("error" in line for line in lines[3:])
+
+
+def test_a_named_file_is_tried_whatever_its_suffix(fake_bundle: Path, frames: Path, capsys: Capture) -> None:
+    (frames / "a.png").rename(frames / "a.dat")
+    assert predict(fake_bundle, frames / "a.dat") == 0
+    assert sources_of(capsys.readouterr().out) == [str(frames / "a.dat")]
+
+
+# predict: overlays
+
+
+def test_overlays_are_the_pictures_of_the_predictions(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    assert predict(fake_bundle, frames, "--overlays", tmp_path / "deep" / "overlays") == 0
+    assert names_in(tmp_path / "deep" / "overlays") == ["a.png", "b.png", "c.png"]
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        expected = np.asarray(predictor(frames / "b.png").overlay())
+    with Image.open(tmp_path / "deep" / "overlays" / "b.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), expected)
+
+
+@pytest.mark.parametrize(
+    ("names", "pictures"),
+    [
+        (["a/x.png", "b/x.png"], ["a_x.png", "b_x.png"]),
+        (["lot1/a/x.png", "lot2/a/x.png"], ["lot1_a_x.png", "lot2_a_x.png"]),
+        (["x.png", "y/x.png"], ["x.png", "y_x.png"]),
+        (["a/x.png", "b/y.png"], ["x.png", "y.png"]),
+        (["x.png", "x.tif"], ["000000_x.png", "000001_x.png"]),
+        (["a_b/c.png", "a/b/c.png", "x/b/c.png"], ["000000_a_b_c.png", "000001_a_b_c.png", "000002_x_b_c.png"]),
+    ],
+)
+def test_each_frame_has_a_picture_of_its_own(
+    names: list[str],
+    pictures: list[str],
+    fake_bundle: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for number, name in enumerate(names):
+        write_frame(Path(name), number)
+    assert predict(fake_bundle, *names, "--overlays", tmp_path / "overlays") == 0
+    assert names_in(tmp_path / "overlays") == sorted(pictures)
+    for number, picture in enumerate(pictures):
+        with Image.open(tmp_path / "overlays" / picture) as image:
+            assert image.getpixel((0, 0)) == (number, number, number)
+
+
+def test_pages_have_pictures_of_their_own(fake_bundle: Path, tmp_path: Path) -> None:
+    write_stack(tmp_path / "lot" / "stack.tif", 2)
+    assert predict(fake_bundle, tmp_path / "lot", "--overlays", tmp_path / "overlays") == 0
+    assert names_in(tmp_path / "overlays") == ["stack-1.png", "stack-2.png"]
+
+
+# predict: what is refused
+
+
+def bad_bundle(bundle: Path, frames: Path) -> list[object]:
+    (bundle / "model.onnx").unlink()
+    return [frames]
+
+
+def no_frames(bundle: Path, frames: Path) -> list[object]:
+    for path in frames.iterdir():
+        path.unlink()
+    (frames / "notes.txt").write_text("nothing here")
+    return [frames]
+
+
+@pytest.mark.parametrize(
+    ("arrange", "message"),
+    [
+        (bad_bundle, "model.onnx is missing"),
+        (no_frames, "the folder holds no frames (.png, .jpg, .jpeg, .bmp, .tif, .tiff)"),
+        (lambda bundle, frames: [frames, "--backend", "tpu"], 'there is no backend "tpu" in this version'),
+        (lambda bundle, frames: [frames, "--recipe", "absent.safetensors"], "absent.safetensors: does not exist"),
+        (lambda bundle, frames: [frames, "--backend", "cpu", "--precision", "fp16"], "holds no fp16 ONNX artifact"),
+        (lambda bundle, frames: [frames, "--json", frames], "is a folder; --json takes the name of a file"),
+        (lambda bundle, frames: [frames, "--json", frames, "--force"], "is a folder; --json takes the name of a file"),
+        (
+            lambda bundle, frames: [frames, "--overlays", frames / "a.png", "--force"],
+            "is not a folder; --overlays takes the name of one",
+        ),
+    ],
+)
+def test_an_error_is_one_message_and_status_2(
+    arrange: Callable[[Path, Path], list[object]], message: str, fake_bundle: Path, frames: Path, capsys: Capture
+) -> None:
+    assert predict(fake_bundle, *arrange(fake_bundle, frames)) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert message in err
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["no-such-command"],
+        ["predict"],
+        ["predict", "bundle"],
+        ["predict", "bundle", "x.png", "--batch-size", "0"],
+        ["predict", "bundle", "x.png", "--batch-size", "many"],
+        ["predict", "bundle", "x.png", "--threads", "-1"],
+        ["inspect"],
+    ],
+)
+def test_wrong_arguments_are_explained_with_status_2(arguments: list[str], capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("usage: sem-clip")
+    assert "error: " in err
+
+
+@pytest.mark.parametrize("option", ["--json", "--overlays"])
+def test_outputs_that_exist_are_refused_without_force(
+    option: str, fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    out = tmp_path / "out"
+    old = out if option == "--json" else out / "old.txt"
+    old.parent.mkdir(exist_ok=True)
+    old.write_text("old")
+    assert predict(fake_bundle, frames, option, out) == 2
+    assert f"error: {out} exists; add --force to replace it, or choose another name" in capsys.readouterr().err
+    assert old.read_text() == "old"
+    assert predict(fake_bundle, frames, option, out, "--force") == 0
+    if option == "--json":
+        assert len(lines_of(out.read_text())) == 3
+    else:
+        assert names_in(out) == ["a.png", "b.png", "c.png", "old.txt"]
+
+
+def test_an_empty_overlay_folder_may_be_there_already(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    (tmp_path / "overlays").mkdir()
+    assert predict(fake_bundle, frames, "--overlays", tmp_path / "overlays") == 0
+    assert len(names_in(tmp_path / "overlays")) == 3
+
+
+@pytest.mark.parametrize("existed", [False, True])
+@pytest.mark.parametrize("batches", [0, 1])
+def test_a_run_that_fails_leaves_the_json_file_as_it_was(
+    existed: bool,
+    batches: int,
+    fake_bundle: Path,
+    frames: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    out = tmp_path / "out" / "verdicts.jsonl"
+    out.parent.mkdir()
+    if existed:
+        out.write_text("old\n")
+
+    def failing(name: str, folder: Path, manifest: Manifest, **options: Any) -> FakeBackend:
+        return FakeBackend(manifest.encoder, fail_after=batches)
+
+    monkeypatch.setattr(predictor_module, "open_backend", failing)
+    assert predict(fake_bundle, frames, "--json", out, "--force", "--batch-size", 1) == 2
+    assert "error: fake backend: told to fail" in capsys.readouterr().err
+    assert names_in(out.parent) == (["verdicts.jsonl"] if existed else [])
+    if existed:
+        assert out.read_text() == "old\n"
+
+
+def test_a_run_with_failed_frames_still_writes_its_file(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    (frames / "a.png").write_bytes(b"not a picture")
+    assert predict(fake_bundle, frames, "--json", tmp_path / "v.jsonl") == 1
+    assert [("error" in line) for line in lines_of((tmp_path / "v.jsonl").read_text())] == [True, False, False]
+
+
+# The program
+
+
+def test_the_four_commands_are_registered() -> None:
+    names = {point.name for point in entry_points(group="sem_clip.commands")}
+    assert {"inspect", "predict", "teach", "build"} <= names
+
+
+@pytest.mark.parametrize("command", ["inspect", "predict", "teach", "build"])
+def test_the_help_of_each_command_has_an_example(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    (point,) = entry_points(group="sem_clip.commands", name=command)
+    cls = point.load()
+    assert f"usage: sem-clip {command}" in out
+    assert cls.help in out
+    assert f"example:\n  {cls.example}" in out
+    first = cls.example.splitlines()[0]
+    assert first.startswith((f"sem-clip {command} ", "python export/build_engine.py "))
+
+
+def test_the_help_of_the_program_names_the_commands(capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("inspect", "predict", "teach", "build"))
+
+
+class Raises:
+    """A command that ends in an exception."""
+
+    help = "h"
+    example = "e"
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """None."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [(SemClipError("no room"), "error: no room\n"), (KeyboardInterrupt(), "interrupted\n")],
+    ids=["error", "interrupt"],
+)
+def test_expected_ends_are_said_without_a_traceback(error: BaseException, said: str, capsys: Capture) -> None:
+    assert run(Raises(error), argparse.Namespace()) == 2
+    assert capsys.readouterr().err == said
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError):
+        run(Raises(ZeroDivisionError()), argparse.Namespace())

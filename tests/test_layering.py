@@ -1,0 +1,191 @@
+"""Who may import whom, what an import may load, and what is public."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import runtime
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("runtime", "calibration", "export", "benchmarks")
+HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "scipy")
+LIGHT = {"numpy", "PIL", "safetensors"}
+FORBIDDEN = {
+    "runtime": {"calibration", "export", "benchmarks", "tests"},
+    "calibration": {"export", "benchmarks", "tests"},
+    "export": {"benchmarks", "tests"},
+    "benchmarks": {"tests"},
+}
+LAYERS = (
+    {"runtime.errors"},
+    {"runtime.jsonfields", "runtime.files"},
+    {"runtime.recipe"},
+    {"runtime.manifest"},
+    {"runtime.frames", "runtime.maps"},
+    {"runtime.prediction"},
+    {"runtime.backends.base", "runtime.backends.fake", "runtime.backends.ort"},
+    {"runtime.backends"},
+    {"runtime.pipeline"},
+    {"runtime.stream", "runtime.batching"},
+    {"runtime.predictor"},
+    {"runtime.commands"},
+    {"runtime.cli"},
+)
+"""The modules of runtime from the bottom up; each imports its own layer and those below."""
+PUBLIC = [
+    "Backend",
+    "BackendError",
+    "BackendUnavailable",
+    "BundleError",
+    "FailedFrame",
+    "FakeBackend",
+    "FrameError",
+    "FrameOptions",
+    "Outputs",
+    "Prediction",
+    "Predictor",
+    "PredictorError",
+    "QueueFullError",
+    "Recipe",
+    "RecipeError",
+    "Region",
+    "SemClipError",
+]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))}
+
+
+def statements(tree: ast.AST, *, inner: bool) -> Iterator[ast.AST]:
+    """All nodes; without those inside functions unless `inner`, since they run later or never."""
+    for node in ast.iter_child_nodes(tree):
+        if inner or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield node
+            yield from statements(node, inner=inner)
+
+
+def imports(name: str, *, inner: bool) -> set[str]:
+    """The modules that module `name` imports, by full name; `from package import module` counts as the module."""
+    path = MODULES[name]
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    found = set()
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")), inner=inner):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                found.add(full if full in MODULES else base)
+    return found
+
+
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
+def outside(names: set[str]) -> set[str]:
+    """Third-party packages among `names`."""
+    return {top(name) for name in names} - set(sys.stdlib_module_names) - set(PACKAGES)
+
+
+def test_the_reader_of_imports_sees_what_is_there() -> None:
+    assert "runtime.recipe" in imports("runtime.manifest", inner=False)
+    assert "runtime.backends.base" in imports("runtime.backends", inner=False)
+    assert "runtime.errors" in imports("runtime.backends.ort", inner=False)
+    assert "onnxruntime" not in imports("runtime.backends.ort", inner=False)
+    assert "onnxruntime" in imports("runtime.backends.ort", inner=True)
+    assert outside(imports("runtime.frames", inner=True)) == {"numpy", "PIL"}
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if top(name) in ("runtime", "calibration")])
+def test_runtime_and_calibration_load_only_light_packages(name: str) -> None:
+    assert outside(imports(name, inner=False)) <= LIGHT
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_package_imports_one_above_it(name: str) -> None:
+    assert {top(used) for used in imports(name, inner=True)} & FORBIDDEN[top(name)] == set()
+
+
+def test_every_module_of_runtime_has_its_layer() -> None:
+    named = [name for layer in LAYERS for name in layer]
+    assert len(named) == len(set(named))
+    assert {*named, "runtime"} == {name for name in MODULES if top(name) == "runtime"}
+
+
+@pytest.mark.parametrize("name", [name for layer in LAYERS for name in layer])
+def test_a_module_imports_only_its_own_layer_and_those_below(name: str) -> None:
+    height = {module: number for number, layer in enumerate(LAYERS) for module in layer}
+    used = {module for module in imports(name, inner=True) if top(module) == "runtime"}
+    # Opening an engine is the one thing that `backends` does late, and it still looks down.
+    assert used <= set(height), "the package itself is above all of its modules"
+    assert {module for module in used if height[module] > height[name]} == set()
+
+
+def run_python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def test_a_blocked_package_cannot_be_imported() -> None:
+    done = run_python("import sys\nsys.modules['scipy'] = None\nimport scipy.ndimage")
+    assert done.returncode == 1
+    assert "ModuleNotFoundError" in done.stderr
+
+
+@pytest.mark.parametrize("blocked", [True, False], ids=["blocked", "free"])
+def test_runtime_and_calibration_import_without_any_engine(blocked: bool) -> None:
+    done = run_python(f"""
+import sys
+heavy = {HEAVY!r}
+if {blocked}:
+    sys.modules.update(dict.fromkeys(heavy))
+import runtime, runtime.cli, runtime.commands, calibration, calibration.thresholds
+loaded = [name for name, module in sys.modules.items() if module is not None and name.split(".")[0] in heavy]
+assert loaded == [], loaded
+print(runtime.Predictor.__name__)
+""")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Predictor\n", "")
+
+
+def test_the_public_names_are_exactly_these() -> None:
+    assert runtime.__all__ == PUBLIC
+    for name in PUBLIC:
+        assert getattr(runtime, name).__name__ == name
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if top(name) in ("runtime", "calibration")])
+def test_every_light_module_imports_and_says_what_it_is(name: str) -> None:
+    assert importlib.import_module(name).__doc__
+
+
+def test_the_packages_that_are_installed_are_those_on_disk() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    listed = project["tool"]["setuptools"]["packages"]
+    folders = [path.parent for path in ROOT.glob("*/__init__.py")]
+    found = {module_name(init) for folder in folders for init in folder.rglob("__init__.py")}
+    assert len(listed) == len(set(listed))
+    assert set(listed) == found
+    assert not any(top(name) == "tests" for name in listed)
+    # A folder of modules without __init__.py would be left out of the wheel.
+    assert {name.rpartition(".")[0] or name for name in MODULES} <= set(listed)

@@ -1,0 +1,289 @@
+"""runtime.prediction: what a verdict says, draws and writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_recipe
+from PIL import Image
+
+from runtime.errors import FrameError
+from runtime.maps import upsample
+from runtime.prediction import FailedFrame, Prediction, summarize
+from runtime.recipe import FrameOptions
+
+SIZE = (90, 120)
+KEYS = [
+    "source",
+    "label",
+    "confidence",
+    "probabilities",
+    "score",
+    "peak",
+    "is_defect",
+    "defect_threshold",
+    "frame_size",
+    "ignored_rows",
+    "regions",
+    "backend",
+    "timings_ms",
+]
+REGION_KEYS = ["x", "y", "width", "height", "area", "centroid", "peak"]
+
+
+def hot_map() -> np.ndarray:
+    """Two hot patches, far from each other."""
+    patches = np.full((4, 4), 0.1, np.float32)
+    patches[1, 1], patches[3, 3] = 1.0, 0.7
+    return patches
+
+
+def make_prediction(**changes: Any) -> Prediction:
+    """A defect on a 90 x 120 frame whose text bar (10 rows) is ignored."""
+    values: dict[str, Any] = {
+        "source": "lot7/frame.png",
+        "label": "bridge",
+        "confidence": 0.875,
+        "probabilities": {"good": 0.125, "bridge": 0.875},
+        "is_defect": True,
+        "score": 0.7512345678,
+        "peak": 0.987654321,
+        "patch_map": hot_map(),
+        "features": np.zeros(8, np.float32),
+        "frame_size": SIZE,
+        "image_size": (64, 64),
+        "ignored_rows": (0, 10),
+        "defect_threshold": 0.5,
+        "pixel_threshold": 0.5,
+        "smoothing_px": 2.0,
+        "backend": "fake",
+        "timings_ms": {"prepare": 1.23456, "infer": 2.0, "postprocess": 0.1},
+        "frame_options": FrameOptions(ignore_bottom=10),
+    }
+    return Prediction(**{**values, **changes})
+
+
+def frame() -> np.ndarray:
+    return np.random.default_rng(0).integers(60, 180, SIZE, dtype=np.uint8)
+
+
+def test_the_map_has_the_size_of_the_frame_and_is_zero_in_ignored_rows() -> None:
+    result = make_prediction(ignored_rows=(6, 10))
+    full = result.defect_map()
+    assert full.shape == SIZE
+    assert full.dtype == np.float32
+    assert not full[:6].any()
+    assert not full[80:].any()
+    np.testing.assert_array_equal(full[6:80], upsample(hot_map(), (74, 120), (64, 64), 2.0))
+    assert full[6:80].min() > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "top", "bottom"), [((180, 240), 12, 20), ((45, 60), 3, 5), ((90, 10), 6, 10), ((30, 200), 2, 3)]
+)
+def test_the_map_can_have_any_size(size: tuple[int, int], top: int, bottom: int) -> None:
+    full = make_prediction(ignored_rows=(6, 10)).defect_map(size)
+    assert full.shape == size
+    assert not full[:top].any()
+    assert not full[size[0] - bottom :].any()
+    assert full[top : size[0] - bottom].min() > 0
+
+
+def test_a_size_with_no_room_beside_the_ignored_rows_gives_zeros() -> None:
+    full = make_prediction(ignored_rows=(89, 0)).defect_map((1, 5))
+    assert full.shape == (1, 5)
+    assert not full.any()
+
+
+def test_the_mask_holds_what_reaches_the_threshold() -> None:
+    result = make_prediction(ignored_rows=(0, 0))
+    full = result.defect_map()
+    assert result.mask().dtype == bool
+    np.testing.assert_array_equal(result.mask(), full >= 0.5)
+    np.testing.assert_array_equal(result.mask(0.8), full >= 0.8)
+    value = float(full[40, 40])
+    assert result.mask(value)[40, 40]
+    assert not result.mask(1.01).any()
+
+
+@pytest.mark.parametrize(("top", "bottom"), [(0, 0), (6, 0), (0, 10), (6, 10)])
+def test_a_threshold_of_0_takes_all_rows_but_the_ignored(top: int, bottom: int) -> None:
+    mask = make_prediction(ignored_rows=(top, bottom), pixel_threshold=0.0).mask()
+    expected = np.ones(SIZE, bool)
+    expected[:top] = False
+    expected[90 - bottom :] = False
+    np.testing.assert_array_equal(mask, expected)
+    np.testing.assert_array_equal(make_prediction(ignored_rows=(top, bottom)).mask(0), expected)
+
+
+def test_regions_lie_where_the_map_is_hot() -> None:
+    strong, weak = make_prediction(ignored_rows=(0, 0)).regions
+    assert strong.peak > weak.peak
+    assert 30 <= strong.centroid[0] < 60
+    assert 22 <= strong.centroid[1] < 45
+    assert (weak.x + weak.width, weak.y + weak.height) == (120, 90)
+    assert strong.area + weak.area == make_prediction(ignored_rows=(0, 0)).mask().sum()
+
+
+def test_a_frame_that_is_no_defect_has_no_regions() -> None:
+    good = make_prediction(is_defect=False)
+    assert good.mask().any()
+    assert good.regions == ()
+    assert good.to_dict()["regions"] == []
+
+
+def test_a_defect_whose_map_stays_below_the_pixel_threshold_has_no_regions() -> None:
+    assert make_prediction(pixel_threshold=1.0).regions == ()
+
+
+def test_regions_are_found_once() -> None:
+    result = make_prediction()
+    assert result.regions is result.regions
+
+
+def test_the_summary_is_json_with_exactly_these_keys() -> None:
+    result = make_prediction()
+    summary = result.to_dict()
+    assert list(summary) == KEYS
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert len(summary["regions"]) == len(result.regions) == 2
+    for written, region in zip(summary["regions"], result.regions, strict=True):
+        assert list(written) == REGION_KEYS
+        box = [region.x, region.y, region.width, region.height, region.area]
+        assert [written[key] for key in REGION_KEYS[:5]] == box
+        assert written["centroid"] == pytest.approx(region.centroid, abs=0.005)
+        assert written["peak"] == pytest.approx(region.peak, abs=1e-6)
+    del summary["regions"]
+    assert summary == {
+        "source": "lot7/frame.png",
+        "label": "bridge",
+        "confidence": 0.875,
+        "probabilities": {"good": 0.125, "bridge": 0.875},
+        "score": 0.751235,
+        "peak": 0.987654,
+        "is_defect": True,
+        "defect_threshold": 0.5,
+        "frame_size": [90, 120],
+        "ignored_rows": [0, 10],
+        "backend": "fake",
+        "timings_ms": {"prepare": 1.235, "infer": 2.0, "postprocess": 0.1},
+    }
+
+
+def test_a_prediction_is_frozen_and_equal_to_itself_alone() -> None:
+    result = make_prediction()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        result.label = "good"  # type: ignore[misc]
+    others = [make_prediction(), result]
+    assert others.index(result) == 1
+    assert len({result, result, others[0]}) == 2
+
+
+def test_its_text_form_is_short() -> None:
+    text = repr(make_prediction())
+    assert "bridge" in text
+    assert "array" not in text
+    assert len(text) < 400
+
+
+def test_a_good_frame_is_drawn_as_it_is() -> None:
+    grey = frame()
+    picture = make_prediction(is_defect=False).overlay(grey)
+    assert picture.mode == "RGB"
+    assert picture.size == (120, 90)
+    np.testing.assert_array_equal(np.asarray(picture), np.repeat(grey[:, :, None], 3, axis=2))
+
+
+def test_a_defect_is_drawn_red_with_a_yellow_outline() -> None:
+    grey = frame()
+    result = make_prediction()
+    picture = np.asarray(result.overlay(grey)).astype(int)
+    mask = result.mask()
+    yellow = (picture == (255, 220, 0)).all(axis=2)
+    inner = mask.copy()
+    inner[1:-1, 1:-1] = mask[1:-1, 1:-1] & mask[:-2, 1:-1] & mask[2:, 1:-1] & mask[1:-1, :-2] & mask[1:-1, 2:]
+    inner[[0, -1]] = inner[:, [0, -1]] = False
+    inner[:, -1] = inner[:, 0] = False
+    np.testing.assert_array_equal(yellow, mask & ~inner)
+    assert (picture[inner][:, 0] > picture[inner][:, 2]).all()
+    # the text bar was not looked at and is drawn as it is
+    np.testing.assert_array_equal(picture[80:], np.repeat(grey[80:, :, None], 3, axis=2))
+
+
+def test_a_frame_that_came_from_a_file_is_read_again(tmp_path: Path) -> None:
+    Image.fromarray(frame()).save(tmp_path / "frame.png")
+    result = make_prediction(path=str(tmp_path / "frame.png"))
+    np.testing.assert_array_equal(np.asarray(result.overlay()), np.asarray(result.overlay(frame())))
+
+
+def test_a_page_is_read_again_as_that_page(tmp_path: Path) -> None:
+    pages = [Image.fromarray(frame()[::-1].copy()), Image.fromarray(frame())]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    result = make_prediction(path=f"{tmp_path / 'stack.tif'}#2", is_defect=False)
+    np.testing.assert_array_equal(np.asarray(result.overlay())[:, :, 0], frame())
+
+
+def test_an_overlay_scales_16_bit_frames_as_the_prediction_did() -> None:
+    deep = frame().astype(np.uint16) * 16
+    result = make_prediction(is_defect=False, frame_options=FrameOptions(white_level=4080))
+    np.testing.assert_array_equal(np.asarray(result.overlay(deep))[:, :, 0], frame())
+
+
+def test_an_overlay_of_an_array_needs_the_array() -> None:
+    with pytest.raises(FrameError) as caught:
+        make_prediction().overlay()
+    assert str(caught.value) == ("lot7/frame.png: overlay() needs the frame again, because it did not come from a file")
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["file changed", "other frame"])
+def test_an_overlay_on_a_frame_of_another_size_is_refused(given: bool, tmp_path: Path) -> None:
+    Image.fromarray(frame()[:50]).save(tmp_path / "frame.png")
+    result = make_prediction(path=str(tmp_path / "frame.png"))
+    with pytest.raises(FrameError) as caught:
+        result.overlay(frame()[:50] if given else None)
+    assert caught.value.source == "lot7/frame.png"
+    assert caught.value.reason == "is [50, 120] now and was [90, 120] when predicted"
+
+
+def test_an_overlay_of_a_file_that_is_gone_is_a_frame_error(tmp_path: Path) -> None:
+    with pytest.raises(FrameError, match="no such file"):
+        make_prediction(path=str(tmp_path / "gone.png")).overlay()
+
+
+def test_a_failed_frame_says_what_and_why() -> None:
+    failed = FailedFrame("a.png", FrameError("a.png", "is empty (0 bytes)"))
+    assert failed.to_dict() == {"source": "a.png", "error": "is empty (0 bytes)"}
+    assert json.dumps(failed.to_dict())
+    assert not failed.ok
+    assert make_prediction().ok
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        failed.source = "b.png"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(("threshold", "verdict"), [(0.0, True), (0.4, True), (0.5, True), (0.51, False), (1.0, False)])
+def test_a_score_that_reaches_the_threshold_is_a_defect(threshold: float, verdict: bool) -> None:
+    recipe = make_recipe(defect_threshold=threshold)
+    probabilities = np.array([0.25, 0.25, 0.5], np.float32)
+    summary = summarize(probabilities, np.full((4, 4), 0.5, np.float32), recipe, (64, 64), 0.0)
+    assert summary == {
+        "label": "hole",
+        "confidence": 0.5,
+        "probabilities": {"good": 0.25, "bridge": 0.25, "hole": 0.5},
+        "score": 0.5,
+        "peak": 0.5,
+        "is_defect": verdict,
+    }
+    assert type(summary["is_defect"]) is bool
+
+
+def test_label_and_verdict_are_two_answers() -> None:
+    recipe = make_recipe()
+    summary = summarize(np.array([0.8, 0.1, 0.1], np.float32), hot_map(), recipe, (64, 64), 0.0)
+    assert summary["label"] == "good"
+    assert summary["is_defect"]
+    assert 0.8 < summary["peak"] <= 1

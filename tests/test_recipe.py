@@ -1,0 +1,474 @@
+"""runtime.recipe: the file format, and every way in which a recipe can be wrong."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_recipe
+from safetensors import safe_open
+from safetensors.numpy import load, save
+
+from runtime.errors import BundleError, RecipeError
+from runtime.recipe import MAX_BYTES, MAX_CLASSES, METADATA_KEY, SCALARS, TENSORS, FrameOptions, Recipe
+
+HEADER_KEYS = [
+    "format",
+    "version",
+    "encoder_id",
+    "classes",
+    "defect_threshold",
+    "pixel_threshold",
+    "text",
+    "frame",
+    "teaching",
+]
+
+
+def header_of(content: bytes) -> dict[str, Any]:
+    """The recipe's JSON header, read without the code under test."""
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.loads(json.loads(content[8 : 8 + length])["__metadata__"][METADATA_KEY])
+    assert isinstance(header, dict)
+    return header
+
+
+def file_of(header: object, tensors: Mapping[str, Any] | None = None) -> bytes:
+    """A recipe file with this header, whatever it is worth."""
+    text = header if isinstance(header, str) else json.dumps(header)
+    return bytes(save(dict(tensors or make_recipe().tensors), metadata={METADATA_KEY: text}))
+
+
+def changed(path: str, value: object) -> bytes:
+    """A good recipe with one header entry replaced; `path` is dotted."""
+    header = header_of(make_recipe().to_bytes())
+    *outer, key = path.split(".")
+    inner = header
+    for name in outer:
+        inner = inner[name]
+    inner[key] = value
+    return file_of(header)
+
+
+def without(path: str) -> bytes:
+    """A good recipe with one header entry removed."""
+    header = header_of(make_recipe().to_bytes())
+    *outer, key = path.split(".")
+    inner = header
+    for name in outer:
+        inner = inner[name]
+    del inner[key]
+    return file_of(header)
+
+
+def with_tensors(**changes: Any) -> bytes:
+    """A good recipe with tensors replaced, or removed where the value is None."""
+    tensors = {name: np.array(array) for name, array in make_recipe().tensors.items()}
+    tensors.update(changes)
+    kept = {name: array for name, array in tensors.items() if array is not None}
+    return file_of(header_of(make_recipe().to_bytes()), kept)
+
+
+def faults_of(content: bytes) -> tuple[str, ...]:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_bytes(content)
+    return caught.value.faults
+
+
+def test_a_saved_recipe_loads_with_all_it_held(tmp_path: Path) -> None:
+    recipe = make_recipe(
+        defect_threshold=0.25,
+        pixel_threshold=0.75,
+        text="tower",
+        frame=FrameOptions(3, 64, 4095),
+        teaching={"shots": 5, "support": ["a.png", "b.png"], "nested": {"é": [1.5, None, True]}},
+    )
+    path = tmp_path / "new folder" / "recipe.safetensors"
+    recipe.save(path)
+    loaded = Recipe.load(path)
+    for name in ("classes", "encoder_id", "defect_threshold", "pixel_threshold", "text", "frame", "teaching"):
+        assert getattr(loaded, name) == getattr(recipe, name), name
+    assert set(loaded.tensors) == set(TENSORS)
+    for name, array in recipe.tensors.items():
+        assert loaded.tensors[name].dtype == np.float32
+        np.testing.assert_array_equal(loaded.tensors[name], array)
+
+
+def test_equal_recipes_give_equal_bytes() -> None:
+    first = make_recipe().to_bytes()
+    assert {make_recipe().to_bytes() for _ in range(20)} == {first}
+    assert Recipe.from_bytes(first).to_bytes() == first
+    assert make_recipe(defect_threshold=0.51).to_bytes() != first
+
+
+def test_class_names_of_any_alphabet_survive() -> None:
+    classes = ("good", "Brücke", "断线", 'a "quoted" name')
+    assert Recipe.from_bytes(make_recipe(classes).to_bytes()).classes == classes
+
+
+def test_the_format_is_pinned() -> None:
+    content = make_recipe().to_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    outer = json.loads(content[8 : 8 + length])
+    assert set(outer) == {"__metadata__", *TENSORS}
+    assert list(outer["__metadata__"]) == ["sem_clip_recipe"]
+    text = outer["__metadata__"]["sem_clip_recipe"]
+    assert text.startswith('{"format": "sem-clip-recipe", "version": 1, "encoder_id": ')
+    assert list(json.loads(text)) == HEADER_KEYS
+    assert json.loads(text) == {
+        "format": "sem-clip-recipe",
+        "version": 1,
+        "encoder_id": "ab" * 32,
+        "classes": ["good", "bridge", "hole"],
+        "defect_threshold": 0.5,
+        "pixel_threshold": 0.5,
+        "text": "anchors",
+        "frame": {"ignore_top": 0, "ignore_bottom": 0, "white_level": 65535},
+        "teaching": {"seed": 0},
+    }
+    shapes = {
+        "text_seg": [2, 24],
+        "text_cls": [3, 24],
+        "transform_weight": [4, 32, 24],
+        "transform_bias": [4, 24],
+        "head_weight": [3, 128],
+        "head_bias": [3],
+        "scalars": [5],
+    }
+    assert {name: (outer[name]["dtype"], outer[name]["shape"]) for name in TENSORS} == {
+        name: ("F32", shape) for name, shape in shapes.items()
+    }
+    assert SCALARS == ("alpha", "lambda_v", "tau", "tau_v", "tau_s")
+
+
+def test_other_safetensors_readers_can_read_it(tmp_path: Path) -> None:
+    recipe = make_recipe()
+    recipe.save(tmp_path / "r.safetensors")
+    with safe_open(tmp_path / "r.safetensors", framework="numpy") as file:
+        assert set(file.metadata()) == {METADATA_KEY}
+    tensors = load(recipe.to_bytes())
+    np.testing.assert_array_equal(tensors["head_weight"], recipe.tensors["head_weight"])
+
+
+def test_a_recipe_written_by_hand_loads() -> None:
+    tensors = {
+        "text_seg": np.eye(2, 4, dtype=np.float32),
+        "text_cls": np.eye(2, 4, dtype=np.float32),
+        "transform_weight": np.ones((1, 3, 4), np.float32),
+        "transform_bias": np.zeros((1, 4), np.float32),
+        "head_weight": np.zeros((2, 3), np.float32),
+        "head_bias": np.array([0, 1], np.float32),
+        "scalars": np.array([1, 0, 2, 3, 4], np.float32),
+    }
+    header = (
+        '{"version": 1, "format": "sem-clip-recipe", "classes": ["good", "bad"], "encoder_id": "x", "text": "tower",'
+        ' "pixel_threshold": 0, "defect_threshold": 1, "teaching": {},'
+        ' "frame": {"white_level": 1, "ignore_bottom": 2, "ignore_top": 1}}'
+    )
+    recipe = Recipe.from_bytes(file_of(header, tensors))
+    assert recipe.classes == ("good", "bad")
+    assert recipe.frame == FrameOptions(ignore_top=1, ignore_bottom=2, white_level=1)
+    assert (recipe.defect_threshold, recipe.pixel_threshold) == (1.0, 0.0)
+    assert recipe.tensors["head_bias"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("loaded", [False, True], ids=["taught", "loaded"])
+def test_tensors_of_a_recipe_cannot_be_written(loaded: bool) -> None:
+    recipe = make_recipe()
+    recipe = Recipe.from_bytes(recipe.to_bytes()) if loaded else recipe
+    for array in recipe.tensors.values():
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+@pytest.mark.parametrize("key", [*HEADER_KEYS[1:], "frame.ignore_top", "frame.ignore_bottom", "frame.white_level"])
+def test_a_missing_header_entry_is_named(key: str) -> None:
+    assert f"recipe.{key} is missing" in faults_of(without(key))
+
+
+@pytest.mark.parametrize("key", ["colour", "frame.colour"])
+def test_an_unknown_header_entry_is_named(key: str) -> None:
+    assert faults_of(changed(key, 1)) == (f"recipe.{key} is not known to this version",)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("version", "1", 'recipe.version must be a whole number, not the string "1"'),
+        ("version", True, "recipe.version must be a whole number, not bool True"),
+        ("version", 0, "recipe.version must lie in [1, 1], not 0"),
+        ("encoder_id", 7, "recipe.encoder_id must be a string, not int 7"),
+        ("encoder_id", "", "recipe.encoder_id must not be empty"),
+        ("classes", "good", 'recipe.classes must be a list, not the string "good"'),
+        ("classes", ["good", 1, "hole"], "recipe.classes must be a list of strings"),
+        ("defect_threshold", "0.5", 'recipe.defect_threshold must be a finite number, not the string "0.5"'),
+        ("defect_threshold", None, "recipe.defect_threshold must be a finite number, not NoneType None"),
+        ("defect_threshold", True, "recipe.defect_threshold must be a finite number, not bool True"),
+        ("defect_threshold", float("nan"), "recipe.defect_threshold must be a finite number, not float nan"),
+        ("defect_threshold", -0.01, "recipe.defect_threshold must lie in [0, 1], not -0.01"),
+        ("pixel_threshold", 1.01, "recipe.pixel_threshold must lie in [0, 1], not 1.01"),
+        ("pixel_threshold", float("inf"), "recipe.pixel_threshold must be a finite number, not float inf"),
+        ("pixel_threshold", 10**400, "recipe.pixel_threshold must be a finite number, not int 1" + "0" * 39),
+        ("text", "images", 'recipe.text must be "tower" or "anchors", not "images"'),
+        ("text", "", "recipe.text must not be empty"),
+        ("frame", [0, 0], "recipe.frame must be an object, not list [0, 0]"),
+        ("frame.ignore_top", -1, "recipe.frame.ignore_top must lie in [0, 1000000], not -1"),
+        ("frame.ignore_bottom", 1.5, "recipe.frame.ignore_bottom must be a whole number, not float 1.5"),
+        ("frame.white_level", 0, "recipe.frame.white_level must lie in [1, 65535], not 0"),
+        ("frame.white_level", 65536, "recipe.frame.white_level must lie in [1, 65535], not 65536"),
+        ("teaching", "none", 'recipe.teaching must be an object, not the string "none"'),
+    ],
+)
+def test_a_wrong_header_entry_is_named_with_its_value(key: str, value: object, fault: str) -> None:
+    assert fault in faults_of(changed(key, value))
+
+
+@pytest.mark.parametrize("version", [2, 99, 10**400])
+def test_a_newer_recipe_asks_for_a_newer_reader(version: int) -> None:
+    (fault,) = faults_of(changed("version", version))
+    assert fault == f"has format version {version}, this reader knows up to 1: update sem-clip"
+
+
+@pytest.mark.parametrize("name", ["sem-clip-bundle", "", None, 3])
+def test_another_format_is_refused_before_anything_else(name: object) -> None:
+    assert faults_of(changed("format", name)) == (f'says format "{name}", expected "sem-clip-recipe"',)
+
+
+@pytest.mark.parametrize("name", list(TENSORS))
+def test_a_missing_tensor_is_named(name: str) -> None:
+    assert faults_of(with_tensors(**{name: None})) == (f"tensor {name} is missing",)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", list(TENSORS))
+def test_a_tensor_that_is_not_finite_is_named(name: str, value: float) -> None:
+    array = np.array(make_recipe().tensors[name])
+    array.flat[-1] = value
+    assert f"tensor {name} holds values that are not finite" in faults_of(with_tensors(**{name: array}))
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "fault"),
+    [
+        ("text_seg", (3, 24), "tensor text_seg has shape [3, 24], expected [2, C]"),
+        ("text_cls", (2, 24), "tensor text_cls has shape [2, 24], expected [3, 24]"),
+        ("transform_weight", (4, 768), "tensor transform_weight has shape [4, 768], expected [m, D, 24]"),
+        ("transform_bias", (3, 24), "tensor transform_bias has shape [3, 24], expected [4, 24]"),
+        ("head_weight", (4, 128), "tensor head_weight has shape [4, 128], expected [3, F]"),
+        ("head_bias", (3, 1), "tensor head_bias has shape [3, 1], expected [3]"),
+        ("scalars", (6,), "tensor scalars has shape [6], expected [5]"),
+        ("scalars", (), "tensor scalars has shape [], expected [5]"),
+    ],
+)
+def test_a_tensor_of_the_wrong_shape_is_named(name: str, shape: tuple[int, ...], fault: str) -> None:
+    assert fault in faults_of(with_tensors(**{name: np.ones(shape, np.float32)}))
+
+
+@pytest.mark.parametrize(("dtype", "stored"), [(np.float64, "F64"), (np.float16, "F16"), (np.int32, "I32")])
+def test_a_tensor_of_the_wrong_type_is_named(dtype: type, stored: str) -> None:
+    assert f"tensor head_bias must be F32, not {stored}" in faults_of(with_tensors(head_bias=np.zeros(3, dtype)))
+
+
+def test_an_unknown_tensor_is_named() -> None:
+    assert faults_of(with_tensors(extra=np.zeros(1, np.float32))) == ("tensor extra is not known to this version",)
+
+
+@pytest.mark.parametrize(
+    ("scalars", "fault"),
+    [
+        ([-0.1, 1, 1, 1, 1], "alpha must lie in [0, 1], not -0.1"),
+        ([1.5, 1, 1, 1, 1], "alpha must lie in [0, 1], not 1.5"),
+        ([1, -2, 1, 1, 1], "lambda_v must not be negative, not -2"),
+        ([1, 1, 0, 1, 1], "tau must be positive, not 0"),
+        ([1, 1, 1, -3, 1], "tau_v must be positive, not -3"),
+        ([1, 1, 1, 1, -4], "tau_s must be positive, not -4"),
+    ],
+)
+def test_a_scalar_out_of_range_is_named(scalars: list[float], fault: str) -> None:
+    assert faults_of(with_tensors(scalars=np.array(scalars, np.float32))) == (fault,)
+
+
+@pytest.mark.parametrize(
+    ("classes", "fault"),
+    [
+        (("bridge", "good", "hole"), 'classes must begin with "good"'),
+        (("good", "hole", "hole"), "classes holds one name twice"),
+        (("good",), "classes must be 2 to 64, not 1"),
+        ((), "classes must be 2 to 64, not 0"),
+        (("good", *(f"c{i}" for i in range(64))), "classes must be 2 to 64, not 65"),
+    ],
+    ids=["good not first", "twice", "one", "none", "65"],
+)
+def test_wrong_class_lists_are_refused_when_made_and_when_read(classes: tuple[str, ...], fault: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(classes)
+    assert fault in caught.value.faults
+    assert fault in faults_of(changed("classes", list(classes)))
+
+
+@pytest.mark.parametrize("count", [2, MAX_CLASSES])
+def test_the_fewest_and_the_most_classes_are_accepted(count: int) -> None:
+    classes = ("good", *(f"c{i}" for i in range(1, count)))
+    assert Recipe.from_bytes(make_recipe(classes).to_bytes()).classes == classes
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "fault"),
+    [
+        ("head_bias", np.zeros(3), "tensor head_bias must be float32, not float64"),
+        ("head_bias", np.zeros(3, ">f4"), "tensor head_bias must be float32, not >f4"),
+        ("head_bias", np.zeros(4, np.float32), "tensor head_bias has shape [4], expected [3]"),
+        ("scalars", np.full(5, np.nan, np.float32), "tensor scalars holds values that are not finite"),
+    ],
+)
+def test_a_recipe_cannot_be_made_of_wrong_tensors(name: str, array: Any, fault: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(tensors={**make_recipe().tensors, name: array})
+    assert fault in caught.value.faults
+
+
+def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
+    header = header_of(make_recipe().to_bytes())
+    header |= {"defect_threshold": 2, "text": "images", "colour": "red", "classes": ["bad", "x", "x"]}
+    header["frame"]["white_level"] = -1
+    del header["pixel_threshold"]
+    tensors = {name: np.array(array) for name, array in make_recipe().tensors.items()}
+    tensors["head_weight"][0, 0] = np.nan
+    tensors["text_seg"] = np.zeros((5, 24), np.float32)
+    tensors["scalars"][2] = -1
+    tensors["odd"] = np.zeros(1, np.float32)
+    del tensors["head_bias"]
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(file_of(header, tensors))
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert set(caught.value.faults) == {
+        "recipe.defect_threshold must lie in [0, 1], not 2",
+        'recipe.text must be "tower" or "anchors", not "images"',
+        "recipe.colour is not known to this version",
+        "recipe.frame.white_level must lie in [1, 65535], not -1",
+        "recipe.pixel_threshold is missing",
+        "classes holds one name twice",
+        'classes must begin with "good"',
+        "tensor head_weight holds values that are not finite",
+        "tensor text_seg has shape [5, 24], expected [2, C]",
+        "tensor odd is not known to this version",
+        "tensor head_bias is missing",
+        "tau must be positive, not -1",
+    }
+    assert len(caught.value.faults) == len(set(caught.value.faults))
+    message = str(caught.value)
+    assert message.startswith(f"{path}: 12 faults:\n")
+    assert all(f"\n  - {fault}" in message for fault in caught.value.faults)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"a":' * 100_000, "nul", '{"x": ' + "9" * 5000 + "}"])
+def test_a_header_that_is_not_json_is_refused(text: str) -> None:
+    (fault,) = faults_of(file_of(text))
+    assert fault.startswith("has unreadable sem_clip_recipe metadata (")
+
+
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"text"'])
+def test_a_header_that_is_not_an_object_is_refused(text: str) -> None:
+    assert any(fault.startswith("recipe must be an object, not ") for fault in faults_of(file_of(text)))
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"format": "pt"}])
+def test_a_foreign_safetensors_file_is_said_to_be_no_recipe(metadata: dict[str, str] | None) -> None:
+    content = bytes(save({"weight": np.zeros((2, 2), np.float32)}, metadata=metadata))
+    assert faults_of(content) == ("has no sem_clip_recipe metadata: it is not a recipe",)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0" * 8,
+        b"\xff" * 64,
+        b"PK\x03\x04 a zip file, say of torch.save",
+        struct.pack("<Q", 2) + b"{}",
+        struct.pack("<Q", 4) + b"nope",
+        struct.pack("<Q", 100_000) + b'{"a":' * 20_000,
+        struct.pack("<Q", 2**63) + b"{}",
+    ],
+    ids=["empty", "zeros", "ones", "zip", "no tensors", "not JSON", "deep JSON", "huge header"],
+)
+def test_bytes_that_are_no_recipe_are_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert caught.value.where == str(path)
+    assert len(caught.value.faults) == 1
+    assert str(caught.value).startswith(f"{path}: ")
+
+
+def test_a_recipe_cut_anywhere_is_refused() -> None:
+    content = make_recipe().to_bytes()
+    for length in [*range(0, len(content), 211), len(content) - 1]:
+        (fault,) = faults_of(content[:length])
+        assert fault.startswith("is not a readable safetensors file ("), length
+    assert "is not a readable safetensors file" in faults_of(content + b"\0")[0]
+
+
+def test_no_damaged_byte_raises_anything_but_recipe_errors() -> None:
+    content = make_recipe().to_bytes()
+    (length,) = struct.unpack("<Q", content[:8])
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(400):
+        damaged = bytearray(content)
+        damaged[rng.integers(8 + length)] = rng.integers(256)
+        try:
+            Recipe.from_bytes(bytes(damaged))
+        except RecipeError:
+            refused += 1
+    assert refused > 200  # the others hit provenance, a digit of a threshold, or wrote what was there
+
+
+@pytest.mark.parametrize(
+    ("make", "fault"),
+    [
+        (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "cannot be read (Is a directory)"),
+    ],
+    ids=["missing", "folder"],
+)
+def test_a_file_that_is_not_there_is_named(make: Callable[[Path], None], fault: str, tmp_path: Path) -> None:
+    path = tmp_path / "recipe.safetensors"
+    make(path)
+    with pytest.raises(RecipeError) as caught:
+        Recipe.load(path)
+    assert str(caught.value) == f"{path}: {fault}"
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "nul\0byte"])
+def test_impossible_file_names_are_recipe_errors(name: str) -> None:
+    with pytest.raises(RecipeError, match="cannot be read"):
+        Recipe.load(name)
+
+
+def test_a_file_larger_than_any_recipe_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "huge.safetensors"
+    with path.open("wb") as file:
+        file.truncate(MAX_BYTES + 1)  # sparse: takes no room
+    with pytest.raises(RecipeError, match=r"is 536,870,913 bytes, more than the 536,870,912 allowed here"):
+        Recipe.load(path)
+
+
+def test_saving_replaces_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.safetensors"
+    make_recipe().save(path)
+    make_recipe(defect_threshold=0.1).save(path)
+    assert Recipe.load(path).defect_threshold == 0.1
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_recipe_errors_are_bundle_errors() -> None:
+    with pytest.raises(BundleError):
+        Recipe.from_bytes(b"")
