@@ -11,6 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+from PIL import Image
+
 from .backends import Backend, open_backend
 from .batching import MicroBatcher
 from .errors import FrameError, PredictorError
@@ -119,12 +121,14 @@ class Predictor:
     ) -> Iterator[Prediction | FailedFrame]:
         """Judge frames as they are drawn from an iterable of any length, in order and in bounded memory.
 
-        Decoding, inference and post-processing overlap; about four batches are in flight. A bad frame yields a
+        Decoding, inference and post-processing overlap; at most five batches are in flight. A bad frame yields a
         FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one, use `submit`.
         decoders: threads that decode and resize; two by default, or as many as the machine has cores if fewer.
-        Raises BackendError.
+        Raises BackendError; FrameError if `frames` is one frame and not an iterable of them.
         """
         self._check_open()
+        if isinstance(frames, str | Path | Image.Image):
+            raise FrameError("stream", f"takes an iterable of frames, not {type(frames).__name__}; put it in a list")
         return stream(self._pipeline, frames, lambda: self._setup, decoders or min(2, os.cpu_count() or 1))
 
     def submit(self, frame: FrameSource, *, timeout_s: float | None = None) -> Future[Prediction]:

@@ -33,7 +33,7 @@ class _End:
 def stream(
     pipeline: Pipeline, sources: Iterable[FrameSource], setup: Callable[[], Setup], decoders: int
 ) -> Iterator[Prediction | FailedFrame]:
-    """Predictions in the order of `sources`; at most about four batches are held at a time.
+    """Predictions in the order of `sources`; at most five batches are held at a time.
 
     Three parties: `decoders` threads prepare frames, one thread forms batches and runs the engine, and the consumer's
     own thread makes the predictions. A bad frame yields a FailedFrame. An error of the engine, or of iterating

@@ -322,3 +322,9 @@ def test_a_closed_predictor_refuses_before_the_first_frame(fake_bundle: Path) ->
     predictor.close()
     with pytest.raises(PredictorError, match="closed"):
         predictor.stream([])
+
+
+@pytest.mark.parametrize("single", ["frame.png", Path("frame.png"), Image.new("L", (64, 64))])
+def test_a_single_frame_is_not_an_iterable_of_frames(fake_bundle: Path, single: object) -> None:
+    with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(FrameError, match="put it in a list"):
+        predictor.stream(single)
