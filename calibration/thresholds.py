@@ -34,5 +34,9 @@ def f1_max_threshold(scores: ArrayLike, positive: ArrayLike) -> tuple[float, flo
     # Equal scores fall on one side together: only the last of each run is a possible cut.
     cuts = np.flatnonzero(np.append(s[1:] != s[:-1], True))
     best = cuts[np.argmax(f1[cuts])]
-    threshold = s[best] if best + 1 == s.size else (s[best] + s[best + 1]) / 2
+    threshold = s[best]
+    if best + 1 < s.size:
+        middle = (s[best] + s[best + 1]) / 2
+        # Between neighbouring floats there is no middle: it rounds to one of the two.
+        threshold = middle if middle > s[best + 1] else s[best]
     return float(threshold), float(f1[best])

@@ -72,6 +72,8 @@ def replacing_folder(target: Path) -> Iterator[Path]:
     """A temporary folder beside `target` that takes its place when the block ends well.
 
     If the block fails, or the process dies at any point, `target` is as it was or is the new one, whole either way.
+    (Where a system cannot swap two names in one step, a process that dies between two renames leaves the old one
+    beside `target`, as `.<name>.old-...`.)
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new-"))
@@ -84,7 +86,11 @@ def replacing_folder(target: Path) -> Iterator[Path]:
         elif not _exchange(working, target):
             old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
             target.replace(old)
-            working.replace(target)
+            try:
+                working.replace(target)
+            except BaseException:
+                old.replace(target)
+                raise
             shutil.rmtree(old, ignore_errors=True)
     finally:
         # After an exchange this is the old bundle.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,12 +119,22 @@ def _architecture(arch: str) -> tuple[str, dict[str, Any], tuple[float, ...], tu
         raise CheckpointError(f'"{arch}" is neither a configuration file nor an architecture; there are: {known}')
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-        config = document["model_cfg"]
+        config = dict(document["model_cfg"])
         preprocess = document.get("preprocess_cfg", {})
-        mean, std = tuple(preprocess.get("mean", CLIP_MEAN)), tuple(preprocess.get("std", CLIP_STD))
+        mean, std = (_three(preprocess.get(n, usual)) for n, usual in (("mean", CLIP_MEAN), ("std", CLIP_STD)))
+        if min(std) <= 0:
+            raise ValueError(f"std must be positive, not {list(std)}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{path} is not an open_clip configuration (JSON with model_cfg): {exc!r}") from exc
-    return path.parent.name or path.stem, dict(config), mean, std
+    return path.parent.name or path.stem, config, mean, std
+
+
+def _three(values: Iterable[float]) -> tuple[float, ...]:
+    """One finite number per colour channel."""
+    numbers = tuple(float(value) for value in values)
+    if len(numbers) != 3 or not all(math.isfinite(number) for number in numbers):
+        raise ValueError(f"mean and std must be three finite numbers each, not {list(numbers)}")
+    return numbers
 
 
 def _build(config: dict[str, Any], arch: str, seed: int) -> CLIP:

@@ -70,6 +70,8 @@ class Build:
             size = args.frame_size
             if size is not None:
                 size = (size[0] - args.ignore_top - args.ignore_bottom, size[1])
+                if size[0] < 1:
+                    raise ExportError(f"--frame-size has {args.frame_size[0]} rows and all of them would be ignored")
             graph = SemClipGraph(model.encoder(), redundancy=args.redundancy, input_size=size)
         recipe = teach_recipe(model, graph, request, stages)
         notes = [] if model.trained else [UNTRAINED]
@@ -164,7 +166,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     from .prompts import load_prompts
     from .teach import TeachRequest
 
-    for name in ("ignore_top", "ignore_bottom"):
+    for name in ("seed", "ignore_top", "ignore_bottom"):
         if getattr(args, name) < 0:
             raise ExportError(f"--{name.replace('_', '-')} must not be negative")
     if args.views < 1 or not 1 <= args.white_level <= 65535:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -91,18 +91,18 @@ def load_dataset(folder: str | Path) -> Dataset:
     groups = _read_groups(folder, faults)
     samples: list[Sample] = []
     for label in sorted(names, key=lambda name: (name != GOOD, name)):
-        frames = sorted(path for path in (images / label).iterdir() if path.suffix.lower() in SUFFIXES)
-        stray += sorted(path for path in (images / label).iterdir() if path not in set(frames))
+        frames = _frames_in(images / label)
+        stray += sorted(set((images / label).iterdir()) - set(frames))
         if not frames:
             faults.append(f"images/{label} holds no frames ({', '.join(SUFFIXES)})")
         for path in frames:
             key = f"images/{label}/{path.name}"
             group = key if groups is None else groups.pop(key, "")
             if not group:
-                faults.append(f"groups.csv has no row for {key}")
-            samples.append(Sample(path, label, group, masks.pop((label, path.stem), None)))
+                faults.append(f"groups.csv has no group for {key}")
+            samples.append(Sample(path, label, group, masks.get((label, path.stem))))
     faults += [f"groups.csv names {key}, which is not there" for key in groups or ()]
-    faults += [f"mask {path} belongs to no frame" for path in masks.values()]
+    faults += _mask_faults(masks, samples)
     if faults:
         raise DatasetError(folder, faults)
     classes = tuple(dict.fromkeys(sample.label for sample in samples))
@@ -167,7 +167,10 @@ def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample]
 
 
 def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
-    """The mask's covered share of each cell of a [height, width] grid, float32 in [0, 1]."""
+    """The mask's covered share of each cell of a [height, width] grid, float32 in [0, 1].
+
+    A pixel counts in the cell that its centre is in, so none is lost where the sizes do not divide.
+    """
     image = Image.fromarray(np.asarray(mask, dtype=np.float32))
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
 
@@ -217,10 +220,27 @@ def _index_masks(folder: Path, labels: Sequence[str], faults: list[str]) -> dict
         if inner.name not in labels:
             faults.append(f"masks/{inner.name} belongs to no class of images/")
             continue
-        for path in sorted(inner.iterdir()):
-            if path.suffix.lower() in SUFFIXES:
-                masks[inner.name, path.stem] = path
+        for path in _frames_in(inner):
+            if masks.setdefault((inner.name, path.stem), path) != path:
+                faults.append(f"masks {masks[inner.name, path.stem]} and {path.name} are for one frame")
     return masks
+
+
+def _mask_faults(masks: Mapping[tuple[str, str], Path], samples: Sequence[Sample]) -> list[str]:
+    """Masks without a frame, and masks with two: the name without its suffix is all that ties them."""
+    frames: dict[Path, list[str]] = {path: [] for path in masks.values()}
+    for sample in samples:
+        if sample.mask is not None:
+            frames[sample.mask].append(sample.path.name)
+    faults = [f"mask {path} belongs to no frame" for path, names in frames.items() if not names]
+    shared = {path: names for path, names in frames.items() if len(names) > 1}
+    return faults + [f"mask {path} belongs to several frames: {', '.join(names)}" for path, names in shared.items()]
+
+
+def _frames_in(folder: Path) -> list[Path]:
+    """Image files by their suffix. Hidden ones are not meant: macOS leaves a `._a.png` beside `a.png` on shares."""
+    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
+    return sorted(path for path in found if path.is_file())
 
 
 def _read_groups(folder: Path, faults: list[str]) -> dict[str, str] | None:
@@ -230,7 +250,7 @@ def _read_groups(folder: Path, faults: list[str]) -> dict[str, str] | None:
         return None
     groups: dict[str, str] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin UTF-8 with a mark
             rows = csv.DictReader(stream)
             lacking = {"path", "class", "group"} - set(rows.fieldnames or ())
             if lacking:

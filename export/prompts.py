@@ -64,18 +64,30 @@ def load_prompts(file: str | Path | None = None) -> Prompts:
     if not isinstance(subject, str) or not subject.strip():
         faults.append('object must be a phrase, such as "SEM image of a wafer"')
     templates = _phrases(document.get("templates"), "templates", faults)
-    generic = _phrases(document.get("generic", {}).get("states", []), "generic.states", faults, empty_ok=True)
+    generic = _generic(document.get("generic", {}), faults)
     classes = document.get("classes")
     states: dict[str, tuple[str, ...]] = {}
     if not isinstance(classes, dict) or not classes:
         faults.append("there is no section [classes.<name>]")
     else:
         for name, section in classes.items():
-            phrases = section.get("states") if isinstance(section, dict) else None
-            states[name] = _phrases(phrases, f"classes.{name}.states", faults)
+            states[name] = _states(section if isinstance(section, dict) else {}, f"classes.{name}", faults)
     if faults:
         raise PromptError(f"{path}: " + "; ".join(faults))
     return Prompts(path, str(subject), templates, states, generic)
+
+
+def _generic(section: Any, faults: list[str]) -> tuple[str, ...]:
+    if not isinstance(section, dict):
+        faults.append("generic must be a section [generic]")
+        return ()
+    return _states({"states": [], **section}, "generic", faults, empty_ok=True)
+
+
+def _states(section: Mapping[str, Any], where: str, faults: list[str], *, empty_ok: bool = False) -> tuple[str, ...]:
+    """The states of a section, which holds nothing else."""
+    faults += [f'"{where}.{key}" is not known here' for key in sorted(section.keys() - {"states"})]
+    return _phrases(section.get("states"), f"{where}.states", faults, empty_ok=empty_ok)
 
 
 def _phrases(value: Any, where: str, faults: list[str], *, empty_ok: bool = False) -> tuple[str, ...]:

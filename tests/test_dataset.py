@@ -1,0 +1,472 @@
+"""export.dataset: reading data folders, every fault they can have, and drawing supports."""
+
+from __future__ import annotations
+
+import csv
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.dataset import Dataset, Sample, area_average, draw_supports, load_dataset, split_by_group
+from export.errors import DatasetError
+from runtime.errors import FrameError
+from runtime.recipe import MAX_CLASSES, FrameOptions
+
+COLUMNS = ("path", "class", "group")
+Rows = list[tuple[str, ...]]
+
+
+def save(path: Path, size: tuple[int, int] = (8, 6), value: int = 100) -> Path:
+    """A flat grey image of [height, width]."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full(size, value, np.uint8)).save(path)
+    return path
+
+
+def write_groups(folder: Path, rows: Sequence[Sequence[str]], columns: Sequence[str] = COLUMNS) -> None:
+    with (folder / "groups.csv").open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([columns, *rows])
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """good, hole and scratch with 3 frames each, masks for hole, and a groups.csv with two sites."""
+    rows = []
+    for label in ("good", "hole", "scratch"):
+        for number in range(3):
+            save(tmp_path / "images" / label / f"{number}.png")
+            rows.append((f"images/{label}/{number}.png", label, f"site-{number % 2}"))
+    for number in range(3):
+        save(tmp_path / "masks/hole" / f"{number}.png", value=255)
+    write_groups(tmp_path, rows)
+    return tmp_path
+
+
+def rows_of(folder: Path) -> Rows:
+    with (folder / "groups.csv").open(newline="", encoding="utf-8") as stream:
+        return [tuple(row) for row in csv.reader(stream)][1:]
+
+
+def faults_of(folder: Path) -> tuple[str, ...]:
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(folder)
+    assert str(folder) in str(caught.value)
+    return caught.value.faults
+
+
+def names(samples: Sequence[Sample]) -> list[str]:
+    return [f"{sample.label}/{sample.path.name}" for sample in samples]
+
+
+# ---- loading ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_data_folder_is_listed_with_classes_masks_and_groups(folder: Path) -> None:
+    dataset = load_dataset(str(folder))
+    assert dataset.classes == ("good", "hole", "scratch")
+    assert names(dataset.samples) == [f"{c}/{n}.png" for c in dataset.classes for n in range(3)]
+    assert [sample.group for sample in dataset.of_class("hole")] == ["site-0", "site-1", "site-0"]
+    assert {sample.label for sample in dataset.samples if sample.mask} == {"hole"}
+    assert dataset.stray == ()
+
+
+def test_good_is_first_whatever_the_alphabet_says(tmp_path: Path) -> None:
+    for label in ("zebra", "bridge", "good"):
+        save(tmp_path / "images" / label / "a.png")
+    assert load_dataset(tmp_path).classes == ("good", "bridge", "zebra")
+
+
+def test_without_groups_every_frame_is_its_own_group(folder: Path) -> None:
+    (folder / "groups.csv").unlink()
+    dataset = load_dataset(folder)
+    assert len({sample.group for sample in dataset.samples}) == 9
+
+
+@pytest.mark.parametrize("suffix", [".PNG", ".jpg", ".JPEG", ".bmp", ".tif", ".tiff"])
+def test_frames_of_every_format_are_found_and_their_masks_may_be_of_another(tmp_path: Path, suffix: str) -> None:
+    save(tmp_path / "images/good/a.png")
+    frame = save(tmp_path / f"images/hole/a{suffix}")
+    mask = save(tmp_path / "masks/hole/a.bmp")
+    (sample,) = load_dataset(tmp_path).of_class("hole")
+    assert (sample.path, sample.mask) == (frame, mask)
+
+
+def test_files_that_are_no_frames_are_left_out_and_reported(folder: Path) -> None:
+    stray = [folder / "images" / name for name in ("notes.txt", "good/Thumbs.db", "good/._0.png", "hole/.DS_Store")]
+    for path in stray:
+        path.write_bytes(b"not a frame")
+    (folder / "images/hole/folder.png").mkdir()
+    (folder / "images/.cache").mkdir()
+    (folder / "masks/hole/._0.png").write_bytes(b"not a mask")
+    (folder / "masks/readme.txt").write_bytes(b"")
+    dataset = load_dataset(folder)
+    assert len(dataset.samples) == 9
+    assert set(dataset.stray) == {*stray, folder / "images/hole/folder.png"}
+    assert dataset.of_class("hole")[0].mask == folder / "masks/hole/0.png"
+
+
+def test_groups_saved_by_a_spreadsheet_are_read(folder: Path) -> None:
+    """With a byte order mark, Windows line ends, more columns and blanks around the names."""
+    lines = ["path,class,note,group", *(f"{p},{c},x, {g} " for p, c, g in rows_of(folder))]
+    (folder / "groups.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert [sample.group for sample in load_dataset(folder).of_class("good")] == ["site-0", "site-1", "site-0"]
+
+
+def test_frames_are_read_with_the_options_of_their_layer(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(np.full((4, 5), 2000, np.uint16)).save(path)
+    sample = Sample(path, "hole", "g", None)
+    assert np.unique(sample.read(FrameOptions(white_level=4000))) == [128]
+    with pytest.raises(FrameError, match="no such file"):
+        Sample(tmp_path / "absent.png", "hole", "g", None).read(FrameOptions())
+
+
+# ---- masks -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_is_read_as_zeros_and_ones(tmp_path: Path) -> None:
+    values = np.array([[0, 1, 127], [128, 254, 255]], np.uint8)
+    Image.fromarray(values).save(tmp_path / "m.png")
+    mask = Sample(tmp_path / "f.png", "hole", "g", tmp_path / "m.png").read_mask((2, 3))
+    assert mask is not None
+    assert mask.dtype == np.uint8
+    assert mask.tolist() == [[0, 0, 0], [1, 1, 1]]
+
+
+def test_a_good_frame_without_mask_is_clean_and_a_defect_without_mask_is_unknown(tmp_path: Path) -> None:
+    clean = Sample(tmp_path / "f.png", "good", "g", None).read_mask((2, 3))
+    assert clean is not None
+    assert clean.tolist() == [[0, 0, 0], [0, 0, 0]]
+    assert Sample(tmp_path / "f.png", "hole", "g", None).read_mask((2, 3)) is None
+
+
+def test_a_mask_of_another_size_is_refused_and_both_files_are_named(tmp_path: Path) -> None:
+    mask = save(tmp_path / "m.png", (8, 6))
+    with pytest.raises(DatasetError, match=r"m\.png: the mask is 8x6, its frame .*f\.png 6x8"):
+        Sample(tmp_path / "f.png", "hole", "g", mask).read_mask((6, 8))
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
+def test_an_unreadable_mask_is_refused_and_named(tmp_path: Path, content: bytes) -> None:
+    mask = tmp_path / "m.png"
+    mask.write_bytes(content)
+    with pytest.raises(DatasetError, match=r"m\.png: the mask cannot be read: "):
+        Sample(tmp_path / "f.png", "hole", "g", mask).read_mask((6, 8))
+
+
+@pytest.mark.parametrize(("size", "cells"), [((9, 7), (3, 2)), ((8, 6), (4, 3)), ((11, 5), (11, 4)), ((7, 7), (3, 5))])
+def test_area_average_gives_every_pixel_to_one_cell(size: tuple[int, int], cells: tuple[int, int]) -> None:
+    """So a defect of one pixel never vanishes, whatever the ratio of the sizes."""
+    for row, column in np.ndindex(size):
+        mask = np.zeros(size, np.uint8)
+        mask[row, column] = 1
+        averaged = area_average(mask, cells)
+        assert averaged.shape == cells
+        assert averaged.dtype == np.float32
+        assert np.count_nonzero(averaged) == 1
+
+
+def test_area_average_is_the_mean_of_each_cell() -> None:
+    mask = (np.random.default_rng(0).random((12, 20)) < 0.3).astype(np.uint8)
+    expected = mask.reshape(3, 4, 5, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(area_average(mask, (3, 5)), expected, atol=1e-6)
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_without_images_is_refused(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "absent"):
+        (fault,) = faults_of(path)
+        assert "there is no folder images/ in it" in fault
+
+
+def remove(folder: Path, name: str) -> None:
+    for path in sorted((folder / name).iterdir()):
+        path.unlink()
+    (folder / name).rmdir()
+
+
+def without_good(folder: Path) -> None:
+    remove(folder, "images/good")
+    write_groups(folder, [row for row in rows_of(folder) if row[1] != "good"])
+
+
+def good_alone(folder: Path) -> None:
+    for name in ("images/hole", "images/scratch", "masks/hole", "masks"):
+        remove(folder, name)
+    write_groups(folder, [row for row in rows_of(folder) if row[1] == "good"])
+
+
+def empty_class(folder: Path) -> None:
+    (folder / "images/void").mkdir()
+    (folder / "images/void/notes.txt").touch()
+
+
+def one_name_twice(folder: Path) -> None:
+    save(folder / "images/Hole/0.png")
+    write_groups(folder, [*rows_of(folder), ("images/Hole/0.png", "Hole", "site-0")])
+
+
+def too_many_classes(folder: Path) -> None:
+    (folder / "groups.csv").unlink()
+    for number in range(MAX_CLASSES):
+        save(folder / f"images/class{number:02d}/a.png", (1, 1))
+
+
+def unknown_row(folder: Path) -> None:
+    write_groups(folder, [*rows_of(folder), ("images/hole/9.png", "hole", "site-0")])
+
+
+def missing_row(folder: Path) -> None:
+    write_groups(folder, rows_of(folder)[1:])
+
+
+def row_without_group(folder: Path) -> None:
+    write_groups(folder, [("images/good/0.png", "good", " "), *rows_of(folder)[1:]])
+
+
+def short_row(folder: Path) -> None:
+    write_groups(folder, [("images/good/0.png", "good"), *rows_of(folder)[1:]])
+
+
+def repeated_row(folder: Path) -> None:
+    write_groups(folder, [*rows_of(folder), rows_of(folder)[0]])
+
+
+def wrong_class(folder: Path) -> None:
+    write_groups(folder, [*rows_of(folder)[:-1], ("images/scratch/2.png", "hole", "site-0")])
+
+
+def foreign_path(folder: Path) -> None:
+    write_groups(folder, [*rows_of(folder), ("/data/images/good/0.png", "good", "site-0")])
+
+
+def missing_column(folder: Path) -> None:
+    write_groups(folder, [row[:2] for row in rows_of(folder)], COLUMNS[:2])
+
+
+def empty_table(folder: Path) -> None:
+    (folder / "groups.csv").write_bytes(b"")
+
+
+def table_that_is_not_text(folder: Path) -> None:
+    (folder / "groups.csv").write_bytes(b"path,class,group\n\xff\xfe,\0\n")
+
+
+def table_that_is_a_folder(folder: Path) -> None:
+    (folder / "groups.csv").unlink()
+    (folder / "groups.csv").mkdir()
+
+
+def stray_mask(folder: Path) -> None:
+    save(folder / "masks/scratch/9.png")
+
+
+def masks_of_no_class(folder: Path) -> None:
+    save(folder / "masks/crack/0.png")
+
+
+def two_masks_of_one_frame(folder: Path) -> None:
+    save(folder / "masks/hole/0.bmp")
+
+
+def one_mask_of_two_frames(folder: Path) -> None:
+    save(folder / "images/hole/0.bmp")
+    write_groups(folder, [*rows_of(folder), ("images/hole/0.bmp", "hole", "site-0")])
+
+
+FAULTS: list[tuple[Callable[[Path], None], str]] = [
+    (without_good, "there is no class good"),
+    (good_alone, "there is no defect class"),
+    (empty_class, "images/void holds no frames (.png, .jpg"),
+    (one_name_twice, "two classes have one name: Hole, hole"),
+    (too_many_classes, f"there are {MAX_CLASSES + 3} classes, more than {MAX_CLASSES}"),
+    (unknown_row, "groups.csv names images/hole/9.png, which is not there"),
+    (missing_row, "groups.csv has no group for images/good/0.png"),
+    (row_without_group, "groups.csv has no group for images/good/0.png"),
+    (short_row, "groups.csv has no group for images/good/0.png"),
+    (repeated_row, "groups.csv line 11: images/good/0.png appears twice"),
+    (wrong_class, "groups.csv line 10: images/scratch/2.png is labelled hole"),
+    (foreign_path, 'groups.csv line 11: "/data/images/good/0.png" is not images/<class>/<file>'),
+    (missing_column, "groups.csv lacks the columns group"),
+    (empty_table, "groups.csv lacks the columns class, group, path"),
+    (table_that_is_not_text, "groups.csv cannot be read"),
+    (table_that_is_a_folder, "groups.csv cannot be read"),
+    (stray_mask, "9.png belongs to no frame"),
+    (masks_of_no_class, "masks/crack belongs to no class of images/"),
+    (two_masks_of_one_frame, "0.bmp and 0.png are for one frame"),
+    (one_mask_of_two_frames, "0.png belongs to several frames: 0.bmp, 0.png"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "says"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
+def test_every_fault_of_a_folder_is_named(folder: Path, spoil: Callable[[Path], None], says: str) -> None:
+    load_dataset(folder)
+    spoil(folder)
+    assert any(says in fault for fault in faults_of(folder)), says
+
+
+def test_all_faults_are_listed_at_once(folder: Path) -> None:
+    spoilers: list[Callable[[Path], None]] = [empty_class, unknown_row, repeated_row, stray_mask, masks_of_no_class]
+    for spoil in spoilers:
+        spoil(folder)
+    faults = faults_of(folder)
+    assert len(faults) == len(spoilers)
+    for says in (says for spoil, says in FAULTS if spoil in spoilers and spoil is not repeated_row):
+        assert any(says in fault for fault in faults), says
+    with pytest.raises(DatasetError, match=f"{len(spoilers)} faults"):
+        load_dataset(folder)
+
+
+def test_a_long_list_of_faults_is_cut_and_counted(folder: Path) -> None:
+    write_groups(folder, [*rows_of(folder), *((f"images/hole/x{n}.png", "hole", "g") for n in range(50))])
+    assert len(faults_of(folder)) == 50
+    with pytest.raises(DatasetError, match="and 30 more"):
+        load_dataset(folder)
+
+
+# ---- drawing supports ------------------------------------------------------------------------------------------------
+
+
+def synthetic(frames: dict[str, int], groups: int) -> Dataset:
+    """A data set without files; a class's frames take turns over its groups."""
+    samples = [
+        Sample(Path(f"images/{label}/{n:03d}.png"), label, f"{label}-{n % groups}", None)
+        for label, count in frames.items()
+        for n in range(count)
+    ]
+    return Dataset(Path(), tuple(frames), tuple(samples))
+
+
+SET = synthetic({"good": 20, "hole": 12, "scratch": 9}, groups=4)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_draws_are_nested_and_without_replacement(seed: int) -> None:
+    per_class: dict[str, list[str]] = {label: [] for label in SET.classes}
+    for shots in (1, 2, 5, 9):
+        supports = draw_supports(SET, shots, seed)
+        assert [sample.label for sample in supports] == [label for label in SET.classes for _ in range(shots)]
+        for label in SET.classes:
+            mine = names([sample for sample in supports if sample.label == label])
+            assert len(set(mine)) == shots
+            assert mine[: len(per_class[label])] == per_class[label]
+            per_class[label] = mine
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shots", [1, 3, 4, 6, 8])
+def test_draws_are_spread_over_groups(seed: int, shots: int) -> None:
+    for label in SET.classes:
+        groups = Counter(sample.group for sample in draw_supports(SET, shots, seed) if sample.label == label)
+        assert len(groups) == min(shots, 4)
+        assert max(groups.values()) - min(groups.values()) <= 1
+
+
+def test_draws_depend_on_the_seed_and_on_nothing_else() -> None:
+    draws = [tuple(names(draw_supports(SET, 4, seed))) for seed in range(8)]
+    assert len(set(draws)) == 8
+    assert tuple(names(draw_supports(SET, 4, 3))) == draws[3]
+    again = draw_supports(SET, 4, 3, allowed=iter(SET.samples))
+    assert tuple(names(again)) == draws[3]
+
+
+def test_a_further_class_does_not_change_what_the_others_draw() -> None:
+    wider = synthetic({"good": 20, "bridge": 5, "hole": 12, "scratch": 9}, groups=4)
+    for seed in range(3):
+        mine = [sample for sample in draw_supports(wider, 4, seed) if sample.label != "bridge"]
+        assert names(mine) == names(draw_supports(SET, 4, seed))
+
+
+def test_draws_keep_to_the_allowed_samples() -> None:
+    allowed = [sample for sample in SET.samples if sample.group.endswith(("-1", "-2"))]
+    supports = draw_supports(SET, 4, 0, allowed=allowed)
+    assert set(names(supports)) <= set(names(allowed))
+
+
+@pytest.mark.parametrize("shots", [0, -1])
+def test_at_least_one_shot_is_drawn(shots: int) -> None:
+    with pytest.raises(DatasetError, match="shots must be at least 1"):
+        draw_supports(SET, shots, 0)
+
+
+def test_every_class_with_too_few_frames_is_named() -> None:
+    with pytest.raises(DatasetError) as caught:
+        draw_supports(SET, 15, 0)
+    assert [fault.split(",")[0] for fault in caught.value.faults] == [
+        "class hole has 12 frames to draw from",
+        "class scratch has 9 frames to draw from",
+    ]
+
+
+# ---- splitting by group ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("pool", [1, 5, 10, 100])
+def test_a_split_never_shares_a_group(seed: int, pool: int) -> None:
+    # Groups that hold several classes, as generated frames and most real ones do.
+    rng = np.random.default_rng(seed)
+    samples = tuple(
+        Sample(Path(f"images/{label}/{n}.png"), label, f"site-{rng.integers(8)}", None)
+        for label in ("good", "hole", "scratch")
+        for n in range(30)
+    )
+    dataset = Dataset(Path(), ("good", "hole", "scratch"), samples)
+    teach, test = split_by_group(dataset, pool, seed)
+    assert not {sample.group for sample in teach} & {sample.group for sample in test}
+    assert sorted(names([*teach, *test])) == sorted(names(samples))
+    for side in (teach, test):
+        assert {sample.label for sample in side} == set(dataset.classes)
+
+
+@pytest.mark.parametrize("pool", [1, 2, 3, 5])
+def test_a_split_leaves_enough_frames_to_draw_from(pool: int) -> None:
+    teach, _ = split_by_group(SET, pool, 0)
+    assert len(draw_supports(SET, pool, 0, allowed=teach)) == pool * len(SET.classes)
+
+
+def test_a_split_depends_on_the_seed() -> None:
+    splits = {tuple(names(split_by_group(SET, 2, seed)[0])) for seed in range(10)}
+    assert len(splits) > 3
+    assert split_by_group(SET, 2, 4) == split_by_group(SET, 2, 4)
+
+
+def test_every_class_with_a_single_group_is_named() -> None:
+    with pytest.raises(DatasetError) as caught:
+        split_by_group(synthetic({"good": 9, "hole": 4}, groups=1), 2, 0)
+    assert [fault.split(":")[0] for fault in caught.value.faults] == [
+        "class good has a single group",
+        "class hole has a single group",
+    ]
+
+
+# ---- real frames -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["emps-particles", "magnetic-tile", "nanofiber-sem"])
+def test_real_data_sets_load(shared: Path, name: str) -> None:
+    folder = shared / "data" / name
+    if not folder.is_dir():
+        pytest.skip("this data set is not there")
+    dataset = load_dataset(folder)
+    with (folder / "groups.csv").open(newline="", encoding="utf-8") as stream:
+        rows = list(csv.DictReader(stream))
+    assert dataset.classes[0] == "good"
+    assert Counter(sample.label for sample in dataset.samples) == Counter(row["class"] for row in rows)
+    assert sum(sample.mask is not None for sample in dataset.samples) == sum(row["has_mask"] == "1" for row in rows)
+    assert {sample.group for sample in dataset.samples} == {row["group"] for row in rows}
+    fractions = {row["path"]: row["mask_fraction"] for row in rows}
+    for label in dataset.classes:
+        sample = dataset.of_class(label)[0]
+        frame = sample.read(FrameOptions())
+        mask = sample.read_mask((frame.shape[0], frame.shape[1]))
+        if sample.mask is not None:
+            assert mask is not None
+            fraction = fractions[sample.path.relative_to(folder).as_posix()]
+            assert mask.mean() == pytest.approx(float(fraction or 0), abs=1e-4)

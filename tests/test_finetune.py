@@ -1,0 +1,313 @@
+"""export.finetune: head, transformation layers and thresholds, on features whose truth is planted."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_encoder
+from torch import Tensor
+
+from export import finetune, heads
+from export.finetune import TeachSettings, fit_head, fit_recipe, fit_transforms
+from export.text_bank import TextBank, anchor_bank
+from export.views import SupportFeatures
+from runtime.recipe import FrameOptions, Recipe
+
+CLASSES = ("good", "hole", "scratch")
+ENCODER = make_encoder()
+LEVELS, PATCHES, WIDTH = 4, 16, 32
+QUICK = replace(TeachSettings(), steps=150)
+BANK = anchor_bank(CLASSES, ENCODER.text_dim)
+TEXT = torch.tensor(BANK.text_seg)
+
+
+def plant(
+    labels: list[int], *, seed: int = 0, unmasked: tuple[int, ...] = (), strength: float = 4.0
+) -> SupportFeatures:
+    """Features of one view per label; a defect moves two by two patches along one direction per level.
+
+    The head's features tell the classes apart as well. unmasked: the views whose truth is not known.
+    """
+    rng = np.random.default_rng(seed)
+    fixed = np.random.default_rng(99)  # the world is the same for every draw
+    directions = fixed.standard_normal((LEVELS, WIDTH))
+    directions *= 4 / np.linalg.norm(directions, axis=1, keepdims=True)
+    centres = fixed.standard_normal((len(CLASSES), ENCODER.features))
+    tokens = fixed.standard_normal((LEVELS, 1, WIDTH)) + 0.7 * rng.standard_normal(
+        (len(labels), LEVELS, PATCHES, WIDTH)
+    )
+    targets = np.zeros((len(labels), 16, 16), np.float32)
+    for view, label in enumerate(labels):
+        if label:
+            row, column = rng.integers(0, 3, 2)
+            for r, c in ((row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)):
+                tokens[view, :, 4 * r + c] += directions
+            targets[view, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8] = 1
+    head = 0.05 * (centres[labels] + 0.5 * rng.standard_normal((len(labels), ENCODER.features)))
+    targets[list(unmasked)] = np.nan
+    return SupportFeatures(
+        tokens=torch.tensor(tokens, dtype=torch.float16),
+        head=torch.tensor(head, dtype=torch.float32),
+        value=torch.zeros(len(labels), LEVELS, PATCHES),
+        targets=torch.tensor(targets),
+        labels=torch.tensor(labels),
+        plain=torch.ones(len(labels), dtype=torch.bool),
+    )
+
+
+LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
+DEFECTS = tuple(range(4, 10))
+
+
+def teach(
+    features: SupportFeatures, *, seed: int = 0, settings: TeachSettings = QUICK, bank: TextBank = BANK
+) -> Recipe:
+    return fit_recipe(features, ENCODER, CLASSES, bank, FrameOptions(), smoothing_px=1.0, seed=seed, settings=settings)
+
+
+def map_logits(features: SupportFeatures, weight: Tensor, bias: Tensor) -> Tensor:
+    """Defect minus normal cosine of every patch, averaged over levels: [V, P]."""
+    transformed = heads.transform(features.tokens.float(), weight, bias[:, None])
+    similarity = heads.cosines(transformed, TEXT)
+    return (similarity[..., 1] - similarity[..., 0]).mean(1)
+
+
+def patch_truth(labels: list[int], seed: int) -> Tensor:
+    """Bool [V, P], also of views whose target the teacher does not see."""
+    return plant(labels, seed=seed).targets[:, ::4, ::4].flatten(1) > 0
+
+
+def separation(weight: Tensor, bias: Tensor) -> float:
+    """Share of (defect patch, other patch) pairs in the right order, on frames that were not taught."""
+    fresh = plant(LABELS * 2, seed=50)
+    logits, truth = map_logits(fresh, weight, bias), patch_truth(LABELS * 2, 50)
+    return float((logits[truth][:, None] > logits[~truth][None]).float().mean())
+
+
+def probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return heads.head_probabilities(features, weight, bias)
+
+
+# ---- the classification head -----------------------------------------------------------------------------------------
+
+
+def test_head_learns_classes_that_can_be_told_apart() -> None:
+    features = plant(LABELS)
+    weight, bias = fit_head(features.head, features.labels, 3, QUICK.head_l2)
+    assert weight.shape == (3, ENCODER.features)
+    assert weight.dtype == bias.dtype == torch.float32
+    fresh = plant(LABELS, seed=8)
+    found = probabilities(fresh.head, weight, bias)
+    assert torch.equal(found.argmax(1), fresh.labels)
+    assert float(found[range(10), fresh.labels].min()) > 0.5
+
+
+def test_head_is_the_same_every_time() -> None:
+    features = plant(LABELS)
+    first, again = (fit_head(features.head, features.labels, 3, 1e-3) for _ in range(2))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+
+
+def test_classes_weigh_the_same_whatever_their_number_of_views() -> None:
+    """A tenth of 100 views of one class and nine tenths of 10 of the other have the mark: with it, 9 to 1."""
+    marks = [1.0] * 10 + [0.0] * 90 + [1.0] * 9 + [0.0]
+    features, labels = torch.tensor(marks)[:, None], torch.tensor([0] * 100 + [1] * 10)
+    weight, bias = fit_head(features, labels, 2, 1e-8)
+    found = probabilities(torch.tensor([[1.0], [0.0]]), weight, bias)
+    torch.testing.assert_close(found[:, 1], torch.tensor([0.9, 0.1]), atol=0.01, rtol=0)
+
+
+def test_features_that_say_nothing_leave_all_classes_alike() -> None:
+    features, labels = torch.full((13, 5), 0.3), torch.tensor([0] * 9 + [1] * 3 + [2])
+    weight, bias = fit_head(features, labels, 3, 1e-3)
+    torch.testing.assert_close(probabilities(features, weight, bias), torch.full((13, 3), 1 / 3), atol=1e-3, rtol=0)
+
+
+def test_standardization_of_the_head_is_folded_exactly() -> None:
+    """Fitted on standardized features and on raw ones, the logits are the same numbers."""
+    features = plant(LABELS)
+    generator = torch.Generator().manual_seed(0)
+    scale = torch.rand(ENCODER.features, generator=generator) * 5 + 0.1
+    raw = features.head * scale + torch.randn(ENCODER.features, generator=generator)
+    standardized = ((raw.double() - raw.double().mean(0)) / raw.double().std(0, correction=0)).float()
+    logits = []
+    for x in (raw, standardized):
+        weight, bias = fit_head(x, features.labels, 3, 1e-3)
+        logits.append(x.double() @ weight.double().T + bias.double())
+    torch.testing.assert_close(logits[0], logits[1], atol=2e-3, rtol=0)
+    assert float(logits[0].abs().max()) > 1
+
+
+def test_stronger_decay_gives_smaller_weights() -> None:
+    features = plant(LABELS)
+    norms = [float(fit_head(features.head, features.labels, 3, l2)[0].norm()) for l2 in (1e-4, 1e-2, 1.0)]
+    assert norms[0] > norms[1] > norms[2]
+
+
+# ---- the transformation layers ---------------------------------------------------------------------------------------
+
+
+def fit(features: SupportFeatures, settings: TeachSettings = QUICK, seed: int = 0) -> tuple[Tensor, Tensor, str]:
+    return fit_transforms(features, TEXT, ENCODER.grid, settings, seed)
+
+
+def test_masks_teach_the_map_to_find_the_planted_defects() -> None:
+    weight, bias, taught_by = fit(plant(LABELS))
+    assert taught_by == "masks"
+    assert (weight.shape, bias.shape) == ((LEVELS, WIDTH, ENCODER.text_dim), (LEVELS, ENCODER.text_dim))
+    assert separation(weight, bias) > 0.97
+
+
+def test_every_level_learns() -> None:
+    weight, bias, _ = fit(plant(LABELS))
+    truth = patch_truth(LABELS, 0)
+    features = plant(LABELS)
+    for j in range(LEVELS):
+        similarity = heads.cosines(heads.transform(features.tokens[:, j].float(), weight[j], bias[j]), TEXT)
+        logits = similarity[..., 1] - similarity[..., 0]
+        assert float(logits[truth].mean()) > float(logits[~truth].mean()) + 0.2
+
+
+def test_more_steps_lower_the_loss() -> None:
+    features, truth = plant(LABELS), patch_truth(LABELS, 0).float()
+    losses = []
+    for steps in (1, 15, 150):
+        weight, bias, _ = fit(features, replace(QUICK, steps=steps))
+        found = torch.sigmoid(QUICK.tau_fit * map_logits(features, weight, bias)).clamp(1e-6, 1 - 1e-6)
+        losses.append(float(torch.nn.functional.binary_cross_entropy(found, truth)))
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_without_any_mask_the_map_learns_from_frame_labels_and_still_separates() -> None:
+    weight, bias, taught_by = fit(plant(LABELS, unmasked=DEFECTS))
+    assert taught_by == "frame labels"
+    assert separation(weight, bias) > 0.9
+
+
+def test_unmasked_defects_teach_only_the_head_when_others_have_masks() -> None:
+    features = plant(LABELS, unmasked=(6, 9))
+    swapped = features.labels.clone()
+    swapped[[6, 9]] = features.labels[[9, 6]]
+    as_it_is, otherwise = teach(features), teach(replace(features, labels=swapped))
+    assert as_it_is.teaching["map_taught_by"] == "masks"
+    for name in ("transform_weight", "transform_bias"):
+        np.testing.assert_array_equal(as_it_is.tensors[name], otherwise.tensors[name])
+    assert not np.array_equal(as_it_is.tensors["head_weight"], otherwise.tensors["head_weight"])
+
+
+def test_standardization_of_the_tokens_is_folded() -> None:
+    """A scale and an offset of the raw tokens make no difference to the cosines."""
+    features = plant(LABELS)
+    steps_of_a_16th = (features.tokens.float() * 16).round() / 16  # exact in fp16 after the change below, too
+    offset = torch.randint(-4, 5, (1, LEVELS, 1, WIDTH), generator=torch.Generator().manual_seed(0))
+    cosines = []
+    for tokens in (steps_of_a_16th, 2 * steps_of_a_16th + offset):
+        moved = replace(features, tokens=tokens.half())
+        assert torch.equal(moved.tokens.float(), tokens)
+        weight, bias, _ = fit(moved, replace(QUICK, steps=20))
+        cosines.append(map_logits(moved, weight, bias))
+    torch.testing.assert_close(cosines[0], cosines[1], atol=5e-3, rtol=0)
+    assert float(cosines[0].std()) > 0.05
+
+
+def test_a_channel_that_never_varies_does_no_harm() -> None:
+    features = plant(LABELS)
+    features.tokens[..., 3] = 2.0
+    weight, bias, _ = fit(features)
+    assert bool(weight.isfinite().all())
+    logits, truth = map_logits(features, weight, bias), patch_truth(LABELS, 0)
+    assert float(logits[truth].min()) > float(logits[~truth].median())
+
+
+# ---- the whole recipe ------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_bytes() -> None:
+    features = plant(LABELS)
+    settings = replace(QUICK, steps=20)
+    first = teach(features, seed=3, settings=settings).to_bytes()
+    torch.manual_seed(123)
+    assert teach(features, seed=3, settings=settings).to_bytes() == first
+    assert teach(features, seed=4, settings=settings).to_bytes() != first
+
+
+def test_recipe_records_what_taught_it_and_survives_a_file(tmp_path: Path) -> None:
+    recipe = fit_recipe(
+        plant(LABELS),
+        ENCODER,
+        CLASSES,
+        BANK,
+        FrameOptions(ignore_top=3),
+        smoothing_px=1.0,
+        seed=5,
+        settings=replace(QUICK, steps=2),
+        provenance={"shots": 3},
+    )
+    recipe.save(tmp_path / "r.safetensors")
+    loaded = Recipe.load(tmp_path / "r.safetensors")
+    ENCODER.check(loaded)
+    assert (loaded.classes, loaded.text, loaded.frame.ignore_top) == (CLASSES, "anchors", 3)
+    assert (loaded.teaching["seed"], loaded.teaching["shots"]) == (5, 3)
+    assert loaded.teaching["settings"]["steps"] == 2
+
+
+@pytest.mark.parametrize("aligned", [True, False])
+def test_v_path_has_no_say_where_text_and_images_were_never_aligned(aligned: bool) -> None:
+    bank = replace(BANK, aligned=aligned, source="tower")
+    scalars = teach(plant(LABELS), settings=replace(QUICK, steps=1, lambda_v=0.7), bank=bank).tensors["scalars"]
+    assert scalars[1] == pytest.approx(0.7 if aligned else 0.0)
+
+
+def test_progress_counts_every_step() -> None:
+    calls: list[tuple[int, int]] = []
+    settings = replace(QUICK, steps=7)
+    fit_transforms(plant(LABELS), TEXT, ENCODER.grid, settings, 0, progress=lambda *call: calls.append(call))
+    assert calls == [(step, 7) for step in range(1, 8)]
+
+
+@pytest.mark.parametrize("unmasked", [(), (4,), DEFECTS])
+def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
+    monkeypatch: pytest.MonkeyPatch, unmasked: tuple[int, ...]
+) -> None:
+    asked: list[tuple[Any, Any]] = []
+
+    def choose(scores: Any, positive: Any) -> tuple[float, float]:
+        asked.append((np.asarray(scores), np.asarray(positive)))
+        return 0.1 * len(asked), 1.0
+
+    monkeypatch.setattr(finetune, "f1_max_threshold", choose)
+    features = plant(LABELS, unmasked=unmasked)
+    features.plain[[1, 5]] = False
+    recipe = teach(features)
+    scores, positive = asked[0]
+    assert positive.tolist() == [False] * 3 + [True] * 5
+    assert scores[positive].min() > scores[~positive].max()
+    assert recipe.defect_threshold == pytest.approx(0.1)
+    if unmasked == DEFECTS:
+        assert len(asked) == 1, "no pixel's truth is known"
+        assert recipe.pixel_threshold == 0.5
+        return
+    values, truth = asked[1]
+    assert recipe.pixel_threshold == pytest.approx(0.2)
+    known = 8 - len(unmasked)
+    assert values.shape == truth.shape == (known * 256,)
+    assert truth.sum() == (5 - len(unmasked)) * 64
+    assert values[truth].mean() > values[~truth].mean() + 0.2
+
+
+def test_taught_thresholds_tell_the_supports_apart() -> None:
+    recipe = teach(plant(LABELS))
+    assert 0 < recipe.defect_threshold < 1
+    assert 0 < recipe.pixel_threshold < 1
+    features = plant(LABELS)
+    logits = map_logits(
+        features, torch.tensor(recipe.tensors["transform_weight"]), torch.tensor(recipe.tensors["transform_bias"])
+    )
+    maps = torch.sigmoid(float(recipe.tensors["scalars"][2]) * logits)
+    assert bool((maps.amax(1)[4:] > recipe.defect_threshold).all())

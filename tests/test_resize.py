@@ -1,0 +1,67 @@
+"""export.resize: the bicubic matrix against Pillow itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export.resize import bicubic_matrix
+
+SIZES = [
+    ((96, 80), (64, 64)),
+    ((64, 64), (64, 64)),
+    ((480, 640), (240, 240)),
+    ((40, 33), (64, 48)),
+    ((1, 7), (5, 3)),
+    ((101, 57), (1, 1)),
+]
+
+
+def resized_by_matrix(image: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    return bicubic_matrix(image.shape[0], target[0]) @ image @ bicubic_matrix(image.shape[1], target[1]).T
+
+
+def random_image(size: tuple[int, int]) -> np.ndarray:
+    """Fine noise and hard edges: the filter overshoots on them."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, size)
+    image[: size[0] // 3] = np.where(rng.random((size[0] // 3, size[1])) < 0.5, 0, 255)
+    return image.astype(np.uint8)
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_matrix_is_pillows_resize_in_float_mode(source: tuple[int, int], target: tuple[int, int]) -> None:
+    image = random_image(source).astype(np.float32)
+    pillow = Image.fromarray(image).resize(target[::-1], Image.Resampling.BICUBIC)
+    np.testing.assert_allclose(resized_by_matrix(image, target) / 255, np.asarray(pillow) / 255, atol=1e-5)
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_rounded_result_is_within_one_level_of_pillows_8_bit_resize(
+    source: tuple[int, int], target: tuple[int, int]
+) -> None:
+    # In 8 bits Pillow clips after each of its two passes; so there are no hard edges here, as there are above.
+    image = np.random.default_rng(1).integers(60, 190, source).astype(np.uint8)
+    pillow = np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling.BICUBIC), dtype=np.float32)
+    found = np.rint(resized_by_matrix(image.astype(np.float32), target))
+    assert np.abs(found - pillow).max() <= 1
+
+
+@pytest.mark.parametrize(("source", "target"), [(480, 240), (64, 64), (20, 64), (1, 8)])
+def test_a_flat_image_stays_flat(source: int, target: int) -> None:
+    matrix = bicubic_matrix(source, target)
+    assert matrix.shape == (target, source)
+    assert matrix.dtype == np.float32
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, atol=1e-5)
+
+
+def test_the_same_size_is_the_identity() -> None:
+    np.testing.assert_array_equal(bicubic_matrix(9, 9), np.eye(9))
+
+
+def test_reduction_is_antialiased() -> None:
+    """Every source pixel counts: a line pattern of one pixel becomes grey instead of an alias."""
+    stripes = np.where(np.arange(300) % 2, 255.0, 0.0)
+    reduced = bicubic_matrix(300, 100) @ stripes
+    assert np.abs(reduced[2:-2] - 127.5).max() < 5
