@@ -51,6 +51,7 @@ def measure(arch: str, weights: Path | None, batch: int, rounds: int, threads: i
             height, width = predictor.manifest.encoder.input_size
             frames = np.random.default_rng(0).integers(0, 256, (batch, height, width), dtype=np.uint8)
             recipe, listed = predictor.recipe, list(frames)
+            architecture = predictor.manifest.encoder.architecture
             seconds = alternate(
                 {
                     "torch eager": lambda: torch_outputs(graph, frames, recipe),
@@ -61,7 +62,7 @@ def measure(arch: str, weights: Path | None, batch: int, rounds: int, threads: i
             )
     frames_per_second = {name: batch / statistics.median(values) for name, values in seconds.items()}
     return {
-        "arch": arch,
+        "architecture": architecture,
         "weights": str(weights.name) if weights else "random, seed 0",
         "batch": batch,
         "rounds": rounds,
