@@ -10,10 +10,11 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from runtime.files import sha256_of
-from runtime.manifest import FILE_NAME, Artifact, Encoder, Manifest
+from runtime.manifest import FILE_NAME, Artifact, Encoder, Manifest, load_bundle
 
 from .checkpoint import LoadedModel
 from .errors import OutputExistsError
@@ -101,6 +102,29 @@ def record_artifact(folder: Path, file: str, precision: str, operators: dict[str
     """The manifest's record of an ONNX file in `folder`; parity is added once it was measured."""
     path = folder / file
     return Artifact(file, "onnx", precision, sha256_of(path), path.stat().st_size, operators, {}, {})
+
+
+@contextmanager
+def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
+    """A copy of a bundle to add artifacts to, and its manifest; it takes the bundle's place when the block ends well.
+
+    Unchanged files are linked, not copied, where the file system can. Write new files aside of the old names, or
+    unlink a name before writing it, and end with `write_manifest`. Raises BundleError.
+    """
+    manifest, _ = load_bundle(bundle)
+    with replacing_folder(bundle) as folder:
+        for file in (*(artifact.file for artifact in manifest.artifacts), manifest.recipe_file):
+            try:
+                os.link(bundle / file, folder / file)
+            except OSError:
+                shutil.copy2(bundle / file, folder / file)
+        yield folder, manifest
+
+
+def with_artifact(manifest: Manifest, artifact: Artifact) -> Manifest:
+    """The manifest with an artifact added, in place of the one of the same file name if there is one."""
+    others = tuple(other for other in manifest.artifacts if other.file != artifact.file)
+    return replace(manifest, artifacts=(*others, artifact))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:

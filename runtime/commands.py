@@ -38,7 +38,7 @@ class Predict:
         )
         parser.add_argument("--recipe", type=Path, help="judge by this recipe instead of the bundle's own")
         parser.add_argument("--backend", default="auto", help="auto, cpu or fake (default: auto)")
-        parser.add_argument("--precision", help="which ONNX artifact: fp32 (default) or fp16")
+        parser.add_argument("--precision", help="which ONNX artifact: fp32 (default), fp16 or int8")
         parser.add_argument("--batch-size", type=_at_least(1), default=8, help="frames per engine run (default: 8)")
         parser.add_argument("--threads", type=_at_least(0), default=0, help="cores for the engine (default: all)")
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")

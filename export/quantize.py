@@ -1,0 +1,172 @@
+"""`sem-clip quantize`: add an 8-bit artifact for CPUs to a bundle. Cheap to import."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Outputs
+from runtime.errors import FrameError
+from runtime.frames import SUFFIXES, prepare, read_frame
+from runtime.manifest import Manifest, load_bundle
+from runtime.recipe import Recipe
+
+from .errors import ExportError, OutputExistsError, ParityError
+
+if TYPE_CHECKING:
+    from .to_int8 import Int8Report
+
+FILE = "model.int8.onnx"
+LEAST_FRAMES = 8
+MOST_PARITY_FRAMES = 128
+LEAST_AGREEMENT = 0.97
+"""Share of frames that took no part in quantizing whose labels must be those of fp32."""
+
+
+class Quantize:
+    """Add an 8-bit ONNX artifact to a bundle."""
+
+    help = "Add an 8-bit artifact for CPUs to a bundle, by ranges measured on real frames."
+    example = "sem-clip quantize bundle frames/ && sem-clip predict bundle frames/ --precision int8"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="bundle folder; it must hold model.onnx in fp32")
+        parser.add_argument("data", type=Path, help="folder of real frames, searched through; labels are not needed")
+        parser.add_argument(
+            "--frames", type=int, default=48, help="how many of them to measure ranges and harm on (default: 48)"
+        )
+        parser.add_argument(
+            "--agreement",
+            type=float,
+            default=0.99,
+            help="share of those whose label must stay that of fp32; products of the encoder are left in fp32 until it "
+            "does (default: 0.99)",
+        )
+        parser.add_argument("--force", action="store_true", help="replace an 8-bit artifact that is there")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Quantize, compare with fp32 on other frames, write the bundle anew."""
+        if args.frames < LEAST_FRAMES:
+            raise ExportError(f"--frames is {args.frames}; ranges need at least {LEAST_FRAMES} frames")
+        if not 0.5 <= args.agreement <= 1:
+            raise ExportError(f"--agreement is {args.agreement:g}; it is a share in [0.5, 1]")
+        manifest, _ = load_bundle(args.bundle)
+        if any(artifact.precision == "int8" for artifact in manifest.artifacts) and not args.force:
+            raise OutputExistsError(f"{args.bundle} holds an int8 artifact; add --force to replace it")
+        paths = _frame_files(args.data, args.frames)
+        added = add_int8(args.bundle, paths, calibration_frames=args.frames, agreement=args.agreement)
+        artifact = added.artifacts[-1]
+        parity: Any = artifact.parity
+        print(f"artifact  {artifact.file}, {artifact.bytes / 1e6:.1f} MB")
+        print(
+            f"          against fp32 on {parity['frames']} other frames: labels equal "
+            f"{parity['labels_equal']}/{parity['frames']}, mean change of probabilities "
+            f"{parity['mean_abs_probability']:.1e} (most: {parity['max_abs_probability']:.1e}), of the map "
+            f"{parity['mean_abs_defect_map']:.1e}"
+        )
+        left = parity["left_in_fp32"]
+        print(f"          {len(left)} of {len(parity['harm'])} products left in fp32")
+        for name in left:
+            print(f"            {name}")
+        print(f"next      sem-clip predict {args.bundle} PATH --precision int8")
+        return 0
+
+
+def add_int8(bundle: Path, paths: Sequence[Path], *, calibration_frames: int, agreement: float) -> Manifest:
+    """Quantize the bundle's fp32 artifact on some of `paths` and prove it on the others; returns the new manifest.
+
+    The bundle is replaced as a whole, or stays as it was. Raises BundleError, FrameError, ExportError, ParityError.
+    """
+    from .bundle import changing_bundle, record_artifact, with_artifact, write_manifest
+    from .parity import artifact_outputs
+    from .progress import Stages
+    from .to_int8 import int8_from_onnx
+    from .versions import tool_versions
+
+    stages = Stages()
+    with changing_bundle(bundle) as (folder, manifest):
+        source = next((a for a in manifest.artifacts if (a.kind, a.precision) == ("onnx", "fp32")), None)
+        if source is None:
+            raise ExportError(f"{bundle} holds no fp32 ONNX artifact to quantize; build it again")
+        _, recipe = load_bundle(bundle)
+        with stages.stage("read frames"):
+            frames = _read(paths, manifest, recipe)
+        fitted, proof = _split(frames, calibration_frames)
+        with stages.stage("quantize") as progress:
+            (folder / FILE).unlink(missing_ok=True)
+            report = int8_from_onnx(
+                folder / source.file, fitted, recipe, folder / FILE, agreement=agreement, progress=progress
+            )
+        artifact = record_artifact(folder, FILE, "int8", dict(report.operators))
+        with stages.stage("compare with fp32"):
+            reference = artifact_outputs(folder, source, proof, recipe)
+            outputs = artifact_outputs(folder, artifact, proof, recipe)
+        parity = _parity(reference, outputs, report, source.file, len(fitted))
+        if parity["labels_equal"] < LEAST_AGREEMENT * len(proof):
+            raise ParityError(
+                f"the 8-bit form gives the label of fp32 on {parity['labels_equal']} of {len(proof)} frames it was not "
+                f"fitted on, less than {LEAST_AGREEMENT:.0%}: raise --agreement, or give more --frames; nothing was "
+                "written"
+            )
+        changed = with_artifact(manifest, replace(artifact, parity=parity))
+        changed = replace(changed, tools={**manifest.tools, **tool_versions()})
+        write_manifest(folder, changed)
+    return changed
+
+
+def _frame_files(data: Path, wanted: int) -> list[Path]:
+    """Frames of a folder, without masks, evenly spread if there are more than needed."""
+    if not data.is_dir():
+        raise ExportError(f"{data} is not a folder of frames")
+    found = sorted(
+        path
+        for path in data.rglob("*")
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "masks" not in path.parts
+    )
+    least = 2 * LEAST_FRAMES
+    if len(found) < least:
+        raise ExportError(f"{data} holds {len(found)} frames; at least {least} are needed, half of them for the proof")
+    count = min(len(found), wanted + MOST_PARITY_FRAMES)
+    return [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+
+
+def _read(paths: Sequence[Path], manifest: Manifest, recipe: Recipe) -> NDArray[np.uint8]:
+    frames = [
+        prepare(read_frame(path, recipe.frame, str(path)), manifest.encoder, recipe.frame, str(path)) for path in paths
+    ]
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise FrameError(str(paths[0]), "and the other frames are of several sizes")
+    return np.stack(frames)
+
+
+def _split(frames: NDArray[np.uint8], wanted: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Frames to measure on, evenly spread, and the others; no less than half are the others."""
+    count = min(wanted, len(frames) // 2)
+    chosen = np.zeros(len(frames), bool)
+    chosen[np.linspace(0, len(frames) - 1, count).round().astype(int)] = True
+    return frames[chosen], frames[~chosen]
+
+
+def _parity(reference: Outputs, outputs: Outputs, report: Int8Report, source: str, fitted: int) -> dict[str, Any]:
+    probabilities = np.abs(outputs.probabilities - reference.probabilities)
+    maps = np.abs(outputs.defect_map - reference.defect_map)
+    equal = outputs.probabilities.argmax(1) == reference.probabilities.argmax(1)
+    return {
+        "frames": len(equal),
+        "frame_source": f"frames that took no part in quantizing; ranges are from {fitted} others",
+        "reference": f"{source} on the same engine",
+        "labels_equal": int(equal.sum()),
+        "max_abs_probability": float(probabilities.max()),
+        "mean_abs_probability": float(probabilities.max(1).mean()),
+        "max_abs_defect_map": float(maps.max()),
+        "mean_abs_defect_map": float(maps.mean()),
+        "left_in_fp32": list(report.left_out),
+        "harm": {name: round(value, 6) for name, value in report.harm.items()},
+    }

@@ -1,0 +1,203 @@
+"""export/to_int8.py and `sem-clip quantize`: exact balancing, ranges from frames, harm, and what a bundle gains."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+
+from export import quantize, to_int8
+from runtime import Predictor, SemClipError
+from runtime.cli import main
+from runtime.manifest import load_bundle
+from runtime.recipe import TENSORS
+
+
+@pytest.fixture
+def bundle(toy_bundle: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
+
+
+@pytest.fixture(scope="module")
+def frames(toy_frames: Path, toy_bundle: Path) -> np.ndarray:
+    manifest, recipe = load_bundle(toy_bundle)
+    paths = sorted((toy_frames / "images").rglob("*.png"))
+    return quantize._read(paths, manifest, recipe)
+
+
+@pytest.fixture
+def many_frames(toy_frames: Path, tmp_path: Path) -> Path:
+    """24 different frames: the toy set in several brightnesses."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    paths = sorted((toy_frames / "images").rglob("*.png"))
+    for index in range(24):
+        grey = np.asarray(Image.open(paths[index % len(paths)])).astype(np.float32)
+        Image.fromarray(np.clip(grey + 4 * index, 0, 255).astype(np.uint8)).save(folder / f"{index:02d}.png")
+    return folder
+
+
+def test_products_are_those_of_the_encoder_alone(toy_bundle: Path) -> None:
+    model = onnx.load(toy_bundle / "model.onnx")
+    products = to_int8.find_products(model)
+    titles = [product.title for product in products]
+    for layer in range(4):
+        for part in ("attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
+            assert f"blocks.{layer}.{part}" in titles
+    assert sorted(titles) == sorted({*titles})
+    assert len(titles) == 4 * 4 + 1, "and the projection to the text space"
+    assert not {product.name for product in products} & {*TENSORS, to_int8.PATCH_WEIGHT}
+    for product in products:  # out_proj serves both paths, the projection both paths of every level
+        shared = {"out_proj": 2, "proj": 8}.get(product.title.rsplit(".", 1)[1], 1)
+        assert len(product.nodes) == shared, product.title
+
+
+def test_balancing_changes_no_answer_and_evens_out_the_channels(toy_bundle: Path, frames: np.ndarray) -> None:
+    recipe = load_bundle(toy_bundle)[1]
+    model = onnx.load(toy_bundle / "model.onnx")
+    before = to_int8.run(model, frames, recipe)
+    products = to_int8.find_products(model)
+    maxima = to_int8._channel_maxima(model, products, frames)
+    to_int8.balance(model, products, maxima)
+    after = to_int8.run(model, frames, recipe)
+    for name in ("probabilities", "defect_map", "features"):
+        np.testing.assert_allclose(getattr(after, name), getattr(before, name), atol=2e-5)
+    evened = to_int8._channel_maxima(model, to_int8.find_products(model), frames)
+    spread = {name: np.median(peaks.max() / np.maximum(peaks, 1e-6)) for name, peaks in maxima.items()}
+    assert np.mean([np.median(p.max() / np.maximum(p, 1e-6)) < spread[n] for n, p in evened.items()]) > 0.8
+
+
+def test_weights_are_stored_within_half_a_step_of_fp32(toy_bundle: Path) -> None:
+    model = onnx.load(toy_bundle / "model.onnx")
+    (product, *_) = to_int8.find_products(model)
+    twin = to_int8.quantized(model, [product], dict.fromkeys(_inputs(model, product), (-1.0, 1.0)))
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in twin.graph.initializer}
+    levels, scale = constants[f"{product.name}_q"], constants[f"{product.name}_scale"]
+    assert levels.dtype == np.uint8
+    restored = (levels.astype(np.float32) - 128) * scale
+    assert (np.abs(restored - product.weight) <= scale / 2 + 1e-7).all()
+    assert product.name not in constants
+
+
+def _inputs(model: onnx.ModelProto, product: to_int8.Product) -> list[str]:
+    return [node.input[0] for node in model.graph.node if node.name in product.nodes]
+
+
+def test_what_harms_most_per_work_is_left_out_first(
+    toy_bundle: Path, frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With one product ruined, that one is found by measurement and left in fp32."""
+    recipe = load_bundle(toy_bundle)[1]
+    ruined = "blocks.1.mlp.c_fc"
+    real = to_int8.quantized
+
+    def quantized(model: onnx.ModelProto, products: object, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
+        narrow = dict(ranges)
+        for product in products:  # type: ignore[attr-defined]
+            if product.title == ruined:
+                narrow.update(dict.fromkeys(_inputs(model, product), (0.0, 1e-3)))
+        return real(model, products, narrow)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(to_int8, "quantized", quantized)
+    report = to_int8.int8_from_onnx(toy_bundle / "model.onnx", frames, recipe, tmp_path / "a.onnx", agreement=1.0)
+    assert max(report.harm, key=report.harm.__getitem__) == ruined
+    if report.left_out:
+        assert report.left_out[0] == ruined
+    assert set(report.quantized) | set(report.left_out) == set(report.harm)
+    assert report.labels_equal == 1.0
+
+
+def test_quantize_adds_an_artifact_and_leaves_the_others_alone(
+    bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    assert main(["quantize", str(bundle), str(many_frames), "--frames", "8"]) == 0
+    output = capsys.readouterr().out
+    assert "labels equal" in output
+    assert "--precision int8" in output
+    for name in before.keys() - {"manifest.json"}:
+        assert (bundle / name).read_bytes() == before[name]
+    manifest, _ = load_bundle(bundle, verify_all=True)
+    (artifact,) = (a for a in manifest.artifacts if a.precision == "int8")
+    assert artifact.operators["QuantizeLinear"] > 0
+    assert artifact.operators["Attention"] == 8
+    assert artifact.parity["frames"] == 16
+    assert set(artifact.parity["left_in_fp32"]) <= set(artifact.parity["harm"])
+    with (
+        Predictor(bundle, precision="int8", threads=1) as eight,
+        Predictor(bundle, threads=1) as whole,
+    ):
+        assert "int8" in eight.backend.description
+        paths = sorted(many_frames.iterdir())
+        one_by_one = [eight(path) for path in paths[:4]]
+        for a, b, c in zip(eight.predict(paths[:4]), whole.predict(paths[:4]), one_by_one, strict=True):
+            assert np.abs(a.patch_map - b.patch_map).max() < 0.2
+            assert not np.array_equal(a.features, b.features), "8 bits are not fp32"
+            np.testing.assert_allclose(a.features, c.features, atol=1e-6)  # whatever the batch
+
+
+def test_quantizing_again_needs_force(bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["quantize", str(bundle), str(many_frames), "--frames", "8"]) == 0
+    first = (bundle / "manifest.json").read_text()
+    assert main(["quantize", str(bundle), str(many_frames), "--frames", "8"]) == 2
+    assert "add --force" in capsys.readouterr().err
+    assert (bundle / "manifest.json").read_text() == first
+    assert main(["quantize", str(bundle), str(many_frames), "--frames", "12", "--force"]) == 0
+    assert sum(a["precision"] == "int8" for a in json.loads((bundle / "manifest.json").read_text())["artifacts"]) == 1
+    load_bundle(bundle, verify_all=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--frames", "3"], "ranges need at least 8 frames"),
+        (["--agreement", "2"], "it is a share in [0.5, 1]"),
+        (["few"], "2 frames; at least 16 are needed"),
+        (["absent"], "is not a folder of frames"),
+        (["damaged"], "is not a readable"),
+    ],
+)
+def test_bad_input_is_one_message_and_the_bundle_stays(
+    bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
+) -> None:
+    if options == ["few"]:
+        for path in sorted(many_frames.iterdir())[2:]:
+            path.unlink()
+    elif options == ["absent"]:
+        shutil.rmtree(many_frames)
+    elif options == ["damaged"]:
+        (many_frames / "05.png").write_bytes(b"no frame")
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    extra = options if options[0].startswith("--") else []
+    assert main(["quantize", str(bundle), str(many_frames), *extra]) == 2
+    stderr = capsys.readouterr().err
+    assert says in stderr
+    assert "Traceback" not in stderr
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    assert [path.name for path in bundle.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_labels_that_do_not_hold_on_other_frames_fail(
+    bundle: Path, many_frames: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quantize, "LEAST_AGREEMENT", 1.01)
+    before = (bundle / "manifest.json").read_bytes()
+    paths = sorted(many_frames.iterdir())
+    with pytest.raises(SemClipError, match="nothing was written"):
+        quantize.add_int8(bundle, paths, calibration_frames=8, agreement=0.99)
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_file_of_another_kind_is_refused(toy_bundle: Path, frames: np.ndarray, tmp_path: Path) -> None:
+    x = onnx.helper.make_tensor_value_info("frames", onnx.TensorProto.UINT8, [None, 4, 4])
+    node = onnx.helper.make_node("Identity", ["frames"], ["y"])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [None, 4, 4])
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "other.onnx")
+    with pytest.raises(SemClipError, match="not an exported encoder"):
+        to_int8.int8_from_onnx(tmp_path / "other.onnx", frames, load_bundle(toy_bundle)[1], tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
