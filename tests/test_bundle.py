@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 
+from calibration.dataset import load_dataset
 from export import bundle, teach
 from export.bundle import describe_encoder, refuse_existing, replacing_folder
 from export.checkpoint import LoadedModel, load_model
-from export.dataset import load_dataset
 from export.encoder import DualPathEncoder
 from export.errors import OutputExistsError, ParityError
 from export.graph import SemClipGraph

@@ -288,13 +288,13 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
     scores, positive = asked[0]
     assert positive.tolist() == [False] * 3 + [True] * 5
     assert scores[positive].min() > scores[~positive].max()
-    assert recipe.defect_threshold == pytest.approx(0.1)
+    assert recipe.operating_point.defect_threshold == pytest.approx(0.1)
     if unmasked == DEFECTS:
         assert len(asked) == 1, "no pixel's truth is known"
-        assert recipe.pixel_threshold == 0.5
+        assert recipe.operating_point.pixel_threshold == 0.5
         return
     values, truth = asked[1]
-    assert recipe.pixel_threshold == pytest.approx(0.2)
+    assert recipe.operating_point.pixel_threshold == pytest.approx(0.2)
     known = 8 - len(unmasked)
     assert values.shape == truth.shape == (known * 256,)
     assert truth.sum() == (5 - len(unmasked)) * 64
@@ -303,11 +303,11 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
 
 def test_taught_thresholds_tell_the_supports_apart() -> None:
     recipe = teach(plant(LABELS))
-    assert 0 < recipe.defect_threshold < 1
-    assert 0 < recipe.pixel_threshold < 1
+    assert 0 < recipe.operating_point.defect_threshold < 1
+    assert 0 < recipe.operating_point.pixel_threshold < 1
     features = plant(LABELS)
     logits = map_logits(
         features, torch.tensor(recipe.tensors["transform_weight"]), torch.tensor(recipe.tensors["transform_bias"])
     )
     maps = torch.sigmoid(float(recipe.tensors["scalars"][2]) * logits)
-    assert bool((maps.amax(1)[4:] > recipe.defect_threshold).all())
+    assert bool((maps.amax(1)[4:] > recipe.operating_point.defect_threshold).all())

@@ -20,7 +20,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "scipy")
+HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "scipy", "matplotlib")
 LIGHT = {"numpy", "PIL", "safetensors"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},
@@ -31,6 +31,8 @@ FORBIDDEN = {
 LAYERS = (
     {"runtime.errors"},
     {"runtime.jsonfields", "runtime.files"},
+    {"runtime.operating_point"},
+    {"runtime.verdict"},
     {"runtime.recipe"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
@@ -160,7 +162,7 @@ import sys
 heavy = {HEAVY!r}
 if {blocked}:
     sys.modules.update(dict.fromkeys(heavy))
-import runtime, runtime.cli, runtime.commands, calibration, calibration.thresholds
+import runtime, runtime.cli, runtime.commands, calibration.commands
 loaded = [name for name, module in sys.modules.items() if module is not None and name.split(".")[0] in heavy]
 assert loaded == [], loaded
 print(runtime.Predictor.__name__)

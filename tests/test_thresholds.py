@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from calibration.thresholds import CalibrationError, f1_max_threshold
+from calibration.errors import CalibrationError
+from calibration.thresholds import f1_max_threshold
 
 
 def f1_at(threshold: float, scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> float:
