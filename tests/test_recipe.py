@@ -259,68 +259,7 @@ def test_an_unknown_header_entry_is_named(key: str) -> None:
         ("encoder_id", "", "recipe.encoder_id must not be empty"),
         ("classes", "good", 'recipe.classes must be a list, not the string "good"'),
         ("classes", ["good", 1, "hole"], "recipe.classes must be a list of strings"),
-        (
-            "operating_point.defect_threshold",
-            "0.5",
-            'recipe.operating_point.defect_threshold must be a finite number, not the string "0.5"',
-        ),
-        (
-            "operating_point.defect_threshold",
-            None,
-            "recipe.operating_point.defect_threshold must be a finite number, not NoneType None",
-        ),
-        (
-            "operating_point.defect_threshold",
-            True,
-            "recipe.operating_point.defect_threshold must be a finite number, not bool True",
-        ),
-        (
-            "operating_point.defect_threshold",
-            float("nan"),
-            "recipe.operating_point.defect_threshold must be a finite number, not float nan",
-        ),
-        (
-            "operating_point.defect_threshold",
-            -0.01,
-            "recipe.operating_point.defect_threshold must lie in [0, 1], not -0.01",
-        ),
-        (
-            "operating_point.pixel_threshold",
-            1.01,
-            "recipe.operating_point.pixel_threshold must lie in [0, 1], not 1.01",
-        ),
-        (
-            "operating_point.pixel_threshold",
-            float("inf"),
-            "recipe.operating_point.pixel_threshold must be a finite number, not float inf",
-        ),
-        (
-            "operating_point.pixel_threshold",
-            10**400,
-            "recipe.operating_point.pixel_threshold must be a finite number, not int 1" + "0" * 39,
-        ),
         ("operating_point", None, "recipe.operating_point must be an object, not NoneType None"),
-        ("operating_point.temperature", 0, "recipe.operating_point.temperature must lie in [0.01, 100], not 0"),
-        (
-            "operating_point.novelty_threshold",
-            -1,
-            "recipe.operating_point.novelty_threshold must lie in [0, 2], not -1",
-        ),
-        (
-            "operating_point.review_disagreement",
-            1,
-            "recipe.operating_point.review_disagreement must be true or false, not int 1",
-        ),
-        (
-            "operating_point.confidence_thresholds.hole",
-            1.5,
-            "recipe.operating_point.confidence_thresholds.hole must lie in [0, 1], not 1.5",
-        ),
-        (
-            "operating_point.confidence_thresholds.crack",
-            0.5,
-            "recipe.operating_point.confidence_thresholds.crack is not a class of this recipe",
-        ),
         ("calibration", [], "recipe.calibration must be an object, not list []"),
         ("text", "images", 'recipe.text must be "tower" or "anchors", not "images"'),
         ("text", "", "recipe.text must not be empty"),
@@ -334,6 +273,31 @@ def test_an_unknown_header_entry_is_named(key: str) -> None:
 )
 def test_a_wrong_header_entry_is_named_with_its_value(key: str, value: object, fault: str) -> None:
     assert fault in faults_of(changed(key, value))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("defect_threshold", "0.5", 'must be a finite number, not the string "0.5"'),
+        ("defect_threshold", None, "must be a finite number, not NoneType None"),
+        ("defect_threshold", True, "must be a finite number, not bool True"),
+        ("defect_threshold", float("nan"), "must be a finite number, not float nan"),
+        ("defect_threshold", -0.01, "must lie in [0, 1], not -0.01"),
+        ("pixel_threshold", 1.01, "must lie in [0, 1], not 1.01"),
+        ("pixel_threshold", float("inf"), "must be a finite number, not float inf"),
+        ("pixel_threshold", 10**400, "must be a finite number, not int 1" + "0" * 39),
+        ("temperature", 0, "must lie in [0.01, 100], not 0"),
+        ("temperature", None, "must be a finite number, not NoneType None"),
+        ("novelty_threshold", -1, "must lie in [0, 2], not -1"),
+        ("novelty_threshold", "none", 'must be a finite number, not the string "none"'),
+        ("review_disagreement", 1, "must be true or false, not int 1"),
+        ("confidence_thresholds", 0.5, "must be an object, not float 0.5"),
+        ("confidence_thresholds.hole", 1.5, "must lie in [0, 1], not 1.5"),
+        ("confidence_thresholds.crack", 0.5, "is not a class of this recipe"),
+    ],
+)
+def test_a_wrong_entry_of_the_operating_point_is_named_with_its_value(key: str, value: object, fault: str) -> None:
+    assert faults_of(changed(f"operating_point.{key}", value)) == (f"recipe.operating_point.{key} {fault}",)
 
 
 @pytest.mark.parametrize("version", [2, 99, 10**400])

@@ -197,7 +197,7 @@ def test_a_mask_of_another_size_and_a_broken_frame_are_named(
         encode(graph, encoder, supports, text_seg)
 
 
-# ---- masks on a coarser grid ------------------------------------------------------------------------------------------
+# ---- masks on a coarser grid -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "cells"), [((9, 7), (3, 2)), ((8, 6), (4, 3)), ((11, 5), (11, 4)), ((7, 7), (3, 5))])
