@@ -218,10 +218,10 @@ def _print_choices(done: Calibrated, recipe: Recipe) -> None:
 
 def _print_rates(done: Calibrated) -> None:
     names = ("overkill", "underkill", "purity", "coverage", *VERDICTS, "ece")
-    print(f"\n{'on these frames':<16}{'before':>20}{'after':>20}")
+    print(f"\n{'on these frames':<16}{'before':>24}{'after':>24}")
     for name in names:
         print(
-            f"{name.upper() if name == 'ece' else name:<16}{_cell(done.before[name]):>20}{_cell(done.after[name]):>20}"
+            f"{name.upper() if name == 'ece' else name:<16}{_cell(done.before[name]):>24}{_cell(done.after[name]):>24}"
         )
 
 

@@ -14,6 +14,7 @@ from .scoring import Scored
 from .temperature import BINS, expected_calibration_error, reliability
 
 _WRONG, _RIGHT, _GREY = "#c44536", "#2a6f97", "#777777"
+_GAP = {True: "#e3a199", False: "#9cc4a0"}
 
 
 def require_matplotlib() -> None:
@@ -58,16 +59,19 @@ def draw_reliability(scored: Scored, before: OperatingPoint, after: OperatingPoi
     for ax, (name, point) in zip(axes, (("before", before), ("after", after)), strict=True):
         confidence = scored.confidence(point.temperature)
         for b in reliability(confidence, right):
-            middle = (b.low + b.high) / 2
-            ax.bar(middle, b.accuracy, 0.92 / BINS, color=_RIGHT)
-            gap = sorted((b.accuracy, b.confidence))
-            ax.bar(middle, gap[1] - gap[0], 0.92 / BINS, bottom=gap[0], color=_WRONG, alpha=0.35)
+            middle, common = (b.low + b.high) / 2, min(b.accuracy, b.confidence)
+            ax.bar(middle, common, 0.92 / BINS, color=_RIGHT)
+            too_sure = b.confidence > b.accuracy
+            ax.bar(middle, abs(b.accuracy - b.confidence), 0.92 / BINS, bottom=common, color=_GAP[too_sure])
             ax.text(middle, 0.01, str(b.frames), ha="center", va="bottom", fontsize=6, color="white")
         ax.plot([0, 1], [0, 1], "--", color=_GREY, linewidth=1)
         error = expected_calibration_error(confidence, right)
         ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", aspect="equal")
         ax.set_title(f"{name}: temperature {point.temperature:.3g}, ECE {100 * error:.1f} %")
-    axes[0].set_ylabel("accuracy (blue), gap to confidence (red)")
+    axes[0].set_ylabel("accuracy")
+    for colour, text in ((_GAP[True], "surer than right"), (_GAP[False], "more often right than sure")):
+        axes[0].bar(0, 0, color=colour, label=text)
+    axes[0].legend(loc="upper left", frameon=False)
     return _png(figure)
 
 

@@ -210,9 +210,10 @@ def choose_alpha(
     """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
 
     text: P_S [plain views, K]. All views of a support are left out together, the head is fitted again on the others,
-    and the mix of lowest log loss on the left-out supports (unchanged views, classes weighing the same) is taken; ties
-    go to the mix nearest the paper's. P_S is not fitted again: its layers saw the masks of the left-out supports, not
-    their classes. A class with a single support leaves nothing to teach it from: then the paper's 0.8.
+    and log loss is taken on the left-out supports (unchanged views, classes weighing the same). A handful of supports
+    measures it poorly, and P_S, which is not fitted again, has seen their masks; so the mix nearest the paper's is
+    taken whose loss is within one standard error of the lowest (Breiman et al. 1984). A class with a single support
+    leaves nothing to teach it from: then the paper's 0.8.
     """
     support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
     labels = features.labels[features.plain]
@@ -232,9 +233,17 @@ def choose_alpha(
     share = (1.0 / torch.bincount(labels).double())[labels] / classes
     truth = torch.arange(len(labels)), labels
     of_head, of_text = head[truth].double(), torch.tensor(text)[truth].double()
-    losses = {a: float(-(share * ((1 - a) * of_text + a * of_head).clamp_min(1e-12).log()).sum()) for a in ALPHAS}
-    best = min(ALPHAS, key=lambda a: (losses[a], abs(a - PAPER_ALPHA)))
-    return best, {"by": "cross-validation", "folds": folds, "log_loss": {f"{a:g}": loss for a, loss in losses.items()}}
+    losses = {a: -((1 - a) * of_text + a * of_head).clamp_min(1e-12).log() for a in ALPHAS}
+    mean = {a: float((share * loss).sum()) for a, loss in losses.items()}
+    lowest = min(ALPHAS, key=lambda a: mean[a])
+
+    def within_noise(a: float) -> bool:
+        excess = losses[a] - losses[lowest]
+        error = (share * (excess - (share * excess).sum())).square().sum().sqrt()
+        return mean[a] - mean[lowest] <= float(error)
+
+    best = min(filter(within_noise, ALPHAS), key=lambda a: (abs(a - PAPER_ALPHA), a))
+    return best, {"by": "cross-validation", "folds": folds, "log_loss": {f"{a:g}": loss for a, loss in mean.items()}}
 
 
 def _patch_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
