@@ -111,7 +111,8 @@ def choose_for_max_reject(scored: Scored, point: OperatingPoint, share: float) -
     rejected = 0
     for k, name in enumerate(scored.classes):
         sure = np.sort(confidence[kept & (scored.predicted == k)])
-        allowed = budget * sure.size // int(kept.sum()) if sure.size else 0
+        # The surest frame stays: no threshold in [0, 1] is sure to reject it.
+        allowed = min(budget * sure.size // int(kept.sum()), sure.size - 1) if sure.size else 0
         lower = sure[sure < sure[allowed]] if allowed else sure[:0]  # equal ones stay together
         thresholds[name] = float(sure[lower.size - 1] + sure[lower.size]) / 2 if lower.size else 0.0
         rejected += lower.size
