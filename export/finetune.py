@@ -179,9 +179,12 @@ def fit_head(
     x = features.double()
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
     z = (x - mean) / std / math.sqrt(x.shape[1])
+    # With L2 the best weights lie in the span of the views, which are far fewer than F: the same fit in fewer numbers.
+    basis, coordinates = torch.linalg.qr(z.T)
+    z = coordinates.T
     counts = torch.bincount(labels, minlength=classes).clamp_min(1)
     share = (1.0 / counts.double())[labels] / classes
-    weight = torch.zeros((classes, x.shape[1]), dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros((classes, z.shape[1]), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
         [weight, bias],
@@ -200,7 +203,7 @@ def fit_head(
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        folded = weight / std / math.sqrt(x.shape[1])
+        folded = weight @ basis.T / std / math.sqrt(x.shape[1])
         return folded.float(), (bias - folded @ mean).float()
 
 
