@@ -190,15 +190,15 @@ def _say_what_is_used(fresh: list[Sample], supports: list[Sample], recipe: Recip
     near = sum(sample.group in taught for sample in fresh)
     if near:
         print(
-            f"note: {near} frames are of the same groups as supports, and so easier than frames to come; promises "
-            "below are that much too good",
+            f"note: {near} frames are of the same groups as supports, and so easier than frames to come; what is "
+            "promised below is optimistic",
             file=sys.stderr,
         )
     groups = Counter(sample.group for sample in fresh)
     if len(groups) < len(fresh):
         print(
-            f"note: {len(fresh)} frames come from {len(groups)} groups; frames of one group are alike, so promises "
-            "with confidence count them for more than they are",
+            f"note: {len(fresh)} frames come from {len(groups)} groups; frames of one group are alike, so what is "
+            "promised with 95% confidence holds with less",
             file=sys.stderr,
         )
 

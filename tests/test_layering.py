@@ -55,6 +55,7 @@ PUBLIC = [
     "FakeBackend",
     "FrameError",
     "FrameOptions",
+    "OperatingPoint",
     "Outputs",
     "Prediction",
     "Predictor",
@@ -179,6 +180,18 @@ def test_the_public_names_are_exactly_these() -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if top(name) in ("runtime", "calibration")])
 def test_every_light_module_imports_and_says_what_it_is(name: str) -> None:
     assert importlib.import_module(name).__doc__
+
+
+def test_every_command_of_the_project_file_is_there_and_has_an_example() -> None:
+    """Read from the file, because what is installed may be older."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    commands = project["project"]["entry-points"]["sem_clip.commands"]
+    assert {"inspect", "predict", "teach", "build", "calibrate", "operating-point"} <= set(commands)
+    for name, place in commands.items():
+        module, _, kind = place.partition(":")
+        command = getattr(importlib.import_module(module), kind)
+        assert command.help
+        assert command.example.startswith((f"sem-clip {name} ", "python export/build_engine.py "))
 
 
 def test_the_packages_that_are_installed_are_those_on_disk() -> None:
