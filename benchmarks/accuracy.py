@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy --data DIR --arch FILE --weights FILE --shots 1,5,10 --seeds 3 --out accuracy.json
 
-Supports are drawn from a pool of groups; the test set is every frame of every other group (export/dataset.py,
+Supports are drawn from a pool of groups; the test set is every frame of every other group (export/supports.py,
 split_by_group). Pixel metrics compare the up-sampled map with the mask at the frame's own size.
 """
 
@@ -20,12 +20,14 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.machine import describe_machine, peak_memory_mb
-from benchmarks.metrics import ScoreHistogram, auroc, classification
+from benchmarks.metrics import auroc, classification
+from calibration.dataset import Dataset, Sample, load_dataset
+from calibration.histogram import ScoreHistogram
 from export.checkpoint import load_model
-from export.dataset import Dataset, Sample, load_dataset, split_by_group
 from export.graph import SemClipGraph
 from export.progress import Stages
 from export.prompts import load_prompts
+from export.supports import split_by_group
 from export.teach import TeachRequest, build_bundle, parity_samples, teach_recipe
 from runtime import FailedFrame, Predictor
 from runtime.cli import run

@@ -8,7 +8,7 @@ import numpy as np
 
 from export.bundle import describe_encoder, record_artifact, write_manifest
 from export.checkpoint import load_model
-from export.finetune import TeachSettings
+from export.finetune import PAPER_ALPHA, TeachSettings
 from export.graph import SemClipGraph
 from export.teach import RECIPE_FILE, smoothing_px
 from export.text_bank import anchor_bank
@@ -16,6 +16,7 @@ from export.to_onnx import onnx_from_graph
 from export.versions import tool_versions
 from runtime.files import sha256_of
 from runtime.manifest import Manifest
+from runtime.operating_point import OperatingPoint
 from runtime.recipe import Recipe
 
 
@@ -35,9 +36,10 @@ def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 
         "transform_bias": np.zeros((levels, dim), np.float32),
         "head_weight": rng.standard_normal((classes, encoder.features)).astype(np.float32),
         "head_bias": np.zeros(classes, np.float32),
-        "scalars": TeachSettings().scalars(bank),
+        "scalars": TeachSettings().scalars(bank, PAPER_ALPHA),
     }
-    recipe = Recipe(names, tensors, encoder.id, 0.5, 0.5, bank.source)
+    supports = rng.standard_normal((10 * classes, encoder.features)).astype(np.float32)
+    recipe = Recipe(names, tensors, supports, encoder.id, OperatingPoint.taught(names, 0.5, 0.5), bank.source)
     operators = onnx_from_graph(graph, recipe.tensors, folder / "model.onnx")
     recipe.save(folder / RECIPE_FILE)
     artifact = record_artifact(folder, "model.onnx", "fp32", operators)

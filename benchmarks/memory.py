@@ -59,8 +59,8 @@ def _stream(folder: Path, count: int) -> dict[str, Any]:
 
 
 def _teach(arch: str, folder: Path) -> dict[str, Any]:
+    from calibration.dataset import load_dataset
     from export.checkpoint import load_model
-    from export.dataset import load_dataset
     from export.graph import SemClipGraph
     from export.progress import Stages
     from export.prompts import load_prompts

@@ -7,39 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-BINS = 65536
-
-
-class ScoreHistogram:
-    """Scores in [0, 1] of positives and negatives in 65,536 bins: exact to about 1e-5, whatever their number."""
-
-    def __init__(self) -> None:
-        self.positive = np.zeros(BINS, np.int64)
-        self.negative = np.zeros(BINS, np.int64)
-
-    def add(self, scores: ArrayLike, positive: ArrayLike) -> None:
-        """Count scores [n] with their truth [n]. Raises ValueError if a score is outside [0, 1] or NaN."""
-        s = np.asarray(scores, dtype=np.float64).ravel()
-        truth = np.asarray(positive, dtype=bool).ravel()
-        if not ((s >= 0) & (s <= 1)).all():
-            raise ValueError("scores must lie in [0, 1]")
-        bins = np.minimum((s * BINS).astype(np.int64), BINS - 1)
-        self.positive += np.bincount(bins[truth], minlength=BINS)
-        self.negative += np.bincount(bins[~truth], minlength=BINS)
-
-    def auroc(self) -> float:
-        """Area under the ROC curve, ties counting half; NaN without both kinds."""
-        below = np.cumsum(self.negative) - self.negative
-        total = self.positive.sum() * self.negative.sum()
-        return float((self.positive * (below + self.negative / 2)).sum() / total) if total else float("nan")
-
-    def f1_max(self) -> float:
-        """The highest F1 over all thresholds; NaN without positives."""
-        hits = np.cumsum(self.positive[::-1])
-        called = hits + np.cumsum(self.negative[::-1])
-        total = int(self.positive.sum())
-        return float((2 * hits / np.maximum(called + total, 1)).max()) if total else float("nan")
-
 
 def auroc(scores: ArrayLike, positive: ArrayLike) -> float:
     """Exact area under the ROC curve by ranks, ties counting half; NaN without both kinds."""

@@ -1,1 +1,1 @@
-"""Operating points: where to put the thresholds that turn scores into verdicts. No torch."""
+"""Data folders, and operating points: where to put the numbers that turn scores into verdicts. No torch."""

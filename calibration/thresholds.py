@@ -1,15 +1,85 @@
-"""Thresholds from scored frames or pixels."""
+"""Defect and pixel thresholds from scored frames, by a rule; each says what it promises for frames to come."""
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from runtime.errors import SemClipError
+from .bounds import CONFIDENCE, exact_ceil, exact_floor, order_statistic_rate
+from .errors import CalibrationError
+from .histogram import ScoreHistogram
+from .rules import CONFORMAL, F1_MAX, GOOD_QUANTILE, MAX_OVERKILL, MAX_UNDERKILL, NEEDS_DEFECTS, Choice, Rule
+
+Scores = NDArray[np.float64]
 
 
-class CalibrationError(SemClipError):
-    """An operating point cannot be chosen from these scores."""
+def choose_defect_threshold(rule: Rule, scores: ArrayLike, defect: ArrayLike) -> Choice:
+    """The defect threshold t ("score >= t" is a defect) by `rule`.
+
+    scores: [n] frame scores in [0, 1]. defect: [n] bool, the truth; no defect is needed for the rules on good frames.
+    Raises CalibrationError if scores are NaN or all equal, if the rule's frames are not there, or if they are too few
+    for what the rule promises.
+    """
+    s, truth = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(defect, dtype=bool).ravel()
+    _require_usable(s, "scores")
+    good, bad = np.sort(s[~truth]), np.sort(s[truth])
+    if rule.name in NEEDS_DEFECTS and not bad.size:
+        raise CalibrationError(
+            f"{rule} needs labelled defect frames and there are none; {CONFORMAL}=0.05 and {GOOD_QUANTILE}=0.99 "
+            "need good frames only"
+        )
+    if rule.name != MAX_UNDERKILL and not good.size:
+        raise CalibrationError(f"{rule} needs good frames and there are none")
+    if rule.name == F1_MAX:
+        value, f1 = f1_max_threshold(s, truth)
+        promise = f"F1 {f1:.3f} on these {s.size} frames, on which it was chosen; nothing for frames to come"
+        return Choice(value, str(rule), promise, {"f1": f1, "good_frames": good.size, "defect_frames": bad.size})
+    if rule.name == MAX_UNDERKILL:
+        assert rule.share is not None
+        missed = exact_floor(rule.share, bad.size)
+        value = _just_below(bad[missed], s)
+        return Choice(value, str(rule), *_promise("defect frames", "missed", missed, bad.size))
+    called = _allowed_beyond(rule, good.size, "good frames")
+    # The tightest cut is what the conformal quantile says; the other rules leave room for rounding, and all give
+    # every frame here the same verdict.
+    cut = _just_above(good[good.size - called - 1], good[:0] if rule.name == CONFORMAL else s)
+    if cut > 1:
+        raise CalibrationError(f"{rule}: good frames reach the highest score, 1: no threshold passes enough of them")
+    return Choice(cut, str(rule), *_promise("good frames", "called defective", called, good.size))
+
+
+def choose_pixel_threshold(rule: Rule, pixels: ScoreHistogram, good_peaks: ArrayLike) -> Choice:
+    """The pixel threshold t ("map value >= t" is in the mask) by `rule`.
+
+    pixels: map values with their truth. good_peaks: the highest map value of every good frame. f1-max needs masks;
+    good-quantile passes a share of the good frames' pixels; conformal bounds the share of good frames with any pixel
+    in the mask, since the pixels of one frame are not independent. Raises CalibrationError.
+    """
+    if rule.name == F1_MAX:
+        value, f1 = pixels.f1_max_threshold()
+        count = int(pixels.positive.sum() + pixels.negative.sum())
+        return Choice(
+            value, str(rule), f"F1 {f1:.3f} on these {count:,} pixels; nothing for frames to come", {"f1": f1}
+        )
+    assert rule.share is not None
+    if rule.name == GOOD_QUANTILE:
+        value = pixels.negative_quantile(rule.share)
+        count = int(pixels.negative.sum())
+        promise = f"{rule.share:.2%} of the {count:,} good pixels here stay out of the mask; nothing for frames to come"
+        return Choice(value, str(rule), promise, {"good_pixels": count})
+    peaks = np.sort(np.asarray(good_peaks, dtype=np.float64).ravel())
+    if not peaks.size:
+        raise CalibrationError(f"{rule} needs good frames and there are none")
+    _require_usable(peaks, "map peaks of the good frames")
+    marked = _allowed_beyond(rule, peaks.size, "good frames")
+    # Maps are float32: the next float64 would round back onto the peak itself.
+    cut = float(np.nextafter(np.float32(peaks[peaks.size - marked - 1]), np.float32(2)))
+    if cut > 1:
+        raise CalibrationError(f"{rule}: maps of good frames reach the highest value, 1: no threshold passes enough")
+    return Choice(cut, str(rule), *_promise("good frames", "marked anywhere", marked, peaks.size))
 
 
 def f1_max_threshold(scores: ArrayLike, positive: ArrayLike) -> tuple[float, float]:
@@ -34,9 +104,64 @@ def f1_max_threshold(scores: ArrayLike, positive: ArrayLike) -> tuple[float, flo
     # Equal scores fall on one side together: only the last of each run is a possible cut.
     cuts = np.flatnonzero(np.append(s[1:] != s[:-1], True))
     best = cuts[np.argmax(f1[cuts])]
-    threshold = s[best]
-    if best + 1 < s.size:
-        middle = (s[best] + s[best + 1]) / 2
-        # Between neighbouring floats there is no middle: it rounds to one of the two.
-        threshold = middle if middle > s[best + 1] else s[best]
-    return float(threshold), float(f1[best])
+    return _just_below(s[best], s), float(f1[best])
+
+
+def _allowed_beyond(rule: Rule, count: int, what: str) -> int:
+    """How many of `count` frames may lie beyond the threshold. CalibrationError if conformal needs more of them.
+
+    Conformal: the ceil((n + 1)(1 - a))-th smallest score of n is the split-conformal quantile (Papadopoulos et al.
+    2002; Vovk, Gammerman, Shafer 2005), so floor((n + 1) a) - 1 frames lie beyond it.
+    """
+    assert rule.share is not None
+    if rule.name == MAX_OVERKILL:
+        return exact_floor(rule.share, count)
+    if rule.name == GOOD_QUANTILE:
+        return count - exact_ceil(rule.share, count)
+    beyond = exact_floor(rule.share, count + 1) - 1
+    if beyond < 0:
+        needed = math.ceil(1 / Fraction(repr(rule.share))) - 1
+        raise CalibrationError(
+            f"{rule} promises a rate that {count} {what} cannot: at least {needed} are needed (1/a - 1); bring "
+            f"{needed - count} more, or promise no less than {math.ceil(1000 / (count + 1)) / 1000:g}"
+        )
+    return beyond
+
+
+def _promise(what: str, done: str, beyond: int, count: int) -> tuple[str, dict[str, float | int]]:
+    expected, at_most = order_statistic_rate(beyond, count)
+    promise = (
+        f"of the {count} {what} here at most {beyond} {'is' if beyond == 1 else 'are'} {done}; of {what} to come, "
+        f"drawn like these, at most {expected:.2%} on average over calibration sets, and given this one at most "
+        f"{at_most:.2%} with {CONFIDENCE:.0%} confidence"
+    )
+    return promise, {"frames": count, "beyond": beyond, "expected_rate": expected, "rate_at_95_percent": at_most}
+
+
+def _just_above(value: float, scores: Scores) -> float:
+    """Halfway to the next higher score, so that rounding moves no verdict; the next float where there is none."""
+    higher = scores[scores > value]
+    following = math.nextafter(value, math.inf)
+    middle = float(value + higher.min()) / 2 if higher.size else following
+    return max(middle, following)
+
+
+def _just_below(value: float, scores: Scores) -> float:
+    """Halfway to the next lower score; the value itself where there is none, or no float between."""
+    lower = scores[scores < value]
+    if not lower.size:
+        return float(value)
+    middle = float(value + lower.max()) / 2
+    return middle if middle > lower.max() else float(value)
+
+
+def _require_usable(scores: Scores, what: str) -> None:
+    if not scores.size:
+        raise CalibrationError(f"there are no {what}")
+    if not np.isfinite(scores).all():
+        count = int((~np.isfinite(scores)).sum())
+        raise CalibrationError(
+            f"{count} of {scores.size} {what} are NaN or infinite: the engine or the recipe is broken"
+        )
+    if scores.min() == scores.max():
+        raise CalibrationError(f"all {scores.size} {what} are equal ({scores[0]:g}): no threshold separates anything")

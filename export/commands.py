@@ -12,8 +12,9 @@ from runtime.manifest import Manifest, load_bundle
 from .errors import CheckpointError, ExportError, OutputExistsError
 
 if TYPE_CHECKING:
+    from calibration.dataset import Dataset
+
     from .checkpoint import LoadedModel
-    from .dataset import Dataset
     from .progress import Stages
     from .teach import TeachRequest
 
@@ -182,7 +183,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
 
 
 def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:
-    from .dataset import load_dataset
+    from calibration.dataset import load_dataset
 
     if folder is not None:
         return load_dataset(folder)

@@ -20,15 +20,19 @@ from torch.nn import functional as F
 from calibration.thresholds import f1_max_threshold
 from runtime.manifest import Encoder
 from runtime.maps import frame_score, upsample, upsampling_matrix
+from runtime.operating_point import OperatingPoint
 from runtime.recipe import FrameOptions, Recipe
 
 from . import heads
-from .dataset import area_average
 from .text_bank import TextBank
-from .views import Progress, SupportFeatures
+from .views import Progress, SupportFeatures, area_average
 
 FOCAL_WEIGHT = 10.0
 """Focal loss of a frame is a mean over cells that are nearly all easy; this brings it to the size of the dice loss."""
+PAPER_ALPHA = 0.8
+"""The class mix of eq. 23 as the paper sets it."""
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MAX_FOLDS = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class TeachSettings:
     tau_fit: logit scale while fitting, CLIP's. The taught map is then nearly binary; the recipe gets the softer `tau`,
     which ranks frames and pixels as well or better and makes the map less sensitive to rounding.
     head_l2: weight decay of the logistic regression on standardized features divided by sqrt(F).
+    alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
     """
 
     views: int = 8
@@ -45,17 +50,17 @@ class TeachSettings:
     batch: int = 4
     learning_rate: float = 2e-3
     head_l2: float = 1e-3
-    alpha: float = 0.8
+    alpha: float | None = None
     tau_fit: float = 100.0
     tau: float = 30.0
     tau_v: float = 100.0
     tau_s: float = 10.0
     lambda_v: float = 1.0
 
-    def scalars(self, bank: TextBank) -> NDArray[np.float32]:
+    def scalars(self, bank: TextBank, alpha: float) -> NDArray[np.float32]:
         """The graph's `scalars`; the V path has no say (lambda_v = 0) where the text vectors are not aligned."""
         lambda_v = self.lambda_v if bank.aligned else 0.0
-        return np.array([self.alpha, lambda_v, self.tau, self.tau_v, self.tau_s], np.float32)
+        return np.array([alpha, lambda_v, self.tau, self.tau_v, self.tau_s], np.float32)
 
 
 def fit_recipe(
@@ -86,12 +91,31 @@ def fit_recipe(
         "transform_bias": bias.numpy(),
         "head_weight": head_weight.numpy(),
         "head_bias": head_bias.numpy(),
-        "scalars": settings.scalars(bank),
+        "scalars": settings.scalars(bank, PAPER_ALPHA),
     }
-    defect_threshold, pixel_threshold = _support_thresholds(features, tensors, encoder, smoothing_px)
-    teaching = {"seed": seed, "map_taught_by": taught_by, "settings": asdict(settings), **(provenance or {})}
+    patch_maps, text = _judge_supports(features, tensors, encoder)
+    if settings.alpha is None:
+        alpha, chosen_by = choose_alpha(features, text, len(classes), settings.head_l2)
+    else:
+        alpha, chosen_by = settings.alpha, {"by": "setting"}
+    tensors["scalars"] = settings.scalars(bank, alpha)
+    defect_threshold, pixel_threshold = _support_thresholds(features, patch_maps, encoder, smoothing_px)
+    teaching = {
+        "seed": seed,
+        "map_taught_by": taught_by,
+        "alpha": {"value": alpha, **chosen_by},
+        "settings": asdict(settings),
+        **(provenance or {}),
+    }
     return Recipe(
-        tuple(classes), tensors, encoder.id, defect_threshold, pixel_threshold, bank.source, options, teaching
+        tuple(classes),
+        tensors,
+        features.head[features.plain].numpy(),
+        encoder.id,
+        OperatingPoint.taught(classes, defect_threshold, pixel_threshold),
+        bank.source,
+        options,
+        teaching,
     )
 
 
@@ -145,7 +169,9 @@ def fit_transforms(
     return folded.contiguous(), shift.contiguous(), "masks" if masked_defect else "frame labels"
 
 
-def fit_head(features: Tensor, labels: Tensor, classes: int, l2: float) -> tuple[Tensor, Tensor]:
+def fit_head(
+    features: Tensor, labels: Tensor, classes: int, l2: float, max_iterations: int = 300
+) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression with L2, full batch: weight [K, F] and bias [K] for raw features [V, F].
 
     Classes weigh the same whatever their number of views. Standardization is folded into the result.
@@ -153,12 +179,19 @@ def fit_head(features: Tensor, labels: Tensor, classes: int, l2: float) -> tuple
     x = features.double()
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
     z = (x - mean) / std / math.sqrt(x.shape[1])
+    # With L2 the best weights lie in the span of the views, which are far fewer than F: the same fit in fewer numbers.
+    basis, coordinates = torch.linalg.qr(z.T)
+    z = coordinates.T
     counts = torch.bincount(labels, minlength=classes).clamp_min(1)
     share = (1.0 / counts.double())[labels] / classes
-    weight = torch.zeros((classes, x.shape[1]), dtype=torch.float64, requires_grad=True)
+    weight = torch.zeros((classes, z.shape[1]), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=300, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe"
+        [weight, bias],
+        max_iter=max_iterations,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
     )
 
     def closure() -> Tensor:
@@ -170,8 +203,50 @@ def fit_head(features: Tensor, labels: Tensor, classes: int, l2: float) -> tuple
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        folded = weight / std / math.sqrt(x.shape[1])
+        folded = weight @ basis.T / std / math.sqrt(x.shape[1])
         return folded.float(), (bias - folded @ mean).float()
+
+
+def choose_alpha(
+    features: SupportFeatures, text: NDArray[np.float32], classes: int, l2: float
+) -> tuple[float, dict[str, Any]]:
+    """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
+
+    text: P_S [plain views, K]. All views of a support are left out together, the head is fitted again on the others,
+    and log loss is taken on the left-out supports (unchanged views, classes weighing the same). A handful of supports
+    measures it poorly, and P_S, which is not fitted again, has seen their masks; so the mix nearest the paper's is
+    taken whose loss is within one standard error of the lowest (Breiman et al. 1984). A class with a single support
+    leaves nothing to teach it from: then the paper's 0.8.
+    """
+    support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
+    labels = features.labels[features.plain]
+    folds = min(MAX_FOLDS, int(torch.bincount(labels, minlength=classes).min()))
+    if folds < 2:
+        return PAPER_ALPHA, {"by": "paper", "why": "a class has fewer than 2 supports"}
+    fold = torch.zeros_like(labels)
+    for label in range(classes):
+        mine = (labels == label).nonzero()[:, 0]
+        fold[mine] = torch.arange(len(mine)) % folds
+    head = torch.zeros((len(labels), classes))
+    plain = features.head[features.plain]
+    for left_out in range(folds):
+        taught = fold[support] != left_out
+        fitted = fit_head(features.head[taught], features.labels[taught], classes, l2, max_iterations=40)
+        head[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
+    share = (1.0 / torch.bincount(labels).double())[labels] / classes
+    truth = torch.arange(len(labels)), labels
+    of_head, of_text = head[truth].double(), torch.tensor(text)[truth].double()
+    losses = {a: -((1 - a) * of_text + a * of_head).clamp_min(1e-12).log() for a in ALPHAS}
+    mean = {a: float((share * loss).sum()) for a, loss in losses.items()}
+    lowest = min(ALPHAS, key=lambda a: mean[a])
+
+    def within_noise(a: float) -> bool:
+        excess = losses[a] - losses[lowest]
+        error = (share * (excess - (share * excess).sum())).square().sum().sqrt()
+        return mean[a] - mean[lowest] <= float(error)
+
+    best = min(filter(within_noise, ALPHAS), key=lambda a: (abs(a - PAPER_ALPHA), a))
+    return best, {"by": "cross-validation", "folds": folds, "log_loss": {f"{a:g}": loss for a, loss in mean.items()}}
 
 
 def _patch_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -217,18 +292,30 @@ def _map_loss(logit: Tensor, target: Tensor) -> Tensor:
     return loss
 
 
+def _judge_supports(
+    features: SupportFeatures, tensors: Mapping[str, NDArray[np.float32]], encoder: Encoder
+) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
+    """What the taught layers say of the unchanged supports: patch maps (eq. 17) and P_S [supports, K] (eq. 18-19)."""
+    names = ("text_seg", "text_cls", "transform_weight", "transform_bias")
+    text_seg, text_cls, weight, bias = (torch.tensor(tensors[name]) for name in names)
+    _, lambda_v, tau, tau_v, tau_s = torch.tensor(tensors["scalars"])
+    maps, text = [], []
+    for view in features.plain.nonzero()[:, 0].tolist():
+        transformed = heads.transform(features.tokens[view].float(), weight, bias[:, None])
+        vanilla = heads.vanilla_logit(heads.cosines(transformed, text_seg), tau)
+        patch_map = heads.fuse_maps(list(vanilla), list(tau_v * features.value[view]), lambda_v).reshape(encoder.grid)
+        maps.append(patch_map.numpy())
+        text.append(heads.text_probabilities(list(heads.cosines(transformed, text_cls)[:, None]), tau_s)[0].numpy())
+    return maps, np.stack(text)
+
+
 def _support_thresholds(
-    features: SupportFeatures, tensors: Mapping[str, NDArray[np.float32]], encoder: Encoder, smoothing_px: float
+    features: SupportFeatures, patch_maps: Sequence[NDArray[np.float32]], encoder: Encoder, smoothing_px: float
 ) -> tuple[float, float]:
     """Thresholds of highest F1 for frame scores and for pixels, on the unchanged supports, by the runtime's own map."""
-    text_seg, weight, bias = (torch.tensor(tensors[n]) for n in ("text_seg", "transform_weight", "transform_bias"))
-    _, lambda_v, tau, tau_v, _ = torch.tensor(tensors["scalars"])
     scores, values, truths = [], [], []
-    for view in features.plain.nonzero()[:, 0].tolist():
-        similarity = heads.cosines(heads.transform(features.tokens[view].float(), weight, bias[:, None]), text_seg)
-        vanilla = heads.vanilla_logit(similarity, tau)
-        patch_map = heads.fuse_maps(list(vanilla), list(tau_v * features.value[view]), lambda_v).reshape(encoder.grid)
-        full = upsample(patch_map.numpy(), encoder.image_size, encoder.image_size, smoothing_px)
+    for patch_map, view in zip(patch_maps, features.plain.nonzero()[:, 0].tolist(), strict=True):
+        full = upsample(patch_map, encoder.image_size, encoder.image_size, smoothing_px)
         scores.append(frame_score(full))
         target = features.targets[view].numpy()
         if not np.isnan(target[0, 0]):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from calibration.dataset import Dataset, Sample
 from runtime.files import sha256_of
 from runtime.frames import prepare
 from runtime.manifest import Encoder, Manifest
@@ -16,12 +17,12 @@ from runtime.recipe import FrameOptions, Recipe
 
 from .bundle import describe_encoder, record_artifact, refuse_existing, replacing_folder, write_manifest
 from .checkpoint import LoadedModel
-from .dataset import Dataset, Sample, draw_supports
 from .finetune import TeachSettings, fit_recipe
 from .graph import SemClipGraph
 from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs
 from .progress import Stages
 from .prompts import Prompts
+from .supports import draw_supports
 from .text_bank import build_text_bank
 from .to_onnx import onnx_from_graph
 from .versions import tool_versions
@@ -82,6 +83,7 @@ def teach_recipe(model: LoadedModel, graph: SemClipGraph, request: TeachRequest,
             provenance={
                 "shots": request.shots,
                 "supports": [str(sample.path.relative_to(dataset.folder).as_posix()) for sample in supports],
+                "support_sha256": [sha256_of(sample.path) for sample in supports],
                 "prompts": {name: request.prompts.for_class(name) for name in dataset.classes}
                 if bank.source == "tower"
                 else {},

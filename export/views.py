@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 from torch import Tensor
 
+from calibration.dataset import Sample
 from runtime.frames import cut_rows, prepare
 from runtime.manifest import Encoder
 from runtime.recipe import FrameOptions
 
 from . import heads
-from .dataset import Sample, area_average
 from .graph import SemClipGraph
 
 LOSS_CELLS_PER_PATCH = 4
@@ -80,6 +80,15 @@ def encode_supports(
     labels = torch.tensor([classes.index(sample.label) for sample in supports]).repeat_interleave(views)
     plain = torch.arange(total) % views == 0
     return SupportFeatures(tokens, head, value, torch.from_numpy(np.stack(targets)), labels, plain)
+
+
+def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The mask's covered share of each cell of a [height, width] grid, float32 in [0, 1].
+
+    A pixel counts in the cell that its centre is in, so none is lost where the sizes do not divide.
+    """
+    image = Image.fromarray(np.asarray(mask, dtype=np.float32))
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
 
 
 def _load_views(

@@ -20,6 +20,7 @@ from .errors import (
     SemClipError,
 )
 from .maps import Region
+from .operating_point import OperatingPoint
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import FrameOptions, Recipe
@@ -33,6 +34,7 @@ __all__ = [
     "FakeBackend",
     "FrameError",
     "FrameOptions",
+    "OperatingPoint",
     "Outputs",
     "Prediction",
     "Predictor",

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import TextIO
 from .errors import FrameError, PredictorError
 from .frames import SUFFIXES, page_count
 from .manifest import load_bundle
+from .operating_point import VERDICTS
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
-from .recipe import SCALARS
+from .recipe import SCALARS, Recipe
 
 
 class Predict:
@@ -60,6 +62,7 @@ class Predict:
         frames = find_frames(args.paths)
         from tqdm import tqdm  # a bar for people; the Predictor itself does not need it
 
+        verdicts: Counter[str] = Counter()
         failed = defects = 0
         with (
             Predictor(
@@ -81,9 +84,11 @@ class Predict:
                     failed += 1
                     continue
                 defects += result.is_defect
+                verdicts[result.verdict] += 1
                 if args.overlays is not None:
                     _save_overlay(result, args.overlays / names[frame])
-        print(f"{len(frames)} frames: {defects} defects, {failed} could not be read", file=sys.stderr)
+        open_ones = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS)
+        print(f"{len(frames)} frames: {defects} defects, {open_ones}, {failed} could not be read", file=sys.stderr)
         return 1 if failed else 0
 
 
@@ -123,15 +128,29 @@ class Inspect:
         print(f"recipe      {manifest.recipe_file}: {', '.join(recipe.classes)}; text from {recipe.text}")
         print(f"            shots {teaching.get('shots')}, seed {teaching.get('seed')}")
         print(f"            map taught by {teaching.get('map_taught_by')}")
-        print(
-            f"            defect threshold {recipe.defect_threshold:.4f}, pixel threshold {recipe.pixel_threshold:.4f}"
-        )
+        print(f"            {len(recipe.support_features)} supports")
         print(f"            rows ignored: {rows.ignore_top} at the top, {rows.ignore_bottom} at the bottom")
         scalars = zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True)
         print("            " + ", ".join(f"{name} {value:g}" for name, value in scalars))
+        _print_operating_point(recipe)
         for note in manifest.notes:
             print(f"note        {note}")
         return 0
+
+
+def _print_operating_point(recipe: Recipe) -> None:
+    point = recipe.operating_point
+    print(f"verdicts    defect threshold {point.defect_threshold:.4f}, pixel threshold {point.pixel_threshold:.4f}")
+    novelty = "never" if point.novelty_threshold is None else f"above novelty {point.novelty_threshold:.4f}"
+    review = "also" if point.review_disagreement else "not"
+    floors = ", ".join(f"{name} {value:.3f}" for name, value in point.confidence_thresholds.items())
+    print(f"            temperature {point.temperature:.4g}; unknown: {novelty}")
+    print(f"            cannot decide: below confidence {floors}; {review} where class and map disagree")
+    for name, section in recipe.calibration.items():
+        if isinstance(section, dict) and "rule" in section:
+            print(f"            {name} by {section['rule']}: {section.get('promise')}")
+    if not recipe.calibration:
+        print("            as taught, never calibrated")
 
 
 def _distance(value: object) -> str:

@@ -8,6 +8,7 @@
     │   ├── BackendError          the engine failed while it ran
     │   ├── FrameError            one frame cannot be used; nothing else is wrong
     │   └── QueueFullError        `submit` found no room in time
+    ├── (calibration.errors: DatasetError, CalibrationError)
     └── (export.errors.ExportError, for teaching and exporting)
 
 No exception type of an engine, of Pillow or of safetensors reaches a caller: each is mapped once, where that

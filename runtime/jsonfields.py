@@ -60,6 +60,13 @@ class Fields:
             return float(value)
         return low if math.isfinite(low) else 0.0
 
+    def number_or_none(self, key: str, low: float, high: float) -> float | None:
+        """A finite number in [low, high], or null."""
+        if key in self._values and self._values[key] is None:
+            self._read.add(key)
+            return None
+        return self.number(key, low, high)
+
     def whole(self, key: str, low: int, high: int, default: object = _MISSING) -> int:
         """A whole number in [low, high]."""
         value = self._take(key, default)
@@ -133,10 +140,10 @@ class Fields:
         # A missing object is one fault; those of its fields would only repeat it.
         return Fields({}, where, []) if value is _MISSING else Fields(value, where, self.faults)
 
-    def finish(self) -> None:
+    def finish(self, message: str = "is not known to this version") -> None:
         """Record every key that nobody asked for."""
         unknown = sorted(set(self._values) - self._read)
-        self.faults.extend(f"{self.where}.{key} is not known to this version" for key in unknown)
+        self.faults.extend(f"{self.where}.{key} {message}" for key in unknown)
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

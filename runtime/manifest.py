@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .errors import BundleError, RecipeError
-from .files import read_bounded, sha256_of
+from .files import read_bounded, sha256_of, write_atomically
 from .jsonfields import Fields
 from .recipe import Recipe
 
@@ -198,6 +200,33 @@ def load_bundle(folder: str | Path, *, verify_all: bool = False) -> tuple[Manife
     recipe = Recipe.load(recipe_path)
     manifest.encoder.check(recipe, where=str(recipe_path))
     return manifest, recipe
+
+
+def replace_recipe(folder: str | Path, recipe: Recipe) -> None:
+    """Make `recipe` the bundle's own. Artifacts and engines are not touched.
+
+    The new file gets a name of its own, then manifest.json is replaced in one step, then the old file goes: a process
+    that dies at any point leaves a whole bundle, with the old recipe or with the new one. Raises BundleError if the
+    bundle is faulty or the recipe is not of its encoder.
+    """
+    folder = Path(folder)
+    manifest, _ = load_bundle(folder)
+    manifest.encoder.check(recipe)
+    content = recipe.to_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest == manifest.recipe_sha256:
+        return
+    old = folder / manifest.recipe_file
+    new = old.with_name(f"recipe-{digest[:12]}.safetensors")
+    file = new.relative_to(folder).as_posix()
+    try:
+        write_atomically(new, content)
+        changed = replace(manifest, recipe_file=file, recipe_sha256=digest)
+        write_atomically(folder / FILE_NAME, changed.to_json().encode())
+    except OSError as exc:
+        raise BundleError(folder, f"the recipe cannot be written ({exc.strerror})") from exc
+    with suppress(OSError):  # one file too many does no harm
+        old.unlink()
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:

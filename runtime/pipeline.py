@@ -62,8 +62,11 @@ class Pipeline:
         """The Prediction of one row of a batch."""
         began = time.perf_counter()
         recipe, options = job.setup.recipe, job.setup.options
-        patch_map = outputs.defect_map[row].copy()  # a view would keep the whole batch alive
-        summary = summarize(outputs.probabilities[row], patch_map, recipe, self.encoder.image_size, self.smoothing_px)
+        # Views would keep the whole batch alive.
+        patch_map, features = outputs.defect_map[row].copy(), outputs.features[row].copy()
+        summary = summarize(
+            outputs.probabilities[row], patch_map, features, recipe, self.encoder.image_size, self.smoothing_px
+        )
         timings = {
             "prepare": job.frame.seconds * 1e3,
             "infer": infer_seconds * 1e3,
@@ -73,12 +76,12 @@ class Pipeline:
             **summary,
             source=job.frame.source,
             patch_map=patch_map,
-            features=outputs.features[row].copy(),
+            features=features,
             frame_size=job.frame.frame_size,
             image_size=self.encoder.image_size,
             ignored_rows=(options.ignore_top, options.ignore_bottom),
-            defect_threshold=recipe.defect_threshold,
-            pixel_threshold=recipe.pixel_threshold,
+            defect_threshold=recipe.operating_point.defect_threshold,
+            pixel_threshold=recipe.operating_point.pixel_threshold,
             smoothing_px=self.smoothing_px,
             backend=self.backend.name,
             timings_ms=timings,

@@ -15,6 +15,7 @@ from .errors import FrameError
 from .frames import FrameSource, read_frame
 from .maps import Map, Region, find_regions, frame_score, upsample
 from .recipe import FrameOptions, Recipe
+from .verdict import decide, novelty, temper
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,8 +23,11 @@ class Prediction:
     """The verdict on one frame. `label` and `is_defect` are two answers: the head's class, and the map's score.
 
     source: the frame's path, or its place in the call.
+    verdict: the label, or "unknown" (unlike anything taught), or "cannot decide"; as the recipe's operating point asks.
+    reason: why, in one sentence with the numbers that decided.
     label, confidence: the most probable class and its probability.
-    probabilities: by class name, `good` first; they sum to 1 (eq. 23).
+    probabilities: by class name, `good` first; they sum to 1 (eq. 23, at the operating point's temperature).
+    novelty: 1 - the highest cosine between `features` and those of the support frames, in [0, 2].
     score: mean of the highest 1 % of the map, in [0, 1]. peak: the map's maximum. is_defect: score >= threshold.
     patch_map: float32 [rows, columns] in [0, 1], the map as it left the engine (eq. 17, scaled).
     features: float32 [F], what the classification head read.
@@ -35,9 +39,12 @@ class Prediction:
     ok = True
 
     source: str
+    verdict: str
+    reason: str
     label: str
     confidence: float
     probabilities: Mapping[str, float]
+    novelty: float
     is_defect: bool
     score: float
     peak: float
@@ -87,9 +94,12 @@ class Prediction:
         """JSON-ready summary; no arrays."""
         return {
             "source": self.source,
+            "verdict": self.verdict,
+            "reason": self.reason,
             "label": self.label,
             "confidence": round(self.confidence, 6),
             "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
+            "novelty": round(self.novelty, 6),
             "score": round(self.score, 6),
             "peak": round(self.peak, 6),
             "is_defect": self.is_defect,
@@ -152,17 +162,24 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def summarize(
-    probabilities: Map, patch_map: Map, recipe: Recipe, image_size: tuple[int, int], smoothing_px: float
+    probabilities: Map, patch_map: Map, features: Map, recipe: Recipe, image_size: tuple[int, int], smoothing_px: float
 ) -> dict[str, Any]:
     """The fields of a Prediction that follow from the engine's outputs for one frame."""
+    point = recipe.operating_point
     best = int(probabilities.argmax())
+    tempered = temper(probabilities, point.temperature)
     full = upsample(patch_map, image_size, image_size, smoothing_px)
     score = frame_score(full)
+    distance = novelty(features, recipe.unit_supports)
+    verdict, reason = decide(point, recipe.classes, tempered, best, score, distance)
     return {
+        "verdict": verdict,
+        "reason": reason,
         "label": recipe.classes[best],
-        "confidence": float(probabilities[best]),
-        "probabilities": dict(zip(recipe.classes, probabilities.tolist(), strict=True)),
+        "confidence": float(tempered[best]),
+        "probabilities": dict(zip(recipe.classes, tempered.tolist(), strict=True)),
+        "novelty": distance,
         "score": score,
         "peak": float(full.max()),
-        "is_defect": score >= recipe.defect_threshold,
+        "is_defect": score >= point.defect_threshold,
     }

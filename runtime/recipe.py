@@ -1,7 +1,8 @@
 """The recipe: everything that few-shot teaching learned, in one safetensors file (format: README, "Bundle format").
 
-A recipe holds the graph's recipe inputs as float32 tensors and, as one JSON string in the safetensors metadata, the
-class names, thresholds, frame options and how it was taught. One encoder serves any number of recipes.
+A recipe holds the graph's recipe inputs and the supports' features as float32 tensors and, as one JSON string in the
+safetensors metadata, the class names, operating point, frame options and how it was taught and calibrated. One encoder
+serves any number of recipes.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from safetensors.numpy import save as serialize_safetensors
 from .errors import RecipeError
 from .files import read_bounded, write_atomically
 from .jsonfields import Fields
+from .operating_point import OperatingPoint, is_verdict
+from .verdict import unit_rows
 
 FORMAT = "sem-clip-recipe"
 VERSION = 1
@@ -39,6 +42,9 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
     "scalars": ("5",),
 }
 """Recipe inputs of the graph and their shapes: K classes, m levels, D width, C text dimension, F features."""
+SUPPORT_FEATURES = "support_features"
+_STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F")}
+"""All tensors of the file. The features of the S supports are no input: the host measures novelty by them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,28 +67,37 @@ class Recipe:
 
     classes: K class names, `good` first.
     tensors: float32 arrays by the names and shapes in `TENSORS`.
+    support_features: float32 [S, F], the graph's `features` of every support frame, S >= 1.
     encoder_id: the encoder whose features it was taught on (`manifest.Encoder.id`).
-    defect_threshold: a frame whose score reaches it is a defect, in [0, 1].
-    pixel_threshold: a map value that reaches it belongs to the mask, in [0, 1].
+    operating_point: thresholds and temperature; the part that calibration chooses and people edit.
     text: "tower" when the text vectors come from prompts, "anchors" when there was no text tower.
     teaching: provenance (shots, seed, support list, prompts, settings); informative only.
+    calibration: how the operating point was chosen and what it promises; empty where it never was; informative only.
+    unit_supports: the support features with rows of unit length, computed.
     """
 
     classes: tuple[str, ...]
     tensors: Mapping[str, NDArray[np.float32]]
+    support_features: NDArray[np.float32]
     encoder_id: str
-    defect_threshold: float
-    pixel_threshold: float
+    operating_point: OperatingPoint
     text: str
     frame: FrameOptions = field(default_factory=FrameOptions)
     teaching: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    unit_supports: NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        faults = _tensor_faults(self.classes, self.tensors)
+        stored = self._stored()
+        faults = _tensor_faults(self.classes, stored) + self.operating_point.faults(self.classes)
         if faults:
             raise RecipeError("recipe", faults)
-        for array in self.tensors.values():
+        object.__setattr__(self, "unit_supports", unit_rows(self.support_features))
+        for array in (*stored.values(), self.unit_supports):
             array.setflags(write=False)
+
+    def _stored(self) -> dict[str, NDArray[np.float32]]:
+        return {**self.tensors, SUPPORT_FEATURES: self.support_features}
 
     def save(self, path: str | Path) -> None:
         """Write the recipe; an interrupted write leaves an older file whole. Equal recipes give equal bytes."""
@@ -95,8 +110,7 @@ class Recipe:
             "version": VERSION,
             "encoder_id": self.encoder_id,
             "classes": list(self.classes),
-            "defect_threshold": self.defect_threshold,
-            "pixel_threshold": self.pixel_threshold,
+            "operating_point": self.operating_point.to_dict(),
             "text": self.text,
             "frame": {
                 "ignore_top": self.frame.ignore_top,
@@ -104,9 +118,11 @@ class Recipe:
                 "white_level": self.frame.white_level,
             },
             "teaching": dict(self.teaching),
+            "calibration": dict(self.calibration),
         }
         # One metadata key: safetensors does not promise an order for several, and equal recipes must be equal bytes.
-        tensors = {name: np.ascontiguousarray(self.tensors[name]) for name in TENSORS}
+        stored = self._stored()
+        tensors = {name: np.ascontiguousarray(stored[name]) for name in _STORED}
         return bytes(serialize_safetensors(tensors, metadata={METADATA_KEY: json.dumps(header, allow_nan=False)}))
 
     @classmethod
@@ -140,10 +156,10 @@ class Recipe:
         frame.finish()
         encoder_id = fields.text("encoder_id")
         classes = fields.texts("classes")
-        defect_threshold = fields.number("defect_threshold", 0, 1)
-        pixel_threshold = fields.number("pixel_threshold", 0, 1)
+        point = OperatingPoint.read(fields.inner("operating_point"), classes)
         text = fields.text("text")
         teaching = fields.mapping("teaching")
+        calibration = fields.mapping("calibration")
         if text and text not in ("tower", "anchors"):
             fields.fault("text", f'must be "tower" or "anchors", not "{text}"')
         fields.finish()
@@ -151,7 +167,8 @@ class Recipe:
         faults.extend(fault for fault in _tensor_faults(classes, tensors) if fault not in faults)
         if faults:
             raise RecipeError(where, faults)
-        return cls(classes, tensors, encoder_id, defect_threshold, pixel_threshold, text, options, teaching)
+        supports = tensors.pop(SUPPORT_FEATURES)
+        return cls(classes, tensors, supports, encoder_id, point, text, options, teaching, calibration)
 
 
 def _read_header(metadata: Mapping[str, str], where: str) -> object:
@@ -175,7 +192,7 @@ def _read_header(metadata: Mapping[str, str], where: str) -> object:
 def _read_tensors(parsed: Mapping[str, Any], faults: list[str]) -> dict[str, NDArray[np.float32]]:
     tensors: dict[str, NDArray[np.float32]] = {}
     for name, entry in parsed.items():
-        if name not in TENSORS:
+        if name not in _STORED:
             faults.append(f"tensor {name} is not known to this version")
         elif entry["dtype"] != "F32":
             faults.append(f"tensor {name} must be F32, not {entry['dtype']}")
@@ -193,8 +210,9 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
         faults.append("classes holds one name twice")
     if not classes or classes[0] != "good":
         faults.append('classes must begin with "good"')
+    faults.extend(f'no class may be called "{name}": that is a verdict' for name in classes if is_verdict(name))
     sizes: dict[str, int] = {"K": len(classes), "2": 2, "5": 5}
-    for name, dims in TENSORS.items():
+    for name, dims in _STORED.items():
         array = tensors.get(name)
         if array is None:
             faults.append(f"tensor {name} is missing")
@@ -208,6 +226,9 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
             faults.append(f"tensor {name} must be float32, not {array.dtype}")
         elif not np.isfinite(array).all():
             faults.append(f"tensor {name} holds values that are not finite")
+    supports = tensors.get(SUPPORT_FEATURES)
+    if supports is not None and supports.ndim == 2 and len(supports) == 0:
+        faults.append(f"tensor {SUPPORT_FEATURES} holds no support")
     scalars = tensors.get("scalars")
     if scalars is not None and scalars.shape == (5,):
         alpha, lambda_v, *taus = scalars.tolist()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from runtime.manifest import Artifact, Encoder, Manifest
+from runtime.operating_point import OperatingPoint
 from runtime.recipe import FrameOptions, Recipe
 
 CLASSES = ("good", "bridge", "hole")
@@ -43,7 +44,10 @@ def make_encoder(**changes: Any) -> Encoder:
 
 
 def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = None, **changes: Any) -> Recipe:
-    """A recipe of random tensors that fits `encoder` (the one of make_encoder by default)."""
+    """A recipe of random tensors that fits `encoder` (the one of make_encoder by default).
+
+    changes: of the recipe's fields or of its operating point's.
+    """
     encoder = encoder or make_encoder()
     rng = np.random.default_rng(0)
     levels, width, dim = len(encoder.levels), encoder.width, encoder.text_dim
@@ -59,12 +63,14 @@ def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = No
     for name in ("text_seg", "text_cls"):
         tensors[name] /= np.linalg.norm(tensors[name], axis=1, keepdims=True)
     tensors["scalars"] = np.array([0.8, 1.0, 10.0, 10.0, 10.0], np.float32)
+    point = OperatingPoint.taught(classes, 0.5, 0.5)
+    moved = {name: changes.pop(name) for name in list(changes) if name in OperatingPoint.__dataclass_fields__}
     values: dict[str, Any] = {
         "classes": classes,
         "tensors": tensors,
+        "support_features": rng.standard_normal((4, encoder.features)).astype(np.float32),
         "encoder_id": encoder.id,
-        "defect_threshold": 0.5,
-        "pixel_threshold": 0.5,
+        "operating_point": replace(point, **moved),
         "text": "anchors",
         "frame": FrameOptions(),
         "teaching": {"seed": 0},

@@ -13,15 +13,17 @@ from pathlib import Path
 import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 
+from calibration.dataset import load_dataset
 from export import bundle, teach
 from export.bundle import describe_encoder, refuse_existing, replacing_folder
 from export.checkpoint import LoadedModel, load_model
-from export.dataset import load_dataset
 from export.encoder import DualPathEncoder
 from export.errors import OutputExistsError, ParityError
 from export.graph import SemClipGraph
 from export.progress import Stages
 from export.teach import build_bundle, parity_samples
+from runtime import Predictor
+from runtime.files import sha256_of
 from runtime.manifest import Encoder, load_bundle
 
 
@@ -242,7 +244,7 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_bundle(tmp_path: Path) ->
 # ---- a really built bundle -------------------------------------------------------------------------------------------
 
 
-def test_a_built_bundle_holds_what_its_manifest_says_and_nothing_else(toy_bundle: Path) -> None:
+def test_a_built_bundle_holds_what_its_manifest_says_and_nothing_else(toy_bundle: Path, toy_frames: Path) -> None:
     manifest, recipe = load_bundle(toy_bundle, verify_all=True)
     assert names_in(toy_bundle) == ["manifest.json", "model.fp16.onnx", "model.onnx", "recipe.safetensors"]
     assert names_in(toy_bundle.parent) == ["bundle"]
@@ -253,7 +255,22 @@ def test_a_built_bundle_holds_what_its_manifest_says_and_nothing_else(toy_bundle
     assert recipe.encoder_id == manifest.encoder.id
     assert len(recipe.teaching["supports"]) == 14
     assert all(path.startswith("images/") for path in recipe.teaching["supports"])
+    hashes = [sha256_of(toy_frames / path) for path in recipe.teaching["supports"]]
+    assert recipe.teaching["support_sha256"] == hashes
+    assert recipe.support_features.shape == (14, manifest.encoder.features)
+    assert recipe.operating_point.confidence_thresholds == dict.fromkeys(recipe.classes, 0.0)
+    assert recipe.calibration == {}
     assert set(recipe.teaching["prompts"]) == set(recipe.classes)
+
+
+def test_the_novelty_of_a_support_is_0(toy_bundle: Path, toy_frames: Path) -> None:
+    """What teaching stored as a support's features is what the exported graph gives for that frame."""
+    recipe = load_bundle(toy_bundle)[1]
+    supports = set(recipe.teaching["supports"])
+    with Predictor(toy_bundle) as predictor:
+        for path in sorted((toy_frames / "images").rglob("*.png")):
+            novelty = predictor(path).novelty
+            assert (novelty < 1e-5) == (path.relative_to(toy_frames).as_posix() in supports)
 
 
 def test_the_record_in_a_built_bundle_is_that_of_its_encoder(toy_bundle: Path, model: LoadedModel) -> None:

@@ -84,6 +84,9 @@ def test_inspect_says_what_a_bundle_holds(fake_bundle: Path, capsys: Capture) ->
         "8 operators, 8 Attention",
         "recipe.safetensors: good, bridge, hole; text from anchors",
         "defect threshold 0.5000, pixel threshold 0.5000",
+        "temperature 1; unknown: never",
+        "cannot decide: below confidence good 0.000, bridge 0.000, hole 0.000; not where class and map disagree",
+        "as taught, never calibrated",
         "alpha 0.8, lambda_v 1, tau 10, tau_v 10, tau_s 10",
         "made for tests",
     ):
@@ -145,7 +148,7 @@ def test_each_frame_gives_one_json_line_on_stdout(fake_bundle: Path, frames: Pat
     assert [line["label"] for line in lines] == ["good", "bridge", "hole"]
     assert [line["is_defect"] for line in lines] == [False, True, False]
     assert [len(line["regions"]) for line in lines] == [0, 1, 0]
-    assert "3 frames: 1 defects, 0 could not be read" in err
+    assert "3 frames: 1 defects, 0 unknown, 0 cannot decide, 0 could not be read" in err
     assert "fake backend" in err
 
 
@@ -176,7 +179,7 @@ def test_a_frame_that_cannot_be_read_is_an_error_line_and_status_1(
     assert (first["label"], third["label"]) == ("good", "hole")
     assert second == {"source": str(frames / "b.png"), "error": "is empty (0 bytes)"}
     assert fourth == {"source": str(tmp_path / "absent.png"), "error": "no such file"}
-    assert "4 frames: 0 defects, 2 could not be read" in err
+    assert "4 frames: 0 defects, 0 unknown, 0 cannot decide, 2 could not be read" in err
     assert names_in(tmp_path / "overlays") == ["a.png", "c.png"]
 
 

@@ -1,4 +1,4 @@
-"""export.dataset: reading data folders, every fault they can have, and drawing supports."""
+"""calibration.dataset: reading data folders, and every fault they can have."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.dataset import Dataset, Sample, area_average, draw_supports, load_dataset, split_by_group
-from export.errors import DatasetError
+from calibration.dataset import Sample, load_dataset, load_frames
+from calibration.errors import DatasetError
 from runtime.errors import FrameError
 from runtime.recipe import MAX_CLASSES, FrameOptions
 
@@ -125,6 +125,48 @@ def test_frames_are_read_with_the_options_of_their_layer(tmp_path: Path) -> None
         Sample(tmp_path / "absent.png", "hole", "g", None).read(FrameOptions())
 
 
+# ---- frames to calibrate on ------------------------------------------------------------------------------------------
+
+
+def test_a_data_folder_of_good_frames_alone_is_enough_to_calibrate_on(folder: Path) -> None:
+    good_alone(folder)
+    dataset = load_frames(folder)
+    assert (dataset.classes, len(dataset.samples), dataset.flat) == (("good",), 3, False)
+    assert [sample.group for sample in dataset.samples] == ["site-0", "site-1", "site-0"]
+
+
+def test_a_flat_folder_is_taken_to_hold_good_frames(tmp_path: Path) -> None:
+    for name in ("b.png", "a.TIF"):
+        save(tmp_path / name)
+    (tmp_path / "notes.txt").touch()
+    dataset = load_frames(tmp_path)
+    assert dataset.flat
+    assert names(dataset.samples) == ["good/a.TIF", "good/b.png"]
+    assert len({sample.group for sample in dataset.samples}) == 2
+    assert dataset.stray == (tmp_path / "notes.txt",)
+
+
+def test_a_labelled_folder_is_read_as_for_teaching(folder: Path) -> None:
+    assert load_frames(folder) == load_dataset(folder)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda folder: None, "holds neither images/<class>/ nor, as a flat folder of good frames, any .png"),
+        (lambda folder: folder.rmdir(), "there is no folder images/ in it"),
+        (lambda folder: save(folder / "images/hole/a.png"), "there is no class good"),
+    ],
+    ids=["empty", "absent", "defects alone"],
+)
+def test_folders_without_good_frames_are_refused(tmp_path: Path, make: Callable[[Path], object], says: str) -> None:
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    make(folder)
+    with pytest.raises(DatasetError, match=says):
+        load_frames(folder)
+
+
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
@@ -158,24 +200,6 @@ def test_an_unreadable_mask_is_refused_and_named(tmp_path: Path, content: bytes)
         Sample(tmp_path / "f.png", "hole", "g", mask).read_mask((6, 8))
 
 
-@pytest.mark.parametrize(("size", "cells"), [((9, 7), (3, 2)), ((8, 6), (4, 3)), ((11, 5), (11, 4)), ((7, 7), (3, 5))])
-def test_area_average_gives_every_pixel_to_one_cell(size: tuple[int, int], cells: tuple[int, int]) -> None:
-    """So a defect of one pixel never vanishes, whatever the ratio of the sizes."""
-    for row, column in np.ndindex(size):
-        mask = np.zeros(size, np.uint8)
-        mask[row, column] = 1
-        averaged = area_average(mask, cells)
-        assert averaged.shape == cells
-        assert averaged.dtype == np.float32
-        assert np.count_nonzero(averaged) == 1
-
-
-def test_area_average_is_the_mean_of_each_cell() -> None:
-    mask = (np.random.default_rng(0).random((12, 20)) < 0.3).astype(np.uint8)
-    expected = mask.reshape(3, 4, 5, 4).mean(axis=(1, 3))
-    np.testing.assert_allclose(area_average(mask, (3, 5)), expected, atol=1e-6)
-
-
 # ---- faults ----------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +229,11 @@ def good_alone(folder: Path) -> None:
 def empty_class(folder: Path) -> None:
     (folder / "images/void").mkdir()
     (folder / "images/void/notes.txt").touch()
+
+
+def class_called_like_a_verdict(folder: Path) -> None:
+    (folder / "groups.csv").unlink()
+    save(folder / "images/Cannot Decide/0.png")
 
 
 def one_name_twice(folder: Path) -> None:
@@ -284,6 +313,7 @@ FAULTS: list[tuple[Callable[[Path], None], str]] = [
     (without_good, "there is no class good"),
     (good_alone, "there is no defect class"),
     (empty_class, "images/void holds no frames (.png, .jpg"),
+    (class_called_like_a_verdict, 'no class may be called "Cannot Decide": that is a verdict'),
     (one_name_twice, "two classes have one name: Hole, hole"),
     (too_many_classes, f"there are {MAX_CLASSES + 3} classes, more than {MAX_CLASSES}"),
     (unknown_row, "groups.csv names images/hole/9.png, which is not there"),
@@ -328,122 +358,6 @@ def test_a_long_list_of_faults_is_cut_and_counted(folder: Path) -> None:
     assert len(faults_of(folder)) == 50
     with pytest.raises(DatasetError, match="and 30 more"):
         load_dataset(folder)
-
-
-# ---- drawing supports ------------------------------------------------------------------------------------------------
-
-
-def synthetic(frames: dict[str, int], groups: int) -> Dataset:
-    """A data set without files; a class's frames take turns over its groups."""
-    samples = [
-        Sample(Path(f"images/{label}/{n:03d}.png"), label, f"{label}-{n % groups}", None)
-        for label, count in frames.items()
-        for n in range(count)
-    ]
-    return Dataset(Path(), tuple(frames), tuple(samples))
-
-
-SET = synthetic({"good": 20, "hole": 12, "scratch": 9}, groups=4)
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_draws_are_nested_and_without_replacement(seed: int) -> None:
-    per_class: dict[str, list[str]] = {label: [] for label in SET.classes}
-    for shots in (1, 2, 5, 9):
-        supports = draw_supports(SET, shots, seed)
-        assert [sample.label for sample in supports] == [label for label in SET.classes for _ in range(shots)]
-        for label in SET.classes:
-            mine = names([sample for sample in supports if sample.label == label])
-            assert len(set(mine)) == shots
-            assert mine[: len(per_class[label])] == per_class[label]
-            per_class[label] = mine
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("shots", [1, 3, 4, 6, 8])
-def test_draws_are_spread_over_groups(seed: int, shots: int) -> None:
-    for label in SET.classes:
-        groups = Counter(sample.group for sample in draw_supports(SET, shots, seed) if sample.label == label)
-        assert len(groups) == min(shots, 4)
-        assert max(groups.values()) - min(groups.values()) <= 1
-
-
-def test_draws_depend_on_the_seed_and_on_nothing_else() -> None:
-    draws = [tuple(names(draw_supports(SET, 4, seed))) for seed in range(8)]
-    assert len(set(draws)) == 8
-    assert tuple(names(draw_supports(SET, 4, 3))) == draws[3]
-    again = draw_supports(SET, 4, 3, allowed=iter(SET.samples))
-    assert tuple(names(again)) == draws[3]
-
-
-def test_a_further_class_does_not_change_what_the_others_draw() -> None:
-    wider = synthetic({"good": 20, "bridge": 5, "hole": 12, "scratch": 9}, groups=4)
-    for seed in range(3):
-        mine = [sample for sample in draw_supports(wider, 4, seed) if sample.label != "bridge"]
-        assert names(mine) == names(draw_supports(SET, 4, seed))
-
-
-def test_draws_keep_to_the_allowed_samples() -> None:
-    allowed = [sample for sample in SET.samples if sample.group.endswith(("-1", "-2"))]
-    supports = draw_supports(SET, 4, 0, allowed=allowed)
-    assert set(names(supports)) <= set(names(allowed))
-
-
-@pytest.mark.parametrize("shots", [0, -1])
-def test_at_least_one_shot_is_drawn(shots: int) -> None:
-    with pytest.raises(DatasetError, match="shots must be at least 1"):
-        draw_supports(SET, shots, 0)
-
-
-def test_every_class_with_too_few_frames_is_named() -> None:
-    with pytest.raises(DatasetError) as caught:
-        draw_supports(SET, 15, 0)
-    assert [fault.split(",")[0] for fault in caught.value.faults] == [
-        "class hole has 12 frames to draw from",
-        "class scratch has 9 frames to draw from",
-    ]
-
-
-# ---- splitting by group ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("pool", [1, 5, 10, 100])
-def test_a_split_never_shares_a_group(seed: int, pool: int) -> None:
-    # Groups that hold several classes, as generated frames and most real ones do.
-    rng = np.random.default_rng(seed)
-    samples = tuple(
-        Sample(Path(f"images/{label}/{n}.png"), label, f"site-{rng.integers(8)}", None)
-        for label in ("good", "hole", "scratch")
-        for n in range(30)
-    )
-    dataset = Dataset(Path(), ("good", "hole", "scratch"), samples)
-    teach, test = split_by_group(dataset, pool, seed)
-    assert not {sample.group for sample in teach} & {sample.group for sample in test}
-    assert sorted(names([*teach, *test])) == sorted(names(samples))
-    for side in (teach, test):
-        assert {sample.label for sample in side} == set(dataset.classes)
-
-
-@pytest.mark.parametrize("pool", [1, 2, 3, 5])
-def test_a_split_leaves_enough_frames_to_draw_from(pool: int) -> None:
-    teach, _ = split_by_group(SET, pool, 0)
-    assert len(draw_supports(SET, pool, 0, allowed=teach)) == pool * len(SET.classes)
-
-
-def test_a_split_depends_on_the_seed() -> None:
-    splits = {tuple(names(split_by_group(SET, 2, seed)[0])) for seed in range(10)}
-    assert len(splits) > 3
-    assert split_by_group(SET, 2, 4) == split_by_group(SET, 2, 4)
-
-
-def test_every_class_with_a_single_group_is_named() -> None:
-    with pytest.raises(DatasetError) as caught:
-        split_by_group(synthetic({"good": 9, "hole": 4}, groups=1), 2, 0)
-    assert [fault.split(":")[0] for fault in caught.value.faults] == [
-        "class good has a single group",
-        "class hole has a single group",
-    ]
 
 
 # ---- real frames -----------------------------------------------------------------------------------------------------

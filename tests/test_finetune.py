@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_encoder
+from numpy.typing import NDArray
 from torch import Tensor
 
 from export import finetune, heads
-from export.finetune import TeachSettings, fit_head, fit_recipe, fit_transforms
+from export.finetune import ALPHAS, MAX_FOLDS, TeachSettings, choose_alpha, fit_head, fit_recipe, fit_transforms
 from export.text_bank import TextBank, anchor_bank
 from export.views import SupportFeatures
 from runtime.recipe import FrameOptions, Recipe
@@ -148,6 +149,77 @@ def test_stronger_decay_gives_smaller_weights() -> None:
     features = plant(LABELS)
     norms = [float(fit_head(features.head, features.labels, 3, l2)[0].norm()) for l2 in (1e-4, 1e-2, 1.0)]
     assert norms[0] > norms[1] > norms[2]
+
+
+# ---- the class mix ---------------------------------------------------------------------------------------------------
+
+
+def spoken(labels: list[int], sure: float) -> NDArray[np.float32]:
+    """P_S that gives every frame's true class the probability `sure`."""
+    text = np.full((len(labels), 3), (1 - sure) / 2, np.float32)
+    text[range(len(labels)), labels] = sure
+    return text
+
+
+def test_text_that_is_always_wrong_gets_no_say_and_text_that_is_always_right_all_it_can() -> None:
+    features = plant(LABELS * 3, seed=1)
+    assert choose_alpha(features, spoken(LABELS * 3, 0.001), 3, 1e-3)[0] == 1.0
+    noise = replace(features, head=torch.randn(features.head.shape, generator=torch.Generator().manual_seed(0)))
+    assert choose_alpha(noise, spoken(LABELS * 3, 0.999), 3, 1e-3)[0] == ALPHAS[0]
+
+
+def test_without_a_clear_winner_the_paper_s_mix_stays() -> None:
+    """The left-out supports' losses differ by less than their own scatter."""
+    noise = plant(LABELS, seed=2)
+    noise = replace(noise, head=torch.randn(noise.head.shape, generator=torch.Generator().manual_seed(1)))
+    text = np.random.default_rng(0).dirichlet(np.ones(3), len(LABELS)).astype(np.float32)
+    alpha, chosen_by = choose_alpha(noise, text, 3, 1e-3)
+    assert alpha == 0.8
+    assert (chosen_by["by"], chosen_by["folds"]) == ("cross-validation", 3)
+    assert list(chosen_by["log_loss"]) == [f"{a:g}" for a in ALPHAS]
+
+
+def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two views a support; what is fitted on each time lacks both views of the supports that are judged."""
+    labels = [0] * 12 + [1] * 6 + [2] * 6
+    features = plant(labels)
+    features.plain[1::2] = False
+    features.head[:, 0] = (torch.arange(len(labels)) // 2).float()  # the support's number, in every view
+    fitted: list[set[float]] = []
+    judged: list[set[float]] = []
+    fit_head, judge = finetune.fit_head, heads.head_probabilities
+
+    def fit(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        fitted.append(set(x[:, 0].tolist()))
+        return fit_head(x, *arguments, **options)
+
+    def probabilities(x: Tensor, *arguments: Any) -> Tensor:
+        judged.append(set(x[:, 0].tolist()))
+        return judge(x, *arguments)
+
+    monkeypatch.setattr(finetune, "fit_head", fit)
+    monkeypatch.setattr(heads, "head_probabilities", probabilities)
+    _, chosen_by = choose_alpha(features, spoken(labels[::2], 0.6), 3, 1e-3)
+    assert chosen_by["folds"] == 3 <= MAX_FOLDS
+    assert all(not taught & left for taught, left in zip(fitted, judged, strict=True))
+    assert all(taught | left == set(map(float, range(12))) for taught, left in zip(fitted, judged, strict=True))
+    assert sorted(number for left in judged for number in left) == list(range(12))
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0, 1, 1, 2]])
+def test_a_single_support_of_a_class_leaves_the_paper_s_mix(labels: list[int]) -> None:
+    assert choose_alpha(plant(labels), spoken(labels, 0.9), 3, 1e-3) == (
+        0.8,
+        {"by": "paper", "why": "a class has fewer than 2 supports"},
+    )
+
+
+@pytest.mark.parametrize(("alpha", "by"), [(None, "cross-validation"), (0.6, "setting")])
+def test_the_recipe_records_its_mix_and_who_chose_it(alpha: float | None, by: str) -> None:
+    recipe = teach(plant(LABELS), settings=replace(QUICK, steps=2, alpha=alpha))
+    assert recipe.teaching["alpha"]["by"] == by
+    assert recipe.tensors["scalars"][0] == pytest.approx(recipe.teaching["alpha"]["value"])
+    assert recipe.teaching["alpha"]["value"] in (ALPHAS if alpha is None else (0.6,))
 
 
 # ---- the transformation layers ---------------------------------------------------------------------------------------
@@ -288,13 +360,13 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
     scores, positive = asked[0]
     assert positive.tolist() == [False] * 3 + [True] * 5
     assert scores[positive].min() > scores[~positive].max()
-    assert recipe.defect_threshold == pytest.approx(0.1)
+    assert recipe.operating_point.defect_threshold == pytest.approx(0.1)
     if unmasked == DEFECTS:
         assert len(asked) == 1, "no pixel's truth is known"
-        assert recipe.pixel_threshold == 0.5
+        assert recipe.operating_point.pixel_threshold == 0.5
         return
     values, truth = asked[1]
-    assert recipe.pixel_threshold == pytest.approx(0.2)
+    assert recipe.operating_point.pixel_threshold == pytest.approx(0.2)
     known = 8 - len(unmasked)
     assert values.shape == truth.shape == (known * 256,)
     assert truth.sum() == (5 - len(unmasked)) * 64
@@ -303,11 +375,11 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
 
 def test_taught_thresholds_tell_the_supports_apart() -> None:
     recipe = teach(plant(LABELS))
-    assert 0 < recipe.defect_threshold < 1
-    assert 0 < recipe.pixel_threshold < 1
+    assert 0 < recipe.operating_point.defect_threshold < 1
+    assert 0 < recipe.operating_point.pixel_threshold < 1
     features = plant(LABELS)
     logits = map_logits(
         features, torch.tensor(recipe.tensors["transform_weight"]), torch.tensor(recipe.tensors["transform_bias"])
     )
     maps = torch.sigmoid(float(recipe.tensors["scalars"][2]) * logits)
-    assert bool((maps.amax(1)[4:] > recipe.defect_threshold).all())
+    assert bool((maps.amax(1)[4:] > recipe.operating_point.defect_threshold).all())

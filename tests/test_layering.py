@@ -20,7 +20,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "scipy")
+HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "scipy", "matplotlib")
 LIGHT = {"numpy", "PIL", "safetensors"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},
@@ -31,6 +31,8 @@ FORBIDDEN = {
 LAYERS = (
     {"runtime.errors"},
     {"runtime.jsonfields", "runtime.files"},
+    {"runtime.operating_point"},
+    {"runtime.verdict"},
     {"runtime.recipe"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
@@ -53,6 +55,7 @@ PUBLIC = [
     "FakeBackend",
     "FrameError",
     "FrameOptions",
+    "OperatingPoint",
     "Outputs",
     "Prediction",
     "Predictor",
@@ -160,7 +163,7 @@ import sys
 heavy = {HEAVY!r}
 if {blocked}:
     sys.modules.update(dict.fromkeys(heavy))
-import runtime, runtime.cli, runtime.commands, calibration, calibration.thresholds
+import runtime, runtime.cli, runtime.commands, calibration.commands
 loaded = [name for name, module in sys.modules.items() if module is not None and name.split(".")[0] in heavy]
 assert loaded == [], loaded
 print(runtime.Predictor.__name__)
@@ -177,6 +180,18 @@ def test_the_public_names_are_exactly_these() -> None:
 @pytest.mark.parametrize("name", [name for name in MODULES if top(name) in ("runtime", "calibration")])
 def test_every_light_module_imports_and_says_what_it_is(name: str) -> None:
     assert importlib.import_module(name).__doc__
+
+
+def test_every_command_of_the_project_file_is_there_and_has_an_example() -> None:
+    """Read from the file, because what is installed may be older."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    commands = project["project"]["entry-points"]["sem_clip.commands"]
+    assert {"inspect", "predict", "teach", "build", "calibrate", "operating-point"} <= set(commands)
+    for name, place in commands.items():
+        module, _, kind = place.partition(":")
+        command = getattr(importlib.import_module(module), kind)
+        assert command.help
+        assert command.example.startswith((f"sem-clip {name} ", "python export/build_engine.py "))
 
 
 def test_the_packages_that_are_installed_are_those_on_disk() -> None:

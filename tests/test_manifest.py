@@ -14,7 +14,7 @@ from conftest import make_encoder, make_recipe, write_bundle
 
 from runtime import manifest as manifest_module
 from runtime.errors import BundleError, RecipeError
-from runtime.manifest import MAX_BYTES, Artifact, Manifest, check_artifact, load_bundle
+from runtime.manifest import MAX_BYTES, Artifact, Manifest, check_artifact, load_bundle, replace_recipe
 
 GOLDEN = """{
   "format": "sem-clip-bundle",
@@ -479,3 +479,68 @@ def test_a_recipe_that_is_damaged_though_its_hash_is_right_is_refused(tmp_path: 
     (folder / "manifest.json").write_text(replace(manifest, recipe_sha256=digest).to_json())
     with pytest.raises(RecipeError, match=r"recipe\.safetensors: is not a readable safetensors file"):
         load_bundle(folder)
+
+
+# Another recipe
+
+
+def test_a_replaced_recipe_is_the_bundles_own_and_the_rest_stays(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    old, _ = load_bundle(bundle)
+    recipe = make_recipe(defect_threshold=0.9)
+    replace_recipe(bundle, recipe)
+    manifest, found = load_bundle(bundle, verify_all=True)
+    assert found.to_bytes() == recipe.to_bytes()
+    assert replace(manifest, recipe_file="", recipe_sha256="") == replace(old, recipe_file="", recipe_sha256="")
+    assert {path.name for path in bundle.iterdir()} == {"manifest.json", "model.onnx", manifest.recipe_file}
+    before = manifest
+    replace_recipe(bundle, recipe)
+    assert load_bundle(bundle)[0] == before
+    replace_recipe(bundle, make_recipe())
+    assert len(list(bundle.iterdir())) == 3
+
+
+@pytest.mark.parametrize("step", [0, 1, 2], ids=["new recipe", "manifest", "old recipe"])
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_process_that_dies_at_any_step_leaves_a_whole_bundle(
+    step: int, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Died(BaseException):
+        """As if the process were gone."""
+
+    bundle, old, new = write_bundle(tmp_path / "bundle"), make_recipe(), make_recipe(defect_threshold=0.9)
+    steps: list[str] = []
+
+    def dying(act: Callable[..., object]) -> Callable[..., None]:
+        def run(*arguments: object, **options: object) -> None:
+            steps.append(act.__name__)
+            if len(steps) == step + 1 and when == "before":
+                raise Died
+            act(*arguments, **options)
+            if len(steps) == step + 1:
+                raise Died
+
+        return run
+
+    with monkeypatch.context() as patch:
+        patch.setattr(manifest_module, "write_atomically", dying(manifest_module.write_atomically))
+        patch.setattr(Path, "unlink", dying(Path.unlink))
+        with pytest.raises(Died):
+            replace_recipe(bundle, new)
+    assert len(steps) == step + 1
+    expected = old if step == 0 or (step, when) == (1, "before") else new
+    _, found = load_bundle(bundle, verify_all=True)
+    assert found.to_bytes() == expected.to_bytes()
+    replace_recipe(bundle, new)
+    assert load_bundle(bundle, verify_all=True)[1].to_bytes() == new.to_bytes()
+
+
+def test_a_recipe_of_another_encoder_or_a_faulty_bundle_is_refused(tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle")
+    before = {path.name: path.read_bytes() for path in bundle.iterdir()}
+    with pytest.raises(RecipeError, match="was taught on encoder"):
+        replace_recipe(bundle, make_recipe(encoder_id="ef" * 32))
+    assert {path.name: path.read_bytes() for path in bundle.iterdir()} == before
+    (bundle / "model.onnx").unlink()
+    with pytest.raises(BundleError, match=r"model\.onnx is missing"):
+        replace_recipe(bundle, make_recipe(defect_threshold=0.9))

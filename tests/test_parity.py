@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from calibration.dataset import load_dataset
 from export.checkpoint import load_model
-from export.dataset import load_dataset
 from export.errors import ParityError
 from export.graph import SemClipGraph
 from export.parity import (

@@ -20,9 +20,12 @@ from runtime.recipe import FrameOptions
 SIZE = (90, 120)
 KEYS = [
     "source",
+    "verdict",
+    "reason",
     "label",
     "confidence",
     "probabilities",
+    "novelty",
     "score",
     "peak",
     "is_defect",
@@ -47,9 +50,12 @@ def make_prediction(**changes: Any) -> Prediction:
     """A defect on a 90 x 120 frame whose text bar (10 rows) is ignored."""
     values: dict[str, Any] = {
         "source": "lot7/frame.png",
+        "verdict": "cannot decide",
+        "reason": "bridge 0.875 against good 0.125; bridge is decided from 0.900 on",
         "label": "bridge",
         "confidence": 0.875,
         "probabilities": {"good": 0.125, "bridge": 0.875},
+        "novelty": 0.0123456789,
         "is_defect": True,
         "score": 0.7512345678,
         "peak": 0.987654321,
@@ -161,9 +167,12 @@ def test_the_summary_is_json_with_exactly_these_keys() -> None:
     del summary["regions"]
     assert summary == {
         "source": "lot7/frame.png",
+        "verdict": "cannot decide",
+        "reason": "bridge 0.875 against good 0.125; bridge is decided from 0.900 on",
         "label": "bridge",
         "confidence": 0.875,
         "probabilities": {"good": 0.125, "bridge": 0.875},
+        "novelty": 0.012346,
         "score": 0.751235,
         "peak": 0.987654,
         "is_defect": True,
@@ -269,11 +278,15 @@ def test_a_failed_frame_says_what_and_why() -> None:
 def test_a_score_that_reaches_the_threshold_is_a_defect(threshold: float, verdict: bool) -> None:
     recipe = make_recipe(defect_threshold=threshold)
     probabilities = np.array([0.25, 0.25, 0.5], np.float32)
-    summary = summarize(probabilities, np.full((4, 4), 0.5, np.float32), recipe, (64, 64), 0.0)
+    patches, features = np.full((4, 4), 0.5, np.float32), recipe.support_features[2]
+    summary = summarize(probabilities, patches, features, recipe, (64, 64), 0.0)
     assert summary == {
+        "verdict": "hole",
+        "reason": f"hole 0.500; map score 0.500 {'reaches' if verdict else 'is below'} {threshold:.3f}",
         "label": "hole",
         "confidence": 0.5,
         "probabilities": {"good": 0.25, "bridge": 0.25, "hole": 0.5},
+        "novelty": pytest.approx(0, abs=1e-6),
         "score": 0.5,
         "peak": 0.5,
         "is_defect": verdict,
@@ -281,9 +294,25 @@ def test_a_score_that_reaches_the_threshold_is_a_defect(threshold: float, verdic
     assert type(summary["is_defect"]) is bool
 
 
+def test_temperature_moves_the_confidence_and_not_the_label() -> None:
+    given = np.array([0.1, 0.3, 0.6], np.float32)
+    summaries = [
+        summarize(given, hot_map(), np.ones(128, np.float32), make_recipe(temperature=t), (64, 64), 0.0)
+        for t in (0.5, 1.0, 2.0)
+    ]
+    assert [summary["label"] for summary in summaries] == ["hole"] * 3
+    assert summaries[1]["probabilities"] == dict(zip(("good", "bridge", "hole"), given.tolist(), strict=True))
+    sharp, plain, soft = (summary["confidence"] for summary in summaries)
+    assert sharp == pytest.approx(0.36 / 0.46)
+    assert sharp > plain > soft
+    for summary in summaries:
+        assert sum(summary["probabilities"].values()) == pytest.approx(1)
+
+
 def test_label_and_verdict_are_two_answers() -> None:
     recipe = make_recipe()
-    summary = summarize(np.array([0.8, 0.1, 0.1], np.float32), hot_map(), recipe, (64, 64), 0.0)
+    features = np.ones(128, np.float32)
+    summary = summarize(np.array([0.8, 0.1, 0.1], np.float32), hot_map(), features, recipe, (64, 64), 0.0)
     assert summary["label"] == "good"
     assert summary["is_defect"]
     assert 0.8 < summary["peak"] <= 1

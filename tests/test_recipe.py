@@ -15,19 +15,38 @@ from safetensors import safe_open
 from safetensors.numpy import load, save
 
 from runtime.errors import BundleError, RecipeError
-from runtime.recipe import MAX_BYTES, MAX_CLASSES, METADATA_KEY, SCALARS, TENSORS, FrameOptions, Recipe
+from runtime.operating_point import OperatingPoint
+from runtime.recipe import (
+    MAX_BYTES,
+    MAX_CLASSES,
+    METADATA_KEY,
+    SCALARS,
+    SUPPORT_FEATURES,
+    TENSORS,
+    FrameOptions,
+    Recipe,
+)
 
 HEADER_KEYS = [
     "format",
     "version",
     "encoder_id",
     "classes",
-    "defect_threshold",
-    "pixel_threshold",
+    "operating_point",
     "text",
     "frame",
     "teaching",
+    "calibration",
 ]
+POINT_KEYS = [
+    "defect_threshold",
+    "pixel_threshold",
+    "temperature",
+    "confidence_thresholds",
+    "novelty_threshold",
+    "review_disagreement",
+]
+STORED = (*TENSORS, SUPPORT_FEATURES)
 
 
 def header_of(content: bytes) -> dict[str, Any]:
@@ -38,10 +57,15 @@ def header_of(content: bytes) -> dict[str, Any]:
     return header
 
 
+def stored(recipe: Recipe) -> dict[str, Any]:
+    """All tensors of its file."""
+    return {**recipe.tensors, SUPPORT_FEATURES: recipe.support_features}
+
+
 def file_of(header: object, tensors: Mapping[str, Any] | None = None) -> bytes:
     """A recipe file with this header, whatever it is worth."""
     text = header if isinstance(header, str) else json.dumps(header)
-    return bytes(save(dict(tensors or make_recipe().tensors), metadata={METADATA_KEY: text}))
+    return bytes(save(dict(tensors or stored(make_recipe())), metadata={METADATA_KEY: text}))
 
 
 def changed(path: str, value: object) -> bytes:
@@ -68,7 +92,7 @@ def without(path: str) -> bytes:
 
 def with_tensors(**changes: Any) -> bytes:
     """A good recipe with tensors replaced, or removed where the value is None."""
-    tensors = {name: np.array(array) for name, array in make_recipe().tensors.items()}
+    tensors = {name: np.array(array) for name, array in stored(make_recipe()).items()}
     tensors.update(changes)
     kept = {name: array for name, array in tensors.items() if array is not None}
     return file_of(header_of(make_recipe().to_bytes()), kept)
@@ -86,13 +110,20 @@ def test_a_saved_recipe_loads_with_all_it_held(tmp_path: Path) -> None:
         pixel_threshold=0.75,
         text="tower",
         frame=FrameOptions(3, 64, 4095),
+        confidence_thresholds={"good": 0.5, "bridge": 0.25, "hole": 0.0},
+        temperature=1.75,
+        novelty_threshold=0.3,
+        review_disagreement=True,
+        calibration={"defect_threshold": {"rule": "f1-max", "f1": 0.9}},
         teaching={"shots": 5, "support": ["a.png", "b.png"], "nested": {"é": [1.5, None, True]}},
     )
     path = tmp_path / "new folder" / "recipe.safetensors"
     recipe.save(path)
     loaded = Recipe.load(path)
-    for name in ("classes", "encoder_id", "defect_threshold", "pixel_threshold", "text", "frame", "teaching"):
+    for name in ("classes", "encoder_id", "operating_point", "text", "frame", "teaching", "calibration"):
         assert getattr(loaded, name) == getattr(recipe, name), name
+    assert list(header_of(path.read_bytes())["operating_point"]) == POINT_KEYS
+    np.testing.assert_array_equal(loaded.support_features, recipe.support_features)
     assert set(loaded.tensors) == set(TENSORS)
     for name, array in recipe.tensors.items():
         assert loaded.tensors[name].dtype == np.float32
@@ -115,7 +146,7 @@ def test_the_format_is_pinned() -> None:
     content = make_recipe().to_bytes()
     (length,) = struct.unpack("<Q", content[:8])
     outer = json.loads(content[8 : 8 + length])
-    assert set(outer) == {"__metadata__", *TENSORS}
+    assert set(outer) == {"__metadata__", *STORED}
     assert list(outer["__metadata__"]) == ["sem_clip_recipe"]
     text = outer["__metadata__"]["sem_clip_recipe"]
     assert text.startswith('{"format": "sem-clip-recipe", "version": 1, "encoder_id": ')
@@ -125,11 +156,18 @@ def test_the_format_is_pinned() -> None:
         "version": 1,
         "encoder_id": "ab" * 32,
         "classes": ["good", "bridge", "hole"],
-        "defect_threshold": 0.5,
-        "pixel_threshold": 0.5,
+        "operating_point": {
+            "defect_threshold": 0.5,
+            "pixel_threshold": 0.5,
+            "temperature": 1.0,
+            "confidence_thresholds": {"good": 0.0, "bridge": 0.0, "hole": 0.0},
+            "novelty_threshold": None,
+            "review_disagreement": False,
+        },
         "text": "anchors",
         "frame": {"ignore_top": 0, "ignore_bottom": 0, "white_level": 65535},
         "teaching": {"seed": 0},
+        "calibration": {},
     }
     shapes = {
         "text_seg": [2, 24],
@@ -139,8 +177,9 @@ def test_the_format_is_pinned() -> None:
         "head_weight": [3, 128],
         "head_bias": [3],
         "scalars": [5],
+        "support_features": [4, 128],
     }
-    assert {name: (outer[name]["dtype"], outer[name]["shape"]) for name in TENSORS} == {
+    assert {name: (outer[name]["dtype"], outer[name]["shape"]) for name in STORED} == {
         name: ("F32", shape) for name, shape in shapes.items()
     }
     assert SCALARS == ("alpha", "lambda_v", "tau", "tau_v", "tau_s")
@@ -164,16 +203,20 @@ def test_a_recipe_written_by_hand_loads() -> None:
         "head_weight": np.zeros((2, 3), np.float32),
         "head_bias": np.array([0, 1], np.float32),
         "scalars": np.array([1, 0, 2, 3, 4], np.float32),
+        "support_features": np.array([[3, 0, 4], [0, 0, 0]], np.float32),
     }
     header = (
         '{"version": 1, "format": "sem-clip-recipe", "classes": ["good", "bad"], "encoder_id": "x", "text": "tower",'
-        ' "pixel_threshold": 0, "defect_threshold": 1, "teaching": {},'
+        ' "operating_point": {"pixel_threshold": 0, "defect_threshold": 1, "novelty_threshold": 2,'
+        ' "review_disagreement": true, "confidence_thresholds": {"bad": 1, "good": 0.5}, "temperature": 100},'
+        ' "teaching": {}, "calibration": {},'
         ' "frame": {"white_level": 1, "ignore_bottom": 2, "ignore_top": 1}}'
     )
     recipe = Recipe.from_bytes(file_of(header, tensors))
     assert recipe.classes == ("good", "bad")
     assert recipe.frame == FrameOptions(ignore_top=1, ignore_bottom=2, white_level=1)
-    assert (recipe.defect_threshold, recipe.pixel_threshold) == (1.0, 0.0)
+    assert recipe.operating_point == OperatingPoint(1.0, 0.0, 100.0, {"good": 0.5, "bad": 1.0}, 2.0, True)
+    np.testing.assert_allclose(recipe.unit_supports, [[0.6, 0, 0.8], [0, 0, 0]], rtol=1e-6)
     assert recipe.tensors["head_bias"].tolist() == [0, 1]
 
 
@@ -181,17 +224,27 @@ def test_a_recipe_written_by_hand_loads() -> None:
 def test_tensors_of_a_recipe_cannot_be_written(loaded: bool) -> None:
     recipe = make_recipe()
     recipe = Recipe.from_bytes(recipe.to_bytes()) if loaded else recipe
-    for array in recipe.tensors.values():
+    for array in (*stored(recipe).values(), recipe.unit_supports):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 
 
-@pytest.mark.parametrize("key", [*HEADER_KEYS[1:], "frame.ignore_top", "frame.ignore_bottom", "frame.white_level"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        *HEADER_KEYS[1:],
+        "frame.ignore_top",
+        "frame.ignore_bottom",
+        "frame.white_level",
+        *(f"operating_point.{key}" for key in POINT_KEYS),
+        "operating_point.confidence_thresholds.hole",
+    ],
+)
 def test_a_missing_header_entry_is_named(key: str) -> None:
     assert f"recipe.{key} is missing" in faults_of(without(key))
 
 
-@pytest.mark.parametrize("key", ["colour", "frame.colour"])
+@pytest.mark.parametrize("key", ["colour", "frame.colour", "operating_point.colour"])
 def test_an_unknown_header_entry_is_named(key: str) -> None:
     assert faults_of(changed(key, 1)) == (f"recipe.{key} is not known to this version",)
 
@@ -206,14 +259,8 @@ def test_an_unknown_header_entry_is_named(key: str) -> None:
         ("encoder_id", "", "recipe.encoder_id must not be empty"),
         ("classes", "good", 'recipe.classes must be a list, not the string "good"'),
         ("classes", ["good", 1, "hole"], "recipe.classes must be a list of strings"),
-        ("defect_threshold", "0.5", 'recipe.defect_threshold must be a finite number, not the string "0.5"'),
-        ("defect_threshold", None, "recipe.defect_threshold must be a finite number, not NoneType None"),
-        ("defect_threshold", True, "recipe.defect_threshold must be a finite number, not bool True"),
-        ("defect_threshold", float("nan"), "recipe.defect_threshold must be a finite number, not float nan"),
-        ("defect_threshold", -0.01, "recipe.defect_threshold must lie in [0, 1], not -0.01"),
-        ("pixel_threshold", 1.01, "recipe.pixel_threshold must lie in [0, 1], not 1.01"),
-        ("pixel_threshold", float("inf"), "recipe.pixel_threshold must be a finite number, not float inf"),
-        ("pixel_threshold", 10**400, "recipe.pixel_threshold must be a finite number, not int 1" + "0" * 39),
+        ("operating_point", None, "recipe.operating_point must be an object, not NoneType None"),
+        ("calibration", [], "recipe.calibration must be an object, not list []"),
         ("text", "images", 'recipe.text must be "tower" or "anchors", not "images"'),
         ("text", "", "recipe.text must not be empty"),
         ("frame", [0, 0], "recipe.frame must be an object, not list [0, 0]"),
@@ -228,6 +275,31 @@ def test_a_wrong_header_entry_is_named_with_its_value(key: str, value: object, f
     assert fault in faults_of(changed(key, value))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("defect_threshold", "0.5", 'must be a finite number, not the string "0.5"'),
+        ("defect_threshold", None, "must be a finite number, not NoneType None"),
+        ("defect_threshold", True, "must be a finite number, not bool True"),
+        ("defect_threshold", float("nan"), "must be a finite number, not float nan"),
+        ("defect_threshold", -0.01, "must lie in [0, 1], not -0.01"),
+        ("pixel_threshold", 1.01, "must lie in [0, 1], not 1.01"),
+        ("pixel_threshold", float("inf"), "must be a finite number, not float inf"),
+        ("pixel_threshold", 10**400, "must be a finite number, not int 1" + "0" * 39),
+        ("temperature", 0, "must lie in [0.01, 100], not 0"),
+        ("temperature", None, "must be a finite number, not NoneType None"),
+        ("novelty_threshold", -1, "must lie in [0, 2], not -1"),
+        ("novelty_threshold", "none", 'must be a finite number, not the string "none"'),
+        ("review_disagreement", 1, "must be true or false, not int 1"),
+        ("confidence_thresholds", 0.5, "must be an object, not float 0.5"),
+        ("confidence_thresholds.hole", 1.5, "must lie in [0, 1], not 1.5"),
+        ("confidence_thresholds.crack", 0.5, "is not a class of this recipe"),
+    ],
+)
+def test_a_wrong_entry_of_the_operating_point_is_named_with_its_value(key: str, value: object, fault: str) -> None:
+    assert faults_of(changed(f"operating_point.{key}", value)) == (f"recipe.operating_point.{key} {fault}",)
+
+
 @pytest.mark.parametrize("version", [2, 99, 10**400])
 def test_a_newer_recipe_asks_for_a_newer_reader(version: int) -> None:
     (fault,) = faults_of(changed("version", version))
@@ -239,15 +311,15 @@ def test_another_format_is_refused_before_anything_else(name: object) -> None:
     assert faults_of(changed("format", name)) == (f'says format "{name}", expected "sem-clip-recipe"',)
 
 
-@pytest.mark.parametrize("name", list(TENSORS))
+@pytest.mark.parametrize("name", STORED)
 def test_a_missing_tensor_is_named(name: str) -> None:
     assert faults_of(with_tensors(**{name: None})) == (f"tensor {name} is missing",)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("name", list(TENSORS))
+@pytest.mark.parametrize("name", STORED)
 def test_a_tensor_that_is_not_finite_is_named(name: str, value: float) -> None:
-    array = np.array(make_recipe().tensors[name])
+    array = np.array(stored(make_recipe())[name])
     array.flat[-1] = value
     assert f"tensor {name} holds values that are not finite" in faults_of(with_tensors(**{name: array}))
 
@@ -263,6 +335,8 @@ def test_a_tensor_that_is_not_finite_is_named(name: str, value: float) -> None:
         ("head_bias", (3, 1), "tensor head_bias has shape [3, 1], expected [3]"),
         ("scalars", (6,), "tensor scalars has shape [6], expected [5]"),
         ("scalars", (), "tensor scalars has shape [], expected [5]"),
+        ("support_features", (4, 64), "tensor support_features has shape [4, 64], expected [S, 128]"),
+        ("support_features", (0, 128), "tensor support_features holds no support"),
     ],
 )
 def test_a_tensor_of_the_wrong_shape_is_named(name: str, shape: tuple[int, ...], fault: str) -> None:
@@ -298,11 +372,13 @@ def test_a_scalar_out_of_range_is_named(scalars: list[float], fault: str) -> Non
     [
         (("bridge", "good", "hole"), 'classes must begin with "good"'),
         (("good", "hole", "hole"), "classes holds one name twice"),
+        (("good", "unknown"), 'no class may be called "unknown": that is a verdict'),
+        (("good", " Cannot Decide"), 'no class may be called " Cannot Decide": that is a verdict'),
         (("good",), "classes must be 2 to 64, not 1"),
         ((), "classes must be 2 to 64, not 0"),
         (("good", *(f"c{i}" for i in range(64))), "classes must be 2 to 64, not 65"),
     ],
-    ids=["good not first", "twice", "one", "none", "65"],
+    ids=["good not first", "twice", "unknown", "cannot decide", "one", "none", "65"],
 )
 def test_wrong_class_lists_are_refused_when_made_and_when_read(classes: tuple[str, ...], fault: str) -> None:
     with pytest.raises(RecipeError) as caught:
@@ -332,12 +408,24 @@ def test_a_recipe_cannot_be_made_of_wrong_tensors(name: str, array: Any, fault: 
     assert fault in caught.value.faults
 
 
+def test_a_recipe_cannot_be_made_with_a_wrong_operating_point() -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(defect_threshold=1.5, temperature=-1.0, confidence_thresholds={"good": 0.0})
+    assert caught.value.faults == (
+        "operating_point.defect_threshold must lie in [0, 1], not 1.5",
+        "operating_point.temperature must lie in [0.01, 100], not -1",
+        "operating_point.confidence_thresholds.bridge is missing",
+        "operating_point.confidence_thresholds.hole is missing",
+    )
+
+
 def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     header = header_of(make_recipe().to_bytes())
-    header |= {"defect_threshold": 2, "text": "images", "colour": "red", "classes": ["bad", "x", "x"]}
+    header |= {"text": "images", "colour": "red", "classes": ["bad", "x", "x"]}
     header["frame"]["white_level"] = -1
-    del header["pixel_threshold"]
-    tensors = {name: np.array(array) for name, array in make_recipe().tensors.items()}
+    header["operating_point"] |= {"defect_threshold": 2, "confidence_thresholds": {"bad": 0, "x": 2}}
+    del header["operating_point"]["pixel_threshold"]
+    tensors = {name: np.array(array) for name, array in stored(make_recipe()).items()}
     tensors["head_weight"][0, 0] = np.nan
     tensors["text_seg"] = np.zeros((5, 24), np.float32)
     tensors["scalars"][2] = -1
@@ -348,11 +436,12 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     with pytest.raises(RecipeError) as caught:
         Recipe.load(path)
     assert set(caught.value.faults) == {
-        "recipe.defect_threshold must lie in [0, 1], not 2",
+        "recipe.operating_point.defect_threshold must lie in [0, 1], not 2",
+        "recipe.operating_point.confidence_thresholds.x must lie in [0, 1], not 2",
         'recipe.text must be "tower" or "anchors", not "images"',
         "recipe.colour is not known to this version",
         "recipe.frame.white_level must lie in [1, 65535], not -1",
-        "recipe.pixel_threshold is missing",
+        "recipe.operating_point.pixel_threshold is missing",
         "classes holds one name twice",
         'classes must begin with "good"',
         "tensor head_weight holds values that are not finite",
@@ -363,7 +452,7 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     }
     assert len(caught.value.faults) == len(set(caught.value.faults))
     message = str(caught.value)
-    assert message.startswith(f"{path}: 12 faults:\n")
+    assert message.startswith(f"{path}: 13 faults:\n")
     assert all(f"\n  - {fault}" in message for fault in caught.value.faults)
 
 
@@ -465,7 +554,7 @@ def test_saving_replaces_the_old_file_and_leaves_nothing_beside_it(tmp_path: Pat
     path = tmp_path / "recipe.safetensors"
     make_recipe().save(path)
     make_recipe(defect_threshold=0.1).save(path)
-    assert Recipe.load(path).defect_threshold == 0.1
+    assert Recipe.load(path).operating_point.defect_threshold == 0.1
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 

@@ -12,13 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from calibration.dataset import Sample
+from calibration.errors import DatasetError
 from export import heads
 from export.bundle import describe_encoder
 from export.checkpoint import load_model
-from export.dataset import Sample
-from export.errors import DatasetError
 from export.graph import SemClipGraph
-from export.views import DEFECT_SHARE, LOSS_CELLS_PER_PATCH, SupportFeatures, _target, _vary, encode_supports
+from export.views import (
+    DEFECT_SHARE,
+    LOSS_CELLS_PER_PATCH,
+    SupportFeatures,
+    _target,
+    _vary,
+    area_average,
+    encode_supports,
+)
 from runtime.errors import FrameError
 from runtime.frames import prepare
 from runtime.manifest import Encoder
@@ -187,6 +195,27 @@ def test_a_mask_of_another_size_and_a_broken_frame_are_named(
     supports[2].path.write_bytes(b"broken")
     with pytest.raises(FrameError, match=r"f-hole-c\.png"):
         encode(graph, encoder, supports, text_seg)
+
+
+# ---- masks on a coarser grid -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("size", "cells"), [((9, 7), (3, 2)), ((8, 6), (4, 3)), ((11, 5), (11, 4)), ((7, 7), (3, 5))])
+def test_area_average_gives_every_pixel_to_one_cell(size: tuple[int, int], cells: tuple[int, int]) -> None:
+    """So a defect of one pixel never vanishes, whatever the ratio of the sizes."""
+    for row, column in np.ndindex(size):
+        mask = np.zeros(size, np.uint8)
+        mask[row, column] = 1
+        averaged = area_average(mask, cells)
+        assert averaged.shape == cells
+        assert averaged.dtype == np.float32
+        assert np.count_nonzero(averaged) == 1
+
+
+def test_area_average_is_the_mean_of_each_cell() -> None:
+    mask = (np.random.default_rng(0).random((12, 20)) < 0.3).astype(np.uint8)
+    expected = mask.reshape(3, 4, 5, 4).mean(axis=(1, 3))
+    np.testing.assert_allclose(area_average(mask, (3, 5)), expected, atol=1e-6)
 
 
 # ---- geometry --------------------------------------------------------------------------------------------------------

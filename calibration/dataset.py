@@ -1,25 +1,23 @@
-"""Folder data sets: `images/<class>/`, optional `masks/<class>/`, optional `groups.csv`; and drawing of supports.
+"""Folder data sets: `images/<class>/`, optional `masks/<class>/`, optional `groups.csv`. Used by all but the runtime.
 
 groups.csv has at least the columns path (as `images/<class>/<file>`), class and group. Frames of one group share a
-physical origin (a wafer site, a tile, a paper's figure); supports are drawn over groups, so that ten shots are not
-ten exposures of one place, and a split by group does not leak.
+physical origin (a wafer site, a tile, a paper's figure), so what is learnt on some of them says little about others.
 """
 
 from __future__ import annotations
 
 import csv
-import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from runtime.errors import FrameError
 from runtime.frames import SUFFIXES, read_frame
+from runtime.operating_point import is_verdict
 from runtime.recipe import MAX_CLASSES, FrameOptions
 
 from .errors import DatasetError
@@ -61,22 +59,44 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Labelled frames. classes: `good` first, the others by name. stray: files that were left out of it."""
+    """Labelled frames. classes: `good` first, the others by name. stray: files that were left out of it.
+
+    flat: the folder held frames and no classes, and they were taken to be good.
+    """
 
     folder: Path
     classes: tuple[str, ...]
     samples: tuple[Sample, ...]
     stray: tuple[Path, ...] = field(default=())
+    flat: bool = False
 
     def of_class(self, label: str) -> list[Sample]:
         """All frames of a class."""
         return [sample for sample in self.samples if sample.label == label]
 
 
-def load_dataset(folder: str | Path) -> Dataset:
-    """List a data folder and check everything that can be checked without decoding the frames.
+def load_frames(folder: str | Path) -> Dataset:
+    """Frames to calibrate on: a data folder, also one of good frames alone, or a flat folder of good frames.
 
     Raises DatasetError with all faults.
+    """
+    folder = Path(folder)
+    if (folder / "images").is_dir() or not folder.is_dir():
+        return load_dataset(folder, good_only=True)
+    frames = _frames_in(folder)
+    if not frames:
+        raise DatasetError(
+            folder, f"holds neither images/<class>/ nor, as a flat folder of good frames, any {', '.join(SUFFIXES)}"
+        )
+    stray = tuple(sorted(set(folder.iterdir()) - set(frames)))
+    samples = tuple(Sample(path, GOOD, path.name, None) for path in frames)
+    return Dataset(folder, (GOOD,), samples, stray, flat=True)
+
+
+def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
+    """List a data folder and check everything that can be checked without decoding the frames.
+
+    good_only: accept a folder without a defect class. Raises DatasetError with all faults.
     """
     folder = Path(folder)
     images = folder / "images"
@@ -86,7 +106,7 @@ def load_dataset(folder: str | Path) -> Dataset:
     stray = sorted(path for path in images.iterdir() if not path.is_dir())
     folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
     names = [path.name for path in folders]
-    faults += _class_faults(names)
+    faults += _class_faults(names, good_only=good_only)
     masks = _index_masks(folder, names, faults)
     groups = _read_groups(folder, faults)
     samples: list[Sample] = []
@@ -109,101 +129,15 @@ def load_dataset(folder: str | Path) -> Dataset:
     return Dataset(folder, classes, tuple(samples), tuple(stray))
 
 
-def draw_supports(
-    dataset: Dataset, shots: int, seed: int, *, allowed: Iterable[Sample] | None = None
-) -> tuple[Sample, ...]:
-    """K frames of every class, spread over as many groups as there are; class by class, `good` first.
-
-    Nested: the draw for 5 shots begins with that for 2. allowed: draw from these samples only.
-    Raises DatasetError if a class has fewer than `shots`.
-    """
-    if shots < 1:
-        raise DatasetError(dataset.folder, f"shots must be at least 1, not {shots}")
-    pool = list(dataset.samples if allowed is None else allowed)
-    supports: list[Sample] = []
-    faults = []
-    for label in dataset.classes:
-        order = _draw_order([sample for sample in pool if sample.label == label], label, seed)
-        if len(order) < shots:
-            faults.append(f"class {label} has {len(order)} frames to draw from, fewer than the {shots} shots asked for")
-        supports += order[:shots]
-    if faults:
-        raise DatasetError(dataset.folder, faults)
-    return tuple(supports)
-
-
-def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample], list[Sample]]:
-    """Frames to draw supports from, and test frames; no group is on both sides.
-
-    Each class gives up groups, in the seed's order, until they hold `pool` frames and are at least `pool` groups or
-    half of its groups (shots from one place teach little); one group always stays for the test. Raises DatasetError
-    where a class has a single group, which can only stand on one side.
-    """
-    taken: set[str] = set()
-    faults = []
-    for label in dataset.classes:
-        samples = dataset.of_class(label)
-        sizes: dict[str, int] = defaultdict(int)
-        for sample in samples:
-            sizes[sample.group] += 1
-        names = sorted(sizes)
-        if len(names) < 2:
-            faults.append(f"class {label} has a single group: it cannot both teach and test")
-            continue
-        order = _generator(seed, label, "split").permutation(len(names))
-        spread = min(pool, len(names) // 2)
-        for name in [names[index] for index in order]:
-            mine = taken & set(names)
-            enough = sum(sizes[group] for group in mine) >= pool and len(mine) >= spread
-            if enough or len(mine) == len(names) - 1:
-                break
-            taken.add(name)
-    if faults:
-        raise DatasetError(dataset.folder, faults)
-    return (
-        [sample for sample in dataset.samples if sample.group in taken],
-        [sample for sample in dataset.samples if sample.group not in taken],
-    )
-
-
-def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
-    """The mask's covered share of each cell of a [height, width] grid, float32 in [0, 1].
-
-    A pixel counts in the cell that its centre is in, so none is lost where the sizes do not divide.
-    """
-    image = Image.fromarray(np.asarray(mask, dtype=np.float32))
-    return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
-
-
-def _draw_order(samples: Sequence[Sample], label: str, seed: int) -> list[Sample]:
-    """Round-robin over shuffled groups, each with its frames shuffled."""
-    rng = _generator(seed, label, "draw")
-    by_group: dict[str, list[Sample]] = defaultdict(list)
-    for sample in samples:
-        by_group[sample.group].append(sample)
-    names = sorted(by_group)
-    queues = [
-        [by_group[names[g]][i] for i in rng.permutation(len(by_group[names[g]]))] for g in rng.permutation(len(names))
-    ]
-    order = []
-    for turn in range(max((len(queue) for queue in queues), default=0)):
-        order += [queue[turn] for queue in queues if len(queue) > turn]
-    return order
-
-
-def _generator(seed: int, label: str, purpose: str) -> np.random.Generator:
-    """A stream of its own per class and purpose: adding a class does not change what the others draw."""
-    return np.random.default_rng([seed, zlib.crc32(label.encode()), zlib.crc32(purpose.encode())])
-
-
-def _class_faults(names: Sequence[str]) -> list[str]:
+def _class_faults(names: Sequence[str], *, good_only: bool) -> list[str]:
     faults = []
     if GOOD not in names:
         faults.append(f"there is no class {GOOD} (a folder images/{GOOD} of frames without a defect)")
-    if len(names) < 2:
+    if len(names) < 2 and not good_only:
         faults.append("there is no defect class: one folder images/<class> for each")
     if len(names) > MAX_CLASSES:
         faults.append(f"there are {len(names)} classes, more than {MAX_CLASSES}")
+    faults += [f'no class may be called "{name}": that is a verdict' for name in names if is_verdict(name)]
     by_folded: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_folded[name.casefold().strip()].append(name)

@@ -1,0 +1,223 @@
+"""Calibration as plain functions: from a request and scored frames to a recipe with another operating point."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from runtime.errors import RecipeError
+from runtime.files import read_bounded, write_atomically
+from runtime.jsonfields import Fields
+from runtime.manifest import load_bundle, replace_recipe
+from runtime.operating_point import OperatingPoint
+from runtime.recipe import Recipe
+
+from .dataset import GOOD
+from .errors import CalibrationError
+from .rejects import choose_for_max_reject, choose_for_purity, choose_novelty_threshold, purity_coverage
+from .rules import F1_MAX, NEEDS_DEFECTS, Choice, Rule
+from .scoring import Scored
+from .temperature import choose_temperature, reliability
+from .thresholds import choose_defect_threshold, choose_pixel_threshold
+
+MAX_JSON_BYTES = 2**20
+BY_HAND = "changed_by_hand"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What to choose; None or False leaves it as it is. At most one of purity and max_reject."""
+
+    defect_rule: Rule | None = None
+    pixel_rule: Rule | None = None
+    purity: float | None = None
+    max_reject: float | None = None
+    novelty_quantile: float | None = None
+    temperature: bool = False
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is asked for."""
+        return self == Request()
+
+    @property
+    def rejects(self) -> bool:
+        """Whether confidence thresholds are asked for."""
+        return self.purity is not None or self.max_reject is not None
+
+
+DEFAULT_REQUEST = Request(defect_rule=Rule(F1_MAX), temperature=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibrated:
+    """A recipe with its new operating point; choices by the name of what they chose; rates before and after."""
+
+    recipe: Recipe
+    choices: Mapping[str, Choice]
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+
+
+def require_labels(request: Request, recipe: Recipe, labels: set[str], where: object, *, flat: bool) -> None:
+    """Raise CalibrationError, before any frame is scored, if these frames cannot answer the request.
+
+    labels: the classes of which there are frames.
+    """
+    asked = {
+        "--temperature": request.temperature,
+        "--purity": request.purity is not None,
+        "--max-reject": request.max_reject is not None,
+        "--novelty-quantile": request.novelty_quantile is not None,
+    }
+    needs_classes = [name for name, wanted in asked.items() if wanted]
+    rules = {"--defect-rule": request.defect_rule, "--pixel-rule": request.pixel_rule}
+    needs_defects = [f"{name} {rule}" for name, rule in rules.items() if rule and rule.name in NEEDS_DEFECTS]
+    good_alone = "--defect-rule conformal=0.05 and good-quantile=0.99 need good frames only"
+    if flat and (needs_classes or needs_defects):
+        raise CalibrationError(
+            f"{where} is a flat folder of frames without labels, and {', '.join(needs_defects + needs_classes)} needs "
+            f"labelled ones (images/<class>/<frame>); {good_alone}"
+        )
+    if needs_defects and not labels - {GOOD}:
+        raise CalibrationError(
+            f"{where} holds good frames only, and {', '.join(needs_defects)} needs defects; {good_alone}"
+        )
+    if GOOD not in labels:
+        raise CalibrationError(f"{where} holds no good frame that is not a support of this recipe")
+    absent = [name for name in recipe.classes if name not in labels]
+    if needs_classes and absent:
+        raise CalibrationError(
+            f"{where} holds no frames of {', '.join(absent)} (supports of the recipe left out), and "
+            f"{', '.join(needs_classes)} needs frames of every class of the recipe; {good_alone}"
+        )
+    foreign = sorted(labels - set(recipe.classes))
+    if needs_classes and foreign:
+        raise CalibrationError(
+            f"{where} holds classes that the recipe does not know ({', '.join(foreign)}; it knows "
+            f"{', '.join(recipe.classes)}), and {', '.join(needs_classes)} needs the recipe's own: rename or remove "
+            "them"
+        )
+    old = recipe.operating_point.confidence_thresholds
+    if request.temperature and not request.rejects and any(old.values()):
+        raise CalibrationError(
+            "the recipe's confidence thresholds were chosen at its old temperature and would mean something else at a "
+            "new one: choose them again with --purity or --max-reject, or leave --temperature out"
+        )
+
+
+def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[str, Any]) -> Calibrated:
+    """Choose what is asked for and put it into a new recipe; everything else of the operating point stays.
+
+    data: where the frames came from, for the record. Raises CalibrationError, see the rules.
+    """
+    old = point = recipe.operating_point
+    choices: dict[str, Choice] = {}
+    if request.defect_rule:
+        choices["defect_threshold"] = choose_defect_threshold(request.defect_rule, scored.score, scored.defect)
+    if request.pixel_rule:
+        assert scored.pixels is not None
+        assert scored.good_peaks is not None
+        choices["pixel_threshold"] = choose_pixel_threshold(request.pixel_rule, scored.pixels, scored.good_peaks)
+    if request.temperature:
+        choices["temperature"] = choose_temperature(scored.probabilities, scored.truth)
+    if request.novelty_quantile is not None:
+        choices["novelty_threshold"] = choose_novelty_threshold(scored.novelty, request.novelty_quantile)
+    point = _applied(point, choices)
+    # Last, because everything above decides which frames are left for the confidence thresholds to judge.
+    if request.purity is not None:
+        choices["confidence_thresholds"] = choose_for_purity(scored, point, request.purity)
+    if request.max_reject is not None:
+        choices["confidence_thresholds"] = choose_for_max_reject(scored, point, request.max_reject)
+    point = _applied(point, choices)
+    before, after = scored.summary(old), scored.summary(point)
+    record = {name: value for name, value in recipe.calibration.items() if name != BY_HAND}
+    by_hand = [name for name in recipe.calibration.get(BY_HAND, ()) if name not in choices]
+    record |= {name: {**choice.to_dict(), "data": data.get("folder")} for name, choice in choices.items()}
+    record |= {"data": dict(data), "before": before, "after": after} | ({BY_HAND: by_hand} if by_hand else {})
+    return Calibrated(replace(recipe, operating_point=point, calibration=record), choices, before, after)
+
+
+def report(calibrated: Calibrated, scored: Scored, old: OperatingPoint) -> dict[str, Any]:
+    """Everything that was found, JSON-ready: operating point, promises, rates, purity/coverage curve, reliability."""
+    point = calibrated.recipe.operating_point
+    document: dict[str, Any] = {
+        "operating_point": {"before": old.to_dict(), "after": point.to_dict()},
+        "calibration": dict(calibrated.recipe.calibration),
+    }
+    if (scored.truth >= 0).all() and not scored.flat:
+        curve = purity_coverage(scored, point.temperature)
+        document["purity_coverage"] = {name: getattr(curve, name).tolist() for name in curve.__dataclass_fields__}
+        right = scored.predicted == scored.truth
+        document["reliability"] = {
+            name: [asdict(b) for b in reliability(scored.confidence(p.temperature), right)]
+            for name, p in (("before", old), ("after", point))
+        }
+    return document
+
+
+def load_recipe(target: Path) -> Recipe:
+    """The recipe of a bundle folder, or a recipe file. Raises BundleError, RecipeError."""
+    return load_bundle(target)[1] if target.is_dir() else Recipe.load(target)
+
+
+def store_recipe(target: Path, recipe: Recipe) -> None:
+    """Put it back into a bundle folder or a recipe file, whole or not at all. Raises BundleError, RecipeError."""
+    if target.is_dir():
+        replace_recipe(target, recipe)
+        return
+    try:
+        recipe.save(target)
+    except OSError as exc:
+        raise RecipeError(target, f"cannot be written ({exc.strerror})") from exc
+
+
+def write_operating_point(point: OperatingPoint, path: Path) -> None:
+    """Write it as JSON that people can edit. Raises CalibrationError."""
+    try:
+        write_atomically(path, operating_point_json(point).encode())
+    except OSError as exc:
+        raise CalibrationError(f"{path}: cannot be written ({exc.strerror})") from exc
+
+
+def operating_point_json(point: OperatingPoint) -> str:
+    """The text of `write_operating_point`."""
+    return json.dumps(point.to_dict(), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
+    """The recipe with the operating point of an edited JSON file, and the names of what changed.
+
+    What was changed is recorded, because the promises of an earlier calibration no longer speak of it. Raises
+    RecipeError with all faults of the file.
+    """
+    faults: list[str] = []
+    try:
+        document = json.loads(
+            read_bounded(path, MAX_JSON_BYTES, RecipeError), object_pairs_hook=lambda pairs: _unique(pairs, faults)
+        )
+    except (ValueError, RecursionError) as exc:
+        raise RecipeError(path, f"is not readable JSON ({exc})") from exc
+    point = OperatingPoint.read(Fields(document, "operating_point", faults), recipe.classes)
+    if faults:
+        raise RecipeError(path, faults)
+    old, new = recipe.operating_point.to_dict(), point.to_dict()
+    changed = [name for name in new if new[name] != old[name]]
+    if not changed:
+        return recipe, []
+    before = recipe.calibration.get(BY_HAND, ())
+    record = {**recipe.calibration, BY_HAND: sorted({*before, *changed})}
+    return replace(recipe, operating_point=point, calibration=record), changed
+
+
+def _applied(point: OperatingPoint, choices: Mapping[str, Choice]) -> OperatingPoint:
+    return replace(point, **{name: choice.value for name, choice in choices.items()})
+
+
+def _unique(pairs: list[tuple[str, Any]], faults: list[str]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    faults.extend(f'"{name}" appears twice' for name in sorted({n for n in names if names.count(n) > 1}))
+    return dict(pairs)

@@ -1,0 +1,276 @@
+"""`sem-clip calibrate` and `sem-clip operating-point`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from runtime import Predictor
+from runtime.files import write_atomically
+from runtime.operating_point import VERDICTS
+from runtime.recipe import Recipe
+
+from .calibrate import (
+    DEFAULT_REQUEST,
+    Calibrated,
+    Request,
+    apply_by_hand,
+    calibrate,
+    load_recipe,
+    operating_point_json,
+    report,
+    require_labels,
+    store_recipe,
+    write_operating_point,
+)
+from .dataset import Sample, load_frames
+from .errors import CalibrationError
+from .plots import draw_purity_coverage, draw_reliability, require_matplotlib
+from .rules import DEFECT_RULES, PIXEL_RULES, Rule
+from .scoring import Scored, count_labels, leave_out_supports, score_frames
+
+
+class Calibrate:
+    """Frames of known class in, an operating point into the recipe."""
+
+    help = "Choose thresholds, rejects and temperature on frames of known class, and store them in the recipe."
+    example = (
+        "sem-clip calibrate bundle frames/ --defect-rule conformal=0.05 --purity 0.98 --temperature\n"
+        "  sem-clip calibrate bundle good-frames/ --defect-rule good-quantile=0.99"
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
+        parser.add_argument(
+            "data",
+            type=Path,
+            help="folder with images/<class>/ and optional masks/<class>/; or a flat one of good frames",
+        )
+        parser.add_argument(
+            "--recipe", type=Path, metavar="FILE", help="calibrate this recipe instead of the bundle's own"
+        )
+        what = parser.add_argument_group("what to choose (nothing: --defect-rule f1-max --temperature)")
+        what.add_argument(
+            "--defect-rule",
+            metavar="RULE",
+            help="f1-max; max-overkill=0.02 (good frames called defective); max-underkill=0.01 (defects missed); "
+            "good-quantile=0.99; conformal=0.05 (overkill that is promised). The last two need good frames only",
+        )
+        what.add_argument(
+            "--pixel-rule", metavar="RULE", help="f1-max (needs masks); good-quantile=0.999 (of good frames' pixels); "
+            "conformal=0.05 (good frames with anything marked)"
+        )  # fmt: skip
+        rejects = what.add_mutually_exclusive_group()
+        rejects.add_argument(
+            "--purity", type=_share, metavar="P", help="leave frames undecided until this share of the others is right"
+        )
+        rejects.add_argument(
+            "--max-reject", type=_share, metavar="R", help="leave at most this share undecided: the least sure frames"
+        )
+        what.add_argument(
+            "--novelty-quantile",
+            type=_share,
+            metavar="Q",
+            help="a frame more novel than this share of the data is unknown",
+        )
+        what.add_argument("--temperature", action="store_true", help="scale probabilities to mean what they say")
+        out = parser.add_argument_group("what to write beside the recipe")
+        out.add_argument("--plots", type=Path, metavar="DIR", help="purity_coverage.png and reliability.png")
+        out.add_argument("--report", type=Path, metavar="FILE.json", help="all figures and curves")
+        out.add_argument("--force", action="store_true", help="replace pictures and FILE.json if they are there")
+        engine = parser.add_argument_group("how to run")
+        engine.add_argument("--backend", default="auto", help="as for predict (default: auto)")
+        engine.add_argument("--precision", help="which ONNX artifact: fp32 (default) or fp16")
+        engine.add_argument("--threads", type=int, default=0, help="cores for the engine (default: all)")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Score, choose, say what changed, store."""
+        request = _request(args)
+        pictures = _pictures(args.plots)
+        _refuse_existing([*pictures, *([args.report] if args.report else [])], force=args.force)
+        if args.plots:
+            require_matplotlib()
+        target: Path = args.recipe or args.bundle
+        recipe = load_recipe(target)
+        dataset = load_frames(args.data)
+        for stray in dataset.stray:
+            print(f"left out, not a frame: {stray}", file=sys.stderr)
+        fresh, supports = leave_out_supports(dataset, recipe)
+        counts = count_labels(fresh)
+        require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)
+        _say_what_is_used(fresh, supports, recipe, flat=dataset.flat)
+        with Predictor(
+            args.bundle, backend=args.backend, precision=args.precision, recipe=recipe, threads=max(0, args.threads)
+        ) as predictor:
+            print(predictor.backend.description, file=sys.stderr)
+            scored = score_frames(
+                predictor, fresh, pixels=request.pixel_rule is not None, flat=dataset.flat, show_progress=True
+            )
+            engine = predictor.backend.description
+        data = {
+            "folder": args.data.name or str(args.data),
+            "frames": counts,
+            "supports_left_out": len(supports),
+            "engine": engine,
+        }
+        done = calibrate(scored, recipe, request, data)
+        _print_choices(done, recipe)
+        _print_rates(done)
+        _write_files(args, pictures, done, scored, recipe)
+        store_recipe(target, done.recipe)
+        print(f"\nwritten   {target}; edit it by hand with: sem-clip operating-point {target} --write point.json")
+        return 0
+
+
+class EditOperatingPoint:
+    """The operating point as plain JSON: print, write, put back."""
+
+    help = "Print a recipe's operating point as JSON, write it to a file to edit, or put an edited one back."
+    example = (
+        "sem-clip operating-point bundle --write point.json\n"
+        "  sem-clip operating-point bundle --apply point.json        (after editing point.json)"
+    )
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("target", type=Path, metavar="RECIPE|BUNDLE", help="recipe file or bundle folder")
+        way = parser.add_mutually_exclusive_group()
+        way.add_argument("--write", type=Path, metavar="FILE.json", help="write it here")
+        way.add_argument("--apply", type=Path, metavar="FILE.json", help="take it from here")
+        parser.add_argument("--force", action="store_true", help="replace the file of --write if it is there")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Print, write or apply."""
+        recipe = load_recipe(args.target)
+        if args.write:
+            _refuse_existing([args.write], force=args.force)
+            write_operating_point(recipe.operating_point, args.write)
+            print(
+                f"written {args.write}; put it back with: sem-clip operating-point {args.target} --apply {args.write}"
+            )
+        elif args.apply:
+            edited, changed = apply_by_hand(recipe, args.apply)
+            if changed:
+                store_recipe(args.target, edited)
+            old, new = recipe.operating_point.to_dict(), edited.operating_point.to_dict()
+            for name in changed:
+                print(f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}")
+            print(f"{args.target}: {'written' if changed else 'nothing changed'}")
+        else:
+            print(operating_point_json(recipe.operating_point), end="")
+        return 0
+
+
+def _request(args: argparse.Namespace) -> Request:
+    request = Request(
+        defect_rule=Rule.parse(args.defect_rule, DEFECT_RULES) if args.defect_rule else None,
+        pixel_rule=Rule.parse(args.pixel_rule, PIXEL_RULES) if args.pixel_rule else None,
+        purity=args.purity,
+        max_reject=args.max_reject,
+        novelty_quantile=args.novelty_quantile,
+        temperature=args.temperature,
+    )
+    return DEFAULT_REQUEST if request.empty else request
+
+
+def _say_what_is_used(fresh: list[Sample], supports: list[Sample], recipe: Recipe, *, flat: bool) -> None:
+    if flat:
+        print(f"no labels: all {len(fresh)} frames are taken to be good", file=sys.stderr)
+    if supports:
+        print(f"left out, supports of this recipe: {len(supports)} frames", file=sys.stderr)
+    elif "support_sha256" not in recipe.teaching:
+        print("the recipe does not say which frames taught it: none could be left out", file=sys.stderr)
+    taught = {sample.group for sample in supports}
+    near = sum(sample.group in taught for sample in fresh)
+    if near:
+        print(
+            f"note: {near} frames are of the same groups as supports, and so easier than frames to come; what is "
+            "promised below is optimistic",
+            file=sys.stderr,
+        )
+    groups = Counter(sample.group for sample in fresh)
+    if len(groups) < len(fresh):
+        print(
+            f"note: {len(fresh)} frames come from {len(groups)} groups; frames of one group are alike, so what is "
+            "promised with 95% confidence holds with less",
+            file=sys.stderr,
+        )
+
+
+def _print_choices(done: Calibrated, recipe: Recipe) -> None:
+    old, new = recipe.operating_point.to_dict(), done.recipe.operating_point.to_dict()
+    for name, choice in done.choices.items():
+        print(f"{name} by {choice.rule}")
+        if isinstance(new[name], dict):
+            width = max(map(len, new[name]))
+            for inner, value in new[name].items():
+                print(f"    {inner:<{width}}  {_number(old[name][inner])} -> {_number(value)}")
+        else:
+            print(f"    {_number(old[name])} -> {_number(new[name])}")
+        print(f"    {choice.promise}")
+
+
+def _print_rates(done: Calibrated) -> None:
+    names = ("overkill", "underkill", "purity", "coverage", *VERDICTS, "ece")
+    print(f"\n{'on these frames':<16}{'before':>24}{'after':>24}")
+    for name in names:
+        print(
+            f"{name.upper() if name == 'ece' else name:<16}{_cell(done.before[name]):>24}{_cell(done.after[name]):>24}"
+        )
+
+
+def _cell(rate: Mapping[str, Any]) -> str:
+    if rate["value"] is None:
+        return "no such frames"
+    counts = f"{rate['count']}/{rate['of']}" if "count" in rate else f"{rate['of']} frames"
+    return f"{100 * rate['value']:.1f} % ({counts})"
+
+
+def _number(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
+
+
+def _pictures(folder: Path | None) -> list[Path]:
+    return [folder / "purity_coverage.png", folder / "reliability.png"] if folder else []
+
+
+def _refuse_existing(paths: list[Path], *, force: bool) -> None:
+    for path in paths:
+        if path.is_dir():
+            raise CalibrationError(f"{path} is a folder; give the name of a file")
+        if path.parent.exists() and not path.parent.is_dir():
+            raise CalibrationError(f"{path.parent} is not a folder")
+        if path.exists() and not force:
+            raise CalibrationError(f"{path} exists; add --force to replace it, or choose another name")
+
+
+def _write_files(
+    args: argparse.Namespace, pictures: list[Path], done: Calibrated, scored: Scored, recipe: Recipe
+) -> None:
+    old, new = recipe.operating_point, done.recipe.operating_point
+    try:
+        if pictures and (scored.flat or (scored.truth < 0).any()):
+            print("no pictures: they need labelled frames of the recipe's classes alone", file=sys.stderr)
+        elif pictures:
+            write_atomically(pictures[0], draw_purity_coverage(scored, old, new))
+            write_atomically(pictures[1], draw_reliability(scored, old, new))
+        if args.report:
+            write_atomically(args.report, (json.dumps(report(done, scored, old), indent=1) + "\n").encode())
+    except OSError as exc:
+        raise CalibrationError(f"cannot write {exc.filename or args.plots or args.report} ({exc.strerror})") from exc
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is not a number') from None
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must lie in (0, 1], not {text}")
+    return value

@@ -1,0 +1,80 @@
+"""Scores by the million, such as every pixel of a data set: counted in fixed bins, in constant memory."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .bounds import exact_ceil
+from .errors import CalibrationError
+
+BINS = 65536
+
+
+class ScoreHistogram:
+    """Scores in [0, 1] of positives and negatives in 65,536 bins: exact to about 1e-5, whatever their number."""
+
+    def __init__(self) -> None:
+        self.positive = np.zeros(BINS, np.int64)
+        self.negative = np.zeros(BINS, np.int64)
+
+    def add(self, scores: ArrayLike, positive: ArrayLike) -> None:
+        """Count scores [n] with their truth [n]. CalibrationError if a score is outside [0, 1] or NaN."""
+        s = np.asarray(scores, dtype=np.float64).ravel()
+        truth = np.asarray(positive, dtype=bool).ravel()
+        if not ((s >= 0) & (s <= 1)).all():
+            raise CalibrationError("map values must lie in [0, 1]; some are NaN or outside")
+        bins = np.minimum((s * BINS).astype(np.int64), BINS - 1)
+        self.positive += np.bincount(bins[truth], minlength=BINS)
+        self.negative += np.bincount(bins[~truth], minlength=BINS)
+
+    def auroc(self) -> float:
+        """Area under the ROC curve, ties counting half; NaN without both kinds."""
+        below = np.cumsum(self.negative) - self.negative
+        total = self.positive.sum() * self.negative.sum()
+        return float((self.positive * (below + self.negative / 2)).sum() / total) if total else float("nan")
+
+    def f1_max(self) -> float:
+        """The highest F1 over all thresholds; NaN without positives."""
+        hits = np.cumsum(self.positive[::-1])
+        called = hits + np.cumsum(self.negative[::-1])
+        total = int(self.positive.sum())
+        return float((2 * hits / np.maximum(called + total, 1)).max()) if total else float("nan")
+
+    def f1_max_threshold(self) -> tuple[float, float]:
+        """The threshold t for which "score >= t" has the highest F1, and that F1.
+
+        t lies halfway between the bins on its two sides; ties go to the higher one. Raises CalibrationError without
+        positives, or if all scores are equal.
+        """
+        total = int(self.positive.sum())
+        if not total:
+            raise CalibrationError("F1 of pixels needs a mask with at least one defect pixel")
+        self._require_spread()
+        hits = np.cumsum(self.positive[::-1])
+        f1 = 2 * hits / np.maximum(hits + np.cumsum(self.negative[::-1]) + total, 1)
+        lowest = BINS - 1 - int(f1.argmax())
+        below = np.flatnonzero(self.positive[:lowest] + self.negative[:lowest])
+        edge = (lowest + below[-1] + 1) / 2 if below.size else lowest
+        return float(edge / BINS), float(f1.max())
+
+    def negative_quantile(self, share: float) -> float:
+        """The lowest bin edge t for which at least `share` of the negatives are below t.
+
+        Raises CalibrationError if there is no negative, if all scores are equal, or if no t in [0, 1] will do.
+        """
+        if not self.negative.any():
+            raise CalibrationError("a quantile of good frames' pixels needs good frames")
+        self._require_spread()
+        needed = exact_ceil(share, int(self.negative.sum()))
+        edge = int(np.searchsorted(np.cumsum(self.negative), needed)) + 1
+        if edge == BINS:
+            raise CalibrationError(
+                f"more than {1 - share:.2%} of the good frames' pixels have the highest map value: no pixel threshold "
+                "passes the others; the recipe cannot tell good from defect"
+            )
+        return edge / BINS
+
+    def _require_spread(self) -> None:
+        if np.count_nonzero(self.positive + self.negative) < 2:
+            raise CalibrationError("all map values are equal: no pixel threshold separates anything")

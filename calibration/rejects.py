@@ -1,0 +1,156 @@
+"""Which frames are left to people: confidence thresholds, novelty threshold, and the purity/coverage curve."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.operating_point import VERDICTS, OperatingPoint
+
+from .bounds import CONFIDENCE, at_least, exact_ceil, exact_floor, order_statistic_rate
+from .errors import CalibrationError
+from .rules import Choice
+from .scoring import Scored
+
+
+def choose_novelty_threshold(novelty: NDArray[np.float64], share: float) -> Choice:
+    """The novelty up to which `share` of the frames, all of taught classes, are known.
+
+    Raises CalibrationError if there are no frames or their novelty is all the same.
+    """
+    if not novelty.size:
+        raise CalibrationError("a novelty threshold needs frames of the taught classes and there are none")
+    ordered = np.sort(novelty)
+    if ordered[0] == ordered[-1]:
+        raise CalibrationError(
+            f"the novelty of all {novelty.size} frames is {ordered[0]:g}: no threshold separates any"
+        )
+    known = exact_ceil(share, novelty.size)
+    beyond = novelty.size - known
+    # "Above" is unknown, so the value itself would do; halfway to the next one, rounding moves no verdict.
+    higher = ordered[ordered > ordered[known - 1]]
+    value = float(ordered[known - 1] + higher[0]) / 2 if higher.size else float(ordered[-1])
+    expected, at_most = order_statistic_rate(beyond, novelty.size)
+    promise = (
+        f"{beyond} of these {novelty.size} frames of taught classes would be unknown; of frames to come of taught "
+        f"classes at most {expected:.2%} on average, and given this set at most {at_most:.2%} with {CONFIDENCE:.0%} "
+        "confidence"
+    )
+    figures = {"frames": novelty.size, "beyond": beyond, "expected_rate": expected, "rate_at_95_percent": at_most}
+    return Choice(value, f"novelty-quantile={share:g}", promise, figures)
+
+
+def choose_for_purity(scored: Scored, point: OperatingPoint, target: float) -> Choice:
+    """For every class the lowest confidence threshold at which `target` of the frames decided so are right.
+
+    Frames that `point` leaves undecided for other reasons do not count. A class that no frame was given is decided from
+    confidence 1 on, because nothing shows how often it would be right; the promise names it. Raises CalibrationError
+    where no threshold reaches the target.
+    """
+    kept = _decided_otherwise(scored, point)
+    confidence = scored.confidence(point.temperature).astype(np.float64)
+    right = scored.predicted == scored.truth
+    thresholds: dict[str, float] = {}
+    faults, unseen = [], []
+    decided = correct = 0
+    for k, name in enumerate(scored.classes):
+        mine = np.flatnonzero(kept & (scored.predicted == k))
+        if not mine.size:
+            thresholds[name] = 1.0
+            unseen.append(name)
+            continue
+        order = mine[np.argsort(-confidence[mine], kind="stable")]
+        sure = confidence[order]
+        hits = np.cumsum(right[order])
+        purity = hits / np.arange(1, order.size + 1)
+        cuts = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
+        reached = cuts[purity[cuts] >= target]
+        if not reached.size:
+            best = cuts[np.argmax(purity[cuts])]
+            faults.append(
+                f"{name}: at best {purity[best]:.1%}, of the {best + 1} surest of {order.size} frames called so"
+            )
+            continue
+        last = reached[-1]
+        thresholds[name] = 0.0 if last + 1 == order.size else float(sure[last] + sure[last + 1]) / 2
+        decided, correct = decided + int(last) + 1, correct + int(hits[last])
+    if faults:
+        listed = "".join(f"\n  - {fault}" for fault in faults)
+        raise CalibrationError(
+            f"no confidence reaches a purity of {target:g} for some classes; ask for less, teach with more shots, or "
+            f"bring more frames:{listed}"
+        )
+    promise = (
+        f"{correct} of the {decided} frames decided here are right; had they not chosen the thresholds, that would "
+        f"show a purity of at least {at_least(correct, decided):.1%} with {CONFIDENCE:.0%} confidence"
+    )
+    if unseen:
+        promise += f"; no frame was called {', '.join(unseen)}, so that is decided from confidence 1 on only"
+    figures = {"frames": len(scored.labels), "decided": decided, "right": correct}
+    return Choice(thresholds, f"purity={target:g}", promise, figures)
+
+
+def choose_for_max_reject(scored: Scored, point: OperatingPoint, share: float) -> Choice:
+    """Confidence thresholds that leave at most `share` of all frames undecided, those of other reasons included.
+
+    What may be rejected is spread over the predicted classes by their number of frames, and in each class the least
+    sure frames go. Raises CalibrationError if other reasons alone reject more.
+    """
+    kept = _decided_otherwise(scored, point)
+    total, already = kept.size, int((~kept).sum())
+    budget = exact_floor(share, total) - already
+    if budget < 0:
+        raise CalibrationError(
+            f"max-reject={share:g} allows {exact_floor(share, total)} rejects of {total} frames, and novelty or "
+            f"disagreement rejects {already} already: raise the novelty threshold or allow more rejects"
+        )
+    confidence = scored.confidence(point.temperature).astype(np.float64)
+    thresholds: dict[str, float] = {}
+    rejected = 0
+    for k, name in enumerate(scored.classes):
+        sure = np.sort(confidence[kept & (scored.predicted == k)])
+        # The surest frame stays: no threshold in [0, 1] is sure to reject it.
+        allowed = min(budget * sure.size // int(kept.sum()), sure.size - 1) if sure.size else 0
+        lower = sure[sure < sure[allowed]] if allowed else sure[:0]  # equal ones stay together
+        thresholds[name] = float(sure[lower.size - 1] + sure[lower.size]) / 2 if lower.size else 0.0
+        rejected += lower.size
+    promise = (
+        f"{already + rejected} of these {total} frames are rejected, {rejected} of them for low confidence; frames to "
+        "come that are harder than these are rejected more often"
+    )
+    figures = {"frames": total, "rejected": already + rejected, "for_low_confidence": rejected}
+    return Choice(thresholds, f"max-reject={share:g}", promise, figures)
+
+
+@dataclass(frozen=True, slots=True)
+class PurityCoverage:
+    """Purity over coverage as one confidence threshold for all classes falls: [n] each, by growing coverage."""
+
+    coverage: NDArray[np.float64]
+    purity: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+
+
+def purity_coverage(scored: Scored, temperature: float) -> PurityCoverage:
+    """The curve over all frames; frames of equal confidence are one point."""
+    confidence = scored.confidence(temperature).astype(np.float64)
+    order = np.argsort(-confidence, kind="stable")
+    sure = confidence[order]
+    ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
+    purity = np.cumsum((scored.predicted == scored.truth)[order]) / np.arange(1, order.size + 1)
+    return PurityCoverage((ends + 1) / order.size, purity[ends], sure[ends])
+
+
+def _decided_otherwise(scored: Scored, point: OperatingPoint) -> NDArray[np.bool_]:
+    """Frames that would have a class if no confidence were asked for."""
+    free = OperatingPoint(
+        point.defect_threshold,
+        point.pixel_threshold,
+        point.temperature,
+        dict.fromkeys(scored.classes, 0.0),
+        point.novelty_threshold,
+        point.review_disagreement,
+    )
+    return ~np.isin(np.array(scored.verdicts(free)), VERDICTS)

@@ -1,0 +1,193 @@
+"""Frames of known class, scored once through the Predictor: what every rule chooses from."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime import FailedFrame, Prediction, Predictor, Recipe
+from runtime.files import sha256_of
+from runtime.operating_point import VERDICTS, OperatingPoint
+from runtime.verdict import decide, temper
+
+from .dataset import GOOD, Dataset, Sample
+from .errors import CalibrationError
+from .histogram import ScoreHistogram
+from .temperature import expected_calibration_error
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """What the recipe says about n frames, before any operating point.
+
+    classes: the recipe's. labels: [n] the true class names. probabilities: float32 [n, K] at temperature 1.
+    score, novelty: float64 [n] as in `Prediction`. pixels: map values and masks, good_peaks: the highest map value of
+    every good frame; None where pixels were not asked for. flat: the frames had no labels and were taken to be good.
+    """
+
+    classes: tuple[str, ...]
+    labels: tuple[str, ...]
+    probabilities: NDArray[np.float32]
+    score: NDArray[np.float64]
+    novelty: NDArray[np.float64]
+    pixels: ScoreHistogram | None = None
+    good_peaks: NDArray[np.float64] | None = None
+    flat: bool = False
+
+    @property
+    def defect(self) -> NDArray[np.bool_]:
+        """Whether each frame truly is a defect."""
+        return np.array([label != GOOD for label in self.labels])
+
+    @property
+    def truth(self) -> NDArray[np.intp]:
+        """Each frame's true class as an index into `classes`; -1 where the recipe does not know it."""
+        index = {name: k for k, name in enumerate(self.classes)}
+        return np.array([index.get(label, -1) for label in self.labels], dtype=np.intp)
+
+    @property
+    def predicted(self) -> NDArray[np.intp]:
+        """Each frame's most probable class; no temperature changes it."""
+        return np.asarray(self.probabilities.argmax(axis=1))
+
+    def confidence(self, temperature: float) -> NDArray[np.float32]:
+        """The probability of the predicted class at a temperature."""
+        tempered = temper(self.probabilities, temperature)
+        confidence: NDArray[np.float32] = tempered[np.arange(len(tempered)), self.predicted]
+        return confidence
+
+    def verdicts(self, point: OperatingPoint) -> list[str]:
+        """What `Prediction.verdict` would be at an operating point."""
+        tempered = temper(self.probabilities, point.temperature)
+        rows = zip(tempered, self.predicted.tolist(), self.score.tolist(), self.novelty.tolist(), strict=True)
+        return [decide(point, self.classes, row, best, score, novelty)[0] for row, best, score, novelty in rows]
+
+    def summary(self, point: OperatingPoint) -> dict[str, object]:
+        """The rates of an operating point, each with its counts; null where there is nothing to count.
+
+        purity: share of the decided frames whose class is right. coverage: share of all frames that is decided.
+        """
+        called = self.score >= point.defect_threshold
+        verdicts = np.array(self.verdicts(point))
+        decided = ~np.isin(verdicts, VERDICTS)
+        right = decided & (verdicts == np.array(self.labels))
+        known = self.truth >= 0
+        sure = self.confidence(point.temperature)[known]
+        return {
+            "overkill": _rate(called & ~self.defect, ~self.defect),
+            "underkill": _rate(~called & self.defect, self.defect),
+            "purity": _rate(right, decided),
+            "coverage": _rate(decided, np.ones_like(decided)),
+            **{name: _rate(verdicts == name, np.ones_like(decided)) for name in VERDICTS},
+            "ece": {
+                "value": expected_calibration_error(sure, (self.predicted == self.truth)[known])
+                if known.any()
+                else None,
+                "of": int(known.sum()),
+            },
+        }
+
+
+def _rate(hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> dict[str, float | int | None]:
+    count, of = int(hits.sum()), int(among.sum())
+    return {"value": count / of if of else None, "count": count, "of": of}
+
+
+def leave_out_supports(dataset: Dataset, recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
+    """The frames that did not teach the recipe, and those that did: by content, whatever their name.
+
+    A recipe that was fitted to a frame is surer of it than of any frame to come. Raises CalibrationError if none is
+    left.
+    """
+    recorded = recipe.teaching.get("support_sha256")
+    taught = {str(digest) for digest in recorded} if isinstance(recorded, list) else set()
+    fresh: list[Sample] = []
+    supports: list[Sample] = []
+    for sample in dataset.samples:
+        (supports if sha256_of(sample.path) in taught else fresh).append(sample)
+    if not fresh:
+        raise CalibrationError(
+            f"{dataset.folder}: all {len(supports)} frames are supports of this recipe; calibrate on frames that did "
+            "not teach it"
+        )
+    return fresh, supports
+
+
+def score_frames(
+    predictor: Predictor, samples: Sequence[Sample], *, pixels: bool, flat: bool = False, show_progress: bool = False
+) -> Scored:
+    """Run the frames through `predictor`, by its recipe at temperature 1.
+
+    pixels: also compare maps with masks, which reads every mask. Raises CalibrationError if a frame cannot be scored
+    (it names them) or a score is NaN; DatasetError for a mask that cannot be used; BackendError.
+    """
+    recipe = predictor.recipe
+    predictor.use(replace(recipe, operating_point=replace(recipe.operating_point, temperature=1.0)))
+    histogram = ScoreHistogram() if pixels else None
+    peaks: list[float] = []
+    results: list[Prediction] = []
+    failed: list[FailedFrame] = []
+    from tqdm import tqdm  # a bar for people
+
+    answers = zip(samples, predictor.stream(sample.path for sample in samples), strict=True)
+    disable = None if show_progress else True
+    for sample, result in tqdm(answers, total=len(samples), unit="frame", file=sys.stderr, disable=disable):
+        if isinstance(result, FailedFrame):
+            failed.append(result)
+            continue
+        results.append(replace(result, patch_map=_NOTHING, features=_NOTHING))
+        if histogram is not None:
+            _count_pixels(histogram, peaks, sample, result)
+    predictor.use(recipe)
+    _require_scores(samples, failed, results)
+    return Scored(
+        classes=recipe.classes,
+        labels=tuple(sample.label for sample in samples),
+        probabilities=np.array([list(result.probabilities.values()) for result in results], dtype=np.float32),
+        score=np.array([result.score for result in results]),
+        novelty=np.array([result.novelty for result in results]),
+        pixels=histogram,
+        good_peaks=np.array(peaks) if pixels else None,
+        flat=flat,
+    )
+
+
+_NOTHING = np.zeros((0, 0), np.float32)
+
+
+def _count_pixels(histogram: ScoreHistogram, peaks: list[float], sample: Sample, result: Prediction) -> None:
+    mask = sample.read_mask(result.frame_size)
+    top, bottom = result.ignored_rows
+    kept = slice(top, result.frame_size[0] - bottom)
+    full = result.defect_map()[kept]
+    if sample.label == GOOD:
+        peaks.append(float(full.max()))
+    if mask is not None:
+        histogram.add(full, mask[kept] > 0)
+
+
+def _require_scores(samples: Sequence[Sample], failed: Sequence[FailedFrame], results: Sequence[Prediction]) -> None:
+    if failed:
+        shown = "".join(f"\n  - {failure.source}: {failure.error.reason}" for failure in failed[:5])
+        more = f"\n  - ... and {len(failed) - 5} more" if len(failed) > 5 else ""
+        raise CalibrationError(
+            f"{len(failed)} of {len(samples)} frames cannot be scored; calibrate on frames as the tool delivers them, "
+            f"and remove the others:{shown}{more}"
+        )
+    numbers = ((r.source, [r.score, r.novelty, *r.probabilities.values()]) for r in results)
+    broken = [source for source, values in numbers if not np.isfinite(values).all()]
+    if broken:
+        raise CalibrationError(
+            f"the scores of {len(broken)} of {len(samples)} frames are NaN or infinite, {broken[0]} the first: the "
+            "engine or the recipe is broken"
+        )
+
+
+def count_labels(samples: Sequence[Sample]) -> dict[str, int]:
+    """How many frames of every class."""
+    return dict(Counter(sample.label for sample in samples))

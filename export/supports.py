@@ -1,0 +1,94 @@
+"""Which frames teach and which test: drawing of supports and splitting, both over groups.
+
+Frames of one group share a physical origin, so ten shots should not be ten exposures of one place, and no group may
+stand on both sides of a split.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from calibration.dataset import Dataset, Sample
+from calibration.errors import DatasetError
+
+
+def draw_supports(
+    dataset: Dataset, shots: int, seed: int, *, allowed: Iterable[Sample] | None = None
+) -> tuple[Sample, ...]:
+    """K frames of every class, spread over as many groups as there are; class by class, `good` first.
+
+    Nested: the draw for 5 shots begins with that for 2. allowed: draw from these samples only.
+    Raises DatasetError if a class has fewer than `shots`.
+    """
+    if shots < 1:
+        raise DatasetError(dataset.folder, f"shots must be at least 1, not {shots}")
+    pool = list(dataset.samples if allowed is None else allowed)
+    supports: list[Sample] = []
+    faults = []
+    for label in dataset.classes:
+        order = _draw_order([sample for sample in pool if sample.label == label], label, seed)
+        if len(order) < shots:
+            faults.append(f"class {label} has {len(order)} frames to draw from, fewer than the {shots} shots asked for")
+        supports += order[:shots]
+    if faults:
+        raise DatasetError(dataset.folder, faults)
+    return tuple(supports)
+
+
+def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample], list[Sample]]:
+    """Frames to draw supports from, and test frames; no group is on both sides.
+
+    Each class gives up groups, in the seed's order, until they hold `pool` frames and are at least `pool` groups or
+    half of its groups (shots from one place teach little); one group always stays for the test. Raises DatasetError
+    where a class has a single group, which can only stand on one side.
+    """
+    taken: set[str] = set()
+    faults = []
+    for label in dataset.classes:
+        samples = dataset.of_class(label)
+        sizes: dict[str, int] = defaultdict(int)
+        for sample in samples:
+            sizes[sample.group] += 1
+        names = sorted(sizes)
+        if len(names) < 2:
+            faults.append(f"class {label} has a single group: it cannot both teach and test")
+            continue
+        order = _generator(seed, label, "split").permutation(len(names))
+        spread = min(pool, len(names) // 2)
+        for name in [names[index] for index in order]:
+            mine = taken & set(names)
+            enough = sum(sizes[group] for group in mine) >= pool and len(mine) >= spread
+            if enough or len(mine) == len(names) - 1:
+                break
+            taken.add(name)
+    if faults:
+        raise DatasetError(dataset.folder, faults)
+    return (
+        [sample for sample in dataset.samples if sample.group in taken],
+        [sample for sample in dataset.samples if sample.group not in taken],
+    )
+
+
+def _draw_order(samples: Sequence[Sample], label: str, seed: int) -> list[Sample]:
+    """Round-robin over shuffled groups, each with its frames shuffled."""
+    rng = _generator(seed, label, "draw")
+    by_group: dict[str, list[Sample]] = defaultdict(list)
+    for sample in samples:
+        by_group[sample.group].append(sample)
+    names = sorted(by_group)
+    queues = [
+        [by_group[names[g]][i] for i in rng.permutation(len(by_group[names[g]]))] for g in rng.permutation(len(names))
+    ]
+    order = []
+    for turn in range(max((len(queue) for queue in queues), default=0)):
+        order += [queue[turn] for queue in queues if len(queue) > turn]
+    return order
+
+
+def _generator(seed: int, label: str, purpose: str) -> np.random.Generator:
+    """A stream of its own per class and purpose: adding a class does not change what the others draw."""
+    return np.random.default_rng([seed, zlib.crc32(label.encode()), zlib.crc32(purpose.encode())])

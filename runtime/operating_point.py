@@ -1,0 +1,82 @@
+"""The operating point: the numbers, kept in the recipe, that turn an engine's answers into verdicts.
+
+None of them is in the graph, so changing one changes verdicts and nothing else: no ONNX file, no engine, no map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .jsonfields import Fields
+
+UNKNOWN = "unknown"
+CANNOT_DECIDE = "cannot decide"
+VERDICTS = (UNKNOWN, CANNOT_DECIDE)
+"""Verdicts that are no class; no class may be called so."""
+MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
+
+
+def is_verdict(name: str) -> bool:
+    """Whether a class of this name could be taken for a verdict that is no class."""
+    return name.casefold().strip() in VERDICTS
+
+
+@dataclass(frozen=True, slots=True)
+class OperatingPoint:
+    """Where the lines are drawn.
+
+    defect_threshold: a frame whose map score reaches it is a defect, in [0, 1].
+    pixel_threshold: a map value that reaches it belongs to the mask, in [0, 1].
+    temperature: T of p^(1/T) / sum, in [0.01, 100]; 1 leaves probabilities as the graph gives them (Guo et al. 2017).
+    confidence_thresholds: for every class, the probability from which on it is decided, in [0, 1]; 0 always.
+    novelty_threshold: a frame of higher novelty is `unknown`, in [0, 2]; None where none is.
+    review_disagreement: whether a frame is left undecided when class and map score say different things.
+    """
+
+    defect_threshold: float
+    pixel_threshold: float
+    temperature: float
+    confidence_thresholds: Mapping[str, float]
+    novelty_threshold: float | None
+    review_disagreement: bool
+
+    @classmethod
+    def taught(cls, classes: Sequence[str], defect_threshold: float, pixel_threshold: float) -> OperatingPoint:
+        """What teaching sets: the two thresholds of the map; every frame is decided."""
+        return cls(defect_threshold, pixel_threshold, 1.0, dict.fromkeys(classes, 0.0), None, False)
+
+    @classmethod
+    def read(cls, fields: Fields, classes: Sequence[str]) -> OperatingPoint:
+        """From a JSON object; what is wrong with it goes to the faults of `fields`."""
+        novelty = fields.number_or_none("novelty_threshold", 0, 2)
+        confidence = fields.inner("confidence_thresholds")
+        point = cls(
+            defect_threshold=fields.number("defect_threshold", 0, 1),
+            pixel_threshold=fields.number("pixel_threshold", 0, 1),
+            temperature=fields.number("temperature", MIN_TEMPERATURE, MAX_TEMPERATURE),
+            confidence_thresholds={name: confidence.number(name, 0, 1) for name in dict.fromkeys(classes)},
+            novelty_threshold=novelty,
+            review_disagreement=fields.flag("review_disagreement"),
+        )
+        confidence.finish("is not a class of this recipe")
+        fields.finish()
+        return point
+
+    def faults(self, classes: Sequence[str]) -> list[str]:
+        """Everything that is wrong with it for these classes."""
+        faults: list[str] = []
+        OperatingPoint.read(Fields(self.to_dict(), "operating_point", faults), classes)
+        return faults
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, in the order of the fields."""
+        return {
+            "defect_threshold": self.defect_threshold,
+            "pixel_threshold": self.pixel_threshold,
+            "temperature": self.temperature,
+            "confidence_thresholds": dict(self.confidence_thresholds),
+            "novelty_threshold": self.novelty_threshold,
+            "review_disagreement": self.review_disagreement,
+        }

@@ -1,0 +1,103 @@
+"""calibration.scoring: what is scored, counted, left out and refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_encoder, make_recipe
+from PIL import Image
+
+from calibration.dataset import Sample
+from calibration.errors import CalibrationError
+from calibration.scoring import Scored, score_frames
+from runtime import FakeBackend, Predictor
+from runtime.operating_point import OperatingPoint
+
+CLASSES = ("good", "bridge")
+FOUR = Scored(
+    CLASSES,
+    ("good", "good", "bridge", "crack"),
+    np.array([[0.9, 0.1], [0.4, 0.6], [0.3, 0.7], [0.2, 0.8]], np.float32),
+    np.array([0.1, 0.6, 0.4, 0.9]),
+    np.array([0.0, 0.1, 0.2, 0.9]),
+)
+
+
+def samples(folder: Path, count: int = 5) -> list[Sample]:
+    for n in range(count):
+        pixels = np.full((70, 64), 20, np.uint8)
+        pixels[:6] = 255  # a text bar
+        pixels[6, 0], pixels[30:40, 30:40] = n, 50 * n
+        Image.fromarray(pixels).save(folder / f"{n}.png")
+    return [Sample(folder / f"{n}.png", "good" if n < 3 else "bridge", str(n), None) for n in range(count)]
+
+
+def test_rates_by_hand() -> None:
+    point = OperatingPoint(0.5, 0.5, 1.0, {"good": 0.0, "bridge": 0.65}, 0.5, False)
+    summary: Any = FOUR.summary(point)
+    assert FOUR.verdicts(point) == ["good", "cannot decide", "bridge", "unknown"]
+    assert summary["overkill"] == {"value": 0.5, "count": 1, "of": 2}
+    assert summary["underkill"] == {"value": 0.5, "count": 1, "of": 2}
+    assert summary["purity"] == {"value": 1.0, "count": 2, "of": 2}
+    assert summary["coverage"] == {"value": 0.5, "count": 2, "of": 4}
+    assert summary["unknown"] == summary["cannot decide"] == {"value": 0.25, "count": 1, "of": 4}
+    # The class that the recipe does not know has no say: 0.9 right, 0.6 wrong, 0.7 right, each in a bin of its own.
+    assert summary["ece"] == {"value": pytest.approx((0.1 + 0.6 + 0.3) / 3), "of": 3}
+
+
+def test_there_is_no_rate_of_frames_that_are_not_there() -> None:
+    good = replace(FOUR, labels=("good",) * 4)
+    summary: Any = good.summary(OperatingPoint(0.5, 0.5, 1.0, dict.fromkeys(CLASSES, 1.0), None, False))
+    assert summary["underkill"]["value"] is None
+    assert summary["purity"] == {"value": None, "count": 0, "of": 0}
+
+
+def test_frames_are_scored_at_temperature_1_and_the_recipe_stays(fake_bundle: Path, tmp_path: Path) -> None:
+    recipe = make_recipe(temperature=4.0, frame=replace(make_recipe().frame, ignore_top=6))
+    with Predictor(fake_bundle, backend="fake", recipe=recipe) as predictor:
+        scored = score_frames(predictor, samples(tmp_path), pixels=True)
+        assert predictor.recipe is recipe
+    assert scored.probabilities.max(axis=1).tolist() == [np.float32(0.9)] * 5
+    assert scored.predicted.tolist() == [0, 1, 2, 0, 1]
+    assert scored.truth.tolist() == [0, 0, 0, 1, 1]
+    # Rows that nobody looks at are no good pixels; frames without a mask are good throughout or not counted at all.
+    assert scored.pixels is not None
+    assert (scored.pixels.negative.sum(), scored.pixels.positive.sum()) == (3 * 64 * 64, 0)
+    assert scored.good_peaks is not None
+    assert len(scored.good_peaks) == 3
+
+
+class BrokenBackend(FakeBackend):
+    """The second frame's map is NaN."""
+
+    def run(self, frames, recipe):  # type: ignore[no-untyped-def]
+        outputs = super().run(frames, recipe)
+        outputs.defect_map[frames[:, 0, 0] == 20] = np.nan
+        return outputs
+
+
+def test_scores_that_are_nan_are_refused_and_the_frame_is_named(fake_bundle: Path, tmp_path: Path) -> None:
+    frames = samples(tmp_path)
+    Image.fromarray(np.full((64, 64), 20, np.uint8)).save(frames[1].path)
+    with (
+        Predictor(fake_bundle, backend=BrokenBackend(make_encoder())) as predictor,
+        pytest.raises(CalibrationError, match=r"scores of 1 of 5 frames are NaN or infinite, .*1\.png the first"),
+    ):
+        score_frames(predictor, [*frames[:2], *frames[2:]], pixels=False)
+
+
+def test_frames_that_cannot_be_read_are_listed(fake_bundle: Path, tmp_path: Path) -> None:
+    frames = samples(tmp_path)
+    for frame in frames[1:3]:
+        frame.path.write_bytes(b"")
+    with (
+        Predictor(fake_bundle, backend="fake") as predictor,
+        pytest.raises(
+            CalibrationError, match=r"2 of 5 frames cannot be scored(?s:.*)1\.png: is empty(?s:.*)2\.png: is"
+        ),
+    ):
+        score_frames(predictor, frames, pixels=True)
