@@ -7,7 +7,7 @@ import sys
 
 from benchmarks.accuracy import summarize
 from benchmarks.machine import describe_machine, peak_memory_mb
-from benchmarks.speed import alternate
+from benchmarks.timing import alternate
 
 
 def test_runs_alternate_after_one_warm_up_each() -> None:
