@@ -42,7 +42,7 @@ def _figure(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]], str, str]])
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks], minor=False)
         axes.minorticks_off()
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.15 * max(row["frames_per_second"] for row in rows))
         axes.set(title=title, xlabel=label, ylabel="frames/s")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -53,7 +53,7 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> bytes:
     """A bar for each engine, made of its steps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 1.4 + 0.5 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(7, 1.6 + 0.5 * len(rows)), layout="constrained")
     axes = figure.subplots()
     left = [0.0] * len(rows)
     for step in rows[0]["ms"]:
@@ -62,7 +62,7 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> bytes:
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
     axes.set(xlabel="ms per frame, one step after the other")
-    axes.legend(fontsize="small", ncols=3)
+    figure.legend(fontsize="small", ncols=6, loc="outside upper center", columnspacing=1.0, handlelength=1.0)
     return _png(figure)
 
 

@@ -14,28 +14,41 @@ from benchmarks.child import run_child
 from benchmarks.engines import Subject, predict
 from benchmarks.timing import alternate, percentiles_ms
 
-FEWEST, MOST = 10, 1000
+BLOCK = 10
+"""Calls in a row on one engine; the first of them finds the caches of another engine and is not counted."""
+FEWEST, MOST = 2, 100
+"""Blocks of each engine."""
 
 
 def warm_latency(subject: Subject, seconds: float) -> list[dict[str, Any]]:
-    """Percentiles at batch 1, engines alternating frame by frame for about `seconds`.
+    """Percentiles at batch 1; engines alternate, block by block, for about `seconds`.
 
     engine: `Backend.run` on a prepared frame. predict: from the PNG file to the Prediction.
     """
-    setup = subject.setup
-    runs: dict[str, Callable[[], object]] = {}
+    setup, path = subject.setup, subject.frames[0]
+    samples: dict[str, list[float]] = {}
+    blocks: dict[str, Callable[[], object]] = {}
     for name, backend in subject.engines.items():
         pipeline = subject.pipeline(backend, 1)
-        path = subject.frames[0]
         frames = pipeline.prepare(path, setup).frame.pixels[None]
-        runs[f"{name} engine"] = partial(backend.run, frames, subject.recipe)
-        runs[f"{name} predict"] = partial(predict, pipeline, [path], setup)
-    measured = alternate(runs, _rounds(runs, seconds))
+        for key, call in (
+            (f"{name} engine", partial(backend.run, frames, subject.recipe)),
+            (f"{name} predict", partial(predict, pipeline, [path], setup)),
+        ):
+            samples[key] = []
+            blocks[key] = partial(_block, call, samples[key])
+    began = time.perf_counter()
+    for block in blocks.values():
+        block()
+    rounds = int(np.clip(seconds / (time.perf_counter() - began), FEWEST, MOST))
+    for found in samples.values():
+        found.clear()
+    alternate(blocks, rounds)
     return [
         {
             "engine": str(name),
-            "run_ms": percentiles_ms(measured[f"{name} engine"]),
-            "predict_ms": percentiles_ms(measured[f"{name} predict"]),
+            "run_ms": percentiles_ms(samples[f"{name} engine"]),
+            "predict_ms": percentiles_ms(samples[f"{name} predict"]),
         }
         for name in subject.engines
     ]
@@ -73,11 +86,9 @@ def import_time(repeats: int) -> dict[str, Any]:
     return {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found), "repeats": repeats}
 
 
-def _rounds(runs: dict[str, Callable[[], object]], seconds: float) -> int:
-    """How often all runs fit into `seconds`."""
-    for call in runs.values():
+def _block(call: Callable[[], object], samples: list[float]) -> None:
+    call()
+    for _ in range(BLOCK - 1):
+        began = time.perf_counter()
         call()
-    began = time.perf_counter()
-    for call in runs.values():
-        call()
-    return int(np.clip(seconds / (time.perf_counter() - began), FEWEST, MOST))
+        samples.append(time.perf_counter() - began)

@@ -38,7 +38,7 @@ def _cell(value: object) -> str:
 def _head(report: Report) -> str:
     machine, bundle, settings = report["machine"], report["bundle"], report["settings"]
     instructions = ", ".join(machine["instructions"]) or "not known"
-    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    versions = _pairs(machine["versions"])
     memory = "" if machine["memory_mb"] is None else f", {machine['memory_mb'] / 1e3:.0f} GB"
     engines = "; ".join(f"{name}: {text}" for name, text in bundle["engines"].items())
     return "\n".join(
@@ -50,12 +50,21 @@ def _head(report: Report) -> str:
             f"- machine: {machine['processor']} ({instructions}), {machine['cores']} cores{memory}, "
             f"{machine['system']}",
             f"- load before {machine['load']}, after {report['load_after']}; thread limits "
-            f"{machine['thread_limits'] or 'none'}",
-            f"- settings: {', '.join(f'{key} {value}' for key, value in settings.items())}",
+            f"{_pairs(machine['thread_limits']) or 'none'}",
+            f"- settings: {_pairs(settings)}",
             f"- versions: {versions}",
             f"- taken {report['taken']}, in {report['seconds']:.0f} s",
         ]
     )
+
+
+def _pairs(values: Report) -> str:
+    """`name value, name value`; lists with slashes, empty ones left out."""
+    texts = {
+        name.replace("_", " "): "/".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+        for name, value in values.items()
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items() if text)
 
 
 def _latency(section: Report) -> str:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from benchmarks.engines import Subject
 from benchmarks.timing import alternate, per_second, ratio
+from runtime.errors import PredictorError
 from runtime.frames import Prepared, prepare, read_frame
 from runtime.pipeline import Job, Pipeline
 from runtime.recipe import Recipe
@@ -29,7 +30,7 @@ def throughput(
     """A row for each batch size and runner; `times_base` is how many times faster than the first row of its batch.
 
     others: runners beside the engines (PyTorch); they come first, so the first of them is what is compared with.
-    An engine whose `max_batch` is smaller than the batch has no row there.
+    An engine whose `max_batch` is smaller than the batch has no row there. Raises PredictorError if none has any.
     """
     pixels = prepared_frames(subject, max(batches))
     rows = []
@@ -41,8 +42,10 @@ def throughput(
         for name, backend in subject.engines.items():
             if batch <= backend.max_batch:
                 runs[str(name)] = partial(backend.run, frames, subject.recipe)
+        if not runs:
+            continue
         measured = alternate(runs, rounds)
-        base = next(iter(measured), "")
+        base = next(iter(measured))
         rows += [
             {
                 "engine": name,
@@ -55,6 +58,9 @@ def throughput(
             }
             for name, seconds in measured.items()
         ]
+    if not rows:
+        least = max(backend.max_batch for backend in subject.engines.values())
+        raise PredictorError(f"no engine takes a batch of {min(batches)}; the largest here is {least}")
     return rows
 
 

@@ -11,6 +11,10 @@ import numpy as np
 PERCENTILES = (50, 90, 95, 99)
 
 
+PAUSE_S = 0.01
+"""Between two runs: the threads of an engine spin for a while after their work, and would slow the next one."""
+
+
 def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each run in each round, after one warm-up of each; the order turns from round to round.
 
@@ -23,6 +27,7 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
     names = list(runs)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(PAUSE_S)
             began = time.perf_counter()
             runs[name]()
             seconds[name].append(time.perf_counter() - began)
