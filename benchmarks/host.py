@@ -16,7 +16,7 @@ from benchmarks.engines import Subject
 from benchmarks.machine import usable_cores
 from benchmarks.timing import alternate, per_second, ratio
 from runtime.backends import Backend, FakeBackend
-from runtime.frames import prepare, read_frame
+from runtime.frames import decode_frame, prepare, read_frame
 from runtime.pipeline import Pipeline
 from runtime.prediction import FailedFrame
 from runtime.stream import stream
@@ -30,13 +30,14 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
     """
     encoder, options = subject.manifest.encoder, subject.recipe.frame
     pipeline, setup = subject.pipeline(FakeBackend(encoder), 1), subject.setup
-    grey = [read_frame(path, options) for path in subject.frames]
+    grey = [decode_frame(path, options, path) for path in subject.frames]
+    first = read_frame(subject.frames[0], options)
     jobs = [pipeline.prepare(path, setup) for path in subject.frames]
     outputs = [pipeline.infer([job])[0] for job in jobs]
     bytes_mean = statistics.mean(Path(path).stat().st_size for path in subject.frames)
     steps: dict[str, Callable[[], object]] = {
         "pillow_decode": lambda: list(map(_pillow_decode, subject.frames)),
-        "decode": lambda: [read_frame(path, options) for path in subject.frames],
+        "decode": lambda: [decode_frame(path, options, path) for path in subject.frames],
         "resize": lambda: [prepare(pixels, encoder, options, "frame") for pixels in grey],
         "postprocess": lambda: [pipeline.finish(job, out, 0, 0.0) for job, out in zip(jobs, outputs, strict=True)],
     }
@@ -50,7 +51,7 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
             times.append(time.thread_time() - began)
         ms[name] = 1e3 * min(times) / len(subject.frames)
     return {
-        "frame_size": list(grey[0].shape),
+        "frame_size": list(first.shape),
         "png_bytes": bytes_mean,
         "cpu_ms_per_frame": ms,
         "pillow_frames_per_second_per_core": 1e3 / (ms["pillow_decode"] + ms["resize"]),
@@ -91,7 +92,7 @@ def end_to_end(subject: Subject, batch: int, rounds: int, repeats: int) -> list[
         measured = alternate(
             {
                 "engine": partial(_engine_alone, backend, subject, pixels, pipeline.batch_size),
-                "stream": partial(_stream, pipeline, subject, paths, min(2, usable_cores()), []),
+                "stream": partial(_stream, pipeline, subject, paths, min(8, usable_cores()), []),
             },
             rounds,
         )

@@ -116,7 +116,7 @@ def _host(section: Report) -> str:
     return "\n\n".join(
         [
             f"## Host side\n\nPNG frames of {height}x{width}, {limit['png_bytes'] / 1e3:.0f} KB. CPU time of one core: "
-            f"Pillow decodes one in {ms['pillow_decode']:.2f} ms (`read_frame` {ms['decode']:.2f}), resizes it in "
+            f"Pillow decodes one in {ms['pillow_decode']:.2f} ms (`decode_frame` {ms['decode']:.2f}), resizes it in "
             f"{ms['resize']:.2f}, and post-processing takes {ms['postprocess']:.2f}. Pillow alone allows "
             f"{limit['pillow_frames_per_second_per_core']:.0f} frames/s on a core, the whole host path "
             f"{limit['frames_per_second_per_core']:.0f}.",

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from benchmarks.engines import Subject
 from benchmarks.timing import alternate, per_second, ratio
 from runtime.errors import PredictorError
-from runtime.frames import Prepared, prepare, read_frame
+from runtime.frames import Prepared, decode_frame, prepare, read_frame
 from runtime.pipeline import Job, Pipeline
 from runtime.recipe import Recipe
 
@@ -87,7 +87,7 @@ def _steps(pipeline: Pipeline, subject: Subject, paths: Sequence[str]) -> dict[s
     """Seconds of each of STEPS for one batch."""
     setup, encoder = subject.setup, pipeline.encoder
     at = [time.perf_counter()]
-    grey = [read_frame(path, setup.options) for path in paths]
+    grey = [decode_frame(path, setup.options, path) for path in paths]
     at.append(time.perf_counter())
     ready = [prepare(pixels, encoder, setup.options, "frame") for pixels in grey]
     at.append(time.perf_counter())
