@@ -61,8 +61,12 @@ def read_frame(source: FrameSource, options: FrameOptions | None = None, name: s
     `options.white_level` is white. Nothing is stretched by a frame's own minimum and maximum.
     Raises FrameError.
     """
-    options = options or FrameOptions()
-    name = name or describe(source)
+    grey = decode_frame(source, options or FrameOptions(), name or describe(source))
+    return np.array(grey) if isinstance(grey, Image.Image) else grey
+
+
+def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Pixels | Image.Image:
+    """`read_frame` for `prepare`: 8-bit files and images stay Pillow images of mode L, which saves copies."""
     if isinstance(source, str | Path):
         return _from_file(str(source), options, name)
     if isinstance(source, Image.Image):
@@ -73,14 +77,19 @@ def read_frame(source: FrameSource, options: FrameOptions | None = None, name: s
     raise FrameError(name, f"a frame is a path, a Pillow image or a numpy array, not {type(source).__name__}")
 
 
-def prepare(pixels: Pixels, encoder: Encoder, options: FrameOptions, name: str) -> Pixels:
+def prepare(pixels: Pixels | Image.Image, encoder: Encoder, options: FrameOptions, name: str) -> Pixels:
     """Cut the ignored rows and bring the frame to the graph's input size: uint8 [input height, input width].
 
     Without a resize in the graph any size is squashed with Pillow's antialiased bicubic filter; with one, the frame
     must have exactly the size the graph was exported for. Raises FrameError.
     """
-    kept = cut_rows(pixels, options, name)
     height, width = encoder.input_size
+    if isinstance(pixels, Image.Image):
+        whole = options.ignore_top == options.ignore_bottom == 0
+        if whole and not encoder.resizes_in_graph and pixels.size != (width, height):
+            return np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC))
+        pixels = np.array(pixels)
+    kept = cut_rows(pixels, options, name)
     if kept.shape == (height, width):
         return np.ascontiguousarray(kept)
     if encoder.resizes_in_graph:
@@ -145,7 +154,7 @@ def _decoding(name: str) -> Iterator[None]:
         raise FrameError(name, f"is damaged or truncated ({exc})") from exc
 
 
-def _from_file(path: str, options: FrameOptions, name: str) -> Pixels:
+def _from_file(path: str, options: FrameOptions, name: str) -> Pixels | Image.Image:
     path, page = _split_page(path)
     with _open(path, name) as image, _decoding(name):
         pages = int(getattr(image, "n_frames", 1))
@@ -170,7 +179,7 @@ def _split_page(path: str) -> tuple[str, int | None]:
     return (path, None) if named else (match["file"], int(match["page"]))
 
 
-def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Pixels:
+def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Pixels | Image.Image:
     _check_pixels(image.width, image.height, name)
     # Pillow's own conversion of 16- and 32-bit images to "L" clips at 255 instead of scaling.
     if image.mode.startswith("I;16"):
@@ -184,7 +193,8 @@ def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Pixels:
         return _from_array(np.asarray(image), options, name)
     if image.mode == "P":
         image = image.convert("RGBA")  # to "RGB", Pillow warns about palettes that hold transparency
-    return np.array(image.convert("L"))
+    image.load()  # here, where damaged data is understood
+    return image if image.mode == "L" else image.convert("L")
 
 
 def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Pixels:

@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 Map = NDArray[np.float32]
 TOP_SHARE = 0.01
 """The frame score is the mean of this share of the map's pixels, the highest ones."""
+_SMALL_PRODUCT = 200_000
+"""Multiply-adds below which BLAS does not start threads. Its threads would spin against the decoders and the engine:
+on two cores a stream fell to a fifth of its speed."""
 
 
 @lru_cache(maxsize=64)
@@ -46,8 +49,12 @@ def upsample(patch_map: Map, size: tuple[int, int], image_size: tuple[int, int],
     (height, width), (rows, columns) = size, patch_map.shape
     vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
-    full: Map = np.clip(vertical @ patch_map @ horizontal.T, 0.0, 1.0)
-    return full
+    full = np.empty(size, np.float32)
+    band = max(1, _SMALL_PRODUCT // (columns * width))
+    for top in range(0, height, band):
+        part = slice(top, top + band)
+        np.matmul(vertical[part] @ patch_map, horizontal.T, out=full[part])
+    return np.clip(full, 0.0, 1.0, out=full)
 
 
 def frame_score(full_map: Map) -> float:

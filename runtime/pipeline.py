@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from .backends import Backend, Outputs
-from .frames import FrameSource, Prepared, describe, prepare, read_frame
+from .frames import FrameSource, Prepared, decode_frame, describe, prepare
 from .manifest import Encoder
 from .prediction import Prediction, summarize
 from .recipe import FrameOptions, Recipe
@@ -45,10 +46,10 @@ class Pipeline:
         """Decode and resize one frame. Raises FrameError."""
         began = time.perf_counter()
         name = describe(source, index)
-        pixels = read_frame(source, setup.options, name)
-        ready = prepare(pixels, self.encoder, setup.options, name)
+        grey = decode_frame(source, setup.options, name)
+        ready = prepare(grey, self.encoder, setup.options, name)
         path = str(source) if isinstance(source, str | Path) else None
-        size = (pixels.shape[0], pixels.shape[1])
+        size = (grey.height, grey.width) if isinstance(grey, Image.Image) else (grey.shape[0], grey.shape[1])
         return Job(Prepared(ready, size, name, path, time.perf_counter() - began), setup)
 
     def infer(self, jobs: Sequence[Job]) -> tuple[Outputs, float]:

@@ -241,14 +241,14 @@ def test_an_error_of_the_engine_is_raised_after_the_answers_before_it(
 def test_an_unforeseen_error_while_decoding_is_raised_after_the_answers_before_it(
     predictor: Predictor, monkeypatch: pytest.MonkeyPatch, threads_left: Callable[[], list[str]]
 ) -> None:
-    read = pipeline_module.read_frame
+    read = pipeline_module.decode_frame
 
     def read_or_break(source: Any, options: Any, name: str) -> Any:
         if name == "frame[5]":
             raise ZeroDivisionError("a bug")
         return read(source, options, name)
 
-    monkeypatch.setattr(pipeline_module, "read_frame", read_or_break)
+    monkeypatch.setattr(pipeline_module, "decode_frame", read_or_break)
     numbers: list[int] = []
     with pytest.raises(ZeroDivisionError, match="a bug"):
         taken(predictor.stream([frame(number) for number in range(12)]), numbers)

@@ -1,0 +1,106 @@
+"""The engines to compare: every backend and precision that the bundle holds and this host can run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from runtime.backends import NAMES, Backend, open_backend
+from runtime.errors import BackendUnavailable, BundleError, PredictorError
+from runtime.manifest import Manifest
+from runtime.pipeline import Pipeline, Setup
+from runtime.prediction import Prediction
+from runtime.recipe import Recipe
+
+_NO_ENGINES_OF_THEIR_OWN = ("auto", "fake")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineName:
+    """What `Predictor(backend=, precision=)` calls an engine; precision None is the backend's own choice."""
+
+    backend: str
+    precision: str | None
+
+    def __str__(self) -> str:
+        return f"{self.backend}/{self.precision}" if self.precision else self.backend
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """An engine that was left out, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """What is measured: a bundle, its recipe, its engines, and frames.
+
+    frames: paths of images, all of one size. threads: per engine, 0 for all cores.
+    """
+
+    folder: Path
+    manifest: Manifest
+    recipe: Recipe
+    engines: dict[EngineName, Backend]
+    frames: list[str]
+    threads: int
+
+    @property
+    def setup(self) -> Setup:
+        """What the frames are judged by."""
+        return Setup(self.recipe, self.recipe.frame)
+
+    def pipeline(self, backend: Backend, batch: int) -> Pipeline:
+        """The production path around one engine."""
+        return Pipeline(self.manifest.encoder, self.manifest.smoothing_px, backend, min(batch, backend.max_batch))
+
+
+def predict(pipeline: Pipeline, paths: Sequence[str], setup: Setup) -> list[Prediction]:
+    """Files to Predictions in one batch, as `Predictor.predict` does it."""
+    return pipeline.answer([pipeline.prepare(path, setup) for path in paths])
+
+
+@contextmanager
+def opened_engines(
+    folder: Path, manifest: Manifest, backends: Sequence[str], precisions: Sequence[str], threads: int
+) -> Iterator[tuple[dict[EngineName, Backend], list[Skipped]]]:
+    """Open all engines that were asked for, and close them at the end.
+
+    Without names, every backend is tried with every precision that the bundle holds, and what cannot run here is
+    returned as skipped. A named backend must run with some precision, a named precision on some backend, and of named
+    backends and precisions every pair; BackendUnavailable or BundleError says why not.
+    """
+    opened: dict[EngineName, Backend] = {}
+    failed: dict[EngineName, PredictorError] = {}
+    with ExitStack() as stack:
+        for name in _names(manifest, backends, precisions):
+            try:
+                opened[name] = stack.enter_context(open_engine(name, folder, manifest, threads))
+            except (BackendUnavailable, BundleError) as exc:
+                failed[name] = exc
+        if backends and precisions and failed:
+            raise next(iter(failed.values()))
+        for wanted in (*backends, *precisions):
+            if not any(wanted in (name.backend, name.precision) for name in opened):
+                raise next(error for name, error in failed.items() if wanted in (name.backend, name.precision))
+        if not opened:
+            reasons = "; ".join(map(str, failed.values()))
+            raise BackendUnavailable(f"{folder}: no engine of this bundle runs on this host: {reasons}")
+        yield opened, [Skipped(str(name), str(error)) for name, error in failed.items()]
+
+
+def open_engine(name: EngineName, folder: Path, manifest: Manifest, threads: int) -> Backend:
+    """Open one engine. Raises BackendUnavailable, BundleError."""
+    return open_backend(name.backend, folder, manifest, precision=name.precision, threads=threads)
+
+
+def _names(manifest: Manifest, backends: Sequence[str], precisions: Sequence[str]) -> list[EngineName]:
+    tried = backends or [name for name in NAMES if name not in _NO_ENGINES_OF_THEIR_OWN]
+    held = precisions or sorted({artifact.precision for artifact in manifest.artifacts}, reverse=True)
+    names = [EngineName(backend, None if backend == "fake" else precision) for backend in tried for precision in held]
+    return list(dict.fromkeys(names))

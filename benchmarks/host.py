@@ -1,0 +1,129 @@
+"""The host's side of a stream: can decoding, resizing and post-processing feed the engine?"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.engines import Subject
+from benchmarks.machine import usable_cores
+from benchmarks.timing import alternate, per_second, ratio
+from runtime.backends import Backend, FakeBackend
+from runtime.frames import decode_frame, prepare, read_frame
+from runtime.pipeline import Pipeline
+from runtime.prediction import FailedFrame
+from runtime.stream import stream
+
+
+def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
+    """The floor: milliseconds of one core per frame, by step, and the frames/s that one core can reach.
+
+    Pillow alone (open, decode, resize) is what no code around it can go below. CPU time, the best round: a busy
+    machine cannot make it smaller.
+    """
+    encoder, options = subject.manifest.encoder, subject.recipe.frame
+    pipeline, setup = subject.pipeline(FakeBackend(encoder), 1), subject.setup
+    grey = [decode_frame(path, options, path) for path in subject.frames]
+    first = read_frame(subject.frames[0], options)
+    jobs = [pipeline.prepare(path, setup) for path in subject.frames]
+    outputs = [pipeline.infer([job])[0] for job in jobs]
+    bytes_mean = statistics.mean(Path(path).stat().st_size for path in subject.frames)
+    steps: dict[str, Callable[[], object]] = {
+        "pillow_decode": lambda: list(map(_pillow_decode, subject.frames)),
+        "decode": lambda: [decode_frame(path, options, path) for path in subject.frames],
+        "resize": lambda: [prepare(pixels, encoder, options, "frame") for pixels in grey],
+        "postprocess": lambda: [pipeline.finish(job, out, 0, 0.0) for job, out in zip(jobs, outputs, strict=True)],
+    }
+    ms = {}
+    for name, call in steps.items():
+        call()
+        times = []
+        for _ in range(rounds):
+            began = time.thread_time()
+            call()
+            times.append(time.thread_time() - began)
+        ms[name] = 1e3 * min(times) / len(subject.frames)
+    return {
+        "frame_size": list(first.shape),
+        "png_bytes": bytes_mean,
+        "cpu_ms_per_frame": ms,
+        "pillow_frames_per_second_per_core": 1e3 / (ms["pillow_decode"] + ms["resize"]),
+        "frames_per_second_per_core": 1e3 / (ms["decode"] + ms["resize"] + ms["postprocess"]),
+    }
+
+
+def fake_stream(subject: Subject, batch: int, rounds: int, repeats: int) -> list[dict[str, Any]]:
+    """Frames per second of `stream` over the PNG files with an engine that costs nothing, by decoder threads."""
+    cores = usable_cores()
+    paths = subject.frames * repeats
+    pipeline = subject.pipeline(FakeBackend(subject.manifest.encoder, max_batch=batch), batch)
+    cpu: dict[str, list[float]] = {}
+    runs: dict[str, Callable[[], object]] = {}
+    for decoders in sorted({1, 2, cores}):
+        cpu[str(decoders)] = []
+        runs[str(decoders)] = partial(_stream, pipeline, subject, paths, decoders, cpu[str(decoders)])
+    measured = alternate(runs, rounds)
+    return [
+        {
+            "decoders": int(name),
+            "frames_per_second": per_second(len(paths), seconds),
+            "best_frames_per_second": len(paths) / min(seconds),
+            "cpu_ms_per_frame": 1e3 * statistics.median(cpu[name]) / len(paths),
+            "cores": cores,
+        }
+        for name, seconds in measured.items()
+    ]
+
+
+def end_to_end(subject: Subject, batch: int, rounds: int, repeats: int) -> list[dict[str, Any]]:
+    """`stream` over the PNG files against the engine alone on the same frames, prepared before; alternating."""
+    paths, setup = subject.frames * repeats, subject.setup
+    rows = []
+    for name, backend in subject.engines.items():
+        pipeline = subject.pipeline(backend, batch)
+        pixels = [pipeline.prepare(path, setup).frame.pixels for path in subject.frames] * repeats
+        measured = alternate(
+            {
+                "engine": partial(_engine_alone, backend, subject, pixels, pipeline.batch_size),
+                "stream": partial(_stream, pipeline, subject, paths, min(8, usable_cores()), []),
+            },
+            rounds,
+        )
+        rows.append(
+            {
+                "engine": str(name),
+                "batch": pipeline.batch_size,
+                "engine_frames_per_second": per_second(len(paths), measured["engine"]),
+                "stream_frames_per_second": per_second(len(paths), measured["stream"]),
+                "stream_over_engine": ratio(measured["engine"], measured["stream"]),
+                "rounds": rounds,
+            }
+        )
+    return rows
+
+
+def _engine_alone(backend: Backend, subject: Subject, pixels: list[Any], size: int) -> None:
+    for start in range(0, len(pixels), size):
+        backend.run(np.stack(pixels[start : start + size]), subject.recipe)
+
+
+def _stream(pipeline: Pipeline, subject: Subject, paths: list[str], decoders: int, cpu_seconds: list[float]) -> None:
+    """A whole stream; adds the CPU seconds of this process. Raises FrameError if a frame failed: it would look fast."""
+    began = time.process_time()
+    setup = subject.setup
+    for result in stream(pipeline, paths, lambda: setup, decoders):
+        if isinstance(result, FailedFrame):
+            raise result.error
+    cpu_seconds.append(time.process_time() - began)
+
+
+def _pillow_decode(path: str) -> None:
+    with Image.open(path) as image:
+        image.load()

@@ -1,0 +1,67 @@
+"""Timing side by side, and the few statistics that a figure is made of."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+PERCENTILES = (50, 90, 95, 99)
+
+
+PAUSE_S = 0.01
+"""Between two runs: the threads of an engine spin for a while after their work, and would slow the next one."""
+
+
+def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+    """Seconds of each run in each round, after one warm-up of each; the order turns from round to round.
+
+    So whatever the machine does meanwhile (clock, neighbours) meets all runs alike, and ratios taken pair by pair
+    hold where the times themselves drift.
+    """
+    for call in runs.values():
+        call()
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(PAUSE_S)
+            began = time.perf_counter()
+            runs[name]()
+            seconds[name].append(time.perf_counter() - began)
+    return seconds
+
+
+def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
+    """p50, p90, p95, p99 and max in milliseconds, and n, how many samples they come from.
+
+    A percentile is one of the samples (the nearest rank, no interpolation), so p99 of fewer than 100 samples is the
+    maximum and not a guess between two of them. Raises ValueError without samples.
+    """
+    if not seconds:
+        raise ValueError("percentiles of no samples")
+    ranked = sorted(seconds)
+    found: dict[str, float] = {}
+    for percent in PERCENTILES:
+        rank = -(-percent * len(ranked) // 100)  # rounded up, counted from 1
+        found[f"p{percent}"] = 1e3 * ranked[rank - 1]
+    return {**found, "max": 1e3 * ranked[-1], "n": len(ranked)}
+
+
+def ratio(a: Sequence[float], b: Sequence[float]) -> float:
+    """Median over the rounds of a / b: how many times faster b is, if both are seconds of the same work."""
+    return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+
+def slope(x: Sequence[float], y: Sequence[float]) -> float:
+    """Least-squares slope of y over x; 0 with fewer than two different x."""
+    if len(set(x)) < 2:
+        return 0.0
+    return float(np.polyfit(np.asarray(x, float), np.asarray(y, float), 1)[0])
+
+
+def per_second(frames: int, seconds: Sequence[float]) -> float:
+    """Frames per second by the median round."""
+    return frames / statistics.median(seconds)
