@@ -17,6 +17,7 @@ from benchmarks.frames import write_frames
 from benchmarks.machine import usable_cores
 from benchmarks.throughput import prepared_frames
 from benchmarks.timing import alternate, per_second
+from runtime.operating_point import OperatingPoint
 from runtime.pipeline import Pipeline, Setup
 from runtime.recipe import Recipe
 
@@ -115,7 +116,10 @@ def with_classes(recipe: Recipe, count: int) -> Recipe:
         "head_weight": head,
         "head_bias": np.zeros(count, np.float32),
     }
-    return replace(recipe, classes=("good", *(f"class {k}" for k in range(1, count))), tensors=tensors)
+    names = ("good", *(f"class {k}" for k in range(1, count)))
+    point = recipe.operating_point
+    untaught = OperatingPoint.taught(names, point.defect_threshold, point.pixel_threshold)
+    return replace(recipe, classes=names, tensors=tensors, operating_point=untaught)
 
 
 def _prepare(pipeline: Pipeline, paths: Sequence[str], setup: Setup) -> None:
