@@ -48,7 +48,7 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
         levels=encoder.level_layers,
         width=encoder.width,
         text_dim=encoder.text_dim,
-        features=len(encoder.level_layers) * encoder.width,
+        features=2 * len(encoder.level_layers) * encoder.width + 1,
         redundancy=graph.redundancy,
         mean=(model.mean[0], model.mean[1], model.mean[2]),
         std=(model.std[0], model.std[1], model.std[2]),

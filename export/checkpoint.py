@@ -32,7 +32,7 @@ ARCHITECTURES: Mapping[str, tuple[str | dict[str, Any], str]] = {
         {
             "embed_dim": 192,
             "vision_cfg": {"image_size": 240, "layers": 12, "width": 192, "head_width": 64, "patch_size": 16},
-            "text_cfg": _SMALL_TEXT,
+            "text_cfg": {**_SMALL_TEXT, "width": 64, "layers": 3},
         },
         "the embedded default: 12 layers of width 192",
     ),

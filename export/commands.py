@@ -144,6 +144,13 @@ def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--seed", type=int, default=0, help="draws the supports and starts the fit (default: 0)")
     data.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file (TOML); the shipped one if left out")
     data.add_argument("--views", type=int, default=8, help="variations of each support that are encoded (default: 8)")
+    data.add_argument(
+        "--head",
+        choices=("pooled", "paper"),
+        default="pooled",
+        help="what the class head reads: class tokens and what lies under the defect map, or, as in the paper, class "
+        "tokens alone (default: pooled)",
+    )
     data.add_argument("--ignore-top", type=int, default=0, metavar="ROWS", help="text bar to cut off at the top")
     data.add_argument("--ignore-bottom", type=int, default=0, metavar="ROWS", help="text bar to cut off at the bottom")
     data.add_argument(
@@ -178,7 +185,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     for stray in dataset.stray:
         print(f"left out, not a frame: {stray}", file=sys.stderr)
     prompts = load_prompts(args.prompts)
-    settings = TeachSettings(views=args.views)
+    settings = TeachSettings(views=args.views, head=args.head)
     return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings)
 
 

@@ -120,8 +120,11 @@ class DualPathEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Levels:
         """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`."""
+        return self.levels_of(self._embed(pixels))
+
+    def levels_of(self, z: Tensor) -> Levels:
+        """The levels of embedded tokens [B, 1 + P, D], class token first; P need not fill the grid."""
         tokens, values, cls = [], [], []
-        z = self._embed(pixels)
         v: Tensor | None = None
         for layer, block in enumerate(self.blocks, start=1):
             z, v_i = self._dual_path(block, z, layer)

@@ -1,14 +1,16 @@
 """Few-shot fine-tuning: from cached support features to a recipe (paper section 3; decisions in the docstrings).
 
 The trunk is frozen. Two things are fitted: the transformation layers, with focal and dice loss on the defect map of
-every level, and the classification head, a multinomial logistic regression. Same features and seed, same bytes.
+every level, and the classification head, a multinomial logistic regression. The head reads what lies under the map,
+and a map is too good on the frames that taught it; so the head is fitted on maps of layers that were taught without
+the frame. Same features and seed, same bytes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,11 @@ PAPER_ALPHA = 0.8
 """The class mix of eq. 23 as the paper sets it."""
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_FOLDS = 5
+MAP_FOLDS = 3
+MAP_FOLD_STEPS = 200
+"""Steps of the transformation layers that only make maps for the head: theirs need not be the best."""
+BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0), "pooled": (0.5, 1.0, 0.3)}
+"""By kind of head, how strongly z_C, the tokens under the map and the map's height are let speak."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +48,9 @@ class TeachSettings:
 
     tau_fit: logit scale while fitting, CLIP's. The taught map is then nearly binary; the recipe gets the softer `tau`,
     which ranks frames and pixels as well or better and makes the map less sensitive to rounding.
-    head_l2: weight decay of the logistic regression on standardized features divided by sqrt(F).
+    head: "pooled" reads the tokens under the map beside the class tokens (heads.map_features); "paper" reads the class
+    tokens alone (eq. 20-22), all other weights of the head are zero.
+    head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`).
     alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
     """
 
@@ -49,7 +58,8 @@ class TeachSettings:
     steps: int = 500
     batch: int = 4
     learning_rate: float = 2e-3
-    head_l2: float = 1e-3
+    head: str = "pooled"
+    head_l2: float = 3e-4
     alpha: float | None = None
     tau_fit: float = 100.0
     tau: float = 30.0
@@ -83,19 +93,21 @@ def fit_recipe(
     settings = settings or TeachSettings()
     text_seg = torch.tensor(bank.text_seg)
     weight, bias, taught_by = fit_transforms(features, text_seg, encoder.grid, settings, seed, progress)
-    head_weight, head_bias = fit_head(features.head, features.labels, len(classes), settings.head_l2)
     tensors = {
         "text_seg": bank.text_seg,
         "text_cls": bank.text_cls,
         "transform_weight": weight.numpy(),
         "transform_bias": bias.numpy(),
-        "head_weight": head_weight.numpy(),
-        "head_bias": head_bias.numpy(),
         "scalars": settings.scalars(bank, PAPER_ALPHA),
     }
     patch_maps, text = _judge_supports(features, tensors, encoder)
+    scale = head_scale(features.cls.shape[1], settings.head)
+    unseen_maps = maps_of_others(features, bank, encoder.grid, settings, seed)
+    head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
+    head_weight, head_bias = fit_head(head, features.labels, len(classes), settings.head_l2, scale)
+    tensors["head_weight"], tensors["head_bias"] = head_weight.numpy(), head_bias.numpy()
     if settings.alpha is None:
-        alpha, chosen_by = choose_alpha(features, text, len(classes), settings.head_l2)
+        alpha, chosen_by = choose_alpha(head, features, text, len(classes), settings.head_l2, scale)
     else:
         alpha, chosen_by = settings.alpha, {"by": "setting"}
     tensors["scalars"] = settings.scalars(bank, alpha)
@@ -110,7 +122,7 @@ def fit_recipe(
     return Recipe(
         tuple(classes),
         tensors,
-        features.head[features.plain].numpy(),
+        head_input(features, features.plain, torch.stack([m.flatten() for m in map(torch.tensor, patch_maps)])).numpy(),
         encoder.id,
         OperatingPoint.taught(classes, defect_threshold, pixel_threshold),
         bank.source,
@@ -169,16 +181,73 @@ def fit_transforms(
     return folded.contiguous(), shift.contiguous(), "masks" if masked_defect else "frame labels"
 
 
+def maps_of_others(
+    features: SupportFeatures, bank: TextBank, grid: tuple[int, int], settings: TeachSettings, seed: int
+) -> Tensor:
+    """Maps [V, P] of eq. 17 of every view, by transformation layers that were taught without its group.
+
+    Groups are dealt out to MAP_FOLDS folds, class by class. Where the others cannot teach a map, for want of a good
+    frame or of a defect, the layers are taught on all: one support of two classes leaves no choice.
+    """
+    text_seg = torch.tensor(bank.text_seg)
+    lambda_v = torch.tensor(settings.lambda_v if bank.aligned else 0.0)
+    quick = replace(settings, steps=min(settings.steps, MAP_FOLD_STEPS))
+    places = {group: i for i, group in enumerate(dict.fromkeys(features.group.tolist()))}
+    fold = torch.tensor([places[group] % MAP_FOLDS for group in features.group.tolist()])
+    maps = torch.empty(features.tokens.shape[0], features.tokens.shape[2])
+    for left_out in range(MAP_FOLDS):
+        mine, others = fold == left_out, fold != left_out
+        if not mine.any():
+            continue
+        labels = features.labels[others]
+        if not ((labels == 0).any() and (labels > 0).any()):
+            others = torch.ones_like(others)
+        weight, bias, _ = fit_transforms(features.part(others), text_seg, grid, quick, seed)
+        for view in mine.nonzero()[:, 0].tolist():
+            similarity = heads.cosines(heads.transform(features.tokens[view].float(), weight, bias[:, None]), text_seg)
+            vanilla = heads.vanilla_logit(similarity, torch.tensor(settings.tau))
+            maps[view] = heads.fuse_maps(list(vanilla), list(settings.tau_v * features.value[view]), lambda_v)
+    return maps
+
+
+def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
+    """The graph's `features` [n, F] of the chosen views (bool [V], n of them true) under their maps [n, P]."""
+    rows = []
+    for view, defect_map in zip(views.nonzero()[:, 0].tolist(), maps, strict=True):
+        tokens = [z[None] for z in features.tokens[view]]
+        rows.append(torch.cat([features.cls[view], heads.map_features(tokens, defect_map[None])[0]]))
+    return torch.stack(rows)
+
+
+def head_scale(cls_width: int, kind: str) -> Tensor:
+    """What standardized features are multiplied with before the head is fitted: [F], F = 2 * cls_width + 1.
+
+    Class tokens and pooled tokens count as blocks, each with its weight, whatever their width. Raises ValueError.
+    """
+    if kind not in BLOCK_WEIGHTS:
+        raise ValueError(f'head "{kind}" is unknown; there are: {", ".join(BLOCK_WEIGHTS)}')
+    cls, pooled, height = BLOCK_WEIGHTS[kind]
+    ones = torch.ones(cls_width) / math.sqrt(cls_width)
+    return torch.cat([cls * ones, pooled * ones, torch.tensor([height])])
+
+
 def fit_head(
-    features: Tensor, labels: Tensor, classes: int, l2: float, max_iterations: int = 300
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    l2: float,
+    scale: Tensor | None = None,
+    max_iterations: int = 300,
 ) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression with L2, full batch: weight [K, F] and bias [K] for raw features [V, F].
 
-    Classes weigh the same whatever their number of views. Standardization is folded into the result.
+    Classes weigh the same whatever their number of views. Features are standardized and multiplied with scale [F]
+    (1/sqrt(F) by default; a feature of scale 0 gets weight 0); both is folded into the result.
     """
     x = features.double()
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
-    z = (x - mean) / std / math.sqrt(x.shape[1])
+    factor = (torch.full_like(std, x.shape[1] ** -0.5) if scale is None else scale.double()) / std
+    z = (x - mean) * factor
     # With L2 the best weights lie in the span of the views, which are far fewer than F: the same fit in fewer numbers.
     basis, coordinates = torch.linalg.qr(z.T)
     z = coordinates.T
@@ -203,20 +272,25 @@ def fit_head(
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
-        folded = weight @ basis.T / std / math.sqrt(x.shape[1])
+        folded = weight @ basis.T * factor
         return folded.float(), (bias - folded @ mean).float()
 
 
 def choose_alpha(
-    features: SupportFeatures, text: NDArray[np.float32], classes: int, l2: float
+    head_input: Tensor,
+    features: SupportFeatures,
+    text: NDArray[np.float32],
+    classes: int,
+    l2: float,
+    scale: Tensor | None = None,
 ) -> tuple[float, dict[str, Any]]:
     """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
 
-    text: P_S [plain views, K]. All views of a support are left out together, the head is fitted again on the others,
-    and log loss is taken on the left-out supports (unchanged views, classes weighing the same). A handful of supports
-    measures it poorly, and P_S, which is not fitted again, has seen their masks; so the mix nearest the paper's is
-    taken whose loss is within one standard error of the lowest (Breiman et al. 1984). A class with a single support
-    leaves nothing to teach it from: then the paper's 0.8.
+    head_input: [V, F], what the head reads. text: P_S [plain views, K]. All views of a support are left out together,
+    the head is fitted again on the others, and log loss is taken on the left-out supports (unchanged views, classes
+    weighing the same). A handful of supports measures it poorly, and P_S, which is not fitted again, has seen their
+    masks; so the mix nearest the paper's is taken whose loss is within one standard error of the lowest (Breiman et al.
+    1984). A class with a single support leaves nothing to teach it from: then the paper's 0.8.
     """
     support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
     labels = features.labels[features.plain]
@@ -228,10 +302,10 @@ def choose_alpha(
         mine = (labels == label).nonzero()[:, 0]
         fold[mine] = torch.arange(len(mine)) % folds
     head = torch.zeros((len(labels), classes))
-    plain = features.head[features.plain]
+    plain = head_input[features.plain]
     for left_out in range(folds):
         taught = fold[support] != left_out
-        fitted = fit_head(features.head[taught], features.labels[taught], classes, l2, max_iterations=40)
+        fitted = fit_head(head_input[taught], features.labels[taught], classes, l2, scale, max_iterations=40)
         head[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
     share = (1.0 / torch.bincount(labels).double())[labels] / classes
     truth = torch.arange(len(labels)), labels

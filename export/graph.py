@@ -81,8 +81,8 @@ class SemClipGraph(nn.Module):
             heads.value_logit(v, c, text_seg, tau_v, self.redundancy)
             for v, c in zip(levels.value, levels.cls, strict=True)
         ]
-        defect_map = heads.fuse_maps(vanilla, value, lambda_v).reshape(-1, *self.encoder.grid)
-        features = heads.head_features(levels.tokens)
+        defect_map = heads.fuse_maps(vanilla, value, lambda_v)
+        features = heads.head_features(levels.tokens, defect_map)
         p_s = heads.text_probabilities([s[..., 2:] for s in similarity], tau_s)
         p_c = heads.head_probabilities(features, head_weight, head_bias)
-        return (1 - alpha) * p_s + alpha * p_c, defect_map, features
+        return (1 - alpha) * p_s + alpha * p_c, defect_map.reshape(-1, *self.encoder.grid), features

@@ -15,6 +15,10 @@ from torch.nn import functional as F
 
 POOLED_SHARE = 0.1
 """A class's frame-level cosine is the mean of this share of the patches, the highest ones."""
+POOLING_POWER = 4
+"""Sharp enough that a defect of a few patches outweighs a faint map on all others."""
+HEIGHT_SHARE = 0.02
+"""The height of a map is the mean of this share of the patches, the highest ones."""
 
 
 def transform(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -66,9 +70,29 @@ def text_probabilities(similarities: Sequence[Tensor], tau_s: Tensor) -> Tensor:
     return torch.softmax(tau_s * pooled.amax(1), dim=-1)
 
 
-def head_features(tokens: Sequence[Tensor]) -> Tensor:
-    """z_C of eq. 20: the CLS token of every level, each of unit length, side by side: float32 [B, m * D]."""
-    return torch.cat([unit(z[:, 0]) for z in tokens], dim=-1)
+def head_features(tokens: Sequence[Tensor], defect_map: Tensor) -> Tensor:
+    """What the head reads: float32 [B, 2 m D + 1], from tokens [B, 1 + P, D] of m levels and the map [B, P] of eq. 17.
+
+    z_C of eq. 20 (the CLS token of every level, each of unit length), then, beyond the paper, `map_features`. A CLS
+    token sees the whole frame, mostly background; the tokens under the map see the defect.
+    """
+    cls = torch.cat([unit(z[:, 0]) for z in tokens], dim=-1)
+    return torch.cat([cls, map_features([z[:, 1:] for z in tokens], defect_map)], dim=-1)
+
+
+def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
+    """float32 [B, m D + 1]: of every level the patch tokens [B, P, D] pooled under the map, and the map's height.
+
+    A patch weighs as the map to the power of POOLING_POWER, the result is brought to unit length. The height is the
+    mean of the map's highest patches (HEIGHT_SHARE of them).
+    """
+    # The peak first: the fourth power of a faint map leaves float32. A map that is zero throughout pools all alike.
+    weight = (defect_map / defect_map.amax(1, keepdim=True).clamp_min(1e-12) + 1e-6) ** POOLING_POWER
+    weight = (weight / weight.sum(1, keepdim=True))[:, None]
+    pooled = [unit((weight @ z.float())[:, 0]) for z in patches]
+    count = max(1, int(HEIGHT_SHARE * defect_map.shape[1]))
+    height = defect_map.topk(count, dim=1).values.mean(1, keepdim=True)
+    return torch.cat([*pooled, height], dim=-1)
 
 
 def head_probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

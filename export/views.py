@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -32,18 +32,23 @@ Progress = Callable[[int, int], None]
 class SupportFeatures:
     """Frozen features of V views.
 
-    tokens: float16 [V, m, P, D], the patches of every level. head: float32 [V, F].
+    tokens: float16 [V, m, P, D], the patches of every level. cls: float32 [V, m D], z_C of eq. 20.
     value: float32 [V, m, P], the V path's logits (eq. 15) at tau_v = 1; nothing in them is taught.
     targets: float32 [V, rows, columns] on the loss grid, 1 where defect; NaN throughout where the truth is unknown.
-    labels: int64 [V]. plain: bool [V], the unchanged view of each support.
+    labels: int64 [V]. plain: bool [V], the unchanged view of each support. group: int64 [V], views of one origin.
     """
 
     tokens: Tensor
-    head: Tensor
+    cls: Tensor
     value: Tensor
     targets: Tensor
     labels: Tensor
     plain: Tensor
+    group: Tensor
+
+    def part(self, views: Tensor) -> SupportFeatures:
+        """Only the views for which `views` (bool [V]) is true."""
+        return SupportFeatures(*(getattr(self, field.name)[views] for field in fields(self)))
 
 
 def encode_supports(
@@ -63,13 +68,13 @@ def encode_supports(
     total = len(frames)
     patches = encoder.grid[0] * encoder.grid[1]
     tokens = torch.empty((total, len(encoder.levels), patches, encoder.width), dtype=torch.float16)
-    head = torch.empty((total, encoder.features))
+    cls = torch.empty((total, len(encoder.levels) * encoder.width))
     value = torch.empty((total, len(encoder.levels), patches))
     with torch.inference_mode():
         for start in range(0, total, _ENCODE_BATCH):
             rows = slice(start, min(start + _ENCODE_BATCH, total))
             levels = graph.encode(torch.from_numpy(np.stack(frames[rows])))
-            head[rows] = heads.head_features(levels.tokens)
+            cls[rows] = torch.cat([heads.unit(z[:, 0]) for z in levels.tokens], dim=-1)
             for j, z in enumerate(levels.tokens):
                 tokens[rows, j] = z[:, 1:].half()
                 value[rows, j] = heads.value_logit(
@@ -79,7 +84,9 @@ def encode_supports(
                 progress(rows.stop, total)
     labels = torch.tensor([classes.index(sample.label) for sample in supports]).repeat_interleave(views)
     plain = torch.arange(total) % views == 0
-    return SupportFeatures(tokens, head, value, torch.from_numpy(np.stack(targets)), labels, plain)
+    names = sorted({sample.group for sample in supports})
+    group = torch.tensor([names.index(sample.group) for sample in supports]).repeat_interleave(views)
+    return SupportFeatures(tokens, cls, value, torch.from_numpy(np.stack(targets)), labels, plain, group)
 
 
 def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:

@@ -52,7 +52,7 @@ def test_record_of_an_encoder(model: LoadedModel) -> None:
     assert (encoder.architecture, encoder.weights, encoder.trained) == ("toy", "random, seed 0", False)
     assert (encoder.image_size, encoder.input_size, encoder.grid) == ((64, 64), (64, 64), (4, 4))
     assert (encoder.layers, encoder.heads, encoder.levels) == (4, 2, (1, 2, 3, 4))
-    assert (encoder.width, encoder.text_dim, encoder.features) == (32, 24, 128)
+    assert (encoder.width, encoder.text_dim, encoder.features) == (32, 24, 257)
     assert encoder.checkpoint_sha256 == model.sha256
     assert described(load_model("toy", random_seed=0)) == encoder
 

@@ -38,7 +38,7 @@ def plant(
     fixed = np.random.default_rng(99)  # the world is the same for every draw
     directions = fixed.standard_normal((LEVELS, WIDTH))
     directions *= 4 / np.linalg.norm(directions, axis=1, keepdims=True)
-    centres = fixed.standard_normal((len(CLASSES), ENCODER.features))
+    centres = fixed.standard_normal((len(CLASSES), LEVELS * WIDTH))
     tokens = fixed.standard_normal((LEVELS, 1, WIDTH)) + 0.7 * rng.standard_normal(
         (len(labels), LEVELS, PATCHES, WIDTH)
     )
@@ -49,15 +49,16 @@ def plant(
             for r, c in ((row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)):
                 tokens[view, :, 4 * r + c] += directions
             targets[view, 4 * row : 4 * row + 8, 4 * column : 4 * column + 8] = 1
-    head = 0.05 * (centres[labels] + 0.5 * rng.standard_normal((len(labels), ENCODER.features)))
+    cls = 0.05 * (centres[labels] + 0.5 * rng.standard_normal((len(labels), LEVELS * WIDTH)))
     targets[list(unmasked)] = np.nan
     return SupportFeatures(
         tokens=torch.tensor(tokens, dtype=torch.float16),
-        head=torch.tensor(head, dtype=torch.float32),
+        cls=torch.tensor(cls, dtype=torch.float32),
         value=torch.zeros(len(labels), LEVELS, PATCHES),
         targets=torch.tensor(targets),
         labels=torch.tensor(labels),
         plain=torch.ones(len(labels), dtype=torch.bool),
+        group=torch.arange(len(labels)),
     )
 
 
@@ -99,18 +100,18 @@ def probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def test_head_learns_classes_that_can_be_told_apart() -> None:
     features = plant(LABELS)
-    weight, bias = fit_head(features.head, features.labels, 3, QUICK.head_l2)
-    assert weight.shape == (3, ENCODER.features)
+    weight, bias = fit_head(features.cls, features.labels, 3, QUICK.head_l2)
+    assert weight.shape == (3, LEVELS * WIDTH)
     assert weight.dtype == bias.dtype == torch.float32
     fresh = plant(LABELS, seed=8)
-    found = probabilities(fresh.head, weight, bias)
+    found = probabilities(fresh.cls, weight, bias)
     assert torch.equal(found.argmax(1), fresh.labels)
     assert float(found[range(10), fresh.labels].min()) > 0.5
 
 
 def test_head_is_the_same_every_time() -> None:
     features = plant(LABELS)
-    first, again = (fit_head(features.head, features.labels, 3, 1e-3) for _ in range(2))
+    first, again = (fit_head(features.cls, features.labels, 3, 1e-3) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
 
@@ -134,8 +135,8 @@ def test_standardization_of_the_head_is_folded_exactly() -> None:
     """Fitted on standardized features and on raw ones, the logits are the same numbers."""
     features = plant(LABELS)
     generator = torch.Generator().manual_seed(0)
-    scale = torch.rand(ENCODER.features, generator=generator) * 5 + 0.1
-    raw = features.head * scale + torch.randn(ENCODER.features, generator=generator)
+    scale = torch.rand(LEVELS * WIDTH, generator=generator) * 5 + 0.1
+    raw = features.cls * scale + torch.randn(LEVELS * WIDTH, generator=generator)
     standardized = ((raw.double() - raw.double().mean(0)) / raw.double().std(0, correction=0)).float()
     logits = []
     for x in (raw, standardized):
@@ -147,8 +148,49 @@ def test_standardization_of_the_head_is_folded_exactly() -> None:
 
 def test_stronger_decay_gives_smaller_weights() -> None:
     features = plant(LABELS)
-    norms = [float(fit_head(features.head, features.labels, 3, l2)[0].norm()) for l2 in (1e-4, 1e-2, 1.0)]
+    norms = [float(fit_head(features.cls, features.labels, 3, l2)[0].norm()) for l2 in (1e-4, 1e-2, 1.0)]
     assert norms[0] > norms[1] > norms[2]
+
+
+def test_the_paper_s_head_reads_class_tokens_alone() -> None:
+    quick = replace(QUICK, steps=5)
+    paper, pooled = (teach(plant(LABELS), settings=replace(quick, head=kind)) for kind in ("paper", "pooled"))
+    beyond = np.s_[:, LEVELS * WIDTH :]
+    assert not paper.tensors["head_weight"][beyond].any()
+    assert pooled.tensors["head_weight"][beyond].all()
+    assert paper.tensors["head_weight"][:, : LEVELS * WIDTH].all()
+    assert paper.teaching["settings"]["head"] == "paper"
+    with pytest.raises(ValueError, match="there are: paper, pooled"):
+        teach(plant(LABELS), settings=replace(quick, head="other"))
+
+
+def test_the_map_that_the_head_learns_from_was_taught_without_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two views a group; each group is left out together, and judged by layers that never saw it."""
+    labels = [0] * 6 + [1] * 6 + [2] * 6
+    features = replace(plant(labels), group=torch.arange(len(labels)) // 2)
+    taught: list[set[int]] = []
+    fit = finetune.fit_transforms
+
+    def spy(part: SupportFeatures, *arguments: Any) -> Any:
+        taught.append(set(part.group.tolist()))
+        level = torch.full((LEVELS, WIDTH, ENCODER.text_dim), float(len(taught)))
+        return level, torch.zeros(LEVELS, ENCODER.text_dim), "masks"
+
+    monkeypatch.setattr(finetune, "fit_transforms", spy)
+    finetune.maps_of_others(features, BANK, ENCODER.grid, QUICK, 0)
+    everything = set(range(9))
+    assert [everything - part for part in taught] == [{0, 3, 6}, {1, 4, 7}, {2, 5, 8}]
+    monkeypatch.setattr(finetune, "fit_transforms", fit)
+    maps = finetune.maps_of_others(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
+    truth = features.targets.reshape(len(labels), 4, 4, 4, 4).mean((2, 4)).flatten(1) > 0.5
+    assert maps.shape == (18, PATCHES)
+    assert float(maps[truth].mean()) > float(maps[~truth].mean()) + 0.3
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 1, 2]])
+def test_one_support_a_class_is_taught_whatever_its_folds_lack(labels: list[int]) -> None:
+    recipe = teach(plant(labels), settings=replace(QUICK, steps=5))
+    assert all(np.isfinite(tensor).all() for tensor in recipe.tensors.values())
 
 
 # ---- the class mix ---------------------------------------------------------------------------------------------------
@@ -163,17 +205,17 @@ def spoken(labels: list[int], sure: float) -> NDArray[np.float32]:
 
 def test_text_that_is_always_wrong_gets_no_say_and_text_that_is_always_right_all_it_can() -> None:
     features = plant(LABELS * 3, seed=1)
-    assert choose_alpha(features, spoken(LABELS * 3, 0.001), 3, 1e-3)[0] == 1.0
-    noise = replace(features, head=torch.randn(features.head.shape, generator=torch.Generator().manual_seed(0)))
-    assert choose_alpha(noise, spoken(LABELS * 3, 0.999), 3, 1e-3)[0] == ALPHAS[0]
+    assert choose_alpha(features.cls, features, spoken(LABELS * 3, 0.001), 3, 1e-3)[0] == 1.0
+    noise = replace(features, cls=torch.randn(features.cls.shape, generator=torch.Generator().manual_seed(0)))
+    assert choose_alpha(noise.cls, noise, spoken(LABELS * 3, 0.999), 3, 1e-3)[0] == ALPHAS[0]
 
 
 def test_without_a_clear_winner_the_paper_s_mix_stays() -> None:
     """The left-out supports' losses differ by less than their own scatter."""
     noise = plant(LABELS, seed=2)
-    noise = replace(noise, head=torch.randn(noise.head.shape, generator=torch.Generator().manual_seed(1)))
+    noise = replace(noise, cls=torch.randn(noise.cls.shape, generator=torch.Generator().manual_seed(1)))
     text = np.random.default_rng(0).dirichlet(np.ones(3), len(LABELS)).astype(np.float32)
-    alpha, chosen_by = choose_alpha(noise, text, 3, 1e-3)
+    alpha, chosen_by = choose_alpha(noise.cls, noise, text, 3, 1e-3)
     assert alpha == 0.8
     assert (chosen_by["by"], chosen_by["folds"]) == ("cross-validation", 3)
     assert list(chosen_by["log_loss"]) == [f"{a:g}" for a in ALPHAS]
@@ -184,7 +226,7 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
     labels = [0] * 12 + [1] * 6 + [2] * 6
     features = plant(labels)
     features.plain[1::2] = False
-    features.head[:, 0] = (torch.arange(len(labels)) // 2).float()  # the support's number, in every view
+    features.cls[:, 0] = (torch.arange(len(labels)) // 2).float()  # the support's number, in every view
     fitted: list[set[float]] = []
     judged: list[set[float]] = []
     fit_head, judge = finetune.fit_head, heads.head_probabilities
@@ -199,7 +241,7 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(finetune, "fit_head", fit)
     monkeypatch.setattr(heads, "head_probabilities", probabilities)
-    _, chosen_by = choose_alpha(features, spoken(labels[::2], 0.6), 3, 1e-3)
+    _, chosen_by = choose_alpha(features.cls, features, spoken(labels[::2], 0.6), 3, 1e-3)
     assert chosen_by["folds"] == 3 <= MAX_FOLDS
     assert all(not taught & left for taught, left in zip(fitted, judged, strict=True))
     assert all(taught | left == set(map(float, range(12))) for taught, left in zip(fitted, judged, strict=True))
@@ -208,7 +250,8 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0, 1, 1, 2]])
 def test_a_single_support_of_a_class_leaves_the_paper_s_mix(labels: list[int]) -> None:
-    assert choose_alpha(plant(labels), spoken(labels, 0.9), 3, 1e-3) == (
+    features = plant(labels)
+    assert choose_alpha(features.cls, features, spoken(labels, 0.9), 3, 1e-3) == (
         0.8,
         {"by": "paper", "why": "a class has fewer than 2 supports"},
     )

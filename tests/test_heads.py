@@ -166,9 +166,35 @@ def test_text_probabilities_pool_the_highest_tenth_of_the_patches(patches: int) 
 def test_head_reads_the_class_token_of_every_level_at_unit_length() -> None:
     levels = [random(seed, BATCH, 1 + PATCHES, WIDTH) for seed in range(LEVELS)]
     expected = np.concatenate([unit(x[:, 0]) for _, x in levels], axis=1)
-    found = heads.head_features([z for z, _ in levels])
-    assert found.shape == (BATCH, LEVELS * WIDTH)
-    assert_near(found, expected)
+    found = heads.head_features([z for z, _ in levels], torch.rand(BATCH, PATCHES))
+    assert found.shape == (BATCH, 2 * LEVELS * WIDTH + 1)
+    assert_near(found[:, : LEVELS * WIDTH], expected)
+
+
+def test_head_reads_the_tokens_under_the_map_and_its_height() -> None:
+    levels = [random(seed, BATCH, PATCHES, WIDTH) for seed in range(LEVELS)]
+    defect_map = np.random.default_rng(3).random((BATCH, PATCHES))
+    weight = defect_map**heads.POOLING_POWER
+    weight /= weight.sum(axis=1, keepdims=True)
+    pooled = [unit(np.einsum("bp,bpd->bd", weight, x)) for _, x in levels]
+    height = np.sort(defect_map, axis=1)[:, -max(1, int(heads.HEIGHT_SHARE * PATCHES)) :].mean(axis=1, keepdims=True)
+    found = heads.map_features([z for z, _ in levels], torch.tensor(defect_map, dtype=torch.float32))
+    assert_near(found, np.concatenate([*pooled, height], axis=1))
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-20, 1.0])
+def test_a_map_without_a_peak_pools_all_tokens_alike_or_none(value: float) -> None:
+    tokens = [random(seed, BATCH, PATCHES, WIDTH)[0] for seed in range(LEVELS)]
+    found = heads.map_features(tokens, torch.full((BATCH, PATCHES), value))
+    assert bool(found.isfinite().all())
+
+
+def test_one_hot_patch_is_all_that_the_pooled_tokens_see() -> None:
+    tokens = [random(seed, BATCH, PATCHES, WIDTH)[0] for seed in range(LEVELS)]
+    defect_map = torch.full((BATCH, PATCHES), 1e-3)
+    defect_map[:, 5] = 0.6
+    found = heads.map_features(tokens, defect_map)
+    assert_near(found[:, :-1], np.concatenate([unit(z[:, 5].double().numpy()) for z in tokens], axis=1), 1e-4)
 
 
 def test_head_probabilities_are_the_softmax_of_a_linear_layer() -> None:
@@ -202,7 +228,7 @@ def test_graph_joins_the_heads_as_eq_9_to_23_say(redundancy: str, alpha: float) 
     frames = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 64, 64), dtype=np.uint8))
 
     levels = graph.encode(frames)
-    a_z, a_v, per_class, cls_tokens = [], [], [], []
+    a_z, a_v, per_class, cls_tokens, patches = [], [], [], [], []
     for j in range(4):
         z = levels.tokens[j].double().numpy()
         moved = unit(z[:, 1:] @ tensors["transform_weight"][j] + tensors["transform_bias"][j])
@@ -214,11 +240,16 @@ def test_graph_joins_the_heads_as_eq_9_to_23_say(redundancy: str, alpha: float) 
         a_v.append(softmax(9.0 * s)[..., 1])
         per_class.append(np.sort(moved @ tensors["text_cls"].T, axis=1)[:, -2:].mean(axis=1))  # 2 of 16 patches
         cls_tokens.append(unit(z[:, 0]))
-    features = np.concatenate(cls_tokens, axis=1)
+        patches.append(z[:, 1:])
+    expected_map = (sum(a_z) + 0.7 * sum(a_v)) / (4 * 1.7)
+    weight = expected_map**4 / (expected_map**4).sum(axis=1, keepdims=True)
+    pooled = [unit(np.einsum("bp,bpd->bd", weight, z)) for z in patches]
+    features = np.concatenate(
+        [*cls_tokens, *pooled, expected_map.max(axis=1, keepdims=True)], axis=1
+    )  # 1 of 16 patches
     p_s = softmax(6.0 * np.max(per_class, axis=0))
     p_c = softmax(features @ tensors["head_weight"].T + tensors["head_bias"])
     expected = (1 - alpha) * p_s + alpha * p_c
-    expected_map = (sum(a_z) + 0.7 * sum(a_v)) / (4 * 1.7)
 
     given = {name: torch.tensor(array) for name, array in recipe.tensors.items()} | {"scalars": torch.tensor(scalars)}
     probabilities, defect_map, found_features = graph(frames, *(given[name] for name in TENSORS))

@@ -34,7 +34,7 @@ GOLDEN = """{
     "levels": [1, 2, 3, 4],
     "width": 32,
     "text_dim": 24,
-    "features": 128,
+    "features": 257,
     "redundancy": "cls_weight",
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25]
@@ -466,7 +466,7 @@ def test_every_tensor_that_does_not_fit_the_encoder_is_named() -> None:
     assert caught.value.faults == (
         "tensor text_seg has shape [2, 16], this encoder needs [2, 24]",
         "tensor transform_weight has shape [2, 8, 16], this encoder needs [4, 32, 24]",
-        "tensor head_weight has shape [3, 100], this encoder needs [3, 128]",
+        "tensor head_weight has shape [3, 100], this encoder needs [3, 257]",
     )
     other.check(make_recipe(encoder=other))
 

@@ -297,7 +297,7 @@ def test_a_score_that_reaches_the_threshold_is_a_defect(threshold: float, verdic
 def test_temperature_moves_the_confidence_and_not_the_label() -> None:
     given = np.array([0.1, 0.3, 0.6], np.float32)
     summaries = [
-        summarize(given, hot_map(), np.ones(128, np.float32), make_recipe(temperature=t), (64, 64), 0.0)
+        summarize(given, hot_map(), np.ones(257, np.float32), make_recipe(temperature=t), (64, 64), 0.0)
         for t in (0.5, 1.0, 2.0)
     ]
     assert [summary["label"] for summary in summaries] == ["hole"] * 3
@@ -311,7 +311,7 @@ def test_temperature_moves_the_confidence_and_not_the_label() -> None:
 
 def test_label_and_verdict_are_two_answers() -> None:
     recipe = make_recipe()
-    features = np.ones(128, np.float32)
+    features = np.ones(257, np.float32)
     summary = summarize(np.array([0.8, 0.1, 0.1], np.float32), hot_map(), features, recipe, (64, 64), 0.0)
     assert summary["label"] == "good"
     assert summary["is_defect"]

@@ -174,10 +174,10 @@ def test_the_format_is_pinned() -> None:
         "text_cls": [3, 24],
         "transform_weight": [4, 32, 24],
         "transform_bias": [4, 24],
-        "head_weight": [3, 128],
+        "head_weight": [3, 257],
         "head_bias": [3],
         "scalars": [5],
-        "support_features": [4, 128],
+        "support_features": [4, 257],
     }
     assert {name: (outer[name]["dtype"], outer[name]["shape"]) for name in STORED} == {
         name: ("F32", shape) for name, shape in shapes.items()
@@ -331,12 +331,12 @@ def test_a_tensor_that_is_not_finite_is_named(name: str, value: float) -> None:
         ("text_cls", (2, 24), "tensor text_cls has shape [2, 24], expected [3, 24]"),
         ("transform_weight", (4, 768), "tensor transform_weight has shape [4, 768], expected [m, D, 24]"),
         ("transform_bias", (3, 24), "tensor transform_bias has shape [3, 24], expected [4, 24]"),
-        ("head_weight", (4, 128), "tensor head_weight has shape [4, 128], expected [3, F]"),
+        ("head_weight", (4, 257), "tensor head_weight has shape [4, 257], expected [3, F]"),
         ("head_bias", (3, 1), "tensor head_bias has shape [3, 1], expected [3]"),
         ("scalars", (6,), "tensor scalars has shape [6], expected [5]"),
         ("scalars", (), "tensor scalars has shape [], expected [5]"),
-        ("support_features", (4, 64), "tensor support_features has shape [4, 64], expected [S, 128]"),
-        ("support_features", (0, 128), "tensor support_features holds no support"),
+        ("support_features", (4, 64), "tensor support_features has shape [4, 64], expected [S, 257]"),
+        ("support_features", (0, 257), "tensor support_features holds no support"),
     ],
 )
 def test_a_tensor_of_the_wrong_shape_is_named(name: str, shape: tuple[int, ...], fault: str) -> None:

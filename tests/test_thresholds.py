@@ -240,7 +240,8 @@ def test_promised_overkill_holds_on_real_frames(shared: Path) -> None:
     samples = load_dataset(data).of_class("good")
     frames = np.stack([prepare(s.read(options), encoder, options, s.path.name) for s in samples])
     with torch.inference_mode():
-        features = heads.head_features(graph.encode(torch.from_numpy(frames)).tokens).numpy()
+        tokens = graph.encode(torch.from_numpy(frames)).tokens
+        features = torch.cat([heads.unit(z[:, 0]) for z in tokens], dim=-1).numpy()
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     pool = (1 - (features[5:] @ features[:5].T).max(axis=1)).astype(np.float64) / 2
     assert not breaks_promise(overkill_over_splits(pool, 39, 0.05, 200), 0.05)

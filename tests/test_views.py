@@ -100,7 +100,8 @@ def test_the_first_view_is_the_plain_frame(
     for view, sample in zip(features.plain.nonzero()[:, 0].tolist(), supports, strict=True):
         frame = prepare(sample.read(FrameOptions()), encoder, FrameOptions(), "frame")
         levels = graph.encode(torch.tensor(frame)[None])
-        torch.testing.assert_close(features.head[view], heads.head_features(levels.tokens)[0], atol=1e-5, rtol=0)
+        cls = torch.cat([heads.unit(z[0, 0]) for z in levels.tokens])
+        torch.testing.assert_close(features.cls[view], cls, atol=1e-5, rtol=0)
         for j in range(4):
             torch.testing.assert_close(features.tokens[view, j].float(), levels.tokens[j][0, 1:], atol=2e-3, rtol=2e-3)
             logit = heads.value_logit(levels.value[j], levels.cls[j], text_seg, torch.tensor(1.0), "cls_weight")
@@ -112,7 +113,7 @@ def test_shapes_types_and_labels(
 ) -> None:
     features = encode(graph, encoder, supports, text_seg)
     assert (features.tokens.shape, features.tokens.dtype) == ((12, 4, 16, 32), torch.float16)
-    assert (features.head.shape, features.head.dtype) == ((12, 128), torch.float32)
+    assert (features.cls.shape, features.cls.dtype) == ((12, 128), torch.float32)
     assert features.value.shape == (12, 4, 16)
     assert features.targets.shape == (12, *CELLS)
     assert features.labels.tolist() == [0] * 6 + [1] * 3 + [2] * 3

@@ -1,0 +1,148 @@
+"""What the embedded encoder is trained on: windows of generated frames, made while it trains.
+
+A window is a square of whole patches. Small windows are cheap, and every patch of them still has an exact label; the
+last part of the training sees whole frames. Sample i depends on the seed and on i alone, so that a training that goes
+on after an interruption sees what it would have seen.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import ndimage
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from .synthetic import CLASSES, make_frame, suitable_layouts
+
+HELD_OUT_LAYOUTS = ("cells", "comb", "vias")
+"""Never trained on: what the encoder makes of these says what it makes of an unknown product."""
+FIRST_SEED = 2**40
+"""Training frames have seeds from here on; the demo, tests and benchmarks draw theirs below."""
+SIDE = 240
+PATCH = 16
+GRID = SIDE // PATCH
+MIN_DEFECT_PX = 12
+"""A window with fewer pixels of a defect than this has none that anybody could name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """A batch. pixels: float32 [B, n, n] in [0, 255]; fraction: float32 [B, P], the defect's part of each patch.
+
+    label: int64 [B], index into CLASSES. corner: int64 [B, 2], the window's first patch row and column in the frame.
+    """
+
+    pixels: Tensor
+    fraction: Tensor
+    label: Tensor
+    corner: Tensor
+
+
+class WindowStream(IterableDataset[Windows]):
+    """Endless batches from batch number `first` on.
+
+    patches: the window's side in patches (15: the whole frame). per_frame: windows cut from each generated frame.
+    """
+
+    def __init__(self, *, seed: int, first: int, batch: int, patches: int, per_frame: int) -> None:
+        self.seed, self.first, self.batch, self.patches, self.per_frame = seed, first, batch, patches, per_frame
+
+    def __iter__(self) -> Iterator[Windows]:
+        # A worker takes every n-th batch; the loader hands them out in turn, so their order stays.
+        worker = torch.utils.data.get_worker_info()
+        start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        number = self.first + start
+        while True:
+            yield self.make(number)
+            number += step
+
+    def make(self, number: int) -> Windows:
+        """Batch `number`."""
+        rng = np.random.default_rng([self.seed, self.patches, number])
+        pixels, fractions, labels, corners = [], [], [], []
+        # Classes in turn from a random start: every batch holds all of them.
+        order = rng.permutation(len(CLASSES))
+        for i in range(self.batch // self.per_frame):
+            label = CLASSES[order[i % len(CLASSES)]]
+            layouts = [name for name in suitable_layouts(label) if name not in HELD_OUT_LAYOUTS]
+            seed = FIRST_SEED + int(rng.integers(2**40))
+            frame = make_frame(label, seed, layout=str(rng.choice(layouts)), text_bar=bool(rng.random() < 0.08))
+            for _ in range(self.per_frame):
+                image, mask, name, corner = _window(frame.image, frame.mask > 0, label, self.patches, rng)
+                pixels.append(_vary(image, rng))
+                fractions.append(mask.reshape(self.patches, PATCH, self.patches, PATCH).mean((1, 3)).ravel())
+                labels.append(CLASSES.index(name))
+                corners.append(corner)
+        return Windows(
+            torch.from_numpy(np.stack(pixels)),
+            torch.from_numpy(np.stack(fractions).astype(np.float32)),
+            torch.tensor(labels),
+            torch.tensor(corners),
+        )
+
+
+def window_loader(stream: WindowStream, workers: int) -> DataLoader[Windows]:
+    """Batches of `stream`, made by processes beside the trainer (0: in the trainer)."""
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        multiprocessing_context="spawn" if workers else None,
+        worker_init_fn=_leave_signals,
+    )
+
+
+def _leave_signals(worker: int) -> None:
+    """A signal to the whole group is for the trainer, which saves before it stops and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _window(
+    image: NDArray[np.uint8], mask: NDArray[np.bool_], label: str, patches: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str, tuple[int, int]]:
+    """Cut a window at any pixel, turned at random; its label, and the patch position it is trained at."""
+    turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
+    image, mask = np.rot90(image, turns), np.rot90(mask, turns)
+    if flip:
+        image, mask = image[:, ::-1], mask[:, ::-1]
+    side = patches * PATCH
+    room = SIDE - side
+    if room:
+        rows, columns = np.nonzero(mask)
+        for _ in range(20):
+            top, left = rng.integers(room + 1, size=2)
+            if len(rows):  # around a pixel of the defect
+                i = rng.integers(len(rows))
+                top = np.clip(rows[i] - rng.integers(PATCH // 2, side - PATCH // 2), 0, room)
+                left = np.clip(columns[i] - rng.integers(PATCH // 2, side - PATCH // 2), 0, room)
+            part = mask[top : top + side, left : left + side]
+            if not len(rows) or part.sum() >= min(MIN_DEFECT_PX, len(rows)):
+                break
+        image, mask = image[top : top + side, left : left + side], part
+        if label != "good" and mask.sum() < min(MIN_DEFECT_PX, len(rows)):
+            label = "good"
+    corner = tuple(int(rng.integers(GRID - patches + 1)) for _ in range(2))
+    return image, mask, label, (corner[0], corner[1])
+
+
+def _vary(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
+    """Other dose, focus and detector settings than the generator's: gamma, gain, offset, blur or noise."""
+    x = image.astype(np.float32)
+    if rng.random() < 0.3:
+        x = 255 * (x / 255) ** np.float32(np.exp(rng.normal(0, 0.3)))
+    if rng.random() < 0.5:
+        x = (x - 128) * np.float32(np.exp(rng.normal(0, 0.25))) + 128 + np.float32(rng.normal(0, 15))
+    if rng.random() < 0.15:
+        x = ndimage.gaussian_filter(x, rng.uniform(0.3, 1.0))
+    if rng.random() < 0.15:
+        x = x + rng.standard_normal(x.shape, dtype=np.float32) * np.float32(rng.uniform(2, 10))
+    clipped: NDArray[np.float32] = np.clip(x, 0, 255).round()
+    return clipped
