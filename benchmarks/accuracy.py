@@ -1,9 +1,12 @@
-"""Accuracy of what ships: recipes taught on K shots, judged through the exported bundle and `Predictor`.
+"""Accuracy of what ships, after the paper's protocol (section 4): recipes taught on K shots, judged through `Predictor`
+and the exported bundle, never through torch.
 
-    python -m benchmarks.accuracy --data DIR --arch FILE --weights FILE --shots 1,5,10 --seeds 3 --out accuracy.json
+    python -m benchmarks.accuracy --data DIR --arch FILE --weights FILE --shots 1,2,5,10 --seeds 5 --out accuracy/
 
 Supports are drawn from a pool of groups; the test set is every frame of every other group (export/supports.py,
-split_by_group). Pixel metrics compare the up-sampled map with the mask at the frame's own size.
+split_by_group), the same for every number of shots. Pixel metrics compare the up-sampled map with the mask at the
+frame's own size. --ablations and --baselines judge other recipes and simpler methods on the same supports and frames;
+--precisions judges other artifacts of the same bundle, int8 quantized on frames of the support pool.
 """
 
 from __future__ import annotations
@@ -12,53 +15,65 @@ import argparse
 import json
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from benchmarks.baselines import NAMES as BASELINES
+from benchmarks.baselines import Baselines
+from benchmarks.evaluate import evaluate
 from benchmarks.machine import describe_machine, peak_memory_mb
-from benchmarks.metrics import auroc, classification
 from calibration.dataset import Dataset, Sample, load_dataset
-from calibration.histogram import ScoreHistogram
+from export.bundle import describe_encoder
 from export.checkpoint import load_model
+from export.errors import ExportError
+from export.finetune import TeachSettings
 from export.graph import SemClipGraph
 from export.progress import Stages
 from export.prompts import load_prompts
+from export.quantize import add_int8
 from export.supports import split_by_group
-from export.teach import TeachRequest, build_bundle, parity_samples, teach_recipe
-from runtime import FailedFrame, Predictor
+from export.teach import (
+    EncodedSupports,
+    TeachRequest,
+    build_bundle,
+    encode_request,
+    fit_supports,
+    parity_samples,
+    smoothing_px,
+)
+from runtime import Predictor, Recipe
 from runtime.cli import run
+from runtime.files import write_atomically
+from runtime.manifest import Encoder
+from runtime.recipe import SCALARS
+
+SCALAR_ABLATIONS = {
+    "no_p_s": {"alpha": 1.0},
+    "no_p_c": {"alpha": 0.0},
+    "no_value_path": {"lambda_v": 0.0},
+    "no_transform": {"lambda_v": 1e6},
+}
+"""Rows of the paper's Table 3 that are scalars of the recipe. no_transform: the V path has the map to itself."""
+ABLATIONS = ("paper", *SCALAR_ABLATIONS)
+METRICS = {"accuracy": "accuracy", "f1": "macro F1", "iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max"}
+INT8_FRAMES = 32
+KEPT = 0.8
+"""Share of the test frames that a reject threshold is taken to keep, where labels of two precisions are compared."""
+_KEEP = ("test_frames", "seconds", *METRICS, "precision", "recall", "confusion")
 
 
-def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
-    """All metrics of the recipe in use on `test`; pixel metrics are null where no defect has a mask."""
-    pixels = ScoreHistogram()
-    scores, predicted, actual, masked = [], [], [], False
-    began = time.perf_counter()
-    with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
-        for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
-            if isinstance(result, FailedFrame):
-                raise result.error
-            scores.append(result.score)
-            predicted.append(dataset.classes.index(result.label))
-            actual.append(dataset.classes.index(sample.label))
-            mask = sample.read_mask(result.frame_size)
-            if mask is not None:
-                masked |= bool(mask.any())
-                pixels.add(result.defect_map(), mask > 0)
-            bar.update()
-    seconds = time.perf_counter() - began
-    return {
-        "test_frames": len(test),
-        "seconds": seconds,
-        "iauroc": auroc(scores, np.asarray(actual) > 0),
-        "pauroc": pixels.auroc() if masked else None,
-        "f1_max": pixels.f1_max() if masked else None,
-        **classification(predicted, actual, len(dataset.classes)),
-    }
+def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder, stages: Stages) -> Recipe:
+    """The recipe as the ablation `name` has it. "paper": the head of eq. 20-22, which reads class tokens alone."""
+    if name == "paper":
+        return fit_supports(encoded, encoder, stages, replace(encoded.request.settings, head="paper"))
+    scalars = recipe.tensors["scalars"].copy()
+    for scalar, value in SCALAR_ABLATIONS[name].items():
+        scalars[SCALARS.index(scalar)] = value
+    return replace(recipe, tensors={**recipe.tensors, "scalars": scalars})
 
 
 class Accuracy:
@@ -73,64 +88,153 @@ class Accuracy:
         parser.add_argument("--arch", required=True, help="architecture or open_clip configuration file")
         parser.add_argument("--weights", type=Path, help="weights file; random weights (seed 0) if left out")
         parser.add_argument("--shots", default="1,2,5,10", help="comma-separated (default: 1,2,5,10)")
-        parser.add_argument("--seeds", type=int, default=5, help="seeds 0 ... N-1 (default: 5)")
-        parser.add_argument("--out", type=Path, help="write all figures here as JSON")
+        parser.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
+        parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
+        parser.add_argument("--head", choices=("pooled", "paper"), default="pooled", help="what the class head reads")
+        parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
+        parser.add_argument("--ablations", action="store_true", help=f"also judge {', '.join(ABLATIONS)}")
+        parser.add_argument("--baselines", action="store_true", help=f"also judge {', '.join(BASELINES)}")
+        parser.add_argument(
+            "--out", type=Path, metavar="DIR", help="write accuracy.json, accuracy.md and pictures here"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
-        """Measure and print a table."""
+        """Measure, print a table, write."""
         dataset, prompts = load_dataset(args.data), load_prompts()
-        shots = [int(k) for k in args.shots.split(",")]
+        shots, precisions = _numbers(args.shots), _precisions(args.precisions)
         model = load_model(args.arch, weights=args.weights, random_seed=None if args.weights else 0)
         graph = SemClipGraph(model.encoder())
+        encoder = describe_encoder(model, graph)
+        settings = TeachSettings(head=args.head)
         rows: list[dict[str, Any]] = []
+        predictors: dict[str, Predictor] = {}
         with tempfile.TemporaryDirectory() as work:
-            bundle, predictor = Path(work) / "bundle", None
-            for seed in range(args.seeds):
+            for seed in range(args.first_seed, args.first_seed + args.seeds):
                 pool, test = split_by_group(dataset, max(shots), seed)
+                baselines = None
                 for k in shots:
                     stages = Stages()
-                    request = TeachRequest(dataset, prompts, k, seed, allowed=tuple(pool))
-                    recipe = teach_recipe(model, graph, request, stages)
-                    if predictor is None:
+                    request = TeachRequest(dataset, prompts, k, seed, settings=settings, allowed=tuple(pool))
+                    encoded = encode_request(model, graph, request, stages)
+                    recipe = fit_supports(encoded, encoder, stages)
+                    if not predictors:
+                        bundle = Path(work) / "bundle"
                         build_bundle(model, graph, recipe, parity_samples(dataset), bundle, stages)
-                        predictor = Predictor(bundle)
-                    predictor.use(recipe)
-                    rows.append(
-                        {"shots": k, "seed": seed, **evaluate(predictor, dataset, test), "stages": stages.seconds}
-                    )
-                    print(
-                        {name: rows[-1][name] for name in ("shots", "seed", "accuracy", "iauroc", "pauroc", "f1_max")}
-                    )
+                        if "int8" in precisions:
+                            _quantize(bundle, pool)
+                        predictors = {precision: Predictor(bundle, precision=precision) for precision in precisions}
+                    found = {name: _judge(predictor, recipe, dataset, test) for name, predictor in predictors.items()}
+                    if args.ablations:
+                        for name in ABLATIONS:
+                            other = ablate(name, recipe, encoded, encoder, Stages())
+                            found[name] = _judge(predictors["fp32"], other, dataset, test)
+                    for name, metrics in found.items():
+                        same = agreement(found["fp32"], metrics) if name in precisions[1:] else {}
+                        figures = {key: metrics[key] for key in _KEEP}
+                        rows.append({"shots": k, "seed": seed, "method": name, **figures, **same})
+                        print({n: rows[-1][n] for n in ("shots", "seed", "method", *METRICS)}, flush=True)
+                    rows[-len(found)]["stages"] = stages.seconds
+                    if args.baselines:
+                        if baselines is None:
+                            baselines = Baselines(graph, encoder, dataset, test, request.options, smoothing_px(encoder))
+                        for name, metrics in baselines.judge(encoded.features).items():
+                            none = dict.fromkeys(METRICS)
+                            rows.append(
+                                {"shots": k, "seed": seed, "method": name, "test_frames": len(test), **none, **metrics}
+                            )
+            for predictor in predictors.values():
+                predictor.close()
         table = summarize(rows, shots)
         print(table)
         if args.out:
-            document = {
+            about = {
                 "data": args.data.name,
                 "classes": dataset.classes,
                 "architecture": model.architecture,
                 "weights": model.origin,
                 "trained": model.trained,
+                "head": args.head,
                 "machine": describe_machine(),
                 "peak_memory_mb": peak_memory_mb(),
-                "rows": rows,
             }
-            args.out.write_text(json.dumps(document, indent=1), encoding="utf-8")
+            _write(args.out, about, rows, table)
         return 0
 
 
+def _judge(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
+    predictor.use(recipe)
+    return evaluate(predictor, dataset, test)
+
+
+def agreement(reference: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
+    """Share of frames with the label of `reference`: of all, and of the KEPT share that `reference` is surest of."""
+    same = np.array([a == b for a, b in zip(reference["labels"], other["labels"], strict=True)])
+    surest = np.argsort(-np.asarray(reference["confidences"]), kind="stable")[: round(KEPT * len(same))]
+    return {"labels_equal": float(same.mean()), "labels_equal_kept": float(same[surest].mean())}
+
+
+def _quantize(bundle: Path, pool: Sequence[Sample]) -> None:
+    """Add int8 to a bundle: ranges and harm from frames of the support pool, so that no test frame takes part."""
+    paths = [pool[i].path for i in np.linspace(0, len(pool) - 1, min(len(pool), 2 * INT8_FRAMES)).round().astype(int)]
+    add_int8(bundle, paths, calibration_frames=INT8_FRAMES, agreement=0.99)
+
+
 def summarize(rows: list[dict[str, Any]], shots: list[int]) -> str:
-    """Mean ± standard deviation over seeds, as a Markdown table in per cent."""
-    names = ("accuracy", "f1", "iauroc", "pauroc", "f1_max")
-    lines = ["| K | seeds | test frames | " + " | ".join(names) + " |", "|" + "---|" * (len(names) + 3)]
-    for k in shots:
-        cell = [row for row in rows if row["shots"] == k]
-        sizes = [row["test_frames"] for row in cell]
-        texts = []
-        for name in names:
-            values = [row[name] for row in cell if row[name] is not None]
-            texts.append(f"{100 * np.mean(values):.1f} ± {100 * np.std(values):.1f}" if values else "no masks")
-        lines.append(f"| {k} | {len(cell)} | {min(sizes)}-{max(sizes)} | " + " | ".join(texts) + " |")
+    """Mean ± standard deviation over seeds, as a Markdown table in per cent; methods in the order of their rows."""
+    lines = [
+        "| method | K | seeds | test frames | " + " | ".join(METRICS.values()) + " |",
+        "|" + "---|" * (len(METRICS) + 4),
+    ]
+    for method in dict.fromkeys(row["method"] for row in rows):
+        for k in shots:
+            cell = [row for row in rows if (row["shots"], row["method"]) == (k, method)]
+            sizes = [row["test_frames"] for row in cell]
+            texts = [_mean([row[name] for row in cell], method, name) for name in METRICS]
+            lines.append(f"| {method} | {k} | {len(cell)} | {min(sizes)}-{max(sizes)} | " + " | ".join(texts) + " |")
+    for key, what in (("labels_equal", "all frames"), ("labels_equal_kept", f"the {KEPT:.0%} that fp32 is surest of")):
+        for method in dict.fromkeys(row["method"] for row in rows if key in row):
+            values = [row[key] for row in rows if row["method"] == method]
+            mean, worst = 100 * np.mean(values), 100 * min(values)
+            lines.append(f"\n{method}: labels of fp32 on {mean:.1f} % of {what} (worst cell {worst:.1f} %)")
     return "\n".join(lines)
+
+
+def _mean(values: Sequence[float | None], method: str, name: str) -> str:
+    found = [value for value in values if value is not None]
+    if found:
+        return f"{100 * np.mean(found):.1f} ± {100 * np.std(found):.1f}"
+    # A baseline that names no class or draws no map has no figure; a set without masks has none for anybody.
+    return "no masks" if name in ("pauroc", "f1_max") and method not in BASELINES else "-"
+
+
+def _write(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]], table: str) -> None:
+    from benchmarks.accuracy_plots import draw_confusion, draw_shots
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "accuracy.json", json.dumps({**about, "rows": rows}, indent=1).encode())
+    write_atomically(folder / "accuracy.md", (table + "\n").encode())
+    ours = [row for row in rows if row["method"] == "fp32"]
+    write_atomically(folder / "shots.png", draw_shots(ours, METRICS))
+    most = max(row["shots"] for row in ours)
+    confusion = sum(np.asarray(row["confusion"]) for row in ours if row["shots"] == most)
+    write_atomically(folder / "confusion.png", draw_confusion(np.asarray(confusion).tolist(), about["classes"]))
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        numbers = [0]
+    if numbers[0] < 1:
+        raise ExportError(f'--shots is "{text}"; write whole numbers from 1 on, such as 1,2,5,10')
+    return numbers
+
+
+def _precisions(text: str) -> list[str]:
+    names = text.split(",")
+    if names[0] != "fp32" or not set(names) <= {"fp32", "fp16", "int8"}:
+        raise ExportError(f'--precisions is "{text}"; write fp32 first, then fp16 or int8 beside it')
+    return names
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Folder data sets: `images/<class>/`, optional `masks/<class>/`, optional `groups.csv`. Used by all but the runtime.
 
+A folder with `carinthia-s.csv` is read as that set is distributed (`calibration.carinthia`).
+
 groups.csv has at least the columns path (as `images/<class>/<file>`), class and group. Frames of one group share a
 physical origin (a wafer site, a tile, a paper's figure), so what is learnt on some of them says little about others.
 """
@@ -20,6 +22,7 @@ from runtime.frames import SUFFIXES, read_frame
 from runtime.operating_point import is_verdict
 from runtime.recipe import MAX_CLASSES, FrameOptions
 
+from . import carinthia
 from .errors import DatasetError
 
 GOOD = "good"
@@ -99,17 +102,24 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
     good_only: accept a folder without a defect class. Raises DatasetError with all faults.
     """
     folder = Path(folder)
+    if (folder / carinthia.TABLE).is_file():
+        samples = [Sample(path, label, path.name, mask) for path, label, mask in carinthia.read_table(folder)]
+        classes = tuple(dict.fromkeys(sample.label for sample in samples))
+        faults = _class_faults(classes, good_only=good_only)
+        if faults:
+            raise DatasetError(folder, faults)
+        return Dataset(folder, classes, tuple(samples))
     images = folder / "images"
     if not images.is_dir():
         raise DatasetError(folder, "there is no folder images/ in it; expected images/<class>/<frame>.png")
-    faults: list[str] = []
+    faults = []
     stray = sorted(path for path in images.iterdir() if not path.is_dir())
     folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
     names = [path.name for path in folders]
     faults += _class_faults(names, good_only=good_only)
     masks = _index_masks(folder, names, faults)
     groups = _read_groups(folder, faults)
-    samples: list[Sample] = []
+    samples = []
     for label in sorted(names, key=lambda name: (name != GOOD, name)):
         frames = _frames_in(images / label)
         stray += sorted(set((images / label).iterdir()) - set(frames))

@@ -41,9 +41,9 @@ from .checkpoint import LoadedModel, load_model
 from .encoder import PIXEL_OFFSET, PIXEL_SCALE, Levels, _grey_patch_embedding
 from .errors import ExportError
 from .heads import cosines, unit
-from .pretrain_frames import CLASSES, GRID, HELD_OUT_LAYOUTS, PATCH, Windows, WindowStream, window_loader
+from .pretrain_frames import GRID, HELD_OUT_LAYOUTS, PATCH, Windows, WindowStream, window_loader
 from .prompts import Prompts, load_prompts
-from .synthetic import make_frame, suitable_layouts
+from .synthetic import CLASSES, make_frame, suitable_layouts
 from .versions import tool_versions
 
 CHECKPOINT, BEFORE_FALL, LOG, WEIGHTS = "checkpoint.pt", "before_fall.pt", "log.jsonl", "sem_tiny.safetensors"
@@ -155,7 +155,7 @@ class Trainee(nn.Module):
     def embed_text(self, chosen: Sequence[Tensor]) -> Tensor:
         """Unit vectors [classes, n, C] of n prompts of every class."""
         vectors = self.clip.encode_text(torch.cat(list(chosen)), normalize=True)
-        return vectors.unflatten(0, (len(chosen), -1))  # type: ignore[no-any-return]
+        return vectors.reshape(len(chosen), -1, vectors.shape[-1])  # type: ignore[no-any-return]
 
     def class_vectors(self) -> Tensor:
         """Unit vectors [classes, C] of all prompts, as in the text bank."""

@@ -23,10 +23,10 @@ from .parity import artifact_outputs, measure_parity, require_parity, spread, to
 from .progress import Stages
 from .prompts import Prompts
 from .supports import draw_supports
-from .text_bank import build_text_bank
+from .text_bank import TextBank, build_text_bank
 from .to_onnx import onnx_from_graph
 from .versions import tool_versions
-from .views import encode_supports
+from .views import SupportFeatures, encode_supports
 
 SMOOTHING_PX_AT_240 = 4.0
 RECIPE_FILE = "recipe.safetensors"
@@ -51,9 +51,23 @@ def smoothing_px(encoder: Encoder) -> float:
     return SMOOTHING_PX_AT_240 * encoder.image_size[0] / 240
 
 
+@dataclass(frozen=True, slots=True)
+class EncodedSupports:
+    """What teaching needs once the supports are encoded: they are fitted on as often as one likes."""
+
+    request: TeachRequest
+    supports: tuple[Sample, ...]
+    bank: TextBank
+    features: SupportFeatures
+
+
 def teach_recipe(model: LoadedModel, graph: SemClipGraph, request: TeachRequest, stages: Stages) -> Recipe:
     """Draw supports, encode them, fit the recipe. Raises DatasetError, FrameError, PromptError."""
-    encoder = describe_encoder(model, graph)
+    return fit_supports(encode_request(model, graph, request, stages), describe_encoder(model, graph), stages)
+
+
+def encode_request(model: LoadedModel, graph: SemClipGraph, request: TeachRequest, stages: Stages) -> EncodedSupports:
+    """Draw the supports of a request and encode their views. Raises DatasetError, FrameError, PromptError."""
     dataset = request.dataset
     supports = draw_supports(dataset, request.shots, request.seed, allowed=request.allowed)
     with stages.stage("text bank"):
@@ -61,7 +75,7 @@ def teach_recipe(model: LoadedModel, graph: SemClipGraph, request: TeachRequest,
     with stages.stage(f"encode {len(supports)} x {request.settings.views} views") as progress:
         features = encode_supports(
             graph,
-            encoder,
+            describe_encoder(model, graph),
             supports,
             dataset.classes,
             torch.tensor(bank.text_seg),
@@ -70,22 +84,30 @@ def teach_recipe(model: LoadedModel, graph: SemClipGraph, request: TeachRequest,
             seed=request.seed,
             progress=progress,
         )
+    return EncodedSupports(request, supports, bank, features)
+
+
+def fit_supports(
+    encoded: EncodedSupports, encoder: Encoder, stages: Stages, settings: TeachSettings | None = None
+) -> Recipe:
+    """Fit a recipe, with the request's settings or with others."""
+    request, dataset = encoded.request, encoded.request.dataset
     with stages.stage("fit recipe") as progress:
         return fit_recipe(
-            features,
+            encoded.features,
             encoder,
             dataset.classes,
-            bank,
+            encoded.bank,
             request.options,
             smoothing_px=smoothing_px(encoder),
             seed=request.seed,
-            settings=request.settings,
+            settings=settings or request.settings,
             provenance={
                 "shots": request.shots,
-                "supports": [str(sample.path.relative_to(dataset.folder).as_posix()) for sample in supports],
-                "support_sha256": [sha256_of(sample.path) for sample in supports],
+                "supports": [str(sample.path.relative_to(dataset.folder).as_posix()) for sample in encoded.supports],
+                "support_sha256": [sha256_of(sample.path) for sample in encoded.supports],
                 "prompts": {name: request.prompts.for_class(name) for name in dataset.classes}
-                if bank.source == "tower"
+                if encoded.bank.source == "tower"
                 else {},
             },
             progress=progress,

@@ -1,11 +1,79 @@
-"""benchmarks.accuracy: the table it prints."""
+"""benchmarks.accuracy: its table, its switches, and one small cell of a measurement run again."""
 
 from __future__ import annotations
 
-from benchmarks.accuracy import summarize
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import make_recipe
+
+from benchmarks.accuracy import ABLATIONS, Accuracy, ablate, agreement, summarize
+from export.synthetic import write_dataset
+
+ROW = {"method": "fp32", "shots": 1, "test_frames": 9, "accuracy": 0.5, "f1": 0.5, "iauroc": 0.75}
+NO_MASKS = {"pauroc": None, "f1_max": None}
 
 
 def test_table_says_where_there_are_no_masks() -> None:
-    row = {"shots": 1, "test_frames": 9, "accuracy": 0.5, "f1": 0.5, "iauroc": 0.75, "pauroc": None, "f1_max": None}
+    row = {**ROW, **NO_MASKS}
     table = summarize([{**row, "seed": 0}, {**row, "seed": 1, "accuracy": 0.7}], [1])
-    assert "| 1 | 2 | 9-9 | 60.0 ± 10.0 | 50.0 ± 0.0 | 75.0 ± 0.0 | no masks | no masks |" in table
+    assert "| fp32 | 1 | 2 | 9-9 | 60.0 ± 10.0 | 50.0 ± 0.0 | 75.0 ± 0.0 | no masks | no masks |" in table
+
+
+def test_a_baseline_without_a_map_is_not_a_set_without_masks() -> None:
+    table = summarize([{**ROW, **NO_MASKS, "method": "class_mean", "iauroc": None, "seed": 0}], [1])
+    assert "| class_mean | 1 | 1 | 9-9 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in table
+
+
+def test_agreement_of_all_frames_and_of_the_sure_ones() -> None:
+    one = {"labels": ["good"] * 10, "confidences": np.linspace(1, 0.1, 10)}
+    other = {"labels": ["good"] * 9 + ["hole"], "confidences": np.ones(10)}
+    assert agreement(one, other) == {"labels_equal": 0.9, "labels_equal_kept": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("no_p_s", (1.0, 1.0)), ("no_p_c", (0.0, 1.0)), ("no_value_path", (0.8, 0.0)), ("no_transform", (0.8, 1e6))],
+)
+def test_ablations_are_scalars_of_the_recipe(name: str, expected: tuple[float, float]) -> None:
+    recipe = make_recipe()
+    scalars = recipe.tensors["scalars"].copy()
+    scalars[:2] = 0.8, 1.0
+    recipe = type(recipe)(**{**vars_of(recipe), "tensors": {**recipe.tensors, "scalars": scalars}})
+    changed = ablate(name, recipe, None, None, None)  # type: ignore[arg-type]
+    assert changed.tensors["scalars"][:2].tolist() == pytest.approx(expected)
+    assert all(np.array_equal(changed.tensors[n], recipe.tensors[n]) for n in recipe.tensors if n != "scalars")
+
+
+def vars_of(recipe: object) -> dict[str, object]:
+    names = [n for n, f in type(recipe).__dataclass_fields__.items() if f.init]  # type: ignore[attr-defined]
+    return {name: getattr(recipe, name) for name in names}
+
+
+def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
+    """Two classes' worth of frames, an untrained toy encoder: the protocol runs through, and twice the same."""
+    write_dataset(tmp_path / "data", per_class=4, size=(64, 64))
+    command = Accuracy()
+    import argparse
+
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    base = ["--data", str(tmp_path / "data"), "--arch", "toy", "--shots", "1", "--seeds", "1"]
+    full = parser.parse_args([*base, "--ablations", "--baselines", "--out", str(tmp_path / "out")])
+    assert command.run(full) == 0
+    document = json.loads((tmp_path / "out/accuracy.json").read_text())
+    rows = {row["method"]: row for row in document["rows"]}
+    assert list(rows) == ["fp32", *ABLATIONS, "class_mean", "linear_probe", "patch_memory"]
+    assert rows["no_p_s"]["iauroc"] == rows["fp32"]["iauroc"], "the class mix has no say in the map"
+    assert rows["no_transform"]["pauroc"] != rows["fp32"]["pauroc"]
+    assert rows["patch_memory"]["accuracy"] is None
+    assert 0 <= rows["patch_memory"]["pauroc"] <= 1
+    assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in ("shots.png", "confusion.png"))
+    assert "| linear_probe | 1 | 1 |" in (tmp_path / "out/accuracy.md").read_text()
+
+    command.run(parser.parse_args([*base, "--out", str(tmp_path / "again")]))
+    again = json.loads((tmp_path / "again/accuracy.json").read_text())["rows"][0]
+    for name in ("accuracy", "f1", "iauroc", "pauroc", "f1_max", "confusion"):
+        assert again[name] == rows["fp32"][name]

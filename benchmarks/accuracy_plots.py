@@ -1,0 +1,78 @@
+"""Pictures of an accuracy measurement, as in the paper's figures 6-8. Loads matplotlib when one is drawn."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration.dataset import Sample
+from calibration.plots import require_matplotlib
+
+if TYPE_CHECKING:
+    from runtime import Prediction
+
+
+def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
+    """A PNG: true classes in rows, predicted ones in columns; colour is the share of the row, numbers are frames."""
+    figure, ax = _figure(1.2 + 0.75 * len(classes), 1.0 + 0.65 * len(classes))
+    counts = np.asarray(confusion)
+    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        colour = "white" if share[row, column] > 0.5 else "black"
+        ax.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
+    ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true")
+    ax.set_xticklabels(classes, rotation=40, ha="right")
+    ax.set_yticklabels(classes)
+    return _png(figure)
+
+
+def draw_shots(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> bytes:
+    """A PNG: mean and standard deviation over seeds against the number of shots, one line per metric."""
+    figure, ax = _figure(6.0, 4.4)
+    shots = sorted({row["shots"] for row in rows})
+    for key, name in names.items():
+        points = [[row[key] for row in rows if row["shots"] == k and row[key] is not None] for k in shots]
+        if all(points):
+            mean = [100 * np.mean(p) for p in points]
+            ax.errorbar(shots, mean, [100 * np.std(p) for p in points], marker="o", capsize=3, label=name)
+    ax.set(xlabel="shots per class", ylabel="per cent", xticks=shots)
+    ax.grid(alpha=0.25)
+    ax.legend(frameon=False)
+    return _png(figure)
+
+
+def draw_overlays(results: Sequence[tuple[Sample, Prediction]], columns: int = 4) -> bytes:
+    """A PNG: frames with map and outline (yellow), the true outline in blue, and what was said of each."""
+    rows = -(-len(results) // columns)
+    figure, axes = _figure(2.6 * columns, 2.9 * rows, rows, columns)
+    for ax in axes.flat:
+        ax.axis("off")
+    for ax, (sample, result) in zip(axes.flat, results, strict=False):
+        ax.imshow(np.asarray(result.overlay()), aspect="auto")
+        mask = sample.read_mask(result.frame_size)
+        if mask is not None and mask.any():
+            ax.contour(mask, levels=[0.5], colors="deepskyblue", linewidths=1)
+        right = result.label == sample.label
+        ax.set_title(
+            f"{sample.label}: {result.label} {result.confidence:.0%}", fontsize=8, color="black" if right else "crimson"
+        )
+    return _png(figure)
+
+
+def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, (axes[0, 0] if rows == columns == 1 else axes)
+
+
+def _png(figure: Any) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110)
+    return stream.getvalue()

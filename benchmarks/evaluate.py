@@ -1,0 +1,152 @@
+"""`sem-clip evaluate`: what a bundle is worth on labelled frames. Cheap to import."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from benchmarks.metrics import auroc, classification
+from calibration.dataset import Dataset, Sample, load_dataset
+from calibration.errors import DatasetError
+from calibration.histogram import ScoreHistogram
+from runtime import FailedFrame, Predictor
+from runtime.files import sha256_of, write_atomically
+
+if TYPE_CHECKING:
+    from runtime import Prediction
+
+OVERLAYS_A_CLASS = 4
+
+
+def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
+    """All metrics of the recipe in use on `test`; pixel metrics are None where no defect has a mask.
+
+    iAUROC is None where `test` holds good frames alone or none. Labels count as wrong where the recipe does not know
+    the class. `labels` and `confidences` list the answers in the order of `test`. Raises FrameError, DatasetError.
+    """
+    classes = tuple(dict.fromkeys([*dataset.classes, *predictor.recipe.classes]))
+    pixels = ScoreHistogram()
+    scores, predicted, actual, confidences, masked = [], [], [], [], False
+    began = time.perf_counter()
+    with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
+        for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
+            if isinstance(result, FailedFrame):
+                raise result.error
+            scores.append(result.score)
+            predicted.append(classes.index(result.label))
+            actual.append(classes.index(sample.label))
+            confidences.append(result.confidence)
+            mask = sample.read_mask(result.frame_size)
+            if mask is not None:
+                masked |= bool(mask.any())
+                pixels.add(result.defect_map(), mask > 0)
+            bar.update()
+    seconds = time.perf_counter() - began
+    image_level = auroc(scores, np.asarray(actual) > 0)
+    return {
+        "test_frames": len(test),
+        "seconds": seconds,
+        "iauroc": None if np.isnan(image_level) else image_level,
+        "pauroc": pixels.auroc() if masked else None,
+        "f1_max": pixels.f1_max() if masked else None,
+        **classification(predicted, actual, len(classes)),
+        "classes": list(classes),
+        "labels": [classes[k] for k in predicted],
+        "confidences": confidences,
+    }
+
+
+def without_supports(dataset: Dataset, predictor: Predictor) -> tuple[list[Sample], int]:
+    """Frames that share no group with a support of the recipe in use, and how many others there are.
+
+    Supports are known by their content, whatever the files are called. Raises DatasetError if no frame is left.
+    """
+    supports = set(predictor.recipe.teaching.get("support_sha256", ()))
+    known = {sample.group for sample in dataset.samples if supports and sha256_of(sample.path) in supports}
+    test = [sample for sample in dataset.samples if sample.group not in known]
+    if not test:
+        raise DatasetError(dataset.folder, "every frame is a support of the recipe or shares a group with one")
+    return test, len(dataset.samples) - len(test)
+
+
+class Evaluate:
+    """Metrics of a bundle on a labelled folder."""
+
+    help = "Judge a bundle's recipe on labelled frames that did not teach it."
+    example = "sem-clip evaluate bundle frames/ --out evaluation/"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path)
+        parser.add_argument("data", type=Path, help="images/<class>/, masks/, groups.csv; or the folder of Carinthia-S")
+        parser.add_argument("--recipe", type=Path, help="another recipe than the bundle's")
+        parser.add_argument("--backend", default="auto")
+        parser.add_argument("--precision", help="fp32, fp16 or int8; the backend's choice if left out")
+        parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json, metrics.md and pictures here")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Measure, print, write."""
+        dataset = load_dataset(args.data)
+        with Predictor(args.bundle, backend=args.backend, precision=args.precision) as predictor:
+            if args.recipe:
+                predictor.use(args.recipe)
+            unknown = [name for name in dataset.classes if name not in predictor.recipe.classes]
+            test, left_out = without_supports(dataset, predictor)
+            metrics = evaluate(predictor, dataset, test)
+            table = per_class_table(metrics)
+            print(table)
+            if left_out:
+                print(f"left out  {left_out} frames that taught the recipe, or share a group with one that did")
+            if unknown:
+                print(f"note      the recipe does not know {', '.join(unknown)}: those frames count as wrong")
+            if args.out:
+                self._write(args.out, predictor, test, metrics, table)
+        return 0
+
+    def _write(
+        self, folder: Path, predictor: Predictor, test: list[Sample], metrics: dict[str, Any], table: str
+    ) -> None:
+        from benchmarks.accuracy_plots import draw_confusion, draw_overlays
+        from benchmarks.machine import describe_machine
+
+        folder.mkdir(parents=True, exist_ok=True)
+        document = {**metrics, "backend": predictor.backend.name, "machine": describe_machine()}
+        write_atomically(folder / "metrics.json", json.dumps(document, indent=1).encode())
+        write_atomically(folder / "metrics.md", (table + "\n").encode())
+        write_atomically(folder / "confusion.png", draw_confusion(metrics["confusion"], metrics["classes"]))
+        shown = [
+            sample for name in metrics["classes"] for sample in [s for s in test if s.label == name][:OVERLAYS_A_CLASS]
+        ]
+        results: list[tuple[Sample, Prediction]] = []
+        for sample, result in zip(shown, predictor.predict([s.path for s in shown]), strict=True):
+            results.append((sample, result))
+        write_atomically(folder / "overlays.png", draw_overlays(results))
+        print(f"written   {folder}/metrics.json, metrics.md, confusion.png, overlays.png")
+
+
+def per_class_table(metrics: dict[str, Any]) -> str:
+    """A Markdown table: the figures over all classes, then precision, recall and F1 of each."""
+    confusion = np.asarray(metrics["confusion"])
+    hits, called, present = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+    names = {"iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max", "accuracy": "accuracy", "f1": "macro F1"}
+    missing = {"iauroc": "needs good and defect frames", "pauroc": "no masks", "f1_max": "no masks"}
+    lines = ["| per cent | |", "|---|---|"]
+    for key, name in names.items():
+        value = metrics[key]
+        lines.append(f"| {name} | {missing[key] if value is None else f'{100 * value:.1f}'} |")
+    lines += ["", "| class | frames | precision | recall | F1 |", "|---|---|---|---|---|"]
+    for k, name in enumerate(metrics["classes"]):
+        if not present[k]:
+            lines.append(f"| {name} | 0 | absent from the test | | |" if not called[k] else f"| {name} | 0 | 0.0 | | |")
+            continue
+        precision = 100 * hits[k] / max(called[k], 1)
+        recall, f1 = 100 * hits[k] / present[k], 200 * hits[k] / (called[k] + present[k])
+        lines.append(f"| {name} | {present[k]} | {precision:.1f} | {recall:.1f} | {f1:.1f} |")
+    return "\n".join(lines)

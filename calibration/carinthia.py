@@ -1,0 +1,57 @@
+"""Carinthia-S (CC BY 4.0): 4,591 wafer SEM frames of 480 x 480 with masks, as its authors distribute them.
+
+`carinthia-s.csv`, separated by semicolons, has the columns image_path, mask_path, filename and label (1 ... 6); frames
+lie in `images/*.jpg`, masks in `masks/*.png`. Class 6 has no visible defect and becomes `good`; the others become
+`type-1` ... `type-5`, as the authors do not name them. The set names no groups: every frame is its own.
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from .errors import DatasetError
+
+TABLE = "carinthia-s.csv"
+GOOD_LABEL = "6"
+_COLUMNS = {"image_path", "mask_path", "filename", "label"}
+
+
+def read_table(folder: Path) -> list[tuple[Path, str, Path | None]]:
+    """Frame, class name and mask of every row, by class and file name. Raises DatasetError with all faults."""
+    faults: list[str] = []
+    found: dict[Path, tuple[str, Path | None]] = {}
+    try:
+        with (folder / TABLE).open(encoding="utf-8-sig", newline="") as stream:
+            rows = csv.DictReader(stream, delimiter=";")
+            lacking = _COLUMNS - set(rows.fieldnames or ())
+            if lacking:
+                raise DatasetError(folder, f"{TABLE} lacks the columns {', '.join(sorted(lacking))}")
+            for line, row in enumerate(rows, start=2):
+                image, mask, label = ((row[name] or "").strip() for name in ("image_path", "mask_path", "label"))
+                if label not in {"1", "2", "3", "4", "5", GOOD_LABEL}:
+                    faults.append(f'{TABLE} line {line}: label "{label}" is none of 1 ... 6')
+                    continue
+                path = _inside(folder, image)
+                cover = _inside(folder, mask) if mask else None
+                if path is None or (mask and cover is None):
+                    faults.append(f"{TABLE} line {line}: {image if path is None else mask} is not there")
+                elif path in found:
+                    faults.append(f"{TABLE} line {line}: {image} appears twice")
+                else:
+                    name = "good" if label == GOOD_LABEL else f"type-{label}"
+                    # Nothing is visible in a good frame, whatever its mask marks.
+                    found[path] = name, None if name == "good" else cover
+    except (OSError, UnicodeDecodeError, csv.Error) as exc:
+        raise DatasetError(folder, f"{TABLE} cannot be read: {exc}") from exc
+    if faults:
+        raise DatasetError(folder, faults)
+    return sorted(((path, *rest) for path, rest in found.items()), key=lambda row: (row[1] != "good", row[1], row[0]))
+
+
+def _inside(folder: Path, name: str) -> Path | None:
+    """A file of the table, which may not lead out of the folder."""
+    path = Path(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts:
+        return None
+    return folder / path if (folder / path).is_file() else None

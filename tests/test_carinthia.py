@@ -1,0 +1,65 @@
+"""calibration.carinthia: the set as its authors distribute it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calibration.dataset import load_dataset
+from calibration.errors import DatasetError
+
+HEAD = "image_path;mask_path;filename;label"
+
+
+def write(folder: Path, rows: list[str], head: str = HEAD) -> Path:
+    for name in ("images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/a.png", "masks/b.png", "masks/c.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / name)
+    (folder / "carinthia-s.csv").write_text("\n".join([head, *rows]) + "\n")
+    return folder
+
+
+ROWS = [
+    "images/a.jpg;masks/a.png;a.jpg;3",
+    "images/b.jpg;masks/b.png;b.jpg;6",
+    "images/c.jpg;masks/c.png;c.jpg;1",
+]
+
+
+def test_six_numbers_become_good_and_five_types(tmp_path: Path) -> None:
+    dataset = load_dataset(write(tmp_path, ROWS))
+    assert dataset.classes == ("good", "type-1", "type-3")
+    assert [(s.label, s.path.name) for s in dataset.samples] == [
+        ("good", "b.jpg"),
+        ("type-1", "c.jpg"),
+        ("type-3", "a.jpg"),
+    ]
+    assert len({s.group for s in dataset.samples}) == 3
+    good, hole, _ = dataset.samples
+    assert good.mask is None, "class 6 shows nothing, whatever its mask marks"
+    assert hole.read_mask((8, 8)).all()  # type: ignore[union-attr]
+
+
+def test_backslashes_of_another_system_are_understood(tmp_path: Path) -> None:
+    dataset = load_dataset(write(tmp_path, [row.replace("/", "\\") for row in ROWS]))
+    assert len(dataset.samples) == 3
+
+
+def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
+    rows = [*ROWS, "images/a.jpg;;a.jpg;2", "images/z.jpg;;z.jpg;1", "images/b.jpg;;b.jpg;7", "../x.jpg;;x.jpg;1"]
+    with pytest.raises(DatasetError) as caught:
+        load_dataset(write(tmp_path, rows))
+    assert caught.value.faults == (
+        "carinthia-s.csv line 5: images/a.jpg appears twice",
+        "carinthia-s.csv line 6: images/z.jpg is not there",
+        'carinthia-s.csv line 7: label "7" is none of 1 ... 6',
+        "carinthia-s.csv line 8: ../x.jpg is not there",
+    )
+
+
+def test_a_table_of_another_form_says_what_it_lacks(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="lacks the columns label, mask_path"):
+        load_dataset(write(tmp_path, [], head="image_path;filename"))

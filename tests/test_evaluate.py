@@ -1,0 +1,100 @@
+"""benchmarks.evaluate: metrics of a bundle on a labelled folder."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.evaluate import Evaluate, per_class_table
+from calibration.errors import DatasetError
+from export.build_engine import main as build
+from export.synthetic import write_dataset
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A bundle of an untrained toy encoder, and the frames that it was taught on a part of."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    write_dataset(folder / "data", per_class=3, size=(64, 64))
+    patch = pytest.MonkeyPatch()
+    words = ["build", "--data", str(folder / "data"), "--shots", "1", "--arch", "toy", "--random-weights", "--out"]
+    patch.setattr("sys.argv", [*words, str(folder / "bundle")])
+    assert build() == 0
+    patch.undo()
+    return folder / "bundle", folder / "data"
+
+
+def evaluate(*words: object) -> int:
+    command, parser = Evaluate(), argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(word) for word in words]))
+
+
+def test_supports_and_their_groups_are_left_out(
+    taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, data = taught
+    assert evaluate(bundle, data, "--out", tmp_path / "out") == 0
+    text = capsys.readouterr().out
+    document = json.loads((tmp_path / "out/metrics.json").read_text())
+    left_out = 21 - document["test_frames"]
+    assert left_out >= 7
+    assert f"left out  {left_out} frames" in text
+    assert len(document["labels"]) == document["test_frames"] == int(np.sum(document["confusion"]))
+    for name in ("confusion.png", "overlays.png"):
+        assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
+    assert (tmp_path / "out/metrics.md").read_text().strip() in text
+
+
+def test_without_masks_pixel_metrics_say_so(
+    taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, data = taught
+    shutil.copytree(data / "images", tmp_path / "data/images")
+    assert evaluate(bundle, tmp_path / "data") == 0
+    assert "| pAUROC | no masks |" in capsys.readouterr().out
+
+
+def test_a_class_that_the_recipe_does_not_know_counts_as_wrong(
+    taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, data = taught
+    shutil.copytree(data / "images", tmp_path / "data/images")
+    (tmp_path / "data/images/hole").rename(tmp_path / "data/images/crater")
+    assert evaluate(bundle, tmp_path / "data") == 0
+    text = capsys.readouterr().out
+    assert "the recipe does not know crater" in text
+    assert "| crater | " in text
+    assert "| hole | 0 | " in text
+
+
+def test_nothing_but_supports_is_an_error(taught: tuple[Path, Path], tmp_path: Path) -> None:
+    bundle, data = taught
+    shutil.copytree(data / "images", tmp_path / "data/images")
+    (tmp_path / "data/groups.csv").write_text(
+        "path,class,group\n"
+        + "".join(f"images/{p.parent.name}/{p.name},{p.parent.name},one\n" for p in data.glob("images/*/*.png"))
+    )
+    with pytest.raises(DatasetError, match="every frame is a support"):
+        evaluate(bundle, tmp_path / "data")
+
+
+def test_a_class_absent_from_the_test_is_named() -> None:
+    metrics = {
+        "iauroc": None,
+        "pauroc": 0.5,
+        "f1_max": 0.25,
+        "accuracy": 1.0,
+        "f1": 1.0,
+        "confusion": [[3, 0], [0, 0]],
+        "classes": ["good", "hole"],
+    }
+    table = per_class_table(metrics)
+    assert "| iAUROC | needs good and defect frames |" in table
+    assert "| hole | 0 | absent from the test | | |" in table
+    assert "| good | 3 | 100.0 | 100.0 | 100.0 |" in table
