@@ -32,10 +32,12 @@ from export.checkpoint import load_model
 from export.errors import ExportError
 from export.finetune import TeachSettings
 from export.graph import SemClipGraph
+from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.progress import Stages
 from export.prompts import load_prompts
 from export.quantize import add_int8
 from export.supports import split_by_group
+from export.synthetic import write_dataset
 from export.teach import (
     EncodedSupports,
     TeachRequest,
@@ -61,6 +63,7 @@ SCALAR_ABLATIONS = {
 ABLATIONS = ("paper", *SCALAR_ABLATIONS)
 METRICS = {"accuracy": "accuracy", "f1": "macro F1", "iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max"}
 INT8_FRAMES = 32
+GENERATED_SEED = 2024
 KEPT = 0.8
 """Share of the test frames that a reject threshold is taken to keep, where labels of two precisions are compared."""
 _KEEP = ("test_frames", "seconds", *METRICS, "precision", "recall", "confusion")
@@ -84,9 +87,17 @@ class Accuracy:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("--data", type=Path, required=True, help="folder with images/, masks/ and groups.csv")
+        source = parser.add_mutually_exclusive_group(required=True)
+        source.add_argument("--data", type=Path, help="folder with images/, masks/ and groups.csv, or Carinthia-S")
+        source.add_argument(
+            "--generated",
+            type=int,
+            metavar="N",
+            help="N generated frames a class, of layouts that the embedded encoder was not trained on",
+        )
         parser.add_argument("--arch", required=True, help="architecture or open_clip configuration file")
-        parser.add_argument("--weights", type=Path, help="weights file; random weights (seed 0) if left out")
+        parser.add_argument("--weights", type=Path, help="weights file; those that come with sem_tiny if left out")
+        parser.add_argument("--random-weights", action="store_true", help="an untrained encoder, seed 0")
         parser.add_argument("--shots", default="1,2,5,10", help="comma-separated (default: 1,2,5,10)")
         parser.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
         parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
@@ -100,55 +111,61 @@ class Accuracy:
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print a table, write."""
-        dataset, prompts = load_dataset(args.data), load_prompts()
+        with tempfile.TemporaryDirectory() as work:
+            if args.generated is not None:
+                layouts = HELD_OUT_LAYOUTS
+                write_dataset(Path(work) / "generated", per_class=args.generated, seed=GENERATED_SEED, layouts=layouts)
+            return self._measure(args, load_dataset(args.data or Path(work) / "generated"), Path(work))
+
+    def _measure(self, args: argparse.Namespace, dataset: Dataset, work: Path) -> int:
+        prompts = load_prompts()
         shots, precisions = _numbers(args.shots), _precisions(args.precisions)
-        model = load_model(args.arch, weights=args.weights, random_seed=None if args.weights else 0)
+        model = load_model(args.arch, weights=args.weights, random_seed=0 if args.random_weights else None)
         graph = SemClipGraph(model.encoder())
         encoder = describe_encoder(model, graph)
         settings = TeachSettings(head=args.head)
         rows: list[dict[str, Any]] = []
         predictors: dict[str, Predictor] = {}
-        with tempfile.TemporaryDirectory() as work:
-            for seed in range(args.first_seed, args.first_seed + args.seeds):
-                pool, test = split_by_group(dataset, max(shots), seed)
-                baselines = None
-                for k in shots:
-                    stages = Stages()
-                    request = TeachRequest(dataset, prompts, k, seed, settings=settings, allowed=tuple(pool))
-                    encoded = encode_request(model, graph, request, stages)
-                    recipe = fit_supports(encoded, encoder, stages)
-                    if not predictors:
-                        bundle = Path(work) / "bundle"
-                        build_bundle(model, graph, recipe, parity_samples(dataset), bundle, stages)
-                        if "int8" in precisions:
-                            _quantize(bundle, pool)
-                        predictors = {precision: Predictor(bundle, precision=precision) for precision in precisions}
-                    found = {name: _judge(predictor, recipe, dataset, test) for name, predictor in predictors.items()}
-                    if args.ablations:
-                        for name in ABLATIONS:
-                            other = ablate(name, recipe, encoded, encoder, Stages())
-                            found[name] = _judge(predictors["fp32"], other, dataset, test)
-                    for name, metrics in found.items():
-                        same = agreement(found["fp32"], metrics) if name in precisions[1:] else {}
-                        figures = {key: metrics[key] for key in _KEEP}
-                        rows.append({"shots": k, "seed": seed, "method": name, **figures, **same})
-                        print({n: rows[-1][n] for n in ("shots", "seed", "method", *METRICS)}, flush=True)
-                    rows[-len(found)]["stages"] = stages.seconds
-                    if args.baselines:
-                        if baselines is None:
-                            baselines = Baselines(graph, encoder, dataset, test, request.options, smoothing_px(encoder))
-                        for name, metrics in baselines.judge(encoded.features).items():
-                            none = dict.fromkeys(METRICS)
-                            rows.append(
-                                {"shots": k, "seed": seed, "method": name, "test_frames": len(test), **none, **metrics}
-                            )
-            for predictor in predictors.values():
-                predictor.close()
+        for seed in range(args.first_seed, args.first_seed + args.seeds):
+            pool, test = split_by_group(dataset, max(shots), seed)
+            baselines = None
+            for k in shots:
+                stages = Stages()
+                request = TeachRequest(dataset, prompts, k, seed, settings=settings, allowed=tuple(pool))
+                encoded = encode_request(model, graph, request, stages)
+                recipe = fit_supports(encoded, encoder, stages)
+                if not predictors:
+                    bundle = work / "bundle"
+                    build_bundle(model, graph, recipe, parity_samples(dataset), bundle, stages)
+                    if "int8" in precisions:
+                        _quantize(bundle, pool)
+                    predictors = {precision: Predictor(bundle, precision=precision) for precision in precisions}
+                found = {name: _judge(predictor, recipe, dataset, test) for name, predictor in predictors.items()}
+                if args.ablations:
+                    for name in ABLATIONS:
+                        other = ablate(name, recipe, encoded, encoder, Stages())
+                        found[name] = _judge(predictors["fp32"], other, dataset, test)
+                for name, metrics in found.items():
+                    same = agreement(found["fp32"], metrics) if name in precisions[1:] else {}
+                    figures = {key: metrics[key] for key in _KEEP}
+                    rows.append({"shots": k, "seed": seed, "method": name, **figures, **same})
+                    print({n: rows[-1][n] for n in ("shots", "seed", "method", *METRICS)}, flush=True)
+                rows[-len(found)]["stages"] = stages.seconds
+                if args.baselines:
+                    if baselines is None:
+                        baselines = Baselines(graph, encoder, dataset, test, request.options, smoothing_px(encoder))
+                    for name, metrics in baselines.judge(encoded.features).items():
+                        none = dict.fromkeys(METRICS)
+                        rows.append(
+                            {"shots": k, "seed": seed, "method": name, "test_frames": len(test), **none, **metrics}
+                        )
+        for predictor in predictors.values():
+            predictor.close()
         table = summarize(rows, shots)
         print(table)
         if args.out:
             about = {
-                "data": args.data.name,
+                "data": dataset.folder.name,
                 "classes": dataset.classes,
                 "architecture": model.architecture,
                 "weights": model.origin,

@@ -117,7 +117,7 @@ class Evaluate:
         from benchmarks.machine import describe_machine
 
         folder.mkdir(parents=True, exist_ok=True)
-        document = {**metrics, "backend": predictor.backend.name, "machine": describe_machine()}
+        document = {**metrics, "backend": predictor.backend.description, "machine": describe_machine()}
         write_atomically(folder / "metrics.json", json.dumps(document, indent=1).encode())
         write_atomically(folder / "metrics.md", (table + "\n").encode())
         write_atomically(folder / "confusion.png", draw_confusion(metrics["confusion"], metrics["classes"]))

@@ -46,6 +46,8 @@ ARCHITECTURES: Mapping[str, tuple[str | dict[str, Any], str]] = {
     ),
 }
 """Name to an open_clip configuration (by name or written out) and what it is for."""
+EMBEDDED = {"sem_tiny": Path(__file__).parent / "weights" / "sem_tiny.safetensors"}
+"""Weights that come with this package, trained by `export/pretrain.py`; used where no others are named."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,12 @@ def load_model(
     """Build `arch` (a name of ARCHITECTURES or an open_clip configuration file) with weights from one source.
 
     weights: a .safetensors file or a state dict (loaded with weights_only=True). pretrained: an open_clip tag, which
-    is downloaded. random_seed: untrained weights, for tests and speed measurements. Raises CheckpointError.
+    is downloaded. random_seed: untrained weights, for tests and speed measurements. None of them: the weights that
+    come with the package, for an architecture of EMBEDDED. Raises CheckpointError.
     """
     require_one_source(arch, weights, pretrained, random_seed)
+    if weights is None and pretrained is None and random_seed is None:
+        weights = EMBEDDED[arch]
     name, config, mean, std = _architecture(arch)
     if random_seed is not None:
         clip = _build(config, arch, random_seed)
@@ -98,8 +103,12 @@ def load_model(
 
 
 def require_one_source(arch: str, *sources: object) -> None:
-    """Raise CheckpointError unless exactly one of weights, pretrained and random_seed is given (not None)."""
-    if sum(source is not None for source in sources) != 1:
+    """Raise CheckpointError unless exactly one of weights, pretrained and random_seed is given (not None).
+
+    None will do for an architecture whose weights come with the package.
+    """
+    given = sum(source is not None for source in sources)
+    if given > 1 or (given == 0 and arch not in EMBEDDED):
         raise CheckpointError(
             f"{arch} needs weights from exactly one source: --weights FILE (safetensors or state dict), "
             "--pretrained TAG (downloads through open_clip, e.g. laion400m_e32), or --random-weights (untrained)"

@@ -179,7 +179,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
             raise ExportError(f"--{name.replace('_', '-')} must not be negative")
     if args.views < 1 or not 1 <= args.white_level <= 65535:
         raise ExportError("--views must be at least 1, and --white-level lie in 1 ... 65535")
-    require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, _random_seed(args))
+    require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, args.random_weights or None)
     options = FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
     dataset = _dataset(args.data, stages, out)
     for stray in dataset.stray:
@@ -206,14 +206,8 @@ def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:
 def _model(args: argparse.Namespace) -> LoadedModel:
     from .checkpoint import load_model
 
-    seed = _random_seed(args)
+    seed = 0 if args.random_weights else None
     return load_model(args.arch or DEFAULT_ARCH, weights=args.weights, pretrained=args.pretrained, random_seed=seed)
-
-
-def _random_seed(args: argparse.Namespace) -> int | None:
-    """Seed 0 where random weights are asked for, or nothing at all is: the embedded default has no trained ones yet."""
-    embedded = args.arch in (None, DEFAULT_ARCH) and args.weights is None and args.pretrained is None
-    return 0 if args.random_weights or embedded else None
 
 
 def _summarize(out: Path, manifest: Manifest, dataset: Dataset, stages: Stages) -> None:

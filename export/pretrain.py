@@ -167,7 +167,7 @@ class Trainee(nn.Module):
         weight, bias = _grey_patch_embedding(visual.conv1.weight, self.mean, self.std)
         count = windows.pixels.shape[-1] // PATCH
         pixels = (windows.pixels - PIXEL_OFFSET) / PIXEL_SCALE
-        patches = pixels.unflatten(2, (count, PATCH)).unflatten(1, (count, PATCH)).permute(0, 1, 3, 2, 4)
+        patches = pixels.reshape(-1, count, PATCH, count, PATCH).permute(0, 1, 3, 2, 4)
         steps = torch.arange(count)
         rows = windows.corner[:, :1] + steps
         columns = windows.corner[:, 1:] + steps
@@ -263,7 +263,9 @@ class Pretraining:
         self.settings, self.folder = settings, folder
         self.model = load_model(arch, random_seed=settings.seed)
         initialize(self.model, settings.seed)
-        self.trainee = Trainee(self.model, load_prompts())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            self.trainee = Trainee(self.model, load_prompts())
         matrices = [
             p for name, p in self.trainee.clip.visual.transformer.named_parameters() if p.ndim == 2 and "weight" in name
         ]

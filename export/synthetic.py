@@ -18,7 +18,7 @@ from __future__ import annotations
 import csv
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -122,15 +122,16 @@ def write_dataset(
     size: tuple[int, int] = (480, 480),
     seed: int = 0,
     text_bar: bool = False,
+    layouts: Collection[str] = LAYOUTS,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
-    """A data folder of `per_class` frames of every class.
+    """A data folder of `per_class` frames of every class, on some of the layouts.
 
     Writes `images/<class>/<id>.png`, `masks/<class>/<id>.png` (8-bit grey; all zero for good) and `groups.csv`. A
     group is one simulated site: one to three frames, of different classes, that show the same layout. mask_fraction is
     the mask's part of the frame, 0..1. `progress` is called with the frames done and the frames in all.
-    The folder appears whole or not at all. Raises FileExistsError if it is there, ValueError as `make_frame` does or
-    for less than one frame per class.
+    The folder appears whole or not at all. Raises FileExistsError if it is there, ValueError as `make_frame` does, for
+    less than one frame per class, and for layouts that are unknown or cannot show every class.
     """
     folder = Path(folder)
     if per_class < 1:
@@ -139,7 +140,11 @@ def write_dataset(
         raise FileExistsError(f"{folder} exists; remove it or name another folder")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; allowed: 0 or more")
-    plan = _plan_groups(per_class, _stream(seed, _DATASET))
+    unknown = sorted(set(layouts) - set(LAYOUTS))
+    if unknown or set(layouts) <= set(FEATURELESS):
+        fault = f"unknown: {', '.join(unknown)}" if unknown else "none of them has the features that a bridge needs"
+        raise ValueError(f"layouts {', '.join(layouts)}: {fault}; there are: {', '.join(LAYOUTS)}")
+    plan = _plan_groups(per_class, _stream(seed, _DATASET), [name for name in LAYOUTS if name in layouts])
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
@@ -165,7 +170,7 @@ def write_dataset(
         raise
 
 
-def _plan_groups(per_class: int, rng: Rng) -> list[tuple[str, int, str, str, int, int]]:
+def _plan_groups(per_class: int, rng: Rng, known: Sequence[str]) -> list[tuple[str, int, str, str, int, int]]:
     """Label, number, group, layout, site seed and shot seed of every frame; the classes of a group differ."""
     plan = []
     group = 0
@@ -174,7 +179,7 @@ def _plan_groups(per_class: int, rng: Rng) -> list[tuple[str, int, str, str, int
         while waiting:
             members = [waiting.pop() for _ in range(min(int(rng.integers(1, 4)), len(waiting)))]
             group += 1
-            layouts = [name for name in LAYOUTS if all(name in suitable_layouts(label) for label in members)]
+            layouts = [name for name in known if all(name in suitable_layouts(label) for label in members)]
             layout, site = str(rng.choice(layouts)), int(rng.integers(2**62))
             for label in members:
                 plan.append((label, number, f"site-{group:04d}", layout, site, int(rng.integers(2**62))))

@@ -60,7 +60,7 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
 
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    base = ["--data", str(tmp_path / "data"), "--arch", "toy", "--shots", "1", "--seeds", "1"]
+    base = ["--data", str(tmp_path / "data"), "--arch", "toy", "--random-weights", "--shots", "1", "--seeds", "1"]
     full = parser.parse_args([*base, "--ablations", "--baselines", "--out", str(tmp_path / "out")])
     assert command.run(full) == 0
     document = json.loads((tmp_path / "out/accuracy.json").read_text())

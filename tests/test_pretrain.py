@@ -1,0 +1,174 @@
+"""export.pretrain and export.pretrain_frames: what is trained on, that it learns, and that it goes on."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from export.checkpoint import load_model
+from export.errors import ExportError
+from export.pretrain import (
+    CHECKPOINT,
+    LOG,
+    Muon,
+    Phase,
+    Pretraining,
+    PretrainSettings,
+    held_out_frames,
+    image_text_loss,
+    parse_phases,
+    weights_file,
+)
+from export.pretrain_frames import GRID, HELD_OUT_LAYOUTS, PATCH, WindowStream, window_loader
+from export.synthetic import CLASSES, LAYOUTS
+
+
+def settings(steps: int = 4, **changes: object) -> PretrainSettings:
+    return PretrainSettings((Phase(3, 7, steps),), **{"warm_up": 2, "per_frame": 1, **changes})  # type: ignore[arg-type]
+
+
+# ---- frames ----------------------------------------------------------------------------------------------------------
+
+
+def stream(patches: int = 4, batch: int = 14, first: int = 0) -> WindowStream:
+    return WindowStream(seed=5, first=first, batch=batch, patches=patches, per_frame=2)
+
+
+@pytest.mark.parametrize("patches", [4, GRID])
+def test_windows_are_whole_patches_with_their_truth(patches: int) -> None:
+    windows = stream(patches).make(0)
+    assert windows.pixels.shape == (14, patches * PATCH, patches * PATCH)
+    assert windows.pixels.dtype == torch.float32
+    assert float(windows.pixels.min()) >= 0
+    assert float(windows.pixels.max()) <= 255
+    assert windows.fraction.shape == (14, patches**2)
+    assert bool(((windows.corner >= 0) & (windows.corner + patches <= GRID)).all())
+    defect = windows.label > 0
+    assert bool((windows.fraction[defect].amax(1) > 0).all()), "a window named after a defect shows some of it"
+    assert not windows.fraction[~defect].any(), "a window without a defect is good"
+    assert len(windows.label.unique()) >= 5
+
+
+def test_a_batch_depends_on_seed_and_number_alone() -> None:
+    third = stream().make(2)
+    again = stream(first=2).make(2)
+    assert torch.equal(third.pixels, again.pixels)
+    assert torch.equal(third.label, again.label)
+    assert not torch.equal(third.pixels, stream().make(1).pixels)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_loader_hands_batches_out_in_order(workers: int) -> None:
+    loader = iter(window_loader(stream(first=3), workers))
+    for number in (3, 4):
+        assert torch.equal(next(loader).pixels, stream().make(number).pixels)
+
+
+def test_held_out_layouts_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: set[str] = set()
+    make_frame = WindowStream.make.__globals__["make_frame"]
+
+    def spy(label: str, seed: int, **options: object) -> object:
+        seen.add(str(options["layout"]))
+        return make_frame(label, seed, **options)
+
+    monkeypatch.setitem(WindowStream.make.__globals__, "make_frame", spy)
+    for number in range(3):
+        stream(batch=28).make(number)
+    assert seen
+    assert seen <= set(LAYOUTS) - set(HELD_OUT_LAYOUTS)
+    _, labels, _ = held_out_frames(2)
+    assert labels.bincount().tolist() == [2] * len(CLASSES)
+
+
+# ---- training --------------------------------------------------------------------------------------------------------
+
+
+def test_muon_takes_orthogonal_steps_of_adam_s_size() -> None:
+    parameter = torch.nn.Parameter(torch.zeros(6, 10))
+    parameter.grad = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+    Muon([parameter], lr=1.0, weight_decay=0.0).step()
+    singular = torch.linalg.svdvals(parameter.detach()) / (0.2 * math.sqrt(10))
+    assert bool(((singular > 0.6) & (singular < 1.3)).all())
+    assert float((parameter.detach() * parameter.grad).sum()) < 0, "downhill"
+
+
+def test_image_text_loss_is_least_where_images_meet_their_class() -> None:
+    text = torch.eye(3)[:, None].repeat(1, 2, 1)
+    labels = torch.tensor([0, 1, 2, 2])
+    scale = torch.tensor(20.0)
+    right = image_text_loss(torch.eye(3)[labels], text, labels, scale)
+    wrong = image_text_loss(torch.eye(3)[(labels + 1) % 3], text, labels, scale)
+    # A prompt's share over its right images is what remains: log 2 for the class with two of them, nothing else.
+    assert float(right) == pytest.approx(math.log(2) / 3 / 2, abs=1e-3)
+    assert float(wrong) > float(right) + 5
+
+
+def test_rate_warms_up_stays_and_falls_to_zero() -> None:
+    plan = PretrainSettings((Phase(3, 7, 60), Phase(4, 7, 40)), warm_up=10, decay=0.3)
+    assert (plan.steps, plan.fall_begins) == (100, 70)
+    assert plan.rate_at(0) == pytest.approx(0.1)
+    assert plan.rate_at(30) == plan.rate_at(70) == 1
+    assert plan.rate_at(99) == pytest.approx(1 / 30)
+    assert plan.phase_at(59) == (Phase(3, 7, 60), 1)
+    assert plan.phase_at(60) == (Phase(4, 7, 40), 40)
+
+
+def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    whole = Pretraining(settings(), tmp_path / "whole", arch="sem_tiny")
+    assert whole.run(workers=0, log_every=2, save_every=100, threads=None)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / LOG).read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert lines[1]["patch_text"] < lines[0]["patch_text"]
+    assert {"accuracy", "patch_auroc", "value_auroc", "hours"} <= lines[1].keys()
+
+    part = Pretraining(settings(), tmp_path / "part", arch="sem_tiny")
+    batches = part._batches(0)
+    for _ in range(3):
+        part.train_step(next(batches))
+    part.folder.mkdir()
+    part.save()
+    resumed = Pretraining(settings(), tmp_path / "part", arch="sem_tiny")
+    assert resumed.step == 3
+    resumed.train_step(next(resumed._batches(0)))
+    for (name, a), b in zip(whole.trainee.state_dict().items(), resumed.trainee.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
+
+    (tmp_path / "sem_tiny.safetensors").write_bytes(weights_file(whole))
+    assert (tmp_path / "sem_tiny.safetensors").stat().st_size < 20e6
+    model = load_model("sem_tiny", weights=tmp_path / "sem_tiny.safetensors")
+    assert model.has_text
+    assert model.trained
+    own = whole.trainee.clip.state_dict()["visual.proj"]
+    torch.testing.assert_close(model.clip.state_dict()["visual.proj"], own, atol=2e-3, rtol=2e-3)
+    with safe_open(tmp_path / "sem_tiny.safetensors", "np") as file:
+        about = json.loads(file.metadata()["sem_clip"])
+    assert (about["steps"], about["held_out_layouts"]) == (4, list(HELD_OUT_LAYOUTS))
+
+
+def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": {}, "optimizers": [], "step": 1, "seconds": 0.0}, tmp_path / CHECKPOINT)
+    with pytest.raises(ExportError, match="not a checkpoint of this training"):
+        Pretraining(settings(), tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "6:96", "6:96:x", "16:8:10", "6:0:10", "1:8:10"])
+def test_schedules_that_cannot_be(text: str) -> None:
+    with pytest.raises(ExportError, match=r"schedule|cannot be"):
+        parse_phases(text)
+
+
+def test_a_whole_frame_gives_the_levels_of_the_encoder_that_ships(tmp_path: Path) -> None:
+    training = Pretraining(settings(), tmp_path)
+    windows = stream(GRID, batch=2).make(0)
+    with torch.no_grad():
+        levels = training.trainee.encode(windows)
+        expected = training.model.encoder()(windows.pixels)
+    for j in range(4):
+        torch.testing.assert_close(levels.tokens[j], expected.tokens[j], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(levels.value[j], expected.value[j], atol=1e-4, rtol=1e-4)
