@@ -2,12 +2,13 @@
 
     python -m export.pretrain --out runs/sem_tiny        the same command again goes on where it was interrupted
 
-Two things are asked of the image tower, at each of its four levels, and both in the words of the prompt file:
+Three things are asked of the image tower, at each of its four levels, all in the words of the prompt file and through
+the one projection to the text space:
 
 - image and text (CLIP): the class token meets the prompts of the frame's class, and each prompt meets its frames;
-- patch and text: a patch meets the text of what it shows, known exactly from the mask; once through a linear layer
-  that stands for the transformation layer of eq. 9 and is thrown away, once through the V-V path (eq. 13-15), which
-  has no such layer, so that the trunk itself has to align it.
+- patch and text: a patch meets the text of what it shows, known exactly from the mask, through the vanilla path and
+  through the V-V path (eq. 13-15);
+- frame: the patches most like a defect are so in a frame with a defect, and in a good one not even they are.
 
 The matrices of the blocks are trained by Muon, everything else by AdamW. The learning rate is constant until the last
 part of the schedule and then falls to zero; a training that has not begun to fall can still be made longer.
@@ -51,6 +52,8 @@ LEVEL_WEIGHTS = (0.15, 0.3, 0.6, 1.0)
 """The lower levels see little of the frame; what they can say is asked of them more gently."""
 DEFECT_SHARE = 0.35
 """Weight of the few defect patches against all others in the patch losses."""
+FRAME_SHARE = 0.02
+"""A frame is judged by this share of its patches, the ones most like a defect."""
 FULL_PATCH = 0.25
 """From this part of a patch on, its text is wholly that of the defect."""
 PROMPTS_A_STEP = 4
@@ -137,18 +140,15 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 
 
 class Trainee(nn.Module):
-    """The model in training: a CLIP, the dual path over it, and a throw-away linear layer per level for patches."""
+    """The model in training: a CLIP and the dual path over it."""
 
     def __init__(self, model: LoadedModel, prompts: Prompts) -> None:
         super().__init__()
         self.clip = model.clip.train().requires_grad_(True)
         self.encoder = model.encoder()
         self.mean, self.std = model.mean, model.std
-        width, text = self.encoder.width, self.encoder.text_dim
-        self.patch_layers = nn.ModuleList(nn.Linear(width, text) for _ in LEVEL_WEIGHTS)
         self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.clip.requires_grad_(True)  # building the encoder froze the shared parameters
-        self.patch_layers.requires_grad_(True)
         tokenizer = open_clip.SimpleTokenizer(context_length=self.clip.context_length)
         self.prompts = [tokenizer(prompts.for_class(name)) for name in CLASSES]
 
@@ -176,8 +176,12 @@ class Trainee(nn.Module):
         first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
         return self.encoder.levels_of(visual.ln_pre(torch.cat([first, x], dim=1)))
 
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., D] of the trunk in the text space [..., C], as CLIP does with its class token."""
+        return self.encoder.ln_post(tokens) @ self.encoder.proj  # type: ignore[no-any-return]
+
     def losses(self, windows: Windows, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The three losses of a batch; `chosen`: tokens of some prompts of every class."""
+        """The losses of a batch; `chosen`: tokens of some prompts of every class."""
         text = self.embed_text(chosen)
         text_cls = unit(text.mean(1))
         text_seg = torch.stack([text_cls[0], unit(text_cls[1:].mean(0))])
@@ -188,14 +192,17 @@ class Trainee(nn.Module):
         part = (windows.fraction / FULL_PATCH).clamp(max=1)
         target[torch.arange(len(part)), :, windows.label] = part
         target[..., 0] = 1 - part
-        total = {name: torch.zeros(()) for name in ("image_text", "patch_text", "value_text")}
+        has_defect = (windows.label > 0).float()
+        total = {name: torch.zeros(()) for name in ("image_text", "patch_text", "value_text", "frame")}
         for j, level_weight in enumerate(LEVEL_WEIGHTS):
             total["image_text"] = total["image_text"] + level_weight * image_text_loss(
                 unit(levels.cls[j]), text, windows.label, scale
             )
-            tokens = self.patch_layers[j](self.encoder.ln_post(levels.tokens[j][:, 1:]))
-            log_p = torch.log_softmax(patch_scale * cosines(tokens, text_cls), dim=-1)
-            total["patch_text"] = total["patch_text"] + level_weight * _balanced(-(target * log_p).sum(-1), part)
+            patch = patch_scale * cosines(self.project(levels.tokens[j][:, 1:]), text_cls)
+            surprise = -(target * torch.log_softmax(patch, dim=-1)).sum(-1)
+            total["patch_text"] = total["patch_text"] + level_weight * _balanced(surprise, part)
+            frame = F.binary_cross_entropy_with_logits(frame_logit(patch), has_defect)
+            total["frame"] = total["frame"] + level_weight * frame
             value = patch_scale * cosines(levels.value[j], text_seg)
             bce = F.binary_cross_entropy_with_logits(value[..., 1] - value[..., 0], part, reduction="none")
             total["value_text"] = total["value_text"] + level_weight * _balanced(bce, part)
@@ -214,6 +221,15 @@ def image_text_loss(image: Tensor, text: Tensor, label: Tensor, scale: Tensor) -
     seen = right.any(0)
     of_text = torch.logsumexp(logit, 0) - (logit * right).sum(0) / right.sum(0).clamp(min=1)
     return (of_image.mean() + of_text[seen].mean()) / 2
+
+
+def frame_logit(patch: Tensor) -> Tensor:
+    """Defect against good of whole frames [B], from the logits [B, P, classes] of their patches, good first.
+
+    The mean over the patches most like a defect, so that a good frame is taught by what in it misleads most.
+    """
+    defect = torch.logsumexp(patch[..., 1:], dim=-1) - patch[..., 0]
+    return defect.topk(max(1, round(FRAME_SHARE * defect.shape[1])), dim=1).values.mean(1)
 
 
 def _balanced(loss: Tensor, part: Tensor) -> Tensor:
@@ -259,13 +275,13 @@ def initialize(model: LoadedModel, seed: int) -> None:
 class Pretraining:
     """One training: model, optimizers, the step it is at, and its folder."""
 
-    def __init__(self, settings: PretrainSettings, folder: Path, *, arch: str = "sem_tiny") -> None:
+    def __init__(
+        self, settings: PretrainSettings, folder: Path, *, arch: str = "sem_tiny", start: Path | None = None
+    ) -> None:
         self.settings, self.folder = settings, folder
         self.model = load_model(arch, random_seed=settings.seed)
         initialize(self.model, settings.seed)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(settings.seed)
-            self.trainee = Trainee(self.model, load_prompts())
+        self.trainee = Trainee(self.model, load_prompts())
         matrices = [
             p for name, p in self.trainee.clip.visual.transformer.named_parameters() if p.ndim == 2 and "weight" in name
         ]
@@ -286,6 +302,15 @@ class Pretraining:
         self.seconds = 0.0
         if (folder / CHECKPOINT).is_file():
             self._load()
+        elif start is not None:
+            self._start_from(start)
+
+    def _start_from(self, path: Path) -> None:
+        """Begin with the model of another training's checkpoint; the optimizers know nothing of it."""
+        try:
+            self.trainee.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+        except Exception as exc:
+            raise ExportError(f"{path} is not a checkpoint to start from: {exc}") from exc
 
     def _load(self) -> None:
         path = self.folder / CHECKPOINT
@@ -392,25 +417,24 @@ class Pretraining:
 
     @torch.no_grad()
     def judge(self, per_class: int = 8) -> dict[str, float]:
-        """Whole frames of the held-out layouts, by text alone: accuracy, and patch AUROC of both kinds of map."""
+        """Whole frames of the held-out layouts, by text alone: accuracy, and AUROC of frames and of patches."""
         frames, labels, parts = held_out_frames(per_class)
         text = self.trainee.class_vectors()
         text_seg = torch.stack([text[0], unit(text[1:].mean(0))])
         right = 0
-        maps = {"patch_auroc": ScoreHistogram(), "value_auroc": ScoreHistogram()}
+        scores = {name: ScoreHistogram() for name in ("frame_auroc", "patch_auroc", "value_auroc")}
         for i in range(0, len(frames), 14):
             batch = slice(i, i + 14)
             corner = torch.zeros((len(frames[batch]), 2), dtype=torch.int64)
             levels = self.trainee.encode(Windows(frames[batch], parts[batch], labels[batch], corner))
             right += int((cosines(levels.cls[-1], text).argmax(-1) == labels[batch]).sum())
-            tokens = self.trainee.patch_layers[-1](self.trainee.encoder.ln_post(levels.tokens[-1][:, 1:]))
-            for name, similar in (
-                ("patch_auroc", cosines(tokens, text)),
-                ("value_auroc", cosines(levels.value[-1], text_seg)),
-            ):
-                score = torch.softmax(20 * similar, -1)[..., 1:].sum(-1)
-                maps[name].add(score.numpy(), (parts[batch] > FULL_PATCH / 2).numpy())
-        return {"accuracy": right / len(frames), **{name: round(h.auroc(), 4) for name, h in maps.items()}}
+            patch = 20 * cosines(self.trainee.project(levels.tokens[-1][:, 1:]), text)
+            value = 20 * cosines(levels.value[-1], text_seg)
+            defect = parts[batch] > FULL_PATCH / 2
+            scores["frame_auroc"].add(torch.sigmoid(frame_logit(patch)).numpy(), (labels[batch] > 0).numpy())
+            scores["patch_auroc"].add(torch.softmax(patch, -1)[..., 1:].sum(-1).numpy(), defect.numpy())
+            scores["value_auroc"].add(torch.softmax(value, -1)[..., 1].numpy(), defect.numpy())
+        return {"accuracy": right / len(frames), **{name: round(h.auroc(), 4) for name, h in scores.items()}}
 
 
 class _Stop:
@@ -486,6 +510,9 @@ class Pretrain:
         parser.add_argument(
             "--schedule", default=SCHEDULE, help=f"PATCHES:BATCH:STEPS of every phase (default: {SCHEDULE})"
         )
+        parser.add_argument(
+            "--start", type=Path, metavar="FILE", help="begin with the model of this checkpoint, such as before_fall.pt"
+        )
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--learning-rate", type=float, default=1.5e-3)
         parser.add_argument(
@@ -501,7 +528,7 @@ class Pretrain:
         settings = PretrainSettings(
             parse_phases(args.schedule), seed=args.seed, learning_rate=args.learning_rate, decay=args.decay
         )
-        training = Pretraining(settings, args.out)
+        training = Pretraining(settings, args.out, start=args.start)
         done = training.run(
             workers=args.workers, log_every=args.log_every, save_every=args.save_every, threads=args.threads
         )
