@@ -29,6 +29,7 @@ from benchmarks.machine import describe_machine, peak_memory_mb
 from calibration.dataset import Dataset, Sample, load_dataset
 from export.bundle import describe_encoder
 from export.checkpoint import load_model
+from export.commands import pixel_size
 from export.errors import ExportError
 from export.finetune import TeachSettings
 from export.graph import SemClipGraph
@@ -98,6 +99,9 @@ class Accuracy:
         parser.add_argument("--arch", required=True, help="architecture or open_clip configuration file")
         parser.add_argument("--weights", type=Path, help="weights file; those that come with sem_tiny if left out")
         parser.add_argument("--random-weights", action="store_true", help="an untrained encoder, seed 0")
+        parser.add_argument(
+            "--image-size", type=pixel_size, metavar="HxW", help="encode at this size, not at the architecture's own"
+        )
         parser.add_argument("--shots", default="1,2,5,10", help="comma-separated (default: 1,2,5,10)")
         parser.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
         parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
@@ -120,7 +124,8 @@ class Accuracy:
     def _measure(self, args: argparse.Namespace, dataset: Dataset, work: Path) -> int:
         prompts = load_prompts()
         shots, precisions = _numbers(args.shots), _precisions(args.precisions)
-        model = load_model(args.arch, weights=args.weights, random_seed=0 if args.random_weights else None)
+        seed = 0 if args.random_weights else None
+        model = load_model(args.arch, weights=args.weights, random_seed=seed, image_size=args.image_size)
         graph = SemClipGraph(model.encoder())
         encoder = describe_encoder(model, graph)
         settings = TeachSettings(head=args.head)
@@ -171,6 +176,7 @@ class Accuracy:
                 "weights": model.origin,
                 "trained": model.trained,
                 "head": args.head,
+                "image_size": encoder.image_size,
                 "machine": describe_machine(),
                 "peak_memory_mb": peak_memory_mb(),
             }

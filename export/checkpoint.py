@@ -12,8 +12,9 @@ from typing import Any
 
 import open_clip
 import torch
-from open_clip.model import CLIP
+from open_clip.model import CLIP, resize_pos_embed
 from open_clip.pretrained import download_pretrained, get_pretrained_cfg
+from open_clip.utils import to_2tuple
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -46,6 +47,7 @@ ARCHITECTURES: Mapping[str, tuple[str | dict[str, Any], str]] = {
     ),
 }
 """Name to an open_clip configuration (by name or written out) and what it is for."""
+MAX_IMAGE_SIDE = 1024
 EMBEDDED = {"sem_tiny": Path(__file__).parent / "weights" / "sem_tiny.safetensors"}
 """Weights that come with this package, trained by `export/pretrain.py`; used where no others are named."""
 
@@ -74,18 +76,27 @@ class LoadedModel:
 
 
 def load_model(
-    arch: str, *, weights: str | Path | None = None, pretrained: str | None = None, random_seed: int | None = None
+    arch: str,
+    *,
+    weights: str | Path | None = None,
+    pretrained: str | None = None,
+    random_seed: int | None = None,
+    image_size: tuple[int, int] | None = None,
 ) -> LoadedModel:
     """Build `arch` (a name of ARCHITECTURES or an open_clip configuration file) with weights from one source.
 
     weights: a .safetensors file or a state dict (loaded with weights_only=True). pretrained: an open_clip tag, which
     is downloaded. random_seed: untrained weights, for tests and speed measurements. None of them: the weights that
-    come with the package, for an architecture of EMBEDDED. Raises CheckpointError.
+    come with the package, for an architecture of EMBEDDED. image_size: (height, width) to encode at, where that is not
+    the architecture's own: more patches for smaller defects, with the learned positions interpolated (bicubic).
+    Raises CheckpointError.
     """
     require_one_source(arch, weights, pretrained, random_seed)
     if weights is None and pretrained is None and random_seed is None:
         weights = EMBEDDED[arch]
     name, config, mean, std = _architecture(arch)
+    if image_size is not None:
+        config = _at_size(config, image_size)
     if random_seed is not None:
         clip = _build(config, arch, random_seed)
         digest = _sha256_of_tensors(clip.visual.state_dict())
@@ -98,7 +109,10 @@ def load_model(
         path = Path(str(weights))
         origin = path.name
     clip = _build(config, arch, seed=0)
-    has_text = _load_into(clip, _read_state_dict(path), path)
+    state = _read_state_dict(path)
+    if image_size is not None:
+        _interpolate_positions(state, clip)
+    has_text = _load_into(clip, state, path)
     return LoadedModel(clip, name, config, mean, std, has_text, origin, True, sha256_of(path))
 
 
@@ -136,6 +150,23 @@ def _architecture(arch: str) -> tuple[str, dict[str, Any], tuple[float, ...], tu
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
         raise CheckpointError(f"{path} is not an open_clip configuration (JSON with model_cfg): {exc!r}") from exc
     return path.parent.name or path.stem, config, mean, std
+
+
+def _at_size(config: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """The configuration for another image size; the very same if it is its own."""
+    try:
+        vision = dict(config["vision_cfg"])
+        own, patch = (to_2tuple(vision[key]) for key in ("image_size", "patch_size"))
+    except (KeyError, TypeError, ValueError) as exc:
+        raise CheckpointError(f"the configuration has no vision_cfg with image_size and patch_size: {exc!r}") from exc
+    if tuple(own) == size:
+        return config
+    if any(not p <= n <= MAX_IMAGE_SIDE or n % p for n, p in zip(size, patch, strict=True)):
+        raise CheckpointError(
+            f"image size {size[0]}x{size[1]} cannot be: a multiple of the patches' {patch[0]}x{patch[1]} px, "
+            f"{MAX_IMAGE_SIDE} px a side at most"
+        )
+    return {**config, "vision_cfg": {**vision, "image_size": size[0] if size[0] == size[1] else list(size)}}
 
 
 def _three(values: Iterable[float]) -> tuple[float, ...]:
@@ -188,6 +219,14 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise CheckpointError(f"{path} does not hold a state dict of tensors")
     return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def _interpolate_positions(state: dict[str, Tensor], clip: CLIP) -> None:
+    """Bring the learned positions of a state dict to the grid of `clip`; what is no square grid is left alone."""
+    positions = state.get("visual.positional_embedding")
+    if positions is not None and positions.ndim == 2 and math.isqrt(len(positions) - 1) ** 2 == len(positions) - 1:
+        state["visual.positional_embedding"] = positions.float()
+        resize_pos_embed(state, clip)
 
 
 def _load_into(clip: CLIP, state: dict[str, Tensor], path: Path) -> bool:

@@ -44,9 +44,16 @@ class Build:
         parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
         parser.add_argument(
             "--frame-size",
-            type=_size,
+            type=pixel_size,
             metavar="HxW",
             help="put the resize into the graph, for frames of exactly this height x width (ignored rows included)",
+        )
+        parser.add_argument(
+            "--image-size",
+            type=pixel_size,
+            metavar="HxW",
+            help="encode at this size rather than the architecture's own: smaller defects, at a cost that grows faster "
+            "than the area; learned positions are interpolated",
         )
         parser.add_argument(
             "--redundancy",
@@ -67,7 +74,7 @@ class Build:
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
-            model = _model(args)
+            model = _model(args, args.image_size)
             size = args.frame_size
             if size is not None:
                 size = (size[0] - args.ignore_top - args.ignore_bottom, size[1])
@@ -115,7 +122,7 @@ class Teach:
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
-            model = _model(args)
+            model = _model(args, manifest.encoder.image_size)
             resized = manifest.encoder.input_size if manifest.encoder.resizes_in_graph else None
             graph = SemClipGraph(model.encoder(), redundancy=manifest.encoder.redundancy, input_size=resized)
         if describe_encoder(model, graph).id != manifest.encoder.id:
@@ -203,11 +210,17 @@ def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:
     return load_dataset(frames)
 
 
-def _model(args: argparse.Namespace) -> LoadedModel:
+def _model(args: argparse.Namespace, image_size: tuple[int, int] | None) -> LoadedModel:
     from .checkpoint import load_model
 
     seed = 0 if args.random_weights else None
-    return load_model(args.arch or DEFAULT_ARCH, weights=args.weights, pretrained=args.pretrained, random_seed=seed)
+    return load_model(
+        args.arch or DEFAULT_ARCH,
+        weights=args.weights,
+        pretrained=args.pretrained,
+        random_seed=seed,
+        image_size=image_size,
+    )
 
 
 def _summarize(out: Path, manifest: Manifest, dataset: Dataset, stages: Stages) -> None:
@@ -230,7 +243,8 @@ def _summarize(out: Path, manifest: Manifest, dataset: Dataset, stages: Stages) 
     print(f"next      sem-clip predict {out} {dataset.folder} --json verdicts.jsonl --overlays overlays")
 
 
-def _size(text: str) -> tuple[int, int]:
+def pixel_size(text: str) -> tuple[int, int]:
+    """Read "480x640" as (height, width), 16 ... 16384 px each."""
     height, _, width = text.lower().partition("x")
     if not (height.isdigit() and width.isdigit() and 16 <= int(height) <= 16384 and 16 <= int(width) <= 16384):
         raise argparse.ArgumentTypeError(f'"{text}" is not HEIGHTxWIDTH in pixels, such as 480x640')
