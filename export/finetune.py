@@ -27,7 +27,11 @@ from runtime.recipe import FrameOptions, Recipe
 
 from . import heads
 from .text_bank import TextBank
+from .text_prior import Projection, fit_prior_scales, head_prior
 from .views import Progress, SupportFeatures, area_average
+
+Layer = tuple[Tensor, Tensor]
+"""Weight and bias."""
 
 FOCAL_WEIGHT = 10.0
 """Focal loss of a frame is a mean over cells that are nearly all easy; this brings it to the size of the dice loss."""
@@ -35,6 +39,8 @@ PAPER_ALPHA = 0.8
 """The class mix of eq. 23 as the paper sets it."""
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_FOLDS = 5
+START_RATE = 0.25
+"""Steps of transformation layers that start at the tower's own projection, as a part of those from a random start."""
 MAP_FOLDS = 3
 MAP_FOLD_STEPS = 200
 """Steps of the transformation layers that only make maps for the head: theirs need not be the best."""
@@ -92,7 +98,9 @@ def fit_recipe(
     """
     settings = settings or TeachSettings()
     text_seg = torch.tensor(bank.text_seg)
-    weight, bias, taught_by = fit_transforms(features, text_seg, encoder.grid, settings, seed, progress)
+    weight, bias, taught_by = fit_transforms(
+        features, text_seg, encoder.grid, settings, seed, progress, start=bank.projection
+    )
     tensors = {
         "text_seg": bank.text_seg,
         "text_cls": bank.text_cls,
@@ -104,10 +112,11 @@ def fit_recipe(
     scale = head_scale(features.cls.shape[1], settings.head)
     unseen_maps = maps_of_others(features, bank, encoder.grid, settings, seed)
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
-    head_weight, head_bias = fit_head(head, features.labels, len(classes), settings.head_l2, scale)
+    prior, prior_scales = text_prior(head, features.labels, bank, settings)
+    head_weight, head_bias = fit_head(head, features.labels, len(classes), settings.head_l2, scale, prior=prior)
     tensors["head_weight"], tensors["head_bias"] = head_weight.numpy(), head_bias.numpy()
     if settings.alpha is None:
-        alpha, chosen_by = choose_alpha(head, features, text, len(classes), settings.head_l2, scale)
+        alpha, chosen_by = choose_alpha(head, features, text, len(classes), settings.head_l2, scale, prior)
     else:
         alpha, chosen_by = settings.alpha, {"by": "setting"}
     tensors["scalars"] = settings.scalars(bank, alpha)
@@ -116,6 +125,7 @@ def fit_recipe(
         "seed": seed,
         "map_taught_by": taught_by,
         "alpha": {"value": alpha, **chosen_by},
+        "text_prior": prior_scales,
         "settings": asdict(settings),
         **(provenance or {}),
     }
@@ -138,9 +148,11 @@ def fit_transforms(
     settings: TeachSettings,
     seed: int,
     progress: Progress | None = None,
+    start: Projection | None = None,
 ) -> tuple[Tensor, Tensor, str]:
     """The transformation layers: weight [m, D, C], bias [m, C], and what taught them: "masks" or "frame labels".
 
+    They start at random, or where the tower itself leads to the text space (start), and then need smaller steps.
     Views of unknown truth are left out, unless no defect has a mask: then the map learns from frame labels, by
     asking that a defect frame's highest cells fire and a good frame's do not.
     """
@@ -151,9 +163,19 @@ def fit_transforms(
     levels, width = mean.shape
     generator = torch.Generator().manual_seed(seed)
     shape = (levels, width, text_seg.shape[1])
-    weight = (torch.randn(shape, generator=generator) / math.sqrt(width)).requires_grad_()
-    bias = torch.zeros((levels, text_seg.shape[1]), requires_grad=True)
-    optimizer = torch.optim.Adam([weight, bias], lr=settings.learning_rate)
+    weight = torch.randn(shape, generator=generator) / math.sqrt(width)
+    bias = torch.zeros((levels, text_seg.shape[1]))
+    if start is not None:
+        for level in range(levels):
+            layer, shift = start.as_layer(features.tokens[:, level])
+            weight[level], bias[level] = layer * std[level][:, None], shift + mean[level] @ layer
+        # Cosines do not see a common factor; this one gives Adam's steps the same meaning as from a random start.
+        size = weight.square().mean((1, 2)).sqrt() * math.sqrt(width)
+        weight, bias = weight / size[:, None, None], bias / size[:, None]
+    weight.requires_grad_()
+    bias.requires_grad_()
+    rate = settings.learning_rate * (1 if start is None else START_RATE)
+    optimizer = torch.optim.Adam([weight, bias], lr=rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     rows, columns = features.targets.shape[1:]
     vertical = torch.tensor(upsampling_matrix(rows, grid[0], 0.0))
@@ -202,12 +224,30 @@ def maps_of_others(
         labels = features.labels[others]
         if not ((labels == 0).any() and (labels > 0).any()):
             others = torch.ones_like(others)
-        weight, bias, _ = fit_transforms(features.part(others), text_seg, grid, quick, seed)
+        weight, bias, _ = fit_transforms(features.part(others), text_seg, grid, quick, seed, start=bank.projection)
         for view in mine.nonzero()[:, 0].tolist():
             similarity = heads.cosines(heads.transform(features.tokens[view].float(), weight, bias[:, None]), text_seg)
             vanilla = heads.vanilla_logit(similarity, torch.tensor(settings.tau))
             maps[view] = heads.fuse_maps(list(vanilla), list(settings.tau_v * features.value[view]), lambda_v)
     return maps
+
+
+def text_prior(
+    head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings
+) -> tuple[Layer | None, dict[str, float]]:
+    """What the text says of a frame's class before any head is fitted, as weight [K, F] and bias [K]; and its scales.
+
+    None where the text is not aligned, and for the paper's head, which knows no such start.
+    """
+    if bank.projection is None or settings.head != "pooled":
+        return None, {}
+    levels = (head.shape[1] - 1) // (2 * bank.projection.weight.shape[0])
+    weight, bias = head_prior(bank.projection, torch.tensor(bank.text_cls), head, levels)
+    cosines = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
+    scales = fit_prior_scales(cosines, labels)
+    names = ("class_tokens", "tokens_under_map")
+    used = {name: round(float(scale), 3) for name, scale in zip(names, scales, strict=True)}
+    return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), used
 
 
 def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
@@ -238,8 +278,11 @@ def fit_head(
     l2: float,
     scale: Tensor | None = None,
     max_iterations: int = 300,
+    prior: Layer | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression with L2, full batch: weight [K, F] and bias [K] for raw features [V, F].
+
+    prior: weight and bias to start from; the L2 is on what the result adds to them.
 
     Classes weigh the same whatever their number of views. Features are standardized and multiplied with scale [F]
     (1/sqrt(F) by default; a feature of scale 0 gets weight 0); both is folded into the result.
@@ -253,6 +296,7 @@ def fit_head(
     z = coordinates.T
     counts = torch.bincount(labels, minlength=classes).clamp_min(1)
     share = (1.0 / counts.double())[labels] / classes
+    known = 0.0 if prior is None else F.linear(features, *prior).double()
     weight = torch.zeros((classes, z.shape[1]), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -265,7 +309,8 @@ def fit_head(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (F.cross_entropy(F.linear(z, weight, bias), labels, reduction="none") * share).sum()
+        logit = F.linear(z, weight, bias) + known
+        loss = (F.cross_entropy(logit, labels, reduction="none") * share).sum()
         loss = loss + 0.5 * l2 * weight.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -273,7 +318,10 @@ def fit_head(
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     with torch.no_grad():
         folded = weight @ basis.T * factor
-        return folded.float(), (bias - folded @ mean).float()
+        bias = bias - folded @ mean
+        if prior is not None:
+            folded, bias = folded + prior[0], bias + prior[1]
+        return folded.float(), bias.float()
 
 
 def choose_alpha(
@@ -283,14 +331,15 @@ def choose_alpha(
     classes: int,
     l2: float,
     scale: Tensor | None = None,
+    prior: Layer | None = None,
 ) -> tuple[float, dict[str, Any]]:
     """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
 
-    head_input: [V, F], what the head reads. text: P_S [plain views, K]. All views of a support are left out together,
-    the head is fitted again on the others, and log loss is taken on the left-out supports (unchanged views, classes
-    weighing the same). A handful of supports measures it poorly, and P_S, which is not fitted again, has seen their
-    masks; so the mix nearest the paper's is taken whose loss is within one standard error of the lowest (Breiman et al.
-    1984). A class with a single support leaves nothing to teach it from: then the paper's 0.8.
+    head_input: [V, F], what the head reads. text: P_S [plain views, K]. prior: as in `fit_head`. All views of a support
+    are left out together, the head is fitted again on the others, and log loss is taken on the left-out supports
+    (unchanged views, classes weighing the same). A handful of supports measures it poorly, and P_S, which is not fitted
+    again, has seen their masks; so the mix nearest the paper's is taken whose loss is within one standard error of the
+    lowest (Breiman et al. 1984). A class with a single support leaves nothing to teach it from: then the paper's 0.8.
     """
     support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
     labels = features.labels[features.plain]
@@ -305,7 +354,9 @@ def choose_alpha(
     plain = head_input[features.plain]
     for left_out in range(folds):
         taught = fold[support] != left_out
-        fitted = fit_head(head_input[taught], features.labels[taught], classes, l2, scale, max_iterations=40)
+        fitted = fit_head(
+            head_input[taught], features.labels[taught], classes, l2, scale, max_iterations=40, prior=prior
+        )
         head[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
     share = (1.0 / torch.bincount(labels).double())[labels] / classes
     truth = torch.arange(len(labels)), labels

@@ -432,7 +432,7 @@ class Pretraining:
             value = 20 * cosines(levels.value[-1], text_seg)
             defect = parts[batch] > FULL_PATCH / 2
             scores["frame_auroc"].add(torch.sigmoid(frame_logit(patch)).numpy(), (labels[batch] > 0).numpy())
-            scores["patch_auroc"].add(torch.softmax(patch, -1)[..., 1:].sum(-1).numpy(), defect.numpy())
+            scores["patch_auroc"].add(torch.softmax(patch, -1)[..., 1:].sum(-1).clamp(max=1).numpy(), defect.numpy())
             scores["value_auroc"].add(torch.softmax(value, -1)[..., 1].numpy(), defect.numpy())
         return {"accuracy": right / len(frames), **{name: round(h.auroc(), 4) for name, h in scores.items()}}
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .checkpoint import LoadedModel
 from .errors import PromptError
 from .prompts import Prompts
+from .text_prior import Projection
 
 _log = logging.getLogger("sem_clip")
 _ANCHOR_SEED = 20240
@@ -26,13 +27,15 @@ class TextBank:
     """text_cls [K, C] and text_seg [2, C] (normal, defect), float32 unit vectors.
 
     source: "tower" or "anchors". aligned: whether image features were ever trained to meet these vectors; without
-    that the V path, which is not taught, has nothing to say.
+    that the V path, which is not taught, has nothing to say. projection: the image tower's own way to the text space,
+    None where that is not aligned.
     """
 
     text_cls: NDArray[np.float32]
     text_seg: NDArray[np.float32]
     source: str
     aligned: bool
+    projection: Projection | None = None
 
 
 def build_text_bank(model: LoadedModel, prompts: Prompts, classes: Sequence[str]) -> TextBank:
@@ -43,7 +46,8 @@ def build_text_bank(model: LoadedModel, prompts: Prompts, classes: Sequence[str]
     if not model.has_text:
         return anchor_bank(classes, model.clip.visual.output_dim)
     vectors = np.stack([_embed_class(model, prompts.for_class(name)) for name in classes])
-    return TextBank(vectors, _segmentation_bank(vectors), "tower", aligned=model.trained)
+    projection = Projection.of(model.clip.visual) if model.trained else None
+    return TextBank(vectors, _segmentation_bank(vectors), "tower", aligned=model.trained, projection=projection)
 
 
 def anchor_bank(classes: Sequence[str], dim: int) -> TextBank:

@@ -85,6 +85,40 @@ def test_a_built_in_architecture_has_the_statistics_of_clip() -> None:
     assert not model.clip.training
 
 
+def test_another_image_size_interpolates_the_positions(tmp_path: Path) -> None:
+    own = load_model("toy", random_seed=0)
+    state = own.clip.state_dict()
+    row = torch.arange(4.0).repeat_interleave(4)[:, None].expand(-1, 32)  # positions that grow down the frame
+    state["visual.positional_embedding"] = torch.cat([torch.full((1, 32), 9.0), row])
+    path = save_as_safetensors({key: value.contiguous() for key, value in state.items()}, tmp_path)
+    larger = load_model("toy", weights=path, image_size=(128, 128))
+    encoder = larger.encoder()
+    assert (encoder.image_size, encoder.grid) == ((128, 128), (8, 8))
+    positions = larger.clip.visual.positional_embedding
+    assert positions.shape == (65, 32)
+    assert bool((positions[0] == 9).all()), "the class token's position stays"
+    grid = positions[1:].reshape(8, 8, 32)
+    assert bool((grid[1:] > grid[:-1]).all())
+    torch.testing.assert_close(grid[:, 0], grid[:, 5])
+    same = load_model("toy", weights=path, image_size=(64, 64))
+    assert same.config == load_model("toy", weights=path).config
+    assert load_model("toy", weights=path, image_size=(64, 128)).encoder().grid == (4, 8)
+
+
+@pytest.mark.parametrize("size", [(72, 64), (64, 72), (8, 64), (0, 64), (2048, 64)])
+def test_image_sizes_that_cannot_be(size: tuple[int, int]) -> None:
+    with pytest.raises(CheckpointError, match=rf"image size {size[0]}x{size[1]} cannot be: a multiple of .* 16x16 px"):
+        load_model("toy", random_seed=0, image_size=size)
+
+
+def test_weights_for_another_size_are_not_fitted_unasked(tmp_path: Path) -> None:
+    larger = load_model("toy", random_seed=0, image_size=(128, 128))
+    path = save_as_safetensors(larger.clip.state_dict(), tmp_path)
+    with pytest.raises(CheckpointError, match="positional_embedding is"):
+        load_model("toy", weights=path)
+    assert load_model("toy", weights=path, image_size=(64, 64)).encoder().grid == (4, 4)
+
+
 def test_the_papers_backbone_is_the_one_of_open_clip() -> None:
     name = ARCHITECTURES["vit_b_16_plus_240"][0]
     assert isinstance(name, str)

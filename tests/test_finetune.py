@@ -16,6 +16,7 @@ from torch import Tensor
 from export import finetune, heads
 from export.finetune import ALPHAS, MAX_FOLDS, TeachSettings, choose_alpha, fit_head, fit_recipe, fit_transforms
 from export.text_bank import TextBank, anchor_bank
+from export.text_prior import Projection
 from export.views import SupportFeatures
 from runtime.recipe import FrameOptions, Recipe
 
@@ -164,6 +165,35 @@ def test_the_paper_s_head_reads_class_tokens_alone() -> None:
         teach(plant(LABELS), settings=replace(quick, head="other"))
 
 
+def towards_defects() -> Projection:
+    """The way to the text space of a tower that knows the defects of `plant` already, at its first level."""
+    directions = np.random.default_rng(99).standard_normal((LEVELS, WIDTH))
+    defect = torch.tensor(directions[0] / np.linalg.norm(directions[0]), dtype=torch.float32)
+    weight = defect[:, None] * (TEXT[1] - TEXT[0])
+    return Projection(weight - weight.mean(0), torch.zeros(ENCODER.text_dim))
+
+
+def test_a_head_adds_to_its_prior() -> None:
+    features = plant(LABELS)
+    prior = torch.randn((3, LEVELS * WIDTH), generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.0, -1.0])
+    held, _ = fit_head(features.cls, features.labels, 3, 1e6, prior=prior)
+    torch.testing.assert_close(held, prior[0], atol=1e-4, rtol=0)
+    weight, bias = fit_head(features.cls, features.labels, 3, 1e-4, prior=prior)
+    assert not torch.equal(probabilities(features.cls, *prior).argmax(1), features.labels)
+    assert torch.equal(probabilities(features.cls, weight, bias).argmax(1), features.labels)
+
+
+def test_the_text_is_asked_only_where_it_is_aligned_and_not_by_the_paper_s_head() -> None:
+    quick = replace(QUICK, steps=3)
+    assert teach(plant(LABELS), settings=quick).teaching["text_prior"] == {}
+    aligned = replace(BANK, projection=towards_defects())
+    said = teach(plant(LABELS), settings=quick, bank=aligned).teaching["text_prior"]
+    assert set(said) == {"class_tokens", "tokens_under_map"}
+    paper = teach(plant(LABELS), settings=replace(quick, head="paper"), bank=aligned)
+    assert paper.teaching["text_prior"] == {}
+    assert not paper.tensors["head_weight"][:, LEVELS * WIDTH :].any()
+
+
 def test_the_map_that_the_head_learns_from_was_taught_without_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two views a group; each group is left out together, and judged by layers that never saw it."""
     labels = [0] * 6 + [1] * 6 + [2] * 6
@@ -171,7 +201,7 @@ def test_the_map_that_the_head_learns_from_was_taught_without_the_frame(monkeypa
     taught: list[set[int]] = []
     fit = finetune.fit_transforms
 
-    def spy(part: SupportFeatures, *arguments: Any) -> Any:
+    def spy(part: SupportFeatures, *arguments: Any, **options: Any) -> Any:
         taught.append(set(part.group.tolist()))
         level = torch.full((LEVELS, WIDTH, ENCODER.text_dim), float(len(taught)))
         return level, torch.zeros(LEVELS, ENCODER.text_dim), "masks"
@@ -270,6 +300,18 @@ def test_the_recipe_records_its_mix_and_who_chose_it(alpha: float | None, by: st
 
 def fit(features: SupportFeatures, settings: TeachSettings = QUICK, seed: int = 0) -> tuple[Tensor, Tensor, str]:
     return fit_transforms(features, TEXT, ENCODER.grid, settings, seed)
+
+
+def test_a_map_that_starts_at_the_text_needs_little_teaching() -> None:
+    barely = replace(QUICK, steps=1, learning_rate=1e-5)
+    features = plant(LABELS)
+    start = towards_defects()
+    weight, bias, _ = fit_transforms(features, TEXT, ENCODER.grid, barely, 0, start=start)
+    similarity = heads.cosines(heads.transform(plant(LABELS, seed=50).tokens.float(), weight, bias[:, None]), TEXT)
+    logits, truth = (similarity[..., 1] - similarity[..., 0])[:, 0], patch_truth(LABELS, 50)
+    assert float((logits[truth][:, None] > logits[~truth][None]).float().mean()) > 0.75
+    taught, bias, _ = fit_transforms(features, TEXT, ENCODER.grid, QUICK, 0, start=start)
+    assert separation(taught, bias) > 0.85
 
 
 def test_masks_teach_the_map_to_find_the_planted_defects() -> None:
