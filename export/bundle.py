@@ -114,6 +114,7 @@ def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
     manifest, _ = load_bundle(bundle)
     with replacing_folder(bundle) as folder:
         for file in (*(artifact.file for artifact in manifest.artifacts), manifest.recipe_file):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(bundle / file, folder / file)
             except OSError:

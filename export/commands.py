@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.manifest import Manifest, load_bundle
+from runtime.manifest import Artifact, Manifest, load_bundle
 
 from .errors import CheckpointError, ExportError, OutputExistsError
 
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from .checkpoint import LoadedModel
     from .progress import Stages
     from .teach import TeachRequest
+    from .to_engine import Builder
 
 DEFAULT_ARCH = "sem_tiny"
+ENGINES = ("tensorrt", "tensorrt-rtx")
 DEMO_FRAMES_PER_CLASS = 20
 DEMO_SHOTS = 10
 UNTRAINED = (
@@ -61,6 +63,9 @@ class Build:
             default="cls_weight",
             help="how the V path removes redundant features, eq. 13-15 (default: cls_weight)",
         )
+        engine = parser.add_argument_group("with which engine, beside the ONNX files")
+        engine.add_argument("--engine", choices=ENGINES, help="also build a serialized engine; none if left out")
+        _add_engine_arguments(engine)
 
     def run(self, args: argparse.Namespace) -> int:
         """Build and print the summary."""
@@ -71,6 +76,7 @@ class Build:
         from .teach import build_bundle, parity_samples, teach_recipe
 
         refuse_existing(args.out, force=args.force)
+        builder = _builder(args) if args.engine else None
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
@@ -85,6 +91,9 @@ class Build:
         notes = [] if model.trained else [UNTRAINED]
         samples = parity_samples(request.dataset)
         manifest = build_bundle(model, graph, recipe, samples, args.out, stages, force=args.force, notes=notes)
+        if builder is not None:
+            _add_engine(args.out, builder, stages)
+            manifest, _ = load_bundle(args.out)
         _summarize(args.out, manifest, request.dataset, stages)
         return 0
 
@@ -136,6 +145,80 @@ class Teach:
         print(f"recipe {args.out}: {', '.join(recipe.classes)}")
         print(f"next:  sem-clip predict {args.bundle} PATH --recipe {args.out}")
         return 0
+
+
+class BuildEngine:
+    """A serialized engine for a bundle that exists."""
+
+    help = "Build a TensorRT or TensorRT-RTX engine of a bundle's fp16 graph and add it to the bundle."
+    example = "sem-clip build-engine bundle --engine tensorrt-rtx --compute-capability 8.9 --batch 1,32,64"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="bundle folder; it must hold model.fp16.onnx")
+        parser.add_argument("--engine", choices=ENGINES, required=True, help="the product that builds and will run it")
+        _add_engine_arguments(parser)
+        parser.add_argument("--force", action="store_true", help="build even if an equal engine is there")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Build, add, say what it is."""
+        from .progress import Stages
+
+        artifact, built = _add_engine(args.bundle, _builder(args), Stages(), force=args.force)
+        _describe_engine(artifact)
+        if not built:
+            print("          it was there already, with the same key; --force builds it again")
+        return 0
+
+
+def _add_engine_arguments(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--compute-capability",
+        metavar="N.N",
+        help="the GPU to build for, such as 8.9 for an RTX 4090; tensorrt-rtx only (default: the GPU of this machine)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_batch,
+        default=(1, 32, 64),
+        metavar="MIN,OPT,MAX",
+        help="frames a call: least, usual, most; memory on the GPU grows with the most (default: 1,32,64)",
+    )
+    parser.add_argument(
+        "--most-classes", type=int, default=64, metavar="K", help="of any recipe it will run (default: 64)"
+    )
+
+
+def _builder(args: argparse.Namespace) -> Builder:
+    from .to_engine import Builder, EngineTarget
+
+    return Builder.find(EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes))
+
+
+def _add_engine(bundle: Path, builder: Builder, stages: Stages, *, force: bool = False) -> tuple[Artifact, bool]:
+    from .to_engine import add_engine
+
+    with stages.stage(f"build {builder.target.product} engine") as progress:
+        return add_engine(bundle, builder, force=force, progress=progress)
+
+
+def _describe_engine(artifact: Artifact) -> None:
+    about: Any = artifact.target
+    print(f"engine    {artifact.file}, {artifact.bytes / 1e6:.1f} MB")
+    print(
+        f"          {about['product']} {about['version']}, compute capability {about['compute_capability']}, "
+        f"{about['os']}, batch {'/'.join(map(str, about['batch']))}, up to {about['most_classes']} classes"
+    )
+    if about["activation_bytes"] is not None:
+        print(f"          {about['activation_bytes'] / 1e9:.2f} GB of activations on the GPU at the largest batch")
+    print("          built, not run: no engine ran it here")
+
+
+def _batch(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f'"{text}" is not MIN,OPT,MAX, such as 1,32,64')
+    return int(parts[0]), int(parts[1]), int(parts[2])
 
 
 def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
@@ -229,6 +312,9 @@ def _summarize(out: Path, manifest: Manifest, dataset: Dataset, stages: Stages) 
     print(f"encoder   {encoder.architecture}, weights: {encoder.weights}")
     print(f"classes   {', '.join(dataset.classes)}")
     for artifact in manifest.artifacts:
+        if artifact.kind == "engine":
+            _describe_engine(artifact)
+            continue
         parity: Any = artifact.parity
         attention = artifact.operators.get("Attention", 0)
         print(f"artifact  {artifact.file}, {artifact.bytes / 1e6:.1f} MB, {attention} Attention nodes")

@@ -5,7 +5,18 @@ from __future__ import annotations
 import platform
 from importlib import metadata
 
-_TOOLS = ("sem-clip", "torch", "open_clip_torch", "onnx", "onnxscript", "onnxruntime", "numpy", "pillow")
+_TOOLS = (
+    "sem-clip",
+    "torch",
+    "open_clip_torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "tensorrt",
+    "tensorrt-rtx",
+    "numpy",
+    "pillow",
+)
 
 
 def tool_versions() -> dict[str, str]:

@@ -115,8 +115,15 @@ class Inspect:
         print(f"            id {encoder.id[:16]}, checkpoint SHA-256 {encoder.checkpoint_sha256[:16]}")
         print(f"frames      {frames}")
         for artifact in manifest.artifacts:
-            parity = artifact.parity
+            parity, target = artifact.parity, artifact.target
             print(f"artifact    {artifact.file}: {artifact.precision}, {artifact.bytes / 1e6:.1f} MB, SHA-256 correct")
+            if artifact.kind == "engine":
+                print(
+                    f"            {target.get('product')} {target.get('version')}, compute capability "
+                    f"{target.get('compute_capability')}, {target.get('os')}, batch {target.get('batch')}, up to "
+                    f"{target.get('most_classes')} classes"
+                )
+                continue
             print(
                 f"            parity on {parity.get('frames')} frames: probabilities "
                 f"{_distance(parity.get('max_abs_probability'))}, map "

@@ -20,7 +20,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "scipy", "matplotlib")
+HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
 LIGHT = {"numpy", "PIL", "safetensors"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},

@@ -1,0 +1,329 @@
+"""From model.fp16.onnx to a serialized engine ("plan") of TensorRT or TensorRT for RTX, and into the bundle.
+
+    add_engine(Path("bundle"), EngineTarget("tensorrt-rtx", "8.9", batch=(1, 32, 64)))
+
+Networks are strongly typed: precision is what the ONNX file says, and a builder asked for nothing else gives nothing
+else. TensorRT for RTX builds for a GPU that is not there; TensorRT builds for the one that is. A plan is tied to the
+product's full version, the GPU's compute capability and the operating system; all of it, with the batch profile and the
+hash of the ONNX file, is the plan's key in the manifest. What has the same key is not built again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import re
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib import metadata, util
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+from runtime.files import sha256_of
+from runtime.manifest import Artifact, Encoder, check_artifact, load_bundle
+from runtime.recipe import TENSORS
+
+from .errors import ExportError
+
+PRODUCTS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+"""Product, which is also the extra that installs it, and its module."""
+PRECISION = "fp16"
+FOLDER = "engines"
+MOST_CLASSES = 64
+MOST_BATCH = 1024
+CHILD = "export.engine_child"
+LOG_LINES = 12
+CODE_BYTES = 48 * 2**20
+"""What a plan may hold beside weights: kernels, graphs."""
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTarget:
+    """What an engine is built for.
+
+    product: a name of PRODUCTS. compute_capability: such as "8.9" (RTX 4090); None: that of this machine's GPU, the
+    only one TensorRT builds for. batch: least, usual and most frames; classes: the same of a recipe.
+    Raises ExportError for what cannot be.
+    """
+
+    product: str
+    compute_capability: str | None = None
+    batch: tuple[int, int, int] = (1, 32, 64)
+    most_classes: int = MOST_CLASSES
+
+    def __post_init__(self) -> None:
+        if self.product not in PRODUCTS:
+            raise ExportError(f'there is no engine "{self.product}"; choose {" or ".join(PRODUCTS)}')
+        least, usual, most = self.batch
+        if not 1 <= least <= usual <= most <= MOST_BATCH:
+            raise ExportError(
+                f"batch {least},{usual},{most} cannot be: it is least, usual and most frames, 1 to {MOST_BATCH}"
+            )
+        if not 2 <= self.most_classes <= 1024:
+            raise ExportError(f"an engine for up to {self.most_classes} classes cannot be: 2 to 1024")
+        if self.compute_capability is not None:
+            if self.product == "tensorrt":
+                raise ExportError(
+                    "tensorrt builds for the GPU of this machine only: leave --compute-capability out, or choose "
+                    "tensorrt-rtx, which builds for others"
+                )
+            if not re.fullmatch(r"\d{1,2}\.\d", self.compute_capability):
+                raise ExportError(f'"{self.compute_capability}" is no compute capability; write it as 8.9 (RTX 4090)')
+
+
+@dataclass(frozen=True, slots=True)
+class Builder:
+    """An installed builder and the GPU it will build for; found before any long work begins.
+
+    version: the product's full version. compute_capability: such as "8.9". local: whether that is a GPU of this
+    machine, which the builder then looks at itself.
+    """
+
+    target: EngineTarget
+    version: str
+    compute_capability: str
+    local: bool
+
+    @classmethod
+    def find(cls, target: EngineTarget) -> Builder:
+        """Raise ExportError if the product is not installed, or a GPU is needed and there is none."""
+        module = PRODUCTS[target.product]
+        try:
+            version = metadata.version(target.product)
+        except metadata.PackageNotFoundError:
+            version = ""
+        if not version or util.find_spec(module) is None:
+            raise ExportError(
+                f"{target.product} is not installed; install it with: pip install 'sem-clip[{target.product}]'"
+            )
+        if target.compute_capability is not None:
+            return cls(target, version, target.compute_capability, local=False)
+        found = gpu_compute_capability()
+        if found is None:
+            advice = (
+                "name one with --compute-capability, such as 8.9 for an RTX 4090"
+                if target.product == "tensorrt-rtx"
+                else "build on the machine that will run the engine (sem-clip build-engine BUNDLE), or use tensorrt-rtx"
+            )
+            raise ExportError(f"{target.product} found no NVIDIA GPU here to build for: {advice}")
+        return cls(target, version, found, local=True)
+
+    def describe(self, onnx_sha256: str) -> dict[str, Any]:
+        """The manifest's record of the target; equal records mean equal engines. `key` is its hash."""
+        record: dict[str, Any] = {
+            "product": self.target.product,
+            "version": self.version,
+            "compute_capability": self.compute_capability,
+            "os": f"{platform.system().lower()}-{platform.machine().lower()}",
+            "precision": PRECISION,
+            "batch": list(self.target.batch),
+            "most_classes": self.target.most_classes,
+            "onnx_sha256": onnx_sha256,
+        }
+        record["key"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+        return record
+
+
+def gpu_compute_capability() -> str | None:
+    """That of the first GPU, or None without one or without its driver."""
+    try:
+        from cuda.bindings import runtime as cuda
+
+        attribute = cuda.cudaDeviceAttr
+        error, major = cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, 0)
+        worse, minor = cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, 0)
+    except (ImportError, RuntimeError):
+        return None
+    return None if int(error) or int(worse) else f"{major}.{minor}"
+
+
+def add_engine(
+    bundle: Path, builder: Builder, *, force: bool = False, progress: Progress | None = None
+) -> tuple[Artifact, bool]:
+    """Build an engine of the bundle's fp16 graph and add it; the artifact, and whether it had to be built.
+
+    An engine with the same key is left as it is, unless `force`. The bundle is replaced as a whole, or stays as it was.
+    Raises BundleError, ExportError.
+    """
+    from .bundle import changing_bundle, with_artifact, write_manifest
+    from .versions import tool_versions
+
+    manifest, recipe = load_bundle(bundle)
+    source = next((a for a in manifest.artifacts if (a.kind, a.precision) == ("onnx", PRECISION)), None)
+    if source is None:
+        raise ExportError(f"{bundle} holds no {PRECISION} ONNX artifact to build from; build the bundle again")
+    if len(recipe.classes) > builder.target.most_classes:
+        raise ExportError(
+            f"the bundle's recipe has {len(recipe.classes)} classes, the engine is asked for "
+            f"{builder.target.most_classes} at most: raise --most-classes"
+        )
+    record = builder.describe(source.sha256)
+    there = next((a for a in manifest.artifacts if a.target.get("key") == record["key"]), None)
+    if there is not None and not force:
+        check_artifact(bundle, there)
+        return there, False
+    check_artifact(bundle, source)
+    file = f"{FOLDER}/{_file_name(record)}"
+    with changing_bundle(bundle) as (folder, manifest):
+        plan = folder / file
+        plan.parent.mkdir(exist_ok=True)
+        plan.unlink(missing_ok=True)
+        built = build_plan(
+            folder / source.file, plan, builder, manifest.encoder, usual_classes=len(recipe.classes), progress=progress
+        )
+        parity = {"measured": False, "why": "the engine was built, not run; its ONNX file was compared with torch"}
+        target = {**record, **built}
+        artifact = Artifact(file, "engine", PRECISION, sha256_of(plan), plan.stat().st_size, {}, parity, target)
+        changed = with_artifact(manifest, artifact)
+        write_manifest(folder, replace(changed, tools={**manifest.tools, **tool_versions()}))
+    return artifact, True
+
+
+def build_plan(
+    onnx_file: Path,
+    plan: Path,
+    builder: Builder,
+    encoder: Encoder,
+    *,
+    usual_classes: int,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write a plan for an ONNX file of the bundle format; what is known of it beyond what was asked for.
+
+    The recipe's default values are taken out first, which makes plain inputs of them. Raises ExportError, with the last
+    lines of the builder's log, if the builder refuses or dies, and if the plan cannot be what was asked for.
+    """
+    inputs, outputs = _signature(encoder)
+    with tempfile.TemporaryDirectory(prefix="sem-clip-engine-") as folder:
+        stripped = Path(folder) / "model.onnx"
+        weights = _without_recipe(onnx_file, stripped)
+        request = {
+            "module": PRODUCTS[builder.target.product],
+            "onnx": str(stripped),
+            "plan": str(plan),
+            "compute_capability": None if builder.local else "SM" + builder.compute_capability.replace(".", ""),
+            "profile": _profile(inputs, builder.target, usual_classes),
+            "inputs": inputs,
+            "outputs": outputs,
+        }
+        (Path(folder) / "request.json").write_text(json.dumps(request), encoding="utf-8")
+        done, log = _run_child(Path(folder) / "request.json", builder, progress)
+    if done["version"] != builder.version:
+        raise ExportError(
+            f"{builder.target.product} says it is {done['version']}, its package {builder.version}: install it again"
+        )
+    size = plan.stat().st_size
+    if not 0.95 * weights <= size <= 1.1 * weights + CODE_BYTES:
+        raise ExportError(
+            f"the engine is {size:,} bytes for {weights:,} bytes of weights: it is not of the precision that was asked "
+            f"for.\n{_last_lines(log)}"
+        )
+    activations = [re.search(r"Total Activation Memory: (\d+) bytes", line) for line in log]
+    found = [int(match[1]) for match in activations if match]
+    return {"layers": done["layers"], "weight_bytes": weights, "activation_bytes": found[-1] if found else None}
+
+
+def _run_child(request: Path, builder: Builder, progress: Progress | None) -> tuple[dict[str, Any], list[str]]:
+    """Run the builder in a process of its own; what it did, and its log."""
+    # The script build_engine.py works without an installation; so must its child.
+    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    process = subprocess.Popen(
+        [sys.executable, "-m", CHILD, str(request)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    assert process.stdout is not None
+    assert process.stderr is not None
+    log: deque[str] = deque(maxlen=1000)
+    errors = process.stderr
+    reader = Thread(target=lambda: log.extend(line.rstrip() for line in errors), daemon=True)
+    reader.start()
+    answer: dict[str, Any] = {}
+    try:
+        for line in process.stdout:
+            answer = json.loads(line)
+            if progress is not None and "step" in answer:
+                progress(answer["step"], answer["of"])
+        code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stdout.close()
+        errors.close()
+    product = f"{builder.target.product} {builder.version}"
+    if "error" in answer:
+        raise ExportError(f"{product} built no engine: {answer['error']}\n{_last_lines(log)}")
+    if code or "done" not in answer:
+        end = f"ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        raise ExportError(f"{product} built no engine: the builder {end}. The last it said:\n{_last_lines(log)}")
+    return answer["done"], list(log)
+
+
+def _last_lines(log: deque[str] | list[str]) -> str:
+    return "\n".join(f"  {line}" for line in list(log)[-LOG_LINES:]) or "  (nothing)"
+
+
+def _signature(encoder: Encoder) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
+    """Inputs and outputs of the bundle format: type, and shape with -1 for a dynamic side."""
+    sizes = {
+        "2": 2,
+        "5": 5,
+        "K": -1,
+        "m": len(encoder.levels),
+        "D": encoder.width,
+        "C": encoder.text_dim,
+        "F": encoder.features,
+    }
+    inputs: dict[str, list[Any]] = {"frames": ["uint8", [-1, *encoder.input_size]]}
+    inputs |= {name: ["float", [sizes[side] for side in sides]] for name, sides in TENSORS.items()}
+    outputs = {
+        "probabilities": ["float", [-1, -1]],
+        "defect_map": ["float", [-1, *encoder.grid]],
+        "features": ["float", [-1, encoder.features]],
+    }
+    return inputs, outputs
+
+
+def _profile(inputs: dict[str, list[Any]], target: EngineTarget, usual_classes: int) -> dict[str, list[list[int]]]:
+    ranges = {"frames": target.batch}
+    classes = (2, min(usual_classes, target.most_classes), target.most_classes)
+    return {
+        name: [[side if side >= 0 else value for side in shape] for value in ranges.get(name, classes)]
+        for name, (_, shape) in inputs.items()
+        if -1 in shape
+    }
+
+
+def _without_recipe(onnx_file: Path, stripped: Path) -> int:
+    """Write the graph without default values of its recipe inputs; the bytes of the weights that are left."""
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(onnx_file)
+    kept = [tensor for tensor in model.graph.initializer if tensor.name not in TENSORS]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)
+    onnx.save(model, stripped)
+    return sum(numpy_helper.to_array(tensor).nbytes for tensor in kept)
+
+
+def _file_name(record: dict[str, Any]) -> str:
+    batch = "-".join(map(str, record["batch"]))
+    capability = record["compute_capability"].replace(".", "")
+    return (
+        f"{record['product']}-{record['version']}_sm{capability}_{record['os']}_{record['precision']}_b{batch}"
+        f"_k{record['most_classes']}.plan"
+    )
