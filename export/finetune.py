@@ -41,6 +41,8 @@ ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_FOLDS = 5
 START_RATE = 0.25
 """Steps of transformation layers that start at the tower's own projection, as a part of those from a random start."""
+PRIOR_L2 = 0.8
+"""Added to the head's L2 if it starts from the text: this, times the part that the text explains, by shots a class."""
 MAP_FOLDS = 3
 MAP_FOLD_STEPS = 200
 """Steps of the transformation layers that only make maps for the head: theirs need not be the best."""
@@ -56,7 +58,8 @@ class TeachSettings:
     which ranks frames and pixels as well or better and makes the map less sensitive to rounding.
     head: "pooled" reads the tokens under the map beside the class tokens (heads.map_features); "paper" reads the class
     tokens alone (eq. 20-22), all other weights of the head are zero.
-    head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`).
+    head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`); of a head that
+    starts from what an aligned text tower says it is stronger, the better the text and the fewer the shots (PRIOR_L2).
     alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
     """
 
@@ -112,11 +115,13 @@ def fit_recipe(
     scale = head_scale(features.cls.shape[1], settings.head)
     unseen_maps = maps_of_others(features, bank, encoder.grid, settings, seed)
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
-    prior, prior_scales = text_prior(head, features.labels, bank, settings)
-    head_weight, head_bias = fit_head(head, features.labels, len(classes), settings.head_l2, scale, prior=prior)
+    prior, believed = text_prior(head, features.labels, bank, settings)
+    shots = float((features.plain.sum() / len(classes)).item())
+    l2 = settings.head_l2 + PRIOR_L2 * believed.get("explained", 0.0) / shots
+    head_weight, head_bias = fit_head(head, features.labels, len(classes), l2, scale, prior=prior)
     tensors["head_weight"], tensors["head_bias"] = head_weight.numpy(), head_bias.numpy()
     if settings.alpha is None:
-        alpha, chosen_by = choose_alpha(head, features, text, len(classes), settings.head_l2, scale, prior)
+        alpha, chosen_by = choose_alpha(head, features, text, len(classes), l2, scale, prior)
     else:
         alpha, chosen_by = settings.alpha, {"by": "setting"}
     tensors["scalars"] = settings.scalars(bank, alpha)
@@ -125,7 +130,7 @@ def fit_recipe(
         "seed": seed,
         "map_taught_by": taught_by,
         "alpha": {"value": alpha, **chosen_by},
-        "text_prior": prior_scales,
+        "text_prior": {**believed, "head_l2": l2} if believed else {},
         "settings": asdict(settings),
         **(provenance or {}),
     }
@@ -235,9 +240,11 @@ def maps_of_others(
 def text_prior(
     head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings
 ) -> tuple[Layer | None, dict[str, float]]:
-    """What the text says of a frame's class before any head is fitted, as weight [K, F] and bias [K]; and its scales.
+    """What the text says of a frame's class before any head is fitted, as weight [K, F] and bias [K].
 
-    None where the text is not aligned, and for the paper's head, which knows no such start.
+    With it how far it is believed: the scales of both kinds of cosine, and `explained`, the part of the log loss of
+    guessing that it takes away on the supports. None and {} where the text is not aligned, and for the paper's head,
+    which knows no such start.
     """
     if bank.projection is None or settings.head != "pooled":
         return None, {}
@@ -246,8 +253,10 @@ def text_prior(
     cosines = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
     scales = fit_prior_scales(cosines, labels)
     names = ("class_tokens", "tokens_under_map")
-    used = {name: round(float(scale), 3) for name, scale in zip(names, scales, strict=True)}
-    return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), used
+    believed = {name: round(float(scale), 3) for name, scale in zip(names, scales, strict=True)}
+    loss = F.cross_entropy(torch.einsum("b,bvk->vk", scales, cosines), labels, weight=1 / torch.bincount(labels))
+    believed["explained"] = round(max(0.0, 1 - float(loss) / math.log(len(bank.text_cls))), 4)
+    return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), believed
 
 
 def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export import finetune, heads
-from export.finetune import ALPHAS, MAX_FOLDS, TeachSettings, choose_alpha, fit_head, fit_recipe, fit_transforms
+from export.finetune import (
+    ALPHAS,
+    MAX_FOLDS,
+    PRIOR_L2,
+    TeachSettings,
+    choose_alpha,
+    fit_head,
+    fit_recipe,
+    fit_transforms,
+)
 from export.text_bank import TextBank, anchor_bank
 from export.text_prior import Projection
 from export.views import SupportFeatures
@@ -188,7 +197,10 @@ def test_the_text_is_asked_only_where_it_is_aligned_and_not_by_the_paper_s_head(
     assert teach(plant(LABELS), settings=quick).teaching["text_prior"] == {}
     aligned = replace(BANK, projection=towards_defects())
     said = teach(plant(LABELS), settings=quick, bank=aligned).teaching["text_prior"]
-    assert set(said) == {"class_tokens", "tokens_under_map"}
+    assert set(said) == {"class_tokens", "tokens_under_map", "explained", "head_l2"}
+    assert 0 < said["explained"] <= 1
+    shots = len(LABELS) / 3
+    assert said["head_l2"] == pytest.approx(QUICK.head_l2 + PRIOR_L2 * said["explained"] / shots)
     paper = teach(plant(LABELS), settings=replace(quick, head="paper"), bank=aligned)
     assert paper.teaching["text_prior"] == {}
     assert not paper.tensors["head_weight"][:, LEVELS * WIDTH :].any()
