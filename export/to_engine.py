@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import re
 import subprocess
 import sys
@@ -26,14 +25,14 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from runtime.backends.trt import MODULES
 from runtime.files import sha256_of
+from runtime.host import find_gpu, operating_system
 from runtime.manifest import Artifact, Encoder, check_artifact, load_bundle
 from runtime.recipe import TENSORS
 
 from .errors import ExportError
 
-PRODUCTS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
-"""Product, which is also the extra that installs it, and its module."""
 PRECISION = "fp16"
 FOLDER = "engines"
 MOST_CLASSES = 64
@@ -50,8 +49,8 @@ Progress = Callable[[int, int], None]
 class EngineTarget:
     """What an engine is built for.
 
-    product: a name of PRODUCTS. compute_capability: such as "8.9" (RTX 4090); None: that of this machine's GPU, the
-    only one TensorRT builds for. batch: least, usual and most frames; classes: the same of a recipe.
+    product: "tensorrt" or "tensorrt-rtx". compute_capability: such as "8.9" (RTX 4090); None: that of this machine's
+    GPU, the only one TensorRT builds for. batch: least, usual and most frames. most_classes: of a recipe.
     Raises ExportError for what cannot be.
     """
 
@@ -61,8 +60,8 @@ class EngineTarget:
     most_classes: int = MOST_CLASSES
 
     def __post_init__(self) -> None:
-        if self.product not in PRODUCTS:
-            raise ExportError(f'there is no engine "{self.product}"; choose {" or ".join(PRODUCTS)}')
+        if self.product not in MODULES:
+            raise ExportError(f'there is no engine "{self.product}"; choose {" or ".join(MODULES)}')
         least, usual, most = self.batch
         if not 1 <= least <= usual <= most <= MOST_BATCH:
             raise ExportError(
@@ -96,7 +95,7 @@ class Builder:
     @classmethod
     def find(cls, target: EngineTarget) -> Builder:
         """Raise ExportError if the product is not installed, or a GPU is needed and there is none."""
-        module = PRODUCTS[target.product]
+        module = MODULES[target.product]
         try:
             version = metadata.version(target.product)
         except metadata.PackageNotFoundError:
@@ -107,15 +106,15 @@ class Builder:
             )
         if target.compute_capability is not None:
             return cls(target, version, target.compute_capability, local=False)
-        found = gpu_compute_capability()
-        if found is None:
+        gpu, why = find_gpu()
+        if gpu is None:
             advice = (
                 "name one with --compute-capability, such as 8.9 for an RTX 4090"
                 if target.product == "tensorrt-rtx"
                 else "build on the machine that will run the engine (sem-clip build-engine BUNDLE), or use tensorrt-rtx"
             )
-            raise ExportError(f"{target.product} found no NVIDIA GPU here to build for: {advice}")
-        return cls(target, version, found, local=True)
+            raise ExportError(f"{target.product} has no GPU here to build for ({why}): {advice}")
+        return cls(target, version, gpu.compute_capability, local=True)
 
     def describe(self, onnx_sha256: str) -> dict[str, Any]:
         """The manifest's record of the target; equal records mean equal engines. `key` is its hash."""
@@ -123,7 +122,7 @@ class Builder:
             "product": self.target.product,
             "version": self.version,
             "compute_capability": self.compute_capability,
-            "os": f"{platform.system().lower()}-{platform.machine().lower()}",
+            "os": operating_system(),
             "precision": PRECISION,
             "batch": list(self.target.batch),
             "most_classes": self.target.most_classes,
@@ -131,19 +130,6 @@ class Builder:
         }
         record["key"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
         return record
-
-
-def gpu_compute_capability() -> str | None:
-    """That of the first GPU, or None without one or without its driver."""
-    try:
-        from cuda.bindings import runtime as cuda
-
-        attribute = cuda.cudaDeviceAttr
-        error, major = cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMajor, 0)
-        worse, minor = cuda.cudaDeviceGetAttribute(attribute.cudaDevAttrComputeCapabilityMinor, 0)
-    except (ImportError, RuntimeError):
-        return None
-    return None if int(error) or int(worse) else f"{major}.{minor}"
 
 
 def add_engine(
@@ -207,7 +193,7 @@ def build_plan(
         stripped = Path(folder) / "model.onnx"
         weights = _without_recipe(onnx_file, stripped)
         request = {
-            "module": PRODUCTS[builder.target.product],
+            "module": MODULES[builder.target.product],
             "onnx": str(stripped),
             "plan": str(plan),
             "compute_capability": None if builder.local else "SM" + builder.compute_capability.replace(".", ""),

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
 from .frames import SUFFIXES, page_count
 from .manifest import load_bundle
@@ -39,8 +40,8 @@ class Predict:
             "--overlays", type=Path, metavar="DIR", help="write a picture of each frame with its defects"
         )
         parser.add_argument("--recipe", type=Path, help="judge by this recipe instead of the bundle's own")
-        parser.add_argument("--backend", default="auto", help="auto, cpu or fake (default: auto)")
-        parser.add_argument("--precision", help="which ONNX artifact: fp32 (default), fp16 or int8")
+        parser.add_argument("--backend", default="auto", help=f"{', '.join(NAMES)} (default: auto)")
+        parser.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
         parser.add_argument("--batch-size", type=_at_least(1), default=8, help="frames per engine run (default: 8)")
         parser.add_argument("--threads", type=_at_least(0), default=0, help="cores for the engine (default: all)")
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
@@ -140,6 +141,8 @@ class Inspect:
         scalars = zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True)
         print("            " + ", ".join(f"{name} {value:g}" for name, value in scalars))
         _print_operating_point(recipe)
+        for name, why in obstacles(args.bundle, manifest).items():
+            print(f"runs here   {name}: {f'no, {why}' if why else 'yes'}")
         for note in manifest.notes:
             print(f"note        {note}")
         return 0

@@ -50,7 +50,14 @@ class BackendUnavailable(PredictorError):
 
 
 class BackendError(PredictorError):
-    """The engine failed while running a batch."""
+    """The engine failed while running a batch.
+
+    unanswered: in a stream, the frames that were drawn before the failure and got no answer, by name.
+    """
+
+    def __init__(self, message: str, unanswered: Sequence[str] = ()) -> None:
+        self.unanswered = tuple(unanswered)
+        super().__init__(message)
 
 
 class FrameError(PredictorError):

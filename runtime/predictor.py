@@ -30,8 +30,9 @@ class Predictor:
     """Classifies and segments frames with one bundle. Safe to call from many threads.
 
     bundle: the folder that `export/build_engine.py` wrote.
-    backend: "auto", "cpu", "fake", or a Backend of your own. What was asked for runs, or an error says why not.
-    precision: which ONNX artifact ("fp32", "fp16"); fp32 where not said.
+    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own: what was asked for runs, or an
+        error says why not. "auto": the first of these that this host can run; `backend.why` says why none before it.
+    precision: of the artifact ("fp32", "fp16", "int8"); where not said, fp16 on a GPU and fp32 on a CPU.
     recipe: a recipe file or Recipe to begin with instead of the bundle's own.
     batch_size: frames per engine run; longer inputs are split. threads: cores for the engine, 0 for all.
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
@@ -77,10 +78,13 @@ class Predictor:
         self._closed = False
         try:
             self._setup = self._set_up(bundled if recipe is None else recipe)
+            opened.warm_up(self._setup.recipe)
         except BaseException:
             opened.close()
             raise
         _log.info("%s: backend %s: %s", folder, backend if isinstance(backend, str) else "given", opened.description)
+        if opened.why:
+            _log.info("%s: %s", folder, opened.why)
 
     @property
     def recipe(self) -> Recipe:
@@ -121,8 +125,8 @@ class Predictor:
     ) -> Iterator[Prediction | FailedFrame]:
         """Judge frames as they are drawn from an iterable of any length, in order and in bounded memory.
 
-        Decoding, inference and post-processing overlap; at most five batches are in flight. A bad frame yields a
-        FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one, use `submit`.
+        Decoding, inference and post-processing overlap; at most four batches and those in the engine are held. A bad
+        frame yields a FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one: `submit`.
         decoders: threads that decode and resize; by default one a core and 8 at most. One does some 200 PNG frames of
             480 x 480 a second.
         Raises BackendError; FrameError if `frames` is one frame and not an iterable of them.
@@ -148,7 +152,9 @@ class Predictor:
     def use(self, recipe: str | Path | Recipe) -> None:
         """Judge by another recipe from the next frame on. A bad recipe raises RecipeError and changes nothing."""
         self._check_open()
-        self._setup = self._set_up(recipe)
+        setup = self._set_up(recipe)
+        self._pipeline.backend.warm_up(setup.recipe)
+        self._setup = setup
 
     def close(self) -> None:
         """Answer what was submitted, then free the engine. Closing twice is allowed."""

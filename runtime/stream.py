@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from .backends import Outputs
-from .errors import FrameError
+from .errors import BackendError, FrameError
 from .frames import FrameSource
 from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
@@ -36,11 +36,12 @@ class _End:
 def stream(
     pipeline: Pipeline, sources: Iterable[FrameSource], setup: Callable[[], Setup], decoders: int
 ) -> Iterator[Prediction | FailedFrame]:
-    """Predictions in the order of `sources`; at most five batches are held at a time.
+    """Predictions in the order of `sources`; at most four batches and those in the engine are held at a time.
 
-    Three parties: `decoders` threads prepare frames, one thread forms batches and runs the engine, and the consumer's
-    own thread makes the predictions. A bad frame yields a FailedFrame. An error of the engine, or of iterating
-    `sources`, is raised after everything before it was yielded. Leaving the loop early stops the threads.
+    Four parties: `decoders` threads prepare frames, one thread forms batches, as many threads as the backend wants run
+    the engine, and the consumer's own thread makes the predictions. A bad frame yields a FailedFrame. An error of the
+    engine, or of iterating `sources`, is raised after everything before it was yielded; that of the engine names the
+    frames that were drawn and not answered. Leaving the loop early stops the threads.
     """
     done: queue.Queue[_Batch | _End] = queue.Queue(maxsize=1)
     stop = threading.Event()
@@ -80,17 +81,46 @@ def _run(
     done: queue.Queue[_Batch | _End],
     stop: threading.Event,
 ) -> None:
-    """Form batches, run them, hand them over."""
-    try:
-        for entries in _batches(_prepared(pipeline, sources, setup, pool, decoders, stop), pipeline.batch_size):
-            if stop.is_set():
-                return
-            jobs = [entry for entry in entries if isinstance(entry, Job)]
-            outputs, seconds = pipeline.infer(jobs) if jobs else (None, 0.0)
+    """Form batches, run them, hand them over in order."""
+    at_once = pipeline.backend.in_flight
+    running: deque[tuple[list[Job | FailedFrame], Future[tuple[Outputs, float]] | None]] = deque()
+
+    def hand_over(until: int) -> None:
+        while len(running) > until:
+            entries, answer = running[0]
+            outputs, seconds = (None, 0.0) if answer is None else answer.result()
+            running.popleft()
             _put(done, _Batch(entries, outputs, seconds), stop)
-        _put(done, _End(), stop)
-    except BaseException as exc:
-        _put(done, _End(exc), stop)
+
+    end = _End()
+    with ThreadPoolExecutor(at_once, thread_name_prefix="sem-clip-engine") as engine:
+        try:
+            try:
+                for entries in _batches(_prepared(pipeline, sources, setup, pool, decoders, stop), pipeline.batch_size):
+                    if stop.is_set():
+                        return
+                    jobs = [entry for entry in entries if isinstance(entry, Job)]
+                    running.append((entries, engine.submit(pipeline.infer, jobs) if jobs else None))
+                    hand_over(at_once - 1)
+            except BackendError:
+                raise
+            except Exception as exc:
+                end = _End(exc)
+            hand_over(0)
+        except BackendError as exc:
+            end = _End(_naming(exc, [entry for entries, _ in running for entry in entries]))
+        except BaseException as exc:
+            end = _End(exc)
+    _put(done, end, stop)
+
+
+def _naming(error: BackendError, entries: list[Job | FailedFrame]) -> BackendError:
+    """The same error with the frames that it left without an answer."""
+    names = [entry.frame.source if isinstance(entry, Job) else entry.source for entry in entries]
+    which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} frames)"
+    named = BackendError(f"{error}; without an answer: {which} and all after it", names)
+    named.__cause__ = error
+    return named
 
 
 def _batches(prepared: Iterable[Job | FailedFrame], size: int) -> Iterator[list[Job | FailedFrame]]:

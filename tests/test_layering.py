@@ -30,14 +30,16 @@ FORBIDDEN = {
 }
 LAYERS = (
     {"runtime.errors"},
-    {"runtime.jsonfields", "runtime.files"},
+    {"runtime.jsonfields", "runtime.files", "runtime.host"},
     {"runtime.operating_point"},
     {"runtime.verdict"},
     {"runtime.recipe"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
     {"runtime.prediction"},
-    {"runtime.backends.base", "runtime.backends.fake", "runtime.backends.ort"},
+    {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
+    {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.trt"},
+    {"runtime.backends.choice"},
     {"runtime.backends"},
     {"runtime.pipeline"},
     {"runtime.stream", "runtime.batching"},

@@ -164,7 +164,7 @@ def test_leaving_the_loop_early_stops_the_threads(predictor: Predictor, threads_
     for count, _ in enumerate(results, 1):
         if count == 4:
             break
-    assert {name.split("_")[0] for name in threads_left()} == {"sem-clip-infer", "sem-clip-decode"}
+    assert {name.split("_")[0] for name in threads_left()} == {"sem-clip-infer", "sem-clip-decode", "sem-clip-engine"}
     results.close()
     assert threads_left() == []
     drawn = source.drawn

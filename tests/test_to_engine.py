@@ -35,7 +35,7 @@ def bundle(toy_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(to_engine, "gpu_compute_capability", lambda: None)
+    monkeypatch.setattr(to_engine, "find_gpu", lambda: (None, "no NVIDIA driver was found"))
 
 
 # ---- what can be asked for -------------------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ def test_without_a_gpu_and_without_a_name_for_one_nothing_is_guessed(
 ) -> None:
     monkeypatch.setattr(metadata, "version", lambda _: VERSION)
     monkeypatch.setattr(to_engine.util, "find_spec", lambda _: object())
-    with pytest.raises(ExportError, match="found no NVIDIA GPU here") as caught:
+    with pytest.raises(ExportError, match="has no GPU here to build for") as caught:
         Builder.find(EngineTarget(product))
     assert advice in str(caught.value)
 

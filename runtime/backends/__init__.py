@@ -5,13 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import BackendUnavailable
-from ..manifest import Artifact, Manifest
+from ..manifest import Manifest
 from .base import Backend, Outputs
+from .choice import engine_artifact, onnx_artifact
 from .fake import FakeBackend
+from .ort import OrtCpuBackend, OrtCudaBackend, check_provider
+from .trt import MODULES, TensorRtBackend
 
-__all__ = ["Backend", "FakeBackend", "Outputs", "open_backend"]
+__all__ = ["NAMES", "Backend", "FakeBackend", "Outputs", "obstacles", "open_backend"]
 
-NAMES = ("auto", "cpu", "fake")
+ENGINES = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
+"""The fastest first; "auto" takes the first that this host can run."""
+NAMES = ("auto", *ENGINES, "fake")
 
 
 def open_backend(
@@ -19,21 +24,49 @@ def open_backend(
 ) -> Backend:
     """Open the backend `name` on a bundle; nothing else is tried if that fails.
 
-    "auto" is "cpu" in this version. precision: which ONNX artifact; fp32 where not said.
-    Raises BackendUnavailable, BundleError.
+    "auto" opens the first of ENGINES that this host can run, and its `why` says why none before it. Precision: that of
+    the artifact; where not said, fp16 on a GPU and fp32 on a CPU. threads: for the CPU.
+    Raises BackendUnavailable; BundleError for a damaged artifact and BackendError for a GPU that fails, "auto" too.
     """
     if name not in NAMES:
         raise BackendUnavailable(f'there is no backend "{name}" in this version; choose one of {", ".join(NAMES)}')
     if name == "fake":
         return FakeBackend(manifest.encoder)
-    from .ort import OrtCpuBackend
+    if name != "auto":
+        return _open(name, folder, manifest, precision, threads)
+    passed_over = []
+    for candidate in ENGINES[:-1]:
+        try:
+            backend = _open(candidate, folder, manifest, precision, threads)
+        except BackendUnavailable as exc:
+            passed_over.append(f"not {candidate}: {exc}")
+        else:
+            break
+    else:
+        backend = _open(ENGINES[-1], folder, manifest, precision, threads)
+    backend.why = "\n".join(passed_over)
+    return backend
 
-    return OrtCpuBackend(folder, _onnx_artifact(folder, manifest, precision or "fp32"), threads=threads)
+
+def obstacles(folder: Path, manifest: Manifest) -> dict[str, str]:
+    """Of each of ENGINES, why this host cannot run it; "" where nothing is known to be in the way. Opens none."""
+    found = {}
+    for name in ENGINES:
+        try:
+            if name in MODULES:
+                engine_artifact(name, folder, manifest)
+            else:
+                onnx_artifact(folder, manifest, "fp32" if name == "cpu" else "fp16")
+                check_provider(name)
+            found[name] = ""
+        except BackendUnavailable as exc:
+            found[name] = str(exc)
+    return found
 
 
-def _onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:
-    found = [a for a in manifest.artifacts if a.kind == "onnx" and a.precision == precision]
-    if not found:
-        held = ", ".join(f"{a.file} ({a.precision})" for a in manifest.artifacts) or "none"
-        raise BackendUnavailable(f"{folder}: holds no {precision} ONNX artifact; it holds {held}")
-    return found[0]
+def _open(name: str, folder: Path, manifest: Manifest, precision: str | None, threads: int) -> Backend:
+    if name == "cpu":
+        return OrtCpuBackend(folder, onnx_artifact(folder, manifest, precision or "fp32"), threads=threads)
+    if name == "cuda":
+        return OrtCudaBackend(folder, onnx_artifact(folder, manifest, precision or "fp16"))
+    return TensorRtBackend(folder, engine_artifact(name, folder, manifest, precision), manifest.encoder, name)

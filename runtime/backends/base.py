@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from ..recipe import Recipe
 
+OUTPUTS = ("probabilities", "defect_map", "features")
+"""The graph's outputs, in the order of the fields of Outputs."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
@@ -29,11 +32,16 @@ class Backend(ABC):
 
     name: what the caller asks for ("cpu"). description: engine, version and artifact, for people.
     max_batch: the most frames that one `run` takes. `run` may be called from several threads.
+    why: why "auto" took this one and none that is faster, a line each; empty where it was asked for.
+    in_flight: how many calls of `run` at a time keep the engine busy: 1 if one uses all of it, more if copies to and
+    from it can overlap with its work.
     """
 
     name: str
     description: str
     max_batch: int
+    why: str = ""
+    in_flight: int = 1
 
     @abstractmethod
     def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
@@ -41,6 +49,9 @@ class Backend(ABC):
 
         Raises BackendError, whatever the engine itself raises.
         """
+
+    def warm_up(self, recipe: Recipe) -> None:  # noqa: B027 - optional: not every engine has anything to prepare
+        """Do now what the first batches with this recipe would otherwise wait for. Raises BackendError."""
 
     def close(self) -> None:  # noqa: B027 - optional: not every engine holds something
         """Free the engine. Later calls of `run` are not allowed; closing twice is."""

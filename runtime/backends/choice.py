@@ -1,0 +1,79 @@
+"""Which backends this host can run, and of the others what exactly is in the way and what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import metadata, util
+from pathlib import Path
+
+from ..errors import BackendUnavailable
+from ..host import Gpu, find_gpu, operating_system
+from ..manifest import Artifact, Manifest
+from .trt import MODULES
+
+ENGINE_PRECISION = "fp16"
+
+
+def onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:
+    """The ONNX file of a precision. Raises BackendUnavailable with those that there are."""
+    found = [a for a in manifest.artifacts if a.kind == "onnx" and a.precision == precision]
+    if not found:
+        held = ", ".join(f"{a.file} ({a.precision})" for a in manifest.artifacts) or "none"
+        raise BackendUnavailable(f"{folder}: holds no {precision} ONNX artifact; it holds {held}")
+    return found[0]
+
+
+def engine_artifact(
+    product: str,
+    folder: Path,
+    manifest: Manifest,
+    precision: str | None = None,
+    *,
+    version_of: Callable[[str], str] = metadata.version,
+    gpu: Callable[[], tuple[Gpu | None, str]] = find_gpu,
+) -> Artifact:
+    """The engine of `product` that this host can run.
+
+    Raises BackendUnavailable: the product or the GPU is missing, or every engine differs from this host, and how.
+    """
+    if precision not in (None, ENGINE_PRECISION):
+        raise BackendUnavailable(f'backend "{product}" runs {ENGINE_PRECISION} engines, not {precision}')
+    missing = f'backend "{product}" needs %s, which is not installed: pip install "sem-clip[{product}]"'
+    try:
+        version = version_of(product)
+    except metadata.PackageNotFoundError:
+        raise BackendUnavailable(missing % product) from None
+    if util.find_spec(MODULES[product]) is None:
+        raise BackendUnavailable(missing % product)
+    found, why = gpu()
+    if found is None:
+        raise BackendUnavailable(f'backend "{product}" cannot run here: {why}')
+    engines = [a for a in manifest.artifacts if a.kind == "engine" and a.target.get("product") == product]
+    command = f"build one on this machine with: sem-clip build-engine {folder} --engine {product}"
+    if not engines:
+        raise BackendUnavailable(f"{folder}: holds no {product} engine; {command}")
+    differences = [_differences(artifact, manifest, version, found) for artifact in engines]
+    fewest = min(differences, key=len)
+    artifact = engines[differences.index(fewest)]
+    if fewest:
+        raise BackendUnavailable(f"{folder}: {artifact.file} {'; it '.join(fewest)}; {command}")
+    return artifact
+
+
+def _differences(artifact: Artifact, manifest: Manifest, version: str, gpu: Gpu) -> list[str]:
+    target = artifact.target
+    source = {a.sha256 for a in manifest.artifacts if a.kind == "onnx" and a.precision == artifact.precision}
+    product, system = target.get("product"), operating_system()
+    found = []
+    if target.get("version") != version:
+        found.append(f"was built by {product} {target.get('version')}, here is {version}")
+    if target.get("compute_capability") != gpu.compute_capability:
+        found.append(
+            f"was built for compute capability {target.get('compute_capability')}, the GPU here ({gpu.name}) has "
+            f"{gpu.compute_capability}"
+        )
+    if target.get("os") != system:
+        found.append(f"was built for {target.get('os')}, this is {system}")
+    if target.get("onnx_sha256") not in source:
+        found.append(f"was built from another {artifact.precision} ONNX file than the bundle's")
+    return found

@@ -1,0 +1,54 @@
+"""What this host is, as far as an engine is tied to it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """The first NVIDIA GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses another).
+
+    compute_capability: such as "8.9". driver: the newest CUDA that the driver runs, such as "13.0". memory: bytes.
+    """
+
+    name: str
+    compute_capability: str
+    driver: str
+    memory: int
+
+
+def operating_system() -> str:
+    """System and processor, as engines are tied to them: "linux-x86_64"."""
+    return f"{platform.system().lower()}-{platform.machine().lower()}"
+
+
+def find_gpu() -> tuple[Gpu | None, str]:
+    """The GPU, or None and why there is none. Needs cuda-bindings; loads nothing else."""
+    try:
+        from cuda.bindings import runtime as cuda
+    except ImportError:
+        return None, "cuda-bindings is not installed"
+    try:
+        error, version = cuda.cudaDriverGetVersion()
+        if int(error) or version == 0:
+            return None, "no NVIDIA driver was found"
+        driver = f"{version // 1000}.{version % 1000 // 10}"
+        error, count = cuda.cudaGetDeviceCount()
+        if int(error) or count == 0:
+            return None, f"no NVIDIA GPU can be used ({_name(cuda, error)}, driver for CUDA {driver})"
+        error, properties = cuda.cudaGetDeviceProperties(0)
+    except RuntimeError as exc:  # cuda-bindings without the libraries of the driver
+        return None, f"no NVIDIA driver was found ({str(exc).splitlines()[0]})"
+    if int(error):
+        return None, f"the GPU does not answer ({_name(cuda, error)})"
+    name = properties.name
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    capability = f"{properties.major}.{properties.minor}"
+    return Gpu(text.strip("\0 "), capability, driver, int(properties.totalGlobalMem)), ""
+
+
+def _name(cuda: object, error: object) -> str:
+    _, name = cuda.cudaGetErrorName(error)  # type: ignore[attr-defined]
+    return name.decode() if isinstance(name, bytes) else str(error)

@@ -1,0 +1,294 @@
+"""Which engine this host can run: the exact difference and the command that mends it, and what "auto" takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime import Predictor, backends
+from runtime.backends import ENGINES, FakeBackend, choice, obstacles, open_backend
+from runtime.backends.choice import engine_artifact
+from runtime.backends.ort import OrtCudaBackend
+from runtime.cli import main
+from runtime.errors import BackendError, BackendUnavailable, BundleError
+from runtime.host import Gpu, find_gpu, operating_system
+from runtime.manifest import Artifact, Manifest, load_bundle
+
+RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", 24 * 2**30)
+PRODUCT, VERSION = "tensorrt-rtx", "1.7.1"
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice.util, "find_spec", lambda name: object())
+
+
+@pytest.fixture
+def manifest(fake_bundle: Path) -> Manifest:
+    found, _ = load_bundle(fake_bundle)
+    onnx = replace(found.artifacts[0], precision="fp16", file="model.fp16.onnx", sha256="12" * 32)
+    return replace(found, artifacts=(*found.artifacts, onnx))
+
+
+def with_engine(manifest: Manifest, **changes: str) -> Manifest:
+    target = {"product": PRODUCT, "version": VERSION, "compute_capability": "8.9", "os": operating_system()}
+    target |= {"onnx_sha256": "12" * 32, **changes}
+    name = f"{len(manifest.artifacts)}.plan"
+    engine = Artifact(name, "engine", "fp16", "34" * 32, 10, {}, {}, target)
+    return replace(manifest, artifacts=(*manifest.artifacts, engine))
+
+
+def choose(manifest: Manifest, *, gpu: Gpu | None = RTX_4090, why: str = "", **more: Any) -> Artifact:
+    return engine_artifact(
+        PRODUCT, Path("bundle"), manifest, version_of=lambda name: VERSION, gpu=lambda: (gpu, why), **more
+    )
+
+
+def test_the_engine_built_for_this_host_is_taken(manifest: Manifest) -> None:
+    held = with_engine(with_engine(with_engine(manifest, compute_capability="8.6")), version="1.6.0")
+    assert choose(held).file == "3.plan"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"version": "1.6.0"}, "was built by tensorrt-rtx 1.6.0, here is 1.7.1"),
+        (
+            {"compute_capability": "8.6"},
+            "was built for compute capability 8.6, the GPU here (NVIDIA GeForce RTX 4090) has 8.9",
+        ),
+        ({"os": "windows-amd64"}, f"was built for windows-amd64, this is {operating_system()}"),
+        ({"onnx_sha256": "ff" * 32}, "was built from another fp16 ONNX file than the bundle's"),
+        (
+            {"os": "windows-amd64", "version": "1.6.0"},
+            "was built by tensorrt-rtx 1.6.0, here is 1.7.1; it was built for windows-amd64, this is "
+            + operating_system(),
+        ),
+    ],
+)
+def test_an_engine_for_another_host_is_refused_with_the_difference(
+    manifest: Manifest, changes: dict[str, str], says: str
+) -> None:
+    with pytest.raises(BackendUnavailable) as caught:
+        choose(with_engine(manifest, **changes))
+    command = "build one on this machine with: sem-clip build-engine bundle --engine tensorrt-rtx"
+    assert str(caught.value) == f"bundle: 2.plan {says}; {command}"
+
+
+def test_of_several_engines_the_nearest_is_spoken_of(manifest: Manifest) -> None:
+    held = with_engine(with_engine(manifest, os="x", version="y"), version="1.6.0")
+    with pytest.raises(BackendUnavailable, match=r"3\.plan was built by tensorrt-rtx 1\.6\.0"):
+        choose(held)
+
+
+def test_without_an_engine_a_gpu_or_the_product(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(BackendUnavailable, match="holds no tensorrt-rtx engine; build one on this machine with"):
+        choose(manifest)
+    with pytest.raises(BackendUnavailable, match='"tensorrt-rtx" cannot run here: no NVIDIA driver was found'):
+        choose(with_engine(manifest), gpu=None, why="no NVIDIA driver was found")
+    with pytest.raises(BackendUnavailable, match="runs fp16 engines, not int8"):
+        choose(with_engine(manifest), precision="int8")
+    monkeypatch.setattr(choice.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r"pip install \"sem-clip\[tensorrt-rtx\]\""):
+        choose(with_engine(manifest))
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    with pytest.raises(BackendUnavailable, match="needs tensorrt-rtx, which is not installed"):
+        engine_artifact(PRODUCT, Path("bundle"), manifest, version_of=absent, gpu=lambda: (RTX_4090, ""))
+
+
+# ---- auto ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pretend(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Callable[..., list[str]]:
+    """Lets only some backends run; the names that were tried."""
+
+    def make(*running: str, failing: Exception | None = None) -> list[str]:
+        tried: list[str] = []
+
+        def opened(name: str, *arguments: Any) -> FakeBackend:
+            tried.append(name)
+            if failing is not None and name == tried[0]:
+                raise failing
+            if name not in running:
+                raise BackendUnavailable(f"{name} is not for this host")
+            backend = FakeBackend(manifest.encoder)
+            backend.name = name
+            return backend
+
+        monkeypatch.setattr(backends, "_open", opened)
+        return tried
+
+    return make
+
+
+@pytest.mark.parametrize("running", [ENGINES[i:] for i in range(len(ENGINES))])
+def test_auto_takes_the_fastest_that_runs_and_says_why_none_before_it(
+    pretend: Callable[..., list[str]], manifest: Manifest, running: tuple[str, ...]
+) -> None:
+    tried = pretend(*running)
+    backend = open_backend("auto", Path("bundle"), manifest)
+    assert backend.name == running[0]
+    assert tuple(tried) == ENGINES[: ENGINES.index(running[0]) + 1]
+    assert backend.why.splitlines() == [f"not {name}: {name} is not for this host" for name in tried[:-1]]
+
+
+@pytest.mark.parametrize("error", [BackendError("the GPU has 0.1 of 24 GB free"), BundleError("bundle", "damaged")])
+def test_auto_does_not_pass_over_a_fault(
+    pretend: Callable[..., list[str]], manifest: Manifest, error: Exception
+) -> None:
+    tried = pretend("cpu", failing=error)
+    with pytest.raises(type(error)):
+        open_backend("auto", Path("bundle"), manifest)
+    assert tried == ["tensorrt"]
+
+
+def test_what_was_asked_for_by_name_has_no_substitute(pretend: Callable[..., list[str]], manifest: Manifest) -> None:
+    tried = pretend("cpu")
+    with pytest.raises(BackendUnavailable, match="cuda is not for this host"):
+        open_backend("cuda", Path("bundle"), manifest)
+    assert tried == ["cuda"]
+
+
+@pytest.mark.skipif(find_gpu()[0] is not None, reason="there is a GPU")
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-rtx", "cuda"])
+def test_a_gpu_backend_without_a_gpu_is_an_error_by_name(
+    toy_bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    with pytest.raises(BackendUnavailable, match=f'backend "{name}" (needs|cannot run here)'):
+        Predictor(toy_bundle, backend=name)
+
+
+def test_inspect_says_what_runs_here(toy_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = obstacles(toy_bundle, load_bundle(toy_bundle)[0])
+    assert tuple(found) == ENGINES
+    assert found["cpu"] == ""
+    assert main(["inspect", str(toy_bundle)]) == 0
+    said = capsys.readouterr().out
+    assert "runs here   cpu: yes" in said
+    for name in ENGINES[:-1]:
+        assert f"runs here   {name}: {'no, ' + found[name] if found[name] else 'yes'}" in said
+
+
+# ---- ONNX Runtime's CUDA provider ------------------------------------------------------------------------------------
+
+
+class Binding:
+    """As IOBinding."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[str, Any] = {}
+        self.outputs: dict[str, str] = {}
+
+    def bind_cpu_input(self, name: str, value: np.ndarray) -> None:
+        assert value.flags.c_contiguous
+        self.inputs[name] = value
+
+    def bind_ortvalue_input(self, name: str, value: Any) -> None:
+        self.inputs[name] = value
+
+    def bind_output(self, name: str, device: str) -> None:
+        self.outputs[name] = device
+
+    def copy_outputs_to_cpu(self) -> list[np.ndarray]:
+        return [np.full(1, len(self.inputs["frames"])), np.zeros(1), np.zeros(1)]
+
+
+class Session:
+    """As InferenceSession, with the providers that it was told to end up with."""
+
+    running: tuple[str, ...] = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+        self.asked = [provider[0] for provider in providers]
+
+    def get_providers(self) -> list[str]:
+        return list(self.running)
+
+    def get_inputs(self) -> list[Any]:
+        return [SimpleNamespace(name="frames")]
+
+    def get_overridable_initializers(self) -> list[Any]:
+        from runtime.recipe import TENSORS
+
+        return [SimpleNamespace(name=name) for name in TENSORS]
+
+    def get_outputs(self) -> list[Any]:
+        return [SimpleNamespace(name=name) for name in ("probabilities", "defect_map", "features")]
+
+    def io_binding(self) -> Binding:
+        return Binding()
+
+    def run_with_iobinding(self, binding: Binding) -> None:
+        if len(binding.inputs["frames"]) > 4:
+            raise RuntimeError("out of memory\nand more")
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch, fake_bundle: Path) -> tuple[Callable[[], OrtCudaBackend], list[str]]:
+    """Opens the backend on a pretended onnxruntime-gpu; the tensors that were put on the GPU."""
+    import onnxruntime
+
+    uploads: list[str] = []
+
+    def to_device(value: np.ndarray, device: str, number: int) -> Any:
+        uploads.append(device)
+        return SimpleNamespace(value=value)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", to_device)
+    artifact = load_bundle(fake_bundle)[0].artifacts[0]
+    return (lambda: OrtCudaBackend(fake_bundle, artifact)), uploads
+
+
+def test_cuda_keeps_the_recipe_on_the_gpu(
+    cuda: tuple[Callable[[], OrtCudaBackend], list[str]], fake_bundle: Path
+) -> None:
+    from conftest import make_recipe
+
+    opened, uploads = cuda
+    first, second = make_recipe(), make_recipe()
+    frames = np.zeros((2, 64, 64), np.uint8)
+    with opened() as backend:
+        assert (backend.name, backend.in_flight) == ("cuda", 2)
+        for _ in range(3):
+            assert backend.run(frames, first).probabilities[0] == 2
+        assert uploads == ["cuda"] * 7
+        backend.run(frames, second)
+        assert len(uploads) == 14
+        with pytest.raises(BackendError, match=r"failed on a batch of 5: out of memory$"):
+            backend.run(np.zeros((5, 64, 64), np.uint8), second)
+    with pytest.raises(BackendError, match="session is closed"):
+        backend.run(frames, first)
+
+
+def test_a_provider_that_fell_back_is_an_error(
+    cuda: tuple[Callable[[], OrtCudaBackend], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "running", ("CPUExecutionProvider",))
+    with pytest.raises(BackendUnavailable, match="could not start its CUDA provider and offers CPUExecutionProvider"):
+        cuda[0]()
+
+
+def test_onnx_runtime_without_cuda_says_what_to_install(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    artifact = load_bundle(fake_bundle)[0].artifacts[0]
+    with pytest.raises(BackendUnavailable, match=r"pip uninstall onnxruntime, then pip install \"sem-clip\[cuda\]\""):
+        OrtCudaBackend(fake_bundle, artifact)
+    with pytest.raises(BackendUnavailable, match="int8 is for the CPU"):
+        OrtCudaBackend(fake_bundle, replace(artifact, precision="int8"))

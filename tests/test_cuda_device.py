@@ -1,0 +1,186 @@
+"""runtime.backends.cuda_device and runtime.host over pretended bindings: errors, and that everything is freed."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from collections.abc import Callable
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from runtime.backends.cuda_device import CudaDevice, GpuError, OutOfDeviceMemory
+from runtime.errors import BackendError
+from runtime.host import find_gpu, operating_system
+
+OUT_OF_MEMORY, LAUNCH_FAILED, NO_DEVICE = 2, 719, 100
+
+
+class Bindings(ModuleType):
+    """As cuda.bindings.runtime: each call gives its error and results; what was made must be freed, once."""
+
+    cudaError_t = SimpleNamespace(cudaErrorMemoryAllocation=OUT_OF_MEMORY)
+    cudaMemcpyKind = SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+    cudaHostAllocDefault = cudaStreamNonBlocking = cudaEventDisableTiming = 0
+
+    def __init__(self) -> None:
+        super().__init__("runtime")
+        self.errors: dict[str, int] = {}
+        self.alive: dict[int, str] = {}
+        self.host: list[Any] = []
+        self.copies: list[tuple[Any, ...]] = []
+        self.count = 0
+        self.properties = SimpleNamespace(name=b"Some GPU\0\0", major=8, minor=9, totalGlobalMem=123)
+        for kind, make, free in (
+            ("memory", "cudaMalloc", "cudaFree"),
+            ("stream", "cudaStreamCreateWithFlags", "cudaStreamDestroy"),
+            ("event", "cudaEventCreateWithFlags", "cudaEventDestroy"),
+            ("graph", "cudaStreamEndCapture", "cudaGraphDestroy"),
+            ("ready", "cudaGraphInstantiate", "cudaGraphExecDestroy"),
+        ):
+            self.call(make, lambda *a, kind=kind: self.make(kind))
+            self.call(free, lambda what, kind=kind: self.free(what, kind))
+        self.call("cudaHostAlloc", self.host_alloc)
+        self.call("cudaFreeHost", lambda what: self.free(what, "host"))
+        self.call("cudaMemcpyAsync", lambda *a: self.copies.append(a))
+        self.call("cudaMemGetInfo", lambda: (5, 10))
+        self.call("cudaDriverGetVersion", lambda: 13020)
+        self.call("cudaGetDeviceCount", lambda: 1)
+        self.call("cudaGetDeviceProperties", lambda number: self.properties)
+        quiet = "SetDevice EventRecord StreamWaitEvent StreamSynchronize StreamBeginCapture GraphLaunch GetLastError"
+        for name in (*quiet.split(), "DeviceSynchronize"):
+            self.call(f"cuda{name}", lambda *a: None)
+
+    def call(self, name: str, inner: Callable[..., Any]) -> None:
+        def function(*arguments: Any) -> tuple[Any, ...]:
+            if self.errors.get(name):
+                return (self.errors[name], None)
+            result = inner(*arguments)
+            return (0, *result) if isinstance(result, tuple) else (0, result)
+
+        function.__name__ = name
+        setattr(self, name, function)
+
+    def make(self, kind: str) -> int:
+        self.count += 1
+        self.alive[self.count] = kind
+        return self.count
+
+    def host_alloc(self, size: int, flags: int) -> int:
+        self.host.append((ctypes.c_uint8 * size)())
+        address = ctypes.addressof(self.host[-1])
+        self.alive[address] = "host"
+        return address
+
+    def free(self, what: int, kind: str) -> None:
+        assert self.alive.pop(what) == kind
+
+    def cudaGetErrorName(self, error: int) -> tuple[int, bytes]:
+        return 0, {OUT_OF_MEMORY: b"cudaErrorMemoryAllocation", NO_DEVICE: b"cudaErrorNoDevice"}.get(
+            error, b"cudaError"
+        )
+
+    def cudaGetErrorString(self, error: int) -> tuple[int, bytes]:
+        return 0, b"said in words"
+
+
+@pytest.fixture
+def bindings(monkeypatch: pytest.MonkeyPatch) -> Bindings:
+    found = Bindings()
+    package = ModuleType("cuda.bindings")
+    package.runtime = found  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "cuda", ModuleType("cuda"))
+    monkeypatch.setitem(sys.modules, "cuda.bindings", package)
+    monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", found)
+    return found
+
+
+def test_everything_made_is_freed_once_whether_early_or_at_the_end(bindings: Bindings) -> None:
+    device = CudaDevice()
+    address, stream = device.allocate(100), device.stream()
+    device.allocate(5)
+    device.event()
+    pinned = device.pinned(10)
+    pinned[:] = 7
+    graph = device.capture(stream, lambda: None)
+    device.launch(device.capture(stream, lambda: None), stream)
+    assert sorted(bindings.alive.values()) == ["event", "host", "memory", "memory", "ready", "ready", "stream"]
+    device.free(address)
+    device.discard(graph)
+    assert sorted(bindings.alive.values()) == ["event", "host", "memory", "ready", "stream"]
+    device.close()
+    device.close()
+    assert bindings.alive == {}
+
+
+def test_copies_carry_addresses_and_sizes(bindings: Bindings) -> None:
+    device = CudaDevice()
+    stream, array = device.stream(), np.zeros((3, 5), np.float32)
+    device.copy_in(64, array, stream)
+    device.copy_out(array, 128, stream)
+    assert bindings.copies == [(64, array.ctypes.data, 60, 1, stream), (array.ctypes.data, 128, 60, 2, stream)]
+    assert device.memory() == (5, 10)
+
+
+def test_faults_are_typed_and_named(bindings: Bindings) -> None:
+    device = CudaDevice()
+    bindings.errors["cudaMalloc"] = OUT_OF_MEMORY
+    with pytest.raises(OutOfDeviceMemory, match="cudaMalloc: cudaErrorMemoryAllocation"):
+        device.allocate(1)
+    bindings.errors["cudaStreamSynchronize"] = LAUNCH_FAILED
+    with pytest.raises(GpuError, match=r"cudaStreamSynchronize: cudaError \(said in words\)"):
+        device.synchronize(1)
+    assert issubclass(GpuError, BackendError)
+    assert not issubclass(OutOfDeviceMemory, GpuError)
+
+
+def test_a_capture_that_fails_is_ended_and_leaves_nothing(bindings: Bindings) -> None:
+    device = CudaDevice()
+    stream = device.stream()
+
+    def fail() -> None:
+        raise BackendError("the engine did not run")
+
+    with pytest.raises(BackendError, match="the engine did not run"):
+        device.capture(stream, fail)
+    bindings.errors["cudaGraphInstantiate"] = LAUNCH_FAILED
+    with pytest.raises(GpuError):
+        device.capture(stream, lambda: None)
+    device.close()
+    assert bindings.alive == {}
+
+
+def test_the_gpu_is_described(bindings: Bindings) -> None:
+    gpu, why = find_gpu()
+    assert gpu is not None
+    assert (gpu.name, gpu.compute_capability, gpu.driver, gpu.memory, why) == ("Some GPU", "8.9", "13.2", 123, "")
+    bindings.properties.name = "Other GPU"
+    gpu, _ = find_gpu()
+    assert gpu is not None
+    assert gpu.name == "Other GPU"
+
+
+def test_without_a_gpu_the_reason_is_named(bindings: Bindings, monkeypatch: pytest.MonkeyPatch) -> None:
+    bindings.errors["cudaGetDeviceProperties"] = LAUNCH_FAILED
+    assert find_gpu() == (None, "the GPU does not answer (cudaError)")
+    bindings.errors["cudaGetDeviceCount"] = NO_DEVICE
+    assert find_gpu() == (None, "no NVIDIA GPU can be used (cudaErrorNoDevice, driver for CUDA 13.2)")
+    bindings.call("cudaDriverGetVersion", lambda: 0)
+    assert find_gpu() == (None, "no NVIDIA driver was found")
+
+    def broken() -> tuple[int, int]:
+        raise RuntimeError("cannot load libcuda.so.1\nand more")
+
+    bindings.cudaDriverGetVersion = broken  # type: ignore[attr-defined]
+    assert find_gpu() == (None, "no NVIDIA driver was found (cannot load libcuda.so.1)")
+    monkeypatch.setitem(sys.modules, "cuda.bindings", None)
+    assert find_gpu() == (None, "cuda-bindings is not installed")
+
+
+def test_the_operating_system_has_the_form_that_engines_record() -> None:
+    system, _, processor = operating_system().partition("-")
+    assert system == system.lower()
+    assert processor
