@@ -187,12 +187,21 @@ def _add_engine_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--most-classes", type=int, default=64, metavar="K", help="of any recipe it will run (default: 64)"
     )
+    parser.add_argument(
+        "--accumulate",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="what matrix products are summed in; GeForce cards sum in fp16 at up to twice the rate, with a larger "
+        "error (default: fp32)",
+    )
 
 
 def _builder(args: argparse.Namespace) -> Builder:
     from .to_engine import Builder, EngineTarget
 
-    return Builder.find(EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes))
+    return Builder.find(
+        EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes, args.accumulate)
+    )
 
 
 def _add_engine(bundle: Path, builder: Builder, stages: Stages, *, force: bool = False) -> tuple[Artifact, bool]:
@@ -207,8 +216,9 @@ def _describe_engine(artifact: Artifact) -> None:
     print(f"engine    {artifact.file}, {artifact.bytes / 1e6:.1f} MB")
     print(
         f"          {about['product']} {about['version']}, compute capability {about['compute_capability']}, "
-        f"{about['os']}, batch {'/'.join(map(str, about['batch']))}, up to {about['most_classes']} classes"
+        f"{about['os']}, batch {'/'.join(map(str, about['batch']))},"
     )
+    print(f"          up to {about['most_classes']} classes, sums in {about['accumulate']}")
     if about["activation_bytes"] is not None:
         print(f"          {about['activation_bytes'] / 1e9:.2f} GB of activations on the GPU at the largest batch")
     print("          built, not run: no engine ran it here")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from numpy.typing import NDArray
 
@@ -69,14 +70,61 @@ def measure_parity(reference: Outputs, outputs: Outputs, precision: str, source:
     }
 
 
-def require_parity(file: str, report: Mapping[str, Any]) -> None:
-    """Raise ParityError, with the figures, if the report did not pass."""
+def require_parity(file: str, report: Mapping[str, Any], worst: Callable[[], Sequence[str]] | None = None) -> None:
+    """Raise ParityError, with the figures, if the report did not pass. worst: gives lines on where it went wrong."""
     if not report["passed"]:
+        lines = [] if worst is None else ["", "where the two part:", *(f"  {line}" for line in worst())]
         raise ParityError(
             f"{file} does not agree with torch on {report['frames']} frames: probabilities differ by up to "
             f"{report['max_abs_probability']:.2e}, the map by up to {report['max_abs_defect_map']:.2e} "
             f"(allowed {report['tolerance']:.0e}), {report['labels_equal']} labels are equal; nothing was written"
+            + "\n".join(lines)
         )
+
+
+def worst_layers(reference: Path, other: Path, frames: NDArray[np.uint8], count: int = 8) -> list[str]:
+    """The layer outputs of two ONNX files of one graph that differ the most, as lines for people.
+
+    Of a chain of outputs each of which carries on the fault of the one before, those come first at which the relative
+    error grows the most. Outputs are matched by name; frames: uint8 [n, height, width], a few of them will do.
+    """
+    left, right = _all_outputs(reference, frames), _all_outputs(other, frames)
+    found: list[tuple[float, float, str]] = []
+    before = 0.0
+    for name, (operator, a) in left.items():
+        if name not in right or right[name][1].shape != a.shape:
+            continue
+        b = right[name][1].astype(np.float64)
+        size = float(np.linalg.norm(a)) or 1.0
+        error = float(np.linalg.norm(a - b)) / size if np.isfinite(b).all() else float("inf")
+        growth = error / max(before, 1e-7) if np.isfinite(before) else 0.0
+        found.append((growth, error, f"{operator} {name} {list(a.shape)}: relative error {error:.1e}"))
+        before = error
+    found.sort(key=lambda item: (np.isfinite(item[1]), -item[0] if item[1] > 1e-3 else 0.0, -item[1]))
+    return [line for _, _, line in found[:count]]
+
+
+def _all_outputs(file: Path, frames: NDArray[np.uint8]) -> dict[str, tuple[str, NDArray[np.float64]]]:
+    """Operator and value of every floating-point output in the graph, with the recipe that is stored in it."""
+    import onnxruntime
+
+    model = onnx.load(file)
+    operators = {name: node.op_type for node in model.graph.node for name in node.output if name}
+    known = {value.name for value in model.graph.output}
+    types = {
+        value.name: value.type.tensor_type.elem_type
+        for value in onnx.shape_inference.infer_shapes(model).graph.value_info
+    }
+    floats = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16)
+    names = [name for name in operators if name in known or types.get(name) in floats]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # As written: a fusion would take the outputs away that are asked for.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    values = session.run(names, {"frames": frames})
+    return {name: (operators[name], np.asarray(value, np.float64)) for name, value in zip(names, values, strict=True)}
 
 
 def spread(items: Sequence[Any], count: int = MAX_FRAMES) -> list[Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from .bundle import describe_encoder, record_artifact, refuse_existing, replacin
 from .checkpoint import LoadedModel
 from .finetune import TeachSettings, fit_recipe
 from .graph import SemClipGraph
-from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs
+from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs, worst_layers
 from .progress import Stages
 from .prompts import Prompts
 from .supports import draw_supports
@@ -147,7 +148,11 @@ def build_bundle(
                 report = measure_parity(
                     reference, outputs, artifact.precision, "supports and further frames of the set"
                 )
-                require_parity(artifact.file, report)
+                require_parity(
+                    artifact.file,
+                    report,
+                    partial(worst_layers, folder / ONNX_FILES["fp32"], folder / artifact.file, frames[:2]),
+                )
                 if artifact.precision == "fp16":
                     report["fp32_layers"] = sorted(half.encoder.fp32_layers)
                     report["fp32_attention_layers"] = sorted(half.encoder.fp32_attention)

@@ -34,6 +34,7 @@ from runtime.recipe import TENSORS
 from .errors import ExportError
 
 PRECISION = "fp16"
+ACCUMULATE = ("fp32", "fp16")
 FOLDER = "engines"
 MOST_CLASSES = 64
 MOST_BATCH = 1024
@@ -50,7 +51,9 @@ class EngineTarget:
     """What an engine is built for.
 
     product: "tensorrt" or "tensorrt-rtx". compute_capability: such as "8.9" (RTX 4090); None: that of this machine's
-    GPU, the only one TensorRT builds for. batch: least, usual and most frames. most_classes: of a recipe.
+    GPU, the only one TensorRT builds for. batch: least, usual and most frames. most_classes: of a recipe. accumulate:
+    "fp32", matrix products of fp16 numbers are summed in fp32; "fp16", they may be summed in fp16, which GeForce cards
+    do at up to twice the rate. Attention is summed as the product's fused kernel does it, either way.
     Raises ExportError for what cannot be.
     """
 
@@ -58,6 +61,7 @@ class EngineTarget:
     compute_capability: str | None = None
     batch: tuple[int, int, int] = (1, 32, 64)
     most_classes: int = MOST_CLASSES
+    accumulate: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.product not in MODULES:
@@ -69,6 +73,8 @@ class EngineTarget:
             )
         if not 2 <= self.most_classes <= 1024:
             raise ExportError(f"an engine for up to {self.most_classes} classes cannot be: 2 to 1024")
+        if self.accumulate not in ACCUMULATE:
+            raise ExportError(f'sums in "{self.accumulate}" are not offered; choose {" or ".join(ACCUMULATE)}')
         if self.compute_capability is not None:
             if self.product == "tensorrt":
                 raise ExportError(
@@ -126,6 +132,7 @@ class Builder:
             "precision": PRECISION,
             "batch": list(self.target.batch),
             "most_classes": self.target.most_classes,
+            "accumulate": self.target.accumulate,
             "onnx_sha256": onnx_sha256,
         }
         record["key"] = hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
@@ -191,7 +198,7 @@ def build_plan(
     inputs, outputs = _signature(encoder)
     with tempfile.TemporaryDirectory(prefix="sem-clip-engine-") as folder:
         stripped = Path(folder) / "model.onnx"
-        weights = _without_recipe(onnx_file, stripped)
+        weights = _write_network(onnx_file, stripped, sum_in_fp32=builder.target.accumulate == "fp32")
         request = {
             "module": MODULES[builder.target.product],
             "onnx": str(stripped),
@@ -293,7 +300,7 @@ def _profile(inputs: dict[str, list[Any]], target: EngineTarget, usual_classes: 
     }
 
 
-def _without_recipe(onnx_file: Path, stripped: Path) -> int:
+def _write_network(onnx_file: Path, network: Path, *, sum_in_fp32: bool) -> int:
     """Write the graph without default values of its recipe inputs; the bytes of the weights that are left."""
     import onnx
     from onnx import numpy_helper
@@ -302,8 +309,37 @@ def _without_recipe(onnx_file: Path, stripped: Path) -> int:
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in TENSORS]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    onnx.save(model, stripped)
+    if sum_in_fp32:
+        _sum_in_fp32(model)
+    onnx.save(model, network)
     return sum(numpy_helper.to_array(tensor).nbytes for tensor in kept)
+
+
+def _sum_in_fp32(model: Any) -> None:
+    """Put casts around every matrix product of fp16 numbers: fp32 in, fp16 out.
+
+    TensorRT takes the pattern for what is meant, one product that reads and writes fp16 and sums in fp32: weights stay
+    fp16 in the plan, and no fp32 copies are made.
+    """
+    from onnx import TensorProto, helper, shape_inference
+
+    inferred = shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    nodes = []
+    for node in model.graph.node:
+        if node.op_type not in ("MatMul", "Gemm") or types.get(node.output[0]) != TensorProto.FLOAT16:
+            nodes.append(node)
+            continue
+        for index, name in enumerate(node.input):
+            wide = f"{node.output[0]}_input{index}_fp32"
+            nodes.append(helper.make_node("Cast", [name], [wide], name=wide, to=TensorProto.FLOAT))
+            node.input[index] = wide
+        narrow = node.output[0]
+        node.output[0] = f"{narrow}_fp32"
+        cast = helper.make_node("Cast", [node.output[0]], [narrow], name=f"{narrow}_fp16", to=TensorProto.FLOAT16)
+        nodes += [node, cast]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _file_name(record: dict[str, Any]) -> str:
@@ -311,5 +347,5 @@ def _file_name(record: dict[str, Any]) -> str:
     capability = record["compute_capability"].replace(".", "")
     return (
         f"{record['product']}-{record['version']}_sm{capability}_{record['os']}_{record['precision']}_b{batch}"
-        f"_k{record['most_classes']}.plan"
+        f"_k{record['most_classes']}_sum{record['accumulate']}.plan"
     )

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from calibration.dataset import load_dataset
@@ -20,11 +21,12 @@ from export.parity import (
     require_parity,
     spread,
     torch_outputs,
+    worst_layers,
 )
 from runtime.backends import Outputs
 from runtime.frames import prepare
 from runtime.manifest import load_bundle
-from runtime.recipe import FrameOptions
+from runtime.recipe import TENSORS, FrameOptions
 
 FRAMES, CLASSES = 6, 3
 
@@ -116,6 +118,27 @@ def test_failure_is_told_with_the_file_and_all_figures(reference: Outputs) -> No
     message = str(caught.value)
     for part in ("model.fp16.onnx", "6 frames", "8.50e-01", "2.50e-01", "allowed 1e-02", "5 labels are equal"):
         assert part in message
+
+
+def test_where_two_graphs_part_is_told_first(toy_bundle: Path, tmp_path: Path) -> None:
+    model = onnx.load(toy_bundle / "model.onnx")
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in TENSORS}
+    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
+    node = products[len(products) // 2]
+    weight = weights[node.input[1]]
+    weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
+    onnx.save(model, tmp_path / "other.onnx")
+    frames = np.random.default_rng(0).integers(0, 255, (2, 64, 64), dtype=np.uint8)
+    lines = worst_layers(toy_bundle / "model.onnx", tmp_path / "other.onnx", frames)
+    assert lines[0].startswith(f"MatMul {node.output[0]} [")
+    assert worst_layers(toy_bundle / "model.onnx", toy_bundle / "model.onnx", frames, 1)[0].endswith("error 0.0e+00")
+    off = measure_parity(*(all_classes_at(x) for x in (0.0, 1.0)), "fp16", "")
+    with pytest.raises(ParityError, match=r"nothing was written\nwhere the two part:\n  MatMul "):
+        require_parity("model.fp16.onnx", off, lambda: lines)
+
+
+def all_classes_at(value: float) -> Outputs:
+    return Outputs(np.full((2, 2), value, np.float32), np.zeros((2, 4, 4), np.float32), np.zeros((2, 3), np.float32))
 
 
 @pytest.mark.parametrize("count", [0, 1, MAX_FRAMES, MAX_FRAMES + 1, 1000])

@@ -51,6 +51,7 @@ def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"product": "tensorrt-rtx", "batch": (1, 8, 4)}, "least, usual and most"),
         ({"product": "tensorrt-rtx", "batch": (1, 8, 4096)}, "1 to 1024"),
         ({"product": "tensorrt-rtx", "most_classes": 1}, "2 to 1024"),
+        ({"product": "tensorrt-rtx", "accumulate": "bf16"}, "choose fp32 or fp16"),
     ],
 )
 def test_targets_that_cannot_be(arguments: dict[str, Any], says: str) -> None:
@@ -88,6 +89,7 @@ def test_the_key_changes_with_everything_that_a_plan_is_tied_to() -> None:
         (replace(builder, compute_capability="8.6"), "a"),
         (replace(builder, target=replace(RTX_4090, batch=(1, 2, 8))), "a"),
         (replace(builder, target=replace(RTX_4090, most_classes=9)), "a"),
+        (replace(builder, target=replace(RTX_4090, accumulate="fp16")), "a"),
         (replace(builder, target=replace(RTX_4090, product="tensorrt", compute_capability=None)), "a"),
         (builder, "b"),
     ]
@@ -145,6 +147,11 @@ def test_the_builder_gets_plain_inputs_and_the_profile(
     graph = onnx.load(tmp_path / "request.json.onnx").graph
     assert not {tensor.name for tensor in graph.initializer} & TENSORS.keys()
     assert TENSORS.keys() < {value.name for value in graph.input}
+
+    casts = {name for node in graph.node if node.op_type == "Cast" for name in node.output}
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    assert sum(set(node.input) <= casts for node in products) > len(products) / 2
+    onnx.checker.check_model(onnx.load(tmp_path / "request.json.onnx"), full_check=True)
 
     manifest, _ = load_bundle(bundle, verify_all=True)
     assert manifest.artifacts[-1] == artifact
@@ -210,6 +217,16 @@ def test_bundles_that_cannot_have_an_engine(bundle: Path, fake: Callable[[str], 
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ExportError, match="no fp16 ONNX artifact"):
         add_engine(bundle, fake("pass"))
+
+
+def test_sums_are_left_to_the_product_only_where_that_is_asked_for(
+    bundle: Path, fake: Callable[[str], Builder], tmp_path: Path
+) -> None:
+    builder = fake('import shutil; shutil.copy(request["onnx"], os.environ["SAW"] + ".onnx")')
+    artifact, _ = add_engine(bundle, replace(builder, target=replace(RTX_4090, accumulate="fp16")))
+    assert artifact.target["accumulate"] == "fp16"
+    asked, source = (onnx.load(path).graph for path in (tmp_path / "request.json.onnx", bundle / "model.fp16.onnx"))
+    assert list(asked.node) == list(source.node)
 
 
 # ---- the real builder ------------------------------------------------------------------------------------------------
