@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,8 +124,10 @@ def test_failure_is_told_with_the_file_and_all_figures(reference: Outputs) -> No
 def test_where_two_graphs_part_is_told_first(toy_bundle: Path, tmp_path: Path) -> None:
     model = onnx.load(toy_bundle / "model.onnx")
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in TENSORS}
-    products = [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in weights]
-    node = products[len(products) // 2]
+    used = Counter(name for node in model.graph.node for name in node.input)
+    node = next(
+        n for n in model.graph.node if n.op_type == "MatMul" and n.input[1] in weights and used[n.input[1]] == 1
+    )
     weight = weights[node.input[1]]
     weight.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(weight) * np.float32(1.5), weight.name))
     onnx.save(model, tmp_path / "other.onnx")
