@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import make_recipe
 
 from export import to_engine
 from export.errors import ExportError
@@ -281,3 +282,37 @@ def test_a_graph_in_fp32_is_no_fp16_engine(rtx: Builder, bundle: Path, tmp_path:
     manifest, _ = load_bundle(bundle)
     with pytest.raises(ExportError):
         build_plan(bundle / "model.onnx", tmp_path / "plan", rtx, manifest.encoder, usual_classes=3)
+
+
+def test_the_full_size_encoder_is_built_for_an_rtx_4090(rtx: Builder, tmp_path: Path) -> None:
+    """ViT-B/16+ with both paths and the heads, random weights; batches up to 64, recipes up to 64 classes."""
+    import torch
+
+    from export.bundle import describe_encoder
+    from export.checkpoint import load_model
+    from export.graph import SemClipGraph
+    from export.to_onnx import onnx_from_graph
+
+    model = load_model("vit_b_16_plus_240", random_seed=0)
+    graph = SemClipGraph(model.encoder())
+    encoder = describe_encoder(model, graph)
+    frames = torch.randint(0, 256, (1, *encoder.input_size), dtype=torch.uint8)
+    recipe = make_recipe(encoder=encoder)
+    onnx_from_graph(graph.half_precision(frames), recipe.tensors, tmp_path / "model.fp16.onnx")
+    builder = replace(rtx, target=EngineTarget("tensorrt-rtx", "8.9", batch=(1, 32, 64)))
+    steps: list[tuple[int, int]] = []
+    built = build_plan(
+        tmp_path / "model.fp16.onnx",
+        tmp_path / "plan",
+        builder,
+        encoder,
+        usual_classes=7,
+        progress=lambda step, of: steps.append((step, of)),
+    )
+    parameters = sum(p.numel() for p in model.clip.visual.parameters())
+    size = (tmp_path / "plan").stat().st_size
+    assert 2 * parameters <= size < 2.5 * parameters, "about two bytes a parameter"
+    assert 1.95 * parameters <= built["weight_bytes"] <= size
+    assert built["activation_bytes"] + size < 2e9, "with batches of 64 it fits beside others on any card"
+    assert steps
+    assert steps[-1][0] <= steps[-1][1]

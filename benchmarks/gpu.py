@@ -1,0 +1,326 @@
+"""Throughput and latency of the GPU backends, beside PyTorch on the same card: `python -m benchmarks.gpu BUNDLE`.
+
+    python -m benchmarks.gpu bundle --arch vit_b_16_plus_240 --random-weights --out figures/
+
+Everything alternates in one process. "engine" is `Backend.run` from as many threads as keep the backend busy: frames on
+the host in, answers on the host out. "end to end" is `Predictor.stream` over image files. PyTorch gets the same frames
+and gives the same answers: eager, torch.compile, and each with fp16 accumulation allowed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import datetime, timezone
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from benchmarks.engines import EngineName, Skipped, Subject
+from benchmarks.frames import suitable_size, write_frames
+from benchmarks.latency import warm_latency
+from benchmarks.machine import describe_machine
+from benchmarks.report import table
+from benchmarks.roofline import count_flops
+from benchmarks.throughput import Run, prepared_frames
+from benchmarks.timing import alternate, per_second, ratio
+from runtime.backends import Backend, open_backend
+from runtime.cli import run as run_command
+from runtime.commands import find_frames
+from runtime.errors import BackendUnavailable, PredictorError
+from runtime.files import write_atomically
+from runtime.host import find_gpu
+from runtime.manifest import load_bundle
+from runtime.stream import stream
+
+GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
+BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+FRAMES_A_RUN = 512
+"""So many frames, in batches, are one timed run: long enough that filling the pipeline does not count."""
+STREAMED = 1024
+PEAK_SIZE = 8192
+STATE = "name,driver_version,temperature.gpu,clocks.sm,clocks.mem,power.draw,utilization.gpu,memory.used"
+RESULT = "gpu.json"
+PERCENTILES = ("p50", "p95", "p99")
+
+
+class Gpu:
+    """The benchmark as a command."""
+
+    help = "Measure the GPU backends of a bundle, beside PyTorch where it is installed."
+    example = "python -m benchmarks.gpu bundle --arch vit_b_16_plus_240 --random-weights --out figures/"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
+        parser.add_argument(
+            "--backend", action="append", choices=GPU_BACKENDS, help="some of them (default: all that run here)"
+        )
+        parser.add_argument("--batch", default=",".join(map(str, BATCHES)), help="batch sizes (default: %(default)s)")
+        parser.add_argument("--rounds", type=int, default=7, help="rounds of alternating runs (default: 7)")
+        parser.add_argument("--latency-seconds", type=float, default=20.0, help="for batch 1 (default: 20)")
+        parser.add_argument("--frames", nargs="+", metavar="PATH", help="image files of one size (default: made)")
+        parser.add_argument("--arch", help="architecture of the bundle: adds PyTorch")
+        parser.add_argument("--weights", type=Path, help="the weights that the bundle was built from")
+        parser.add_argument("--random-weights", action="store_true", help="PyTorch with random weights of --arch")
+        parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; it takes minutes")
+        parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {RESULT} and gpu.md here")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Measure, print the table, write both files."""
+        if args.arch is not None and (args.weights is None) != args.random_weights:
+            raise PredictorError("--arch needs either --weights FILE, those of the bundle, or --random-weights")
+        gpu, why = find_gpu()
+        if gpu is None:
+            raise BackendUnavailable(f"there is no GPU to measure: {why}")
+        batches = _batches(args.batch)
+        with tempfile.TemporaryDirectory() as work:
+            report = measure(args, batches, Path(work))
+        text = markdown(report)
+        print(text)
+        if args.out is not None:
+            write_atomically(args.out / "gpu.md", text.encode())
+            write_atomically(args.out / RESULT, json.dumps(report, indent=1, allow_nan=False).encode())
+        return 0
+
+
+def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dict[str, Any]:
+    """The report, JSON-ready. Raises BundleError; BackendUnavailable if none runs here, or not the one asked for."""
+    manifest, recipe = load_bundle(args.bundle)
+    before = gpu_state()
+    with ExitStack() as stack:
+        engines, skipped = _opened(args, manifest, stack)
+        size = suitable_size(manifest.encoder, recipe.frame)
+        paths = find_frames(args.frames) if args.frames else write_frames(work / "frames", 64, size)
+        subject = Subject(args.bundle, manifest, recipe, engines, paths, 0)
+        for backend in engines.values():
+            backend.warm_up(recipe)
+        others, peak = _torch(args, subject, max(batches), skipped) if args.arch else ({}, None)
+        rows = engine_throughput(subject, others, batches, args.rounds)
+        report = {
+            "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "machine": describe_machine(),
+            "gpu": {"before": before, "after": gpu_state()},
+            "bundle": {"architecture": manifest.encoder.architecture, "weights": manifest.encoder.weights},
+            "engines": {str(name): backend.description for name, backend in engines.items()},
+            "skipped": [asdict(item) for item in skipped],
+            "latency": warm_latency(subject, args.latency_seconds),
+            "throughput": rows,
+            "end_to_end": end_to_end(subject, max(batches), args.rounds),
+            "peak": peak,
+        }
+        source = next((a.file for a in manifest.artifacts if a.kind == "onnx"), None)
+        if source is not None:
+            flops = count_flops(args.bundle / source)["gflop_per_frame"]
+            report["roofline"] = shares(rows, flops, peak)
+    return report
+
+
+def engine_throughput(
+    subject: Subject, others: Mapping[str, Run], batches: Sequence[int], rounds: int
+) -> list[dict[str, Any]]:
+    """A row for each batch size and runner; `times_base` compares with the first runner of its batch size."""
+    pixels = prepared_frames(subject, max(batches))
+    rows = []
+    with ExitStack() as stack:
+        pools = {
+            name: stack.enter_context(ThreadPoolExecutor(backend.in_flight))
+            for name, backend in subject.engines.items()
+        }
+        for batch in batches:
+            count = max(4, FRAMES_A_RUN // batch)
+            frames = pixels[:batch]
+            runs: dict[str, Callable[[], object]] = {
+                name: partial(_repeat, partial(run, frames, subject.recipe), count) for name, run in others.items()
+            }
+            for name, backend in subject.engines.items():
+                if batch <= backend.max_batch:
+                    call = partial(backend.run, frames, subject.recipe)
+                    runs[str(name)] = partial(_together, pools[name], call, count)
+            if not runs:
+                continue
+            measured = alternate(runs, rounds)
+            base = next(iter(measured))
+            for runner, seconds in measured.items():
+                rows.append(
+                    {
+                        "engine": runner,
+                        "batch": batch,
+                        "frames_per_second": per_second(batch * count, seconds),
+                        "base": base,
+                        "times_base": ratio(measured[base], seconds),
+                    }
+                )
+    return rows
+
+
+def end_to_end(subject: Subject, batch: int, rounds: int) -> list[dict[str, Any]]:
+    """Frames/s of `stream` over files: decode, resize, copies, compute and post-processing."""
+    paths = list(_cycled(subject.frames, STREAMED))
+    runs: dict[str, Callable[[], object]] = {}
+    for name, backend in subject.engines.items():
+        pipeline = subject.pipeline(backend, min(batch, 64))
+        decoders = int(describe_machine()["cores"])
+        runs[str(name)] = partial(_drain, partial(stream, pipeline, paths, lambda: subject.setup, decoders))
+    measured = alternate(runs, max(3, rounds // 2))
+    return [
+        {"engine": name, "frames": len(paths), "frames_per_second": per_second(len(paths), seconds)}
+        for name, seconds in measured.items()
+    ]
+
+
+def shares(
+    rows: Sequence[Mapping[str, Any]], gflop_per_frame: float, peak: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Each runner's best rate as TFLOP/s, and its share of the measured peak where there is one."""
+    best: dict[str, float] = {}
+    for row in rows:
+        best[row["engine"]] = max(best.get(row["engine"], 0.0), row["frames_per_second"])
+    found = {}
+    for name, rate in best.items():
+        tflops = rate * gflop_per_frame / 1e3
+        found[name] = {"tflops": tflops, **{f"share_of_{key}": tflops / value for key, value in (peak or {}).items()}}
+    return {"gflop_per_frame": gflop_per_frame, "engines": found}
+
+
+def gpu_state() -> dict[str, str] | None:
+    """Name, driver, temperature, clocks, power, as nvidia-smi tells them; None where it is not installed."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader", "--id=0"]
+    try:
+        said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return dict(zip(STATE.split(","), (value.strip() for value in said.strip().split(",")), strict=False))
+
+
+def markdown(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    state = report["gpu"]["before"] or {}
+    after = report["gpu"]["after"] or {}
+    warmed = f", {state.get('temperature.gpu')} to {after.get('temperature.gpu')} C, SM clock {after.get('clocks.sm')}"
+    card = f"{state.get('name', 'a GPU that nvidia-smi does not show')}, driver {state.get('driver_version')}"
+    versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
+    lines = [
+        f"{report['bundle']['architecture']} ({report['bundle']['weights']}) on {card}{warmed if state else ''}; "
+        f"{report['taken']}; {versions}",
+        *(f"- {name}: {text}" for name, text in report["engines"].items()),
+        *(f"- left out: {item['name']}: {item['reason']}" for item in report["skipped"]),
+        "",
+        "Latency at batch 1, ms",
+        table(
+            ("engine", "run p50", "p95", "p99", "predict p50", "p95", "p99"),
+            [
+                (
+                    row["engine"],
+                    *(f"{row[kind][p]:.2f}" for kind in ("run_ms", "predict_ms") for p in PERCENTILES),
+                )
+                for row in report["latency"]
+            ],
+        ),
+        "",
+        "Engine alone, frames/s",
+        table(
+            ("engine", "batch", "frames/s", "times the first"),
+            [
+                (row["engine"], row["batch"], f"{row['frames_per_second']:.0f}", f"{row['times_base']:.2f}")
+                for row in report["throughput"]
+            ],
+        ),
+        "",
+        "End to end from image files, frames/s",
+        table(
+            ("engine", "frames", "frames/s"),
+            [(row["engine"], row["frames"], f"{row['frames_per_second']:.0f}") for row in report["end_to_end"]],
+        ),
+    ]
+    if "roofline" in report:
+        lines += ["", f"{report['roofline']['gflop_per_frame']:.1f} GFLOP a frame"]
+        if report["peak"]:
+            peaks = report["peak"].items()
+            lines += [f"- measured peak, {name.replace('_', ' ')}: {value:.0f} TFLOP/s" for name, value in peaks]
+        for name, found in report["roofline"]["engines"].items():
+            kept = ", ".join(f"{100 * v:.0f} % of {k[9:].replace('_', ' ')}" for k, v in found.items() if k != "tflops")
+            lines.append(f"- {name}: {found['tflops']:.1f} TFLOP/s{', ' + kept if kept else ''}")
+    return "\n".join(lines) + "\n"
+
+
+def _opened(
+    args: argparse.Namespace, manifest: Any, stack: ExitStack
+) -> tuple[dict[EngineName, Backend], list[Skipped]]:
+    engines: dict[EngineName, Backend] = {}
+    skipped = []
+    for name in args.backend or GPU_BACKENDS:
+        try:
+            engines[EngineName(name, "fp16")] = stack.enter_context(
+                open_backend(name, args.bundle, manifest, precision="fp16")
+            )
+        except BackendUnavailable as exc:
+            if args.backend:
+                raise
+            skipped.append(Skipped(name, str(exc)))
+    if not engines:
+        raise BackendUnavailable("no GPU backend runs here: " + "; ".join(item.reason for item in skipped))
+    return engines, skipped
+
+
+def _torch(
+    args: argparse.Namespace, subject: Subject, most: int, skipped: list[Skipped]
+) -> tuple[dict[str, Run], dict[str, float] | None]:
+    """PyTorch's runners on the GPU and the peaks it measures there."""
+    from benchmarks.torch_runs import gpu_matrix_peaks, gpu_torch_runs
+
+    frames = prepared_frames(subject, most)
+    runs, left_out = gpu_torch_runs(
+        subject.manifest, subject.recipe, args.arch, args.weights, frames, compiled=not args.no_compile
+    )
+    skipped += left_out
+    return runs, gpu_matrix_peaks(PEAK_SIZE) if runs else None
+
+
+def _repeat(call: Callable[[], object], count: int) -> None:
+    for _ in range(count):
+        call()
+
+
+def _together(pool: ThreadPoolExecutor, call: Callable[[], object], count: int) -> None:
+    for future in [pool.submit(call) for _ in range(count)]:
+        future.result()
+
+
+def _drain(answers: Callable[[], Iterator[object]]) -> None:
+    for _ in answers():
+        pass
+
+
+def _cycled(paths: Sequence[str], count: int) -> Iterator[str]:
+    for index in range(count):
+        yield paths[index % len(paths)]
+
+
+def _batches(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        found = ()
+    if not found or min(found) < 1:
+        raise PredictorError(f'"{text}" is no list of batch sizes, such as 1,8,64')
+    return found
+
+
+if __name__ == "__main__":
+    from runtime.cli import describe
+
+    command = Gpu()
+    parser = describe(argparse.ArgumentParser(), command)
+    command.add_arguments(parser)
+    sys.exit(run_command(command, parser.parse_args()))
