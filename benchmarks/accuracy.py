@@ -35,7 +35,7 @@ from export.finetune import TeachSettings
 from export.graph import SemClipGraph
 from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.progress import Stages
-from export.prompts import load_prompts
+from export.prompts import GENERIC_FILE, load_prompts
 from export.quantize import add_int8
 from export.supports import split_by_group
 from export.synthetic import write_dataset
@@ -61,7 +61,11 @@ SCALAR_ABLATIONS = {
     "no_transform": {"lambda_v": 1e6},
 }
 """Rows of the paper's Table 3 that are scalars of the recipe. no_transform: the V path has the map to itself."""
-ABLATIONS = ("paper", *SCALAR_ABLATIONS)
+FITTED_ABLATIONS: dict[str, dict[str, Any]] = {"paper": {"head": "paper"}, "last_level": {"last_level_only": True}}
+"""Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens alone."""
+GENERIC_PROMPTS = "generic_prompts"
+"""The row that another prompt file gives; only where there is a text tower."""
+ABLATIONS = (*FITTED_ABLATIONS, *SCALAR_ABLATIONS)
 METRICS = {"accuracy": "accuracy", "f1": "macro F1", "iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max"}
 INT8_FRAMES = 32
 GENERATED_SEED = 2024
@@ -71,9 +75,10 @@ _KEEP = ("test_frames", "seconds", *METRICS, "precision", "recall", "confusion")
 
 
 def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder, stages: Stages) -> Recipe:
-    """The recipe as the ablation `name` has it. "paper": the head of eq. 20-22, which reads class tokens alone."""
-    if name == "paper":
-        return fit_supports(encoded, encoder, stages, replace(encoded.request.settings, head="paper"))
+    """The recipe as the ablation `name`, one of ABLATIONS, has it."""
+    if name in FITTED_ABLATIONS:
+        settings = replace(encoded.request.settings, **FITTED_ABLATIONS[name])
+        return fit_supports(encoded, encoder, stages, settings)
     scalars = recipe.tensors["scalars"].copy()
     for scalar, value in SCALAR_ABLATIONS[name].items():
         scalars[SCALARS.index(scalar)] = value
@@ -107,7 +112,9 @@ class Accuracy:
         parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
         parser.add_argument("--head", choices=("pooled", "paper"), default="pooled", help="what the class head reads")
         parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
-        parser.add_argument("--ablations", action="store_true", help=f"also judge {', '.join(ABLATIONS)}")
+        parser.add_argument(
+            "--ablations", action="store_true", help=f"also judge {', '.join((*ABLATIONS, GENERIC_PROMPTS))}"
+        )
         parser.add_argument("--baselines", action="store_true", help=f"also judge {', '.join(BASELINES)}")
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="write accuracy.json, accuracy.md and pictures here"
@@ -150,6 +157,10 @@ class Accuracy:
                     for name in ABLATIONS:
                         other = ablate(name, recipe, encoded, encoder, Stages())
                         found[name] = _judge(predictors["fp32"], other, dataset, test)
+                    if model.has_text:
+                        generic = replace(request, prompts=load_prompts(GENERIC_FILE))
+                        other = fit_supports(encode_request(model, graph, generic, Stages()), encoder, Stages())
+                        found[GENERIC_PROMPTS] = _judge(predictors["fp32"], other, dataset, test)
                 for name, metrics in found.items():
                     same = agreement(found["fp32"], metrics) if name in precisions[1:] else {}
                     figures = {key: metrics[key] for key in _KEEP}

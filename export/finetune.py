@@ -60,6 +60,7 @@ class TeachSettings:
     tokens alone (eq. 20-22), all other weights of the head are zero.
     head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`); of a head that
     starts from what an aligned text tower says it is stronger, the better the text and the fewer the shots (PRIOR_L2).
+    last_level_only: the other levels' layers and head weights are zero, and they have no say (paper, Table 3).
     alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
     """
 
@@ -69,6 +70,7 @@ class TeachSettings:
     learning_rate: float = 2e-3
     head: str = "pooled"
     head_l2: float = 3e-4
+    last_level_only: bool = False
     alpha: float | None = None
     tau_fit: float = 100.0
     tau: float = 30.0
@@ -112,7 +114,8 @@ def fit_recipe(
         "scalars": settings.scalars(bank, PAPER_ALPHA),
     }
     patch_maps, text = _judge_supports(features, tensors, encoder)
-    scale = head_scale(features.cls.shape[1], settings.head)
+    levels = features.tokens.shape[1]
+    scale = head_scale(features.cls.shape[1], settings.head, levels if settings.last_level_only else 1)
     unseen_maps = maps_of_others(features, bank, encoder.grid, settings, seed)
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
     prior, believed = text_prior(head, features.labels, bank, settings)
@@ -161,6 +164,12 @@ def fit_transforms(
     Views of unknown truth are left out, unless no defect has a mask: then the map learns from frame labels, by
     asking that a defect frame's highest cells fire and a good frame's do not.
     """
+    if settings.last_level_only and features.tokens.shape[1] > 1:
+        last = replace(features, tokens=features.tokens[:, -1:])
+        alone = replace(settings, last_level_only=False)
+        weight, bias, taught_by = fit_transforms(last, text_seg, grid, alone, seed, progress, start)
+        missing = features.tokens.shape[1] - 1  # a layer of zeros says 0.5 everywhere, which ranks nothing
+        return F.pad(weight, (0, 0, 0, 0, missing, 0)), F.pad(bias, (0, 0, missing, 0)), taught_by
     known = ~features.targets[:, 0, 0].isnan()
     masked_defect = bool((features.targets.nan_to_num().amax((1, 2)) > 0).any())
     usable = torch.arange(len(known)) if not masked_defect else known.nonzero()[:, 0]
@@ -246,7 +255,7 @@ def text_prior(
     guessing that it takes away on the supports. None and {} where the text is not aligned, and for the paper's head,
     which knows no such start.
     """
-    if bank.projection is None or settings.head != "pooled":
+    if bank.projection is None or settings.head != "pooled" or settings.last_level_only:
         return None, {}
     levels = (head.shape[1] - 1) // (2 * bank.projection.weight.shape[0])
     weight, bias = head_prior(bank.projection, torch.tensor(bank.text_cls), head, levels)
@@ -268,15 +277,18 @@ def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor
     return torch.stack(rows)
 
 
-def head_scale(cls_width: int, kind: str) -> Tensor:
+def head_scale(cls_width: int, kind: str, last_of: int = 1) -> Tensor:
     """What standardized features are multiplied with before the head is fitted: [F], F = 2 * cls_width + 1.
 
-    Class tokens and pooled tokens count as blocks, each with its weight, whatever their width. Raises ValueError.
+    Class tokens and pooled tokens count as blocks, each with its weight, whatever their width. last_of: of so many
+    levels, side by side in a block, the last alone is read; 1 reads all of the block. Raises ValueError.
     """
     if kind not in BLOCK_WEIGHTS:
         raise ValueError(f'head "{kind}" is unknown; there are: {", ".join(BLOCK_WEIGHTS)}')
     cls, pooled, height = BLOCK_WEIGHTS[kind]
-    ones = torch.ones(cls_width) / math.sqrt(cls_width)
+    read = cls_width // last_of
+    ones = torch.ones(cls_width) / math.sqrt(read)
+    ones[: cls_width - read] = 0
     return torch.cat([cls * ones, pooled * ones, torch.tensor([height])])
 
 

@@ -16,6 +16,8 @@ else:
     import tomli as tomllib
 
 DEFAULT_FILE = Path(__file__).with_name("prompts.toml")
+GENERIC_FILE = Path(__file__).with_name("prompts_generic.toml")
+"""Prompts that know nothing of wafers, to measure what the expert ones are worth (paper, Table 3)."""
 
 
 @dataclass(frozen=True, slots=True)

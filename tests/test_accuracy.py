@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import make_recipe
 
-from benchmarks.accuracy import ABLATIONS, Accuracy, ablate, agreement, summarize
+from benchmarks.accuracy import ABLATIONS, GENERIC_PROMPTS, Accuracy, ablate, agreement, summarize
 from export.synthetic import write_dataset
 
 ROW = {"method": "fp32", "shots": 1, "test_frames": 9, "accuracy": 0.5, "f1": 0.5, "iauroc": 0.75}
@@ -65,7 +65,7 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     assert command.run(full) == 0
     document = json.loads((tmp_path / "out/accuracy.json").read_text())
     rows = {row["method"]: row for row in document["rows"]}
-    assert list(rows) == ["fp32", *ABLATIONS, "class_mean", "linear_probe", "patch_memory"]
+    assert list(rows) == ["fp32", *ABLATIONS, GENERIC_PROMPTS, "class_mean", "linear_probe", "patch_memory"]
     assert rows["no_p_s"]["iauroc"] == rows["fp32"]["iauroc"], "the class mix has no say in the map"
     assert rows["no_transform"]["pauroc"] != rows["fp32"]["pauroc"]
     assert rows["patch_memory"]["accuracy"] is None

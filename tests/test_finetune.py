@@ -23,6 +23,7 @@ from export.finetune import (
     fit_head,
     fit_recipe,
     fit_transforms,
+    head_scale,
 )
 from export.text_bank import TextBank, anchor_bank
 from export.text_prior import Projection
@@ -480,3 +481,19 @@ def test_taught_thresholds_tell_the_supports_apart() -> None:
     )
     maps = torch.sigmoid(float(recipe.tensors["scalars"][2]) * logits)
     assert bool((maps.amax(1)[4:] > recipe.operating_point.defect_threshold).all())
+
+
+def test_with_the_last_level_only_the_others_have_no_say() -> None:
+    """The defect of `plant` lies at the first level, so the last alone must not find it."""
+    quick = replace(QUICK, steps=60)
+    features = plant(LABELS)
+    recipe = teach(features, settings=replace(quick, last_level_only=True))
+    tensors = recipe.tensors
+    assert not tensors["transform_weight"][:-1].any()
+    assert not tensors["transform_bias"][:-1].any()
+    assert tensors["transform_weight"][-1].any()
+    heads_of_levels = tensors["head_weight"][:, : 2 * LEVELS * WIDTH].reshape(3, 2, LEVELS, WIDTH)
+    assert not heads_of_levels[:, :, :-1].any()
+    assert heads_of_levels[:, :, -1].any()
+    assert head_scale(LEVELS * WIDTH, "paper").square().sum() == pytest.approx(1)
+    assert head_scale(LEVELS * WIDTH, "paper", LEVELS).square().sum() == pytest.approx(1)
