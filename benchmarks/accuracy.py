@@ -61,8 +61,13 @@ SCALAR_ABLATIONS = {
     "no_transform": {"lambda_v": 1e6},
 }
 """Rows of the paper's Table 3 that are scalars of the recipe. no_transform: the V path has the map to itself."""
-FITTED_ABLATIONS: dict[str, dict[str, Any]] = {"paper": {"head": "paper"}, "last_level": {"last_level_only": True}}
-"""Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens alone."""
+FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
+    "paper": {"head": "paper"},
+    "last_level": {"last_level_only": True},
+    "value_path": {"lambda_v": 1.0},
+}
+"""Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens
+alone, and the V path with its full share; value_path: that share with the head as it is."""
 GENERIC_PROMPTS = "generic_prompts"
 """The row that another prompt file gives; only where there is a text tower."""
 ABLATIONS = (*FITTED_ABLATIONS, *SCALAR_ABLATIONS)

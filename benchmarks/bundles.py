@@ -36,7 +36,7 @@ def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 
         "transform_bias": np.zeros((levels, dim), np.float32),
         "head_weight": rng.standard_normal((classes, encoder.features)).astype(np.float32),
         "head_bias": np.zeros(classes, np.float32),
-        "scalars": TeachSettings().scalars(bank, PAPER_ALPHA),
+        "scalars": TeachSettings().scalars(PAPER_ALPHA, float(bank.aligned)),
     }
     supports = rng.standard_normal((10 * classes, encoder.features)).astype(np.float32)
     recipe = Recipe(names, tensors, supports, encoder.id, OperatingPoint.taught(names, 0.5, 0.5), bank.source)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from calibration.histogram import ScoreHistogram
 from calibration.thresholds import f1_max_threshold
 from runtime.manifest import Encoder
 from runtime.maps import frame_score, upsample, upsampling_matrix
@@ -39,8 +40,12 @@ PAPER_ALPHA = 0.8
 """The class mix of eq. 23 as the paper sets it."""
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_FOLDS = 5
-START_RATE = 0.25
-"""Steps of transformation layers that start at the tower's own projection, as a part of those from a random start."""
+START_AUROC = 0.8
+"""Transformation layers start at the tower's own projection if that tells the supports' defects so well, untaught."""
+LAMBDAS_V = (0.0, 0.3, 1.0)
+"""The V path's share of the map, among which the supports choose."""
+LEAST_GAIN = 0.01
+"""Of the mean of frame and patch AUROC, for the V path to have a say."""
 PRIOR_L2 = 0.8
 """Added to the head's L2 if it starts from the text: this, times the part that the text explains, by shots a class."""
 MAP_FOLDS = 3
@@ -60,6 +65,8 @@ class TeachSettings:
     tokens alone (eq. 20-22), all other weights of the head are zero.
     head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`); of a head that
     starts from what an aligned text tower says it is stronger, the better the text and the fewer the shots (PRIOR_L2).
+    lambda_v: the V path's share of the map; None lets the supports choose (`choose_lambda_v`). It is 0 where the text
+    vectors are not aligned, and the paper's 1 with head "paper".
     last_level_only: the other levels' layers and head weights are zero, and they have no say (paper, Table 3).
     alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
     """
@@ -76,11 +83,10 @@ class TeachSettings:
     tau: float = 30.0
     tau_v: float = 100.0
     tau_s: float = 10.0
-    lambda_v: float = 1.0
+    lambda_v: float | None = None
 
-    def scalars(self, bank: TextBank, alpha: float) -> NDArray[np.float32]:
-        """The graph's `scalars`; the V path has no say (lambda_v = 0) where the text vectors are not aligned."""
-        lambda_v = self.lambda_v if bank.aligned else 0.0
+    def scalars(self, alpha: float, lambda_v: float) -> NDArray[np.float32]:
+        """The graph's `scalars`."""
         return np.array([alpha, lambda_v, self.tau, self.tau_v, self.tau_s], np.float32)
 
 
@@ -106,17 +112,19 @@ def fit_recipe(
     weight, bias, taught_by = fit_transforms(
         features, text_seg, encoder.grid, settings, seed, progress, start=bank.projection
     )
+    unseen, unseen_value = maps_of_others(features, bank, encoder.grid, settings, seed)
+    lambda_v = choose_lambda_v(unseen, unseen_value, features, bank, encoder.grid, settings)
     tensors = {
         "text_seg": bank.text_seg,
         "text_cls": bank.text_cls,
         "transform_weight": weight.numpy(),
         "transform_bias": bias.numpy(),
-        "scalars": settings.scalars(bank, PAPER_ALPHA),
+        "scalars": settings.scalars(PAPER_ALPHA, lambda_v),
     }
     patch_maps, text = _judge_supports(features, tensors, encoder)
     levels = features.tokens.shape[1]
     scale = head_scale(features.cls.shape[1], settings.head, levels if settings.last_level_only else 1)
-    unseen_maps = maps_of_others(features, bank, encoder.grid, settings, seed)
+    unseen_maps = (unseen + lambda_v * unseen_value) / (1 + lambda_v)
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
     prior, believed = text_prior(head, features.labels, bank, settings)
     shots = float((features.plain.sum() / len(classes)).item())
@@ -127,7 +135,7 @@ def fit_recipe(
         alpha, chosen_by = choose_alpha(head, features, text, len(classes), l2, scale, prior)
     else:
         alpha, chosen_by = settings.alpha, {"by": "setting"}
-    tensors["scalars"] = settings.scalars(bank, alpha)
+    tensors["scalars"] = settings.scalars(alpha, lambda_v)
     defect_threshold, pixel_threshold = _support_thresholds(features, patch_maps, encoder, smoothing_px)
     teaching = {
         "seed": seed,
@@ -160,7 +168,7 @@ def fit_transforms(
 ) -> tuple[Tensor, Tensor, str]:
     """The transformation layers: weight [m, D, C], bias [m, C], and what taught them: "masks" or "frame labels".
 
-    They start at random, or where the tower itself leads to the text space (start), and then need smaller steps.
+    They start at random, or where the tower itself leads to the text space (start), if that is of use on the supports.
     Views of unknown truth are left out, unless no defect has a mask: then the map learns from frame labels, by
     asking that a defect frame's highest cells fire and a good frame's do not.
     """
@@ -179,7 +187,7 @@ def fit_transforms(
     shape = (levels, width, text_seg.shape[1])
     weight = torch.randn(shape, generator=generator) / math.sqrt(width)
     bias = torch.zeros((levels, text_seg.shape[1]))
-    if start is not None:
+    if start is not None and _start_auroc(features, start, text_seg, grid) >= START_AUROC:
         for level in range(levels):
             layer, shift = start.as_layer(features.tokens[:, level])
             weight[level], bias[level] = layer * std[level][:, None], shift + mean[level] @ layer
@@ -188,8 +196,7 @@ def fit_transforms(
         weight, bias = weight / size[:, None, None], bias / size[:, None]
     weight.requires_grad_()
     bias.requires_grad_()
-    rate = settings.learning_rate * (1 if start is None else START_RATE)
-    optimizer = torch.optim.Adam([weight, bias], lr=rate)
+    optimizer = torch.optim.Adam([weight, bias], lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     rows, columns = features.targets.shape[1:]
     vertical = torch.tensor(upsampling_matrix(rows, grid[0], 0.0))
@@ -217,16 +224,74 @@ def fit_transforms(
     return folded.contiguous(), shift.contiguous(), "masks" if masked_defect else "frame labels"
 
 
+def _start_auroc(features: SupportFeatures, start: Projection, text_seg: Tensor, grid: tuple[int, int]) -> float:
+    """How well the untaught map of the tower's own projection ranks the supports' patches, or frames without masks."""
+    similarity = []
+    for level in range(features.tokens.shape[1]):
+        tokens = features.tokens[:, level].float()
+        weight, bias = start.as_layer(tokens)
+        similarity.append(heads.cosines(tokens @ weight + bias, text_seg))
+    difference = torch.stack(similarity).mean(0)
+    maps = torch.sigmoid(difference[..., 1] - difference[..., 0])
+    known = ~features.targets[:, 0, 0].isnan()
+    patches = _patch_targets(features.targets[known].nan_to_num(), grid)
+    if patches.any():
+        return _auroc(maps[known], patches)
+    return _auroc(maps.amax(1), features.labels > 0)
+
+
+def _patch_targets(targets: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Patches [n, P] of which a tenth or more is defect."""
+    return F.adaptive_avg_pool2d(targets[:, None], grid)[:, 0].flatten(1) >= 0.1
+
+
+def _auroc(scores: Tensor, positive: Tensor) -> float:
+    """0.5 without both kinds: nothing is known then."""
+    histogram = ScoreHistogram()
+    histogram.add(scores.numpy(), positive.numpy())
+    found = histogram.auroc()
+    return 0.5 if math.isnan(found) else found
+
+
+def choose_lambda_v(
+    own: Tensor,
+    value: Tensor,
+    features: SupportFeatures,
+    bank: TextBank,
+    grid: tuple[int, int],
+    settings: TeachSettings,
+) -> float:
+    """The V path's share of the map: of LAMBDAS_V that of the best mean of frame and patch AUROC on the supports.
+
+    own, value: maps [V, P] of both paths by `maps_of_others`. The V path is not taught, so nothing heals it where the
+    text means little to the tower; it must gain LEAST_GAIN to have a say. With one support a class its rival has seen
+    the answers, and it has none.
+    """
+    if not bank.aligned:
+        return 0.0
+    if settings.lambda_v is not None:
+        return settings.lambda_v
+    if settings.head == "paper":
+        return 1.0
+    known = ~features.targets[:, 0, 0].isnan()
+    patches = _patch_targets(features.targets[known].nan_to_num(), grid)
+    gain = {}
+    for share in LAMBDAS_V:
+        maps = (own + share * value) / (1 + share)
+        gain[share] = _auroc(maps.amax(1), features.labels > 0) + (_auroc(maps[known], patches) if patches.any() else 0)
+    best = max(gain, key=lambda share: gain[share])
+    return best if gain[best] - gain[0.0] >= 2 * LEAST_GAIN else 0.0
+
+
 def maps_of_others(
     features: SupportFeatures, bank: TextBank, grid: tuple[int, int], settings: TeachSettings, seed: int
-) -> Tensor:
-    """Maps [V, P] of eq. 17 of every view, by transformation layers that were taught without its group.
+) -> tuple[Tensor, Tensor]:
+    """Maps [V, P] of both paths (eq. 12, 16) of every view, the first by layers that were taught without its group.
 
     Groups are dealt out to MAP_FOLDS folds, class by class. Where the others cannot teach a map, for want of a good
     frame or of a defect, the layers are taught on all: one support of two classes leaves no choice.
     """
     text_seg = torch.tensor(bank.text_seg)
-    lambda_v = torch.tensor(settings.lambda_v if bank.aligned else 0.0)
     quick = replace(settings, steps=min(settings.steps, MAP_FOLD_STEPS))
     places = {group: i for i, group in enumerate(dict.fromkeys(features.group.tolist()))}
     fold = torch.tensor([places[group] % MAP_FOLDS for group in features.group.tolist()])
@@ -242,8 +307,8 @@ def maps_of_others(
         for view in mine.nonzero()[:, 0].tolist():
             similarity = heads.cosines(heads.transform(features.tokens[view].float(), weight, bias[:, None]), text_seg)
             vanilla = heads.vanilla_logit(similarity, torch.tensor(settings.tau))
-            maps[view] = heads.fuse_maps(list(vanilla), list(settings.tau_v * features.value[view]), lambda_v)
-    return maps
+            maps[view] = torch.sigmoid(vanilla).mean(0)
+    return maps, torch.sigmoid(settings.tau_v * features.value).mean(1)
 
 
 def text_prior(

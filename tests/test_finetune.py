@@ -20,6 +20,7 @@ from export.finetune import (
     PRIOR_L2,
     TeachSettings,
     choose_alpha,
+    choose_lambda_v,
     fit_head,
     fit_recipe,
     fit_transforms,
@@ -224,9 +225,10 @@ def test_the_map_that_the_head_learns_from_was_taught_without_the_frame(monkeypa
     everything = set(range(9))
     assert [everything - part for part in taught] == [{0, 3, 6}, {1, 4, 7}, {2, 5, 8}]
     monkeypatch.setattr(finetune, "fit_transforms", fit)
-    maps = finetune.maps_of_others(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
+    maps, value = finetune.maps_of_others(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
     truth = features.targets.reshape(len(labels), 4, 4, 4, 4).mean((2, 4)).flatten(1) > 0.5
-    assert maps.shape == (18, PATCHES)
+    assert maps.shape == value.shape == (18, PATCHES)
+    torch.testing.assert_close(value, torch.sigmoid(QUICK.tau_v * features.value).mean(1))
     assert float(maps[truth].mean()) > float(maps[~truth].mean()) + 0.3
 
 
@@ -315,7 +317,8 @@ def fit(features: SupportFeatures, settings: TeachSettings = QUICK, seed: int = 
     return fit_transforms(features, TEXT, ENCODER.grid, settings, seed)
 
 
-def test_a_map_that_starts_at_the_text_needs_little_teaching() -> None:
+def test_a_map_that_starts_at_the_text_needs_little_teaching(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "START_AUROC", 0.6)  # one level of four knows the defects
     barely = replace(QUICK, steps=1, learning_rate=1e-5)
     features = plant(LABELS)
     start = towards_defects()
@@ -432,6 +435,35 @@ def test_v_path_has_no_say_where_text_and_images_were_never_aligned(aligned: boo
     bank = replace(BANK, aligned=aligned, source="tower")
     scalars = teach(plant(LABELS), settings=replace(QUICK, steps=1, lambda_v=0.7), bank=bank).tensors["scalars"]
     assert scalars[1] == pytest.approx(0.7 if aligned else 0.0)
+
+
+@pytest.mark.parametrize(("quality", "expected"), [("right", 1.0), ("wrong", 0.0), ("no better", 0.0)])
+def test_the_supports_choose_the_v_path_s_share(quality: str, expected: float) -> None:
+    features = plant(LABELS)
+    truth = (features.targets.reshape(len(LABELS), 4, 4, 4, 4).mean((2, 4)).flatten(1) > 0.5).float()
+    noise = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
+    own = (0.3 * truth + noise).clamp(0, 1)
+    value = {"right": 0.9 * truth + 0.05, "wrong": 0.9 - 0.8 * truth, "no better": own}[quality]
+    grid, bank = ENCODER.grid, replace(BANK, aligned=True)
+    assert choose_lambda_v(own, value, features, bank, grid, QUICK) == expected
+    assert choose_lambda_v(own, value, features, BANK, grid, QUICK) == 0, "its text is not aligned"
+    assert choose_lambda_v(own, value, features, bank, grid, replace(QUICK, head="paper")) == 1
+    assert choose_lambda_v(own, value, features, bank, grid, replace(QUICK, lambda_v=0.5)) == 0.5
+    unmasked = replace(features, targets=torch.full_like(features.targets, torch.nan))
+    assert (choose_lambda_v(own, value, unmasked, bank, grid, QUICK) > 0) == (expected > 0)
+
+
+def test_layers_start_at_the_text_only_where_it_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no step taken, what comes out is the start."""
+    monkeypatch.setattr(finetune, "START_AUROC", 0.6)
+    features, none = plant(LABELS), replace(QUICK, steps=1, learning_rate=0.0)
+    random, *_ = fit_transforms(features, TEXT, ENCODER.grid, none, 0)
+    good = towards_defects()
+    kept, *_ = fit_transforms(features, TEXT, ENCODER.grid, none, 0, start=good)
+    assert not torch.equal(kept, random)
+    bad = Projection(-good.weight, good.bias)
+    left, *_ = fit_transforms(features, TEXT, ENCODER.grid, none, 0, start=bad)
+    torch.testing.assert_close(left, random)
 
 
 def test_progress_counts_every_step() -> None:
