@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.baselines import NAMES as BASELINES
-from benchmarks.baselines import Baselines
-from benchmarks.evaluate import evaluate
+from benchmarks.baselines import WINCLIP, Baselines
+from benchmarks.evaluate import evaluate, overlays
 from benchmarks.machine import describe_machine, peak_memory_mb
 from calibration.dataset import Dataset, Sample, load_dataset
 from export.bundle import describe_encoder
-from export.checkpoint import load_model
+from export.checkpoint import LoadedModel, load_model
 from export.commands import pixel_size
 from export.errors import ExportError
 from export.finetune import TeachSettings
@@ -47,6 +47,7 @@ from export.teach import (
     fit_supports,
     parity_samples,
     smoothing_px,
+    teach_recipe,
 )
 from runtime import Predictor, Recipe
 from runtime.cli import run
@@ -69,14 +70,28 @@ FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
 """Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens
 alone, and the V path with its full share; value_path: that share with the head as it is."""
 GENERIC_PROMPTS = "generic_prompts"
-"""The row that another prompt file gives; only where there is a text tower."""
+CLASS_MEAN = "class_mean_redundancy"
+ENCODED_ABLATIONS = (GENERIC_PROMPTS, CLASS_MEAN)
+"""Rows that need the supports encoded again; only where a text tower is. generic_prompts: another prompt file.
+class_mean_redundancy: eq. 13-15 read literally, where what is redundant cancels, with the paper's share of the V path;
+beside it, `value_path` is the same with the reading that acts."""
 ABLATIONS = (*FITTED_ABLATIONS, *SCALAR_ABLATIONS)
-METRICS = {"accuracy": "accuracy", "f1": "macro F1", "iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max"}
+METRICS = {
+    "accuracy": "accuracy",
+    "precision": "macro precision",
+    "recall": "macro recall",
+    "f1": "macro F1",
+    "iauroc": "iAUROC",
+    "pauroc": "pAUROC",
+    "f1_max": "pixel F1-max",
+}
+CURVES = ("accuracy", "f1", "iauroc", "pauroc", "f1_max")
+"""Those drawn over the number of shots."""
 INT8_FRAMES = 32
 GENERATED_SEED = 2024
 KEPT = 0.8
 """Share of the test frames that a reject threshold is taken to keep, where labels of two precisions are compared."""
-_KEEP = ("test_frames", "seconds", *METRICS, "precision", "recall", "confusion")
+_KEEP = ("test_frames", "seconds", *METRICS, "confusion")
 
 
 def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder, stages: Stages) -> Recipe:
@@ -118,9 +133,9 @@ class Accuracy:
         parser.add_argument("--head", choices=("pooled", "paper"), default="pooled", help="what the class head reads")
         parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
         parser.add_argument(
-            "--ablations", action="store_true", help=f"also judge {', '.join((*ABLATIONS, GENERIC_PROMPTS))}"
+            "--ablations", action="store_true", help=f"also judge {', '.join((*ABLATIONS, *ENCODED_ABLATIONS))}"
         )
-        parser.add_argument("--baselines", action="store_true", help=f"also judge {', '.join(BASELINES)}")
+        parser.add_argument("--baselines", action="store_true", help=f"also judge {', '.join((*BASELINES, WINCLIP))}")
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="write accuracy.json, accuracy.md and pictures here"
         )
@@ -143,6 +158,7 @@ class Accuracy:
         settings = TeachSettings(head=args.head)
         rows: list[dict[str, Any]] = []
         predictors: dict[str, Predictor] = {}
+        pictures = b""
         for seed in range(args.first_seed, args.first_seed + args.seeds):
             pool, test = split_by_group(dataset, max(shots), seed)
             baselines = None
@@ -166,6 +182,7 @@ class Accuracy:
                         generic = replace(request, prompts=load_prompts(GENERIC_FILE))
                         other = fit_supports(encode_request(model, graph, generic, Stages()), encoder, Stages())
                         found[GENERIC_PROMPTS] = _judge(predictors["fp32"], other, dataset, test)
+                        found[CLASS_MEAN] = _judge_class_mean(model, request, test, work / f"class_mean-{k}-{seed}")
                 for name, metrics in found.items():
                     same = agreement(found["fp32"], metrics) if name in precisions[1:] else {}
                     figures = {key: metrics[key] for key in _KEEP}
@@ -174,12 +191,16 @@ class Accuracy:
                 rows[-len(found)]["stages"] = stages.seconds
                 if args.baselines:
                     if baselines is None:
-                        baselines = Baselines(graph, encoder, dataset, test, request.options, smoothing_px(encoder))
-                    for name, metrics in baselines.judge(encoded.features).items():
+                        pixels = smoothing_px(encoder)
+                        baselines = Baselines(model, graph, encoder, dataset, test, request.options, pixels)
+                    for name, metrics in baselines.judge(encoded).items():
                         none = dict.fromkeys(METRICS)
                         rows.append(
                             {"shots": k, "seed": seed, "method": name, "test_frames": len(test), **none, **metrics}
                         )
+                if not pictures and k == max(shots) and args.out:
+                    predictors["fp32"].use(recipe)
+                    pictures = overlays(predictors["fp32"], dataset.classes, test)
         for predictor in predictors.values():
             predictor.close()
         table = summarize(rows, shots)
@@ -196,13 +217,23 @@ class Accuracy:
                 "machine": describe_machine(),
                 "peak_memory_mb": peak_memory_mb(),
             }
-            _write(args.out, about, rows, table)
+            _write(args.out, about, rows, table, pictures)
         return 0
 
 
 def _judge(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
     predictor.use(recipe)
     return evaluate(predictor, dataset, test)
+
+
+def _judge_class_mean(model: LoadedModel, request: TeachRequest, test: list[Sample], bundle: Path) -> dict[str, Any]:
+    """The other reading of eq. 13-15 is another graph, so another bundle."""
+    graph = SemClipGraph(model.encoder(), redundancy="class_mean")
+    request = replace(request, settings=replace(request.settings, **FITTED_ABLATIONS["value_path"]))
+    recipe = teach_recipe(model, graph, request, Stages())
+    build_bundle(model, graph, recipe, parity_samples(request.dataset), bundle, Stages())
+    with Predictor(bundle) as predictor:
+        return _judge(predictor, recipe, request.dataset, test)
 
 
 def agreement(reference: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
@@ -246,14 +277,15 @@ def _mean(values: Sequence[float | None], method: str, name: str) -> str:
     return "no masks" if name in ("pauroc", "f1_max") and method not in BASELINES else "-"
 
 
-def _write(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]], table: str) -> None:
+def _write(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]], table: str, pictures: bytes) -> None:
     from benchmarks.accuracy_plots import draw_confusion, draw_shots
 
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "accuracy.json", json.dumps({**about, "rows": rows}, indent=1).encode())
     write_atomically(folder / "accuracy.md", (table + "\n").encode())
     ours = [row for row in rows if row["method"] == "fp32"]
-    write_atomically(folder / "shots.png", draw_shots(ours, METRICS))
+    write_atomically(folder / "shots.png", draw_shots(ours, {name: METRICS[name] for name in CURVES}))
+    write_atomically(folder / "overlays.png", pictures)
     most = max(row["shots"] for row in ours)
     confusion = sum(np.asarray(row["confusion"]) for row in ours if row["shots"] == most)
     write_atomically(folder / "confusion.png", draw_confusion(np.asarray(confusion).tolist(), about["classes"]))

@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -18,9 +19,6 @@ from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
 from runtime import FailedFrame, Predictor
 from runtime.files import sha256_of, write_atomically
-
-if TYPE_CHECKING:
-    from runtime import Prediction
 
 OVERLAYS_A_CLASS = 4
 
@@ -76,6 +74,15 @@ def without_supports(dataset: Dataset, predictor: Predictor) -> tuple[list[Sampl
     return test, len(dataset.samples) - len(test)
 
 
+def overlays(predictor: Predictor, classes: Sequence[str], test: Sequence[Sample]) -> bytes:
+    """A PNG of the first frames of every class with map, outlines and what the recipe in use says of them."""
+    from benchmarks.accuracy_plots import draw_overlays
+
+    shown = [sample for name in classes for sample in [s for s in test if s.label == name][:OVERLAYS_A_CLASS]]
+    results = predictor.predict([sample.path for sample in shown])
+    return draw_overlays(list(zip(shown, results, strict=True)), OVERLAYS_A_CLASS)
+
+
 class Evaluate:
     """Metrics of a bundle on a labelled folder."""
 
@@ -113,7 +120,7 @@ class Evaluate:
     def _write(
         self, folder: Path, predictor: Predictor, test: list[Sample], metrics: dict[str, Any], table: str
     ) -> None:
-        from benchmarks.accuracy_plots import draw_confusion, draw_overlays
+        from benchmarks.accuracy_plots import draw_confusion
         from benchmarks.machine import describe_machine
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -121,13 +128,7 @@ class Evaluate:
         write_atomically(folder / "metrics.json", json.dumps(document, indent=1).encode())
         write_atomically(folder / "metrics.md", (table + "\n").encode())
         write_atomically(folder / "confusion.png", draw_confusion(metrics["confusion"], metrics["classes"]))
-        shown = [
-            sample for name in metrics["classes"] for sample in [s for s in test if s.label == name][:OVERLAYS_A_CLASS]
-        ]
-        results: list[tuple[Sample, Prediction]] = []
-        for sample, result in zip(shown, predictor.predict([s.path for s in shown]), strict=True):
-            results.append((sample, result))
-        write_atomically(folder / "overlays.png", draw_overlays(results))
+        write_atomically(folder / "overlays.png", overlays(predictor, metrics["classes"], test))
         print(f"written   {folder}/metrics.json, metrics.md, confusion.png, overlays.png")
 
 

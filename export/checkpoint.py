@@ -247,7 +247,8 @@ def _load_into(clip: CLIP, state: dict[str, Tensor], path: Path) -> bool:
         raise CheckpointError(f"{path} does not fit the architecture: {'; '.join(faults[:5])}{more}")
     if not all(bool(state[key].isfinite().all()) for key in wanted):
         raise CheckpointError(f"{path} holds weights that are not finite")
-    clip.load_state_dict({key: state[key].float() for key in wanted}, strict=False)
+    scales = {key for key in ignored if key in own and key in state and state[key].shape == own[key].shape}
+    clip.load_state_dict({key: state[key].float() for key in wanted | scales}, strict=False)
     return has_text
 
 

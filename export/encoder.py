@@ -101,7 +101,7 @@ class DualPathEncoder(nn.Module):
         """Layers whose fp16 form alone harms the tokens of their level, and layers with large scores."""
         harmed, large = set(), set()
         with torch.inference_mode():
-            exact = [self._embed(pixels)]
+            exact = [self.embed(pixels)]
             for layer, block in enumerate(self.blocks, start=1):
                 q, k, v = self._heads_of(block, exact[-1])
                 peak = max(float((a @ b.transpose(-1, -2)).abs().amax()) for a, b in ((q, k), (v, v)))
@@ -120,7 +120,7 @@ class DualPathEncoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Levels:
         """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`."""
-        return self.levels_of(self._embed(pixels))
+        return self.levels_of(self.embed(pixels))
 
     def levels_of(self, z: Tensor) -> Levels:
         """The levels of embedded tokens [B, 1 + P, D], class token first; P need not fill the grid."""
@@ -136,7 +136,8 @@ class DualPathEncoder(nn.Module):
                 v = None
         return Levels(tokens, values, cls)
 
-    def _embed(self, pixels: Tensor) -> Tensor:
+    def embed(self, pixels: Tensor) -> Tensor:
+        """What the first block reads, of pixels as for `forward`: tokens [B, 1 + P, D], class token first."""
         (rows, columns), (high, wide) = self.grid, self.patch_size
         scaled = (pixels - PIXEL_OFFSET) / PIXEL_SCALE
         patches = scaled.reshape(-1, rows, high, columns, wide).permute(0, 1, 3, 2, 4)

@@ -39,16 +39,16 @@ class SemClipGraph(nn.Module):
 
         frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32 too.
         """
-        encoder = self.encoder.half_precision(self._pixels(frames))
+        encoder = self.encoder.half_precision(self.pixels(frames))
         return SemClipGraph(encoder, redundancy=self.redundancy, input_size=self.input_size)
 
     def encode(self, frames: Tensor) -> Levels:
         """uint8 [B, height, width] of `input_size` to the encoder's levels."""
-        levels: Levels = self.encoder(self._pixels(frames))
+        levels: Levels = self.encoder(self.pixels(frames))
         return levels
 
-    def _pixels(self, frames: Tensor) -> Tensor:
-        """float32 [B, height, width] of the encoder's image size, in [0, 255]."""
+    def pixels(self, frames: Tensor) -> Tensor:
+        """What the encoder reads of uint8 frames: float32 [B, height, width] of its image size, in [0, 255]."""
         pixels = frames.float()
         if not self.resizes:
             return pixels

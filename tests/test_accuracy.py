@@ -9,22 +9,27 @@ import numpy as np
 import pytest
 from conftest import make_recipe
 
-from benchmarks.accuracy import ABLATIONS, GENERIC_PROMPTS, Accuracy, ablate, agreement, summarize
+from benchmarks.accuracy import ABLATIONS, ENCODED_ABLATIONS, Accuracy, ablate, agreement, summarize
 from export.synthetic import write_dataset
 
-ROW = {"method": "fp32", "shots": 1, "test_frames": 9, "accuracy": 0.5, "f1": 0.5, "iauroc": 0.75}
+FIGURES = {"accuracy": 0.5, "precision": 0.4, "recall": 0.6, "f1": 0.5, "iauroc": 0.75}
+ROW = {"method": "fp32", "shots": 1, "test_frames": 9, **FIGURES}
+PICTURES = ("shots.png", "confusion.png", "overlays.png")
 NO_MASKS = {"pauroc": None, "f1_max": None}
 
 
 def test_table_says_where_there_are_no_masks() -> None:
     row = {**ROW, **NO_MASKS}
     table = summarize([{**row, "seed": 0}, {**row, "seed": 1, "accuracy": 0.7}], [1])
-    assert "| fp32 | 1 | 2 | 9-9 | 60.0 ± 10.0 | 50.0 ± 0.0 | 75.0 ± 0.0 | no masks | no masks |" in table
+    assert (
+        "| fp32 | 1 | 2 | 9-9 | 60.0 ± 10.0 | 40.0 ± 0.0 | 60.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 0.0 | no masks | no masks |"
+        in table
+    )
 
 
 def test_a_baseline_without_a_map_is_not_a_set_without_masks() -> None:
     table = summarize([{**ROW, **NO_MASKS, "method": "class_mean", "iauroc": None, "seed": 0}], [1])
-    assert "| class_mean | 1 | 1 | 9-9 | 50.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in table
+    assert "| class_mean | 1 | 1 | 9-9 | 50.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in table
 
 
 def test_agreement_of_all_frames_and_of_the_sure_ones() -> None:
@@ -65,12 +70,12 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     assert command.run(full) == 0
     document = json.loads((tmp_path / "out/accuracy.json").read_text())
     rows = {row["method"]: row for row in document["rows"]}
-    assert list(rows) == ["fp32", *ABLATIONS, GENERIC_PROMPTS, "class_mean", "linear_probe", "patch_memory"]
+    assert list(rows) == ["fp32", *ABLATIONS, *ENCODED_ABLATIONS, "class_mean", "linear_probe", "patch_memory"]
     assert rows["no_p_s"]["iauroc"] == rows["fp32"]["iauroc"], "the class mix has no say in the map"
     assert rows["no_transform"]["pauroc"] != rows["fp32"]["pauroc"]
     assert rows["patch_memory"]["accuracy"] is None
     assert 0 <= rows["patch_memory"]["pauroc"] <= 1
-    assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in ("shots.png", "confusion.png"))
+    assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in PICTURES)
     assert "| linear_probe | 1 | 1 |" in (tmp_path / "out/accuracy.md").read_text()
 
     command.run(parser.parse_args([*base, "--out", str(tmp_path / "again")]))
