@@ -29,9 +29,11 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import torch
+from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from calibration.histogram import ScoreHistogram
@@ -58,6 +60,8 @@ FULL_PATCH = 0.25
 """From this part of a patch on, its text is wholly that of the defect."""
 PROMPTS_A_STEP = 4
 MAX_LOGIT_SCALE = 100.0
+PATCH_SCALE = math.log(20.0)
+"""Where the patches' logit scale begins in a training that goes on from weights, which do not tell it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class PretrainSettings:
-    """How to train. decay: the last part of all steps, over which the learning rate falls to zero."""
+    """How to train. decay: the last part of all steps, over which the learning rate falls to zero.
+
+    bf16: the blocks' matrix products in bfloat16, which pays on GPUs and on CPUs with AVX512-BF16 or AMX alone.
+    """
 
     phases: tuple[Phase, ...]
     seed: int = 0
@@ -80,6 +87,7 @@ class PretrainSettings:
     warm_up: int = 100
     decay: float = 0.3
     per_frame: int = 3
+    bf16: bool = False
 
     @property
     def steps(self) -> int:
@@ -142,8 +150,9 @@ def _orthogonal(matrix: Tensor) -> Tensor:
 class Trainee(nn.Module):
     """The model in training: a CLIP and the dual path over it."""
 
-    def __init__(self, model: LoadedModel, prompts: Prompts) -> None:
+    def __init__(self, model: LoadedModel, prompts: Prompts, *, bf16: bool = False) -> None:
         super().__init__()
+        self.bf16 = bf16
         self.clip = model.clip.train().requires_grad_(True)
         self.encoder = model.encoder()
         self.mean, self.std = model.mean, model.std
@@ -154,7 +163,7 @@ class Trainee(nn.Module):
 
     def embed_text(self, chosen: Sequence[Tensor]) -> Tensor:
         """Unit vectors [classes, n, C] of n prompts of every class."""
-        vectors = self.clip.encode_text(torch.cat(list(chosen)), normalize=True)
+        vectors = self.clip.encode_text(torch.cat(list(chosen)).to(self.patch_scale.device), normalize=True)
         return vectors.reshape(len(chosen), -1, vectors.shape[-1])  # type: ignore[no-any-return]
 
     def class_vectors(self) -> Tensor:
@@ -168,13 +177,19 @@ class Trainee(nn.Module):
         count = windows.pixels.shape[-1] // PATCH
         pixels = (windows.pixels - PIXEL_OFFSET) / PIXEL_SCALE
         patches = pixels.reshape(-1, count, PATCH, count, PATCH).permute(0, 1, 3, 2, 4)
-        steps = torch.arange(count)
+        steps = torch.arange(count, device=pixels.device)
         rows = windows.corner[:, :1] + steps
         columns = windows.corner[:, 1:] + steps
         places = (rows[:, :, None] * GRID + columns[:, None]).flatten(1)
         x = patches.flatten(3).flatten(1, 2) @ weight + bias + visual.positional_embedding[1:][places]
         first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
-        return self.encoder.levels_of(visual.ln_pre(torch.cat([first, x], dim=1)))
+        tokens = visual.ln_pre(torch.cat([first, x], dim=1))
+        if not self.bf16:
+            return self.encoder.levels_of(tokens)
+        # On a CPU the plain products of bfloat16 attention take half the time of the fused kernel.
+        kernels = [SDPBackend.MATH] if tokens.device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with torch.autocast(tokens.device.type, torch.bfloat16), sdpa_kernel(kernels):
+            return self.encoder.levels_of(tokens)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens [..., D] of the trunk in the text space [..., C], as CLIP does with its class token."""
@@ -188,12 +203,13 @@ class Trainee(nn.Module):
         levels = self.encode(windows)
         scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         patch_scale = self.patch_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        target = torch.zeros((*windows.fraction.shape, len(CLASSES)))
+        device = windows.fraction.device
+        target = torch.zeros((*windows.fraction.shape, len(CLASSES)), device=device)
         part = (windows.fraction / FULL_PATCH).clamp(max=1)
-        target[torch.arange(len(part)), :, windows.label] = part
+        target[torch.arange(len(part), device=device), :, windows.label] = part
         target[..., 0] = 1 - part
         has_defect = (windows.label > 0).float()
-        total = {name: torch.zeros(()) for name in ("image_text", "patch_text", "value_text", "frame")}
+        total = {name: torch.zeros((), device=device) for name in ("image_text", "patch_text", "value_text", "frame")}
         for j, level_weight in enumerate(LEVEL_WEIGHTS):
             total["image_text"] = total["image_text"] + level_weight * image_text_loss(
                 unit(levels.cls[j]), text, windows.label, scale
@@ -215,7 +231,7 @@ def image_text_loss(image: Tensor, text: Tensor, label: Tensor, scale: Tensor) -
     An image's right prompts are those of its class, a prompt's right images those of its class (Khosla et al. 2020).
     """
     logit = scale * image @ text.flatten(0, 1).T
-    prompt_class = torch.arange(len(text)).repeat_interleave(text.shape[1])
+    prompt_class = torch.arange(len(text), device=label.device).repeat_interleave(text.shape[1])
     right = label[:, None] == prompt_class
     of_image = torch.logsumexp(logit, 1) - torch.logsumexp(logit.masked_fill(~right, -torch.inf), 1)
     seen = right.any(0)
@@ -276,12 +292,18 @@ class Pretraining:
     """One training: model, optimizers, the step it is at, and its folder."""
 
     def __init__(
-        self, settings: PretrainSettings, folder: Path, *, arch: str = "sem_tiny", start: Path | None = None
+        self,
+        settings: PretrainSettings,
+        folder: Path,
+        *,
+        arch: str = "sem_tiny",
+        start: Path | None = None,
+        device: str = "cpu",
     ) -> None:
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.device = settings, folder, torch.device(device)
         self.model = load_model(arch, random_seed=settings.seed)
         initialize(self.model, settings.seed)
-        self.trainee = Trainee(self.model, load_prompts())
+        self.trainee = Trainee(self.model, load_prompts(), bf16=settings.bf16).to(self.device)
         matrices = [
             p for name, p in self.trainee.clip.visual.transformer.named_parameters() if p.ndim == 2 and "weight" in name
         ]
@@ -306,7 +328,17 @@ class Pretraining:
             self._start_from(start)
 
     def _start_from(self, path: Path) -> None:
-        """Begin with the model of another training's checkpoint; the optimizers know nothing of it."""
+        """Begin with the model of another training: its checkpoint or its weights. The optimizers know nothing of it.
+
+        Raises ExportError.
+        """
+        if path.suffix == ".safetensors":
+            self.trainee.clip.load_state_dict(load_model(self.model.architecture, weights=path).clip.state_dict())
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {}).get("sem_clip", "{}"))
+            # The one thing in training that the encoder does not need.
+            self.trainee.patch_scale.data.fill_(about.get("patch_scale", PATCH_SCALE))
+            return
         try:
             self.trainee.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
         except Exception as exc:
@@ -367,6 +399,7 @@ class Pretraining:
 
     def train_step(self, windows: Windows) -> dict[str, float]:
         """One step of both optimizers; the losses before it."""
+        windows = windows.to(self.device)
         rng = np.random.default_rng([self.settings.seed, 1, self.step])
         chosen = [
             tokens[torch.from_numpy(rng.permutation(len(tokens))[:PROMPTS_A_STEP])] for tokens in self.trainee.prompts
@@ -426,14 +459,17 @@ class Pretraining:
         for i in range(0, len(frames), 14):
             batch = slice(i, i + 14)
             corner = torch.zeros((len(frames[batch]), 2), dtype=torch.int64)
-            levels = self.trainee.encode(Windows(frames[batch], parts[batch], labels[batch], corner))
-            right += int((cosines(levels.cls[-1], text).argmax(-1) == labels[batch]).sum())
+            windows = Windows(frames[batch], parts[batch], labels[batch], corner).to(self.device)
+            levels = self.trainee.encode(windows)
+            right += int((cosines(levels.cls[-1], text).argmax(-1) == windows.label).sum())
             patch = 20 * cosines(self.trainee.project(levels.tokens[-1][:, 1:]), text)
             value = 20 * cosines(levels.value[-1], text_seg)
             defect = parts[batch] > FULL_PATCH / 2
-            scores["frame_auroc"].add(torch.sigmoid(frame_logit(patch)).numpy(), (labels[batch] > 0).numpy())
-            scores["patch_auroc"].add(torch.softmax(patch, -1)[..., 1:].sum(-1).clamp(max=1).numpy(), defect.numpy())
-            scores["value_auroc"].add(torch.softmax(value, -1)[..., 1].numpy(), defect.numpy())
+            scores["frame_auroc"].add(torch.sigmoid(frame_logit(patch)).cpu().numpy(), (labels[batch] > 0).numpy())
+            scores["patch_auroc"].add(
+                torch.softmax(patch, -1)[..., 1:].sum(-1).clamp(max=1).cpu().numpy(), defect.numpy()
+            )
+            scores["value_auroc"].add(torch.softmax(value, -1)[..., 1].cpu().numpy(), defect.numpy())
         return {"accuracy": right / len(frames), **{name: round(h.auroc(), 4) for name, h in scores.items()}}
 
 
@@ -468,7 +504,7 @@ def held_out_frames(per_class: int) -> tuple[Tensor, Tensor, Tensor]:
 def weights_file(training: Pretraining) -> bytes:
     """The CLIP in fp16, as safetensors; what it was trained with stands in the metadata."""
     state = {
-        key: value.half().contiguous()
+        key: value.half().contiguous().cpu()
         for key, value in training.trainee.clip.state_dict().items()
         if key not in ("attn_mask",)
     }
@@ -477,6 +513,7 @@ def weights_file(training: Pretraining) -> bytes:
         "settings": asdict(training.settings),
         "steps": training.step,
         "hours": round(training.seconds / 3600, 2),
+        "patch_scale": float(training.trainee.patch_scale.detach()),
         "held_out_layouts": list(HELD_OUT_LAYOUTS),
         "tools": tool_versions(),
     }
@@ -511,7 +548,16 @@ class Pretrain:
             "--schedule", default=SCHEDULE, help=f"PATCHES:BATCH:STEPS of every phase (default: {SCHEDULE})"
         )
         parser.add_argument(
-            "--start", type=Path, metavar="FILE", help="begin with the model of this checkpoint, such as before_fall.pt"
+            "--start",
+            type=Path,
+            metavar="FILE",
+            help="begin with the model of this checkpoint, such as before_fall.pt, or of these weights (.safetensors)",
+        )
+        parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
+        parser.add_argument(
+            "--bf16",
+            action="store_true",
+            help="matrix products in bfloat16: for GPUs, and CPUs with AVX512-BF16 or AMX",
         )
         parser.add_argument("--seed", type=int, default=0)
         parser.add_argument("--learning-rate", type=float, default=1.5e-3)
@@ -526,9 +572,15 @@ class Pretrain:
     def run(self, args: argparse.Namespace) -> int:
         """Train, then write the weights."""
         settings = PretrainSettings(
-            parse_phases(args.schedule), seed=args.seed, learning_rate=args.learning_rate, decay=args.decay
+            parse_phases(args.schedule),
+            seed=args.seed,
+            learning_rate=args.learning_rate,
+            decay=args.decay,
+            bf16=args.bf16,
         )
-        training = Pretraining(settings, args.out, start=args.start)
+        if args.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ExportError(f"--device {args.device}: this torch sees no GPU; leave it out to train on the CPU")
+        training = Pretraining(settings, args.out, start=args.start, device=args.device)
         done = training.run(
             workers=args.workers, log_every=args.log_every, save_every=args.save_every, threads=args.threads
         )

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -27,6 +28,10 @@ FIRST_SEED = 2**40
 SIDE = 240
 PATCH = 16
 GRID = SIDE // PATCH
+LARGEST_SIDE = 480
+"""Frames are made with sides from SIDE to this and reduced to SIDE, as the frames of tools are."""
+TILTED_SHARE, MAX_TILT = 0.12, 1.6
+"""So many frames are taken under tilt, which shortens the rows' axis: by up to this factor, 51 degrees."""
 MIN_DEFECT_PX = 12
 """A window with fewer pixels of a defect than this has none that anybody could name."""
 
@@ -42,6 +47,10 @@ class Windows:
     fraction: Tensor
     label: Tensor
     corner: Tensor
+
+    def to(self, device: torch.device) -> Windows:
+        """The same on another device."""
+        return Windows(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class WindowStream(IterableDataset[Windows]):
@@ -72,9 +81,9 @@ class WindowStream(IterableDataset[Windows]):
             label = CLASSES[order[i % len(CLASSES)]]
             layouts = [name for name in suitable_layouts(label) if name not in HELD_OUT_LAYOUTS]
             seed = FIRST_SEED + int(rng.integers(2**40))
-            frame = make_frame(label, seed, layout=str(rng.choice(layouts)), text_bar=bool(rng.random() < 0.08))
+            whole, truth = _reduced_frame(label, seed, str(rng.choice(layouts)), rng)
             for _ in range(self.per_frame):
-                image, mask, name, corner = _window(frame.image, frame.mask > 0, label, self.patches, rng)
+                image, mask, name, corner = _window(whole, truth, label, self.patches, rng)
                 pixels.append(_vary(image, rng))
                 fractions.append(mask.reshape(self.patches, PATCH, self.patches, PATCH).mean((1, 3)).ravel())
                 labels.append(CLASSES.index(name))
@@ -105,9 +114,22 @@ def _leave_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
+def _reduced_frame(
+    label: str, seed: int, layout: str, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A frame of any size, reduced to SIDE x SIDE, and the defect's part [0, 1] of every pixel."""
+    side = round(SIDE * (LARGEST_SIDE / SIDE) ** float(rng.random()))
+    tilt = rng.uniform(1.1, MAX_TILT) if rng.random() < TILTED_SHARE else 1.0
+    size = (round(side * tilt), side)
+    frame = make_frame(label, seed, size=size, layout=layout, text_bar=bool(rng.random() < 0.08))
+    image = Image.fromarray(frame.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    mask = Image.fromarray((frame.mask > 0).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(image), np.asarray(mask)
+
+
 def _window(
-    image: NDArray[np.uint8], mask: NDArray[np.bool_], label: str, patches: int, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_], str, tuple[int, int]]:
+    image: NDArray[np.uint8], mask: NDArray[np.float32], label: str, patches: int, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], str, tuple[int, int]]:
     """Cut a window at any pixel, turned at random; its label, and the patch position it is trained at."""
     turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
     image, mask = np.rot90(image, turns), np.rot90(mask, turns)
@@ -117,6 +139,7 @@ def _window(
     room = SIDE - side
     if room:
         rows, columns = np.nonzero(mask)
+        enough = min(MIN_DEFECT_PX, 0.9 * float(mask.sum()))
         for _ in range(20):
             top, left = rng.integers(room + 1, size=2)
             if len(rows):  # around a pixel of the defect
@@ -124,11 +147,11 @@ def _window(
                 top = np.clip(rows[i] - rng.integers(PATCH // 2, side - PATCH // 2), 0, room)
                 left = np.clip(columns[i] - rng.integers(PATCH // 2, side - PATCH // 2), 0, room)
             part = mask[top : top + side, left : left + side]
-            if not len(rows) or part.sum() >= min(MIN_DEFECT_PX, len(rows)):
+            if part.sum() >= enough:
                 break
+        else:
+            label, part = "good", np.zeros_like(part)  # what little there is of the defect names nothing
         image, mask = image[top : top + side, left : left + side], part
-        if label != "good" and mask.sum() < min(MIN_DEFECT_PX, len(rows)):
-            label = "good"
     corner = tuple(int(rng.integers(GRID - patches + 1)) for _ in range(2))
     return image, mask, label, (corner[0], corner[1])
 
