@@ -150,7 +150,7 @@ class Teach:
 class BuildEngine:
     """A serialized engine for a bundle that exists."""
 
-    help = "Build a TensorRT or TensorRT-RTX engine of a bundle's fp16 graph and add it to the bundle."
+    help = "Build a TensorRT or TensorRT-RTX engine of a bundle's fp16 or 8-bit graph and add it to the bundle."
     example = "sem-clip build-engine bundle --engine tensorrt-rtx --compute-capability 8.9 --batch 1,32,64"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -158,13 +158,19 @@ class BuildEngine:
         parser.add_argument("bundle", type=Path, help="bundle folder; it must hold model.fp16.onnx")
         parser.add_argument("--engine", choices=ENGINES, required=True, help="the product that builds and will run it")
         _add_engine_arguments(parser)
+        parser.add_argument(
+            "--precision",
+            choices=("fp16", "int8"),
+            default="fp16",
+            help="int8: of what `sem-clip quantize --for tensorrt` added to the bundle (default: fp16)",
+        )
         parser.add_argument("--force", action="store_true", help="build even if an equal engine is there")
 
     def run(self, args: argparse.Namespace) -> int:
         """Build, add, say what it is."""
         from .progress import Stages
 
-        artifact, built = _add_engine(args.bundle, _builder(args), Stages(), force=args.force)
+        artifact, built = _add_engine(args.bundle, _builder(args, args.precision), Stages(), force=args.force)
         _describe_engine(artifact)
         if not built:
             print("          it was there already, with the same key; --force builds it again")
@@ -196,11 +202,11 @@ def _add_engine_arguments(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _builder(args: argparse.Namespace) -> Builder:
+def _builder(args: argparse.Namespace, precision: str = "fp16") -> Builder:
     from .to_engine import Builder, EngineTarget
 
     return Builder.find(
-        EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes, args.accumulate)
+        EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes, args.accumulate, precision)
     )
 
 

@@ -1,4 +1,4 @@
-"""`sem-clip quantize`: add an 8-bit artifact for CPUs to a bundle. Cheap to import."""
+"""`sem-clip quantize`: add an 8-bit artifact to a bundle, for CPUs or to build an engine from. Cheap to import."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from .errors import ExportError, OutputExistsError, ParityError
 if TYPE_CHECKING:
     from .to_int8 import Int8Report
 
-FILE = "model.int8.onnx"
+FILES = {"cpu": "model.int8.onnx", "tensorrt": "model.int8-tensorrt.onnx"}
+"""By what runs it. TensorRT and TensorRT for RTX take engines that are built from theirs."""
 LEAST_FRAMES = 8
 MOST_PARITY_FRAMES = 128
 LEAST_AGREEMENT = 0.97
@@ -32,13 +33,20 @@ LEAST_AGREEMENT = 0.97
 class Quantize:
     """Add an 8-bit ONNX artifact to a bundle."""
 
-    help = "Add an 8-bit artifact for CPUs to a bundle, by ranges measured on real frames."
+    help = "Add an 8-bit artifact to a bundle, by ranges measured on real frames."
     example = "sem-clip quantize bundle frames/ && sem-clip predict bundle frames/ --precision int8"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
         parser.add_argument("bundle", type=Path, help="bundle folder; it must hold model.onnx in fp32")
         parser.add_argument("data", type=Path, help="folder of real frames, searched through; labels are not needed")
+        parser.add_argument(
+            "--for",
+            dest="runs_on",
+            choices=tuple(FILES),
+            default="cpu",
+            help="what will run it: cpu, or tensorrt, to build engines of both products from (default: cpu)",
+        )
         parser.add_argument(
             "--frames", type=int, default=48, help="how many of them to measure ranges and harm on (default: 48)"
         )
@@ -58,10 +66,13 @@ class Quantize:
         if not 0.5 <= args.agreement <= 1:
             raise ExportError(f"--agreement is {args.agreement:g}; it is a share in [0.5, 1]")
         manifest, _ = load_bundle(args.bundle)
-        if any(artifact.precision == "int8" for artifact in manifest.artifacts) and not args.force:
-            raise OutputExistsError(f"{args.bundle} holds an int8 artifact; add --force to replace it")
+        file = FILES[args.runs_on]
+        if any(artifact.file == file for artifact in manifest.artifacts) and not args.force:
+            raise OutputExistsError(f"{args.bundle} holds {file}; add --force to replace it")
         paths = _frame_files(args.data, args.frames)
-        added = add_int8(args.bundle, paths, calibration_frames=args.frames, agreement=args.agreement)
+        added = add_int8(
+            args.bundle, paths, calibration_frames=args.frames, agreement=args.agreement, runs_on=args.runs_on
+        )
         artifact = added.artifacts[-1]
         parity: Any = artifact.parity
         print(f"artifact  {artifact.file}, {artifact.bytes / 1e6:.1f} MB")
@@ -71,44 +82,62 @@ class Quantize:
             f"{parity['mean_abs_probability']:.1e} (most: {parity['max_abs_probability']:.1e}), of the map "
             f"{parity['mean_abs_defect_map']:.1e}"
         )
-        left = parity["left_in_fp32"]
-        print(f"          {len(left)} of {len(parity['harm'])} products left in fp32")
+        left = parity["left_out"]
+        print(f"          {len(left)} of {len(parity['harm'])} products left in {parity['others']}")
         for name in left:
             print(f"            {name}")
-        print(f"next      sem-clip predict {args.bundle} PATH --precision int8")
+        if args.runs_on == "cpu":
+            print(f"next      sem-clip predict {args.bundle} PATH --precision int8")
+        else:
+            print(f"next      sem-clip build-engine {args.bundle} --engine tensorrt-rtx --precision int8")
         return 0
 
 
-def add_int8(bundle: Path, paths: Sequence[Path], *, calibration_frames: int, agreement: float) -> Manifest:
+def add_int8(
+    bundle: Path, paths: Sequence[Path], *, calibration_frames: int, agreement: float, runs_on: str = "cpu"
+) -> Manifest:
     """Quantize the bundle's fp32 artifact on some of `paths` and prove it on the others; returns the new manifest.
 
-    The bundle is replaced as a whole, or stays as it was. Raises BundleError, FrameError, ExportError, ParityError.
+    runs_on: one of FILES. For "tensorrt" what was found on the fp32 graph is done to the fp16 one. The bundle is
+    replaced as a whole, or stays as it was. Raises BundleError, FrameError, ExportError, ParityError.
     """
     from .bundle import changing_bundle, record_artifact, with_artifact, write_manifest
     from .parity import artifact_outputs
     from .progress import Stages
-    from .to_int8 import int8_from_onnx
+    from .to_int8 import CPU, TENSORRT, int8_from_onnx
     from .versions import tool_versions
 
     stages = Stages()
     with changing_bundle(bundle) as (folder, manifest):
-        source = next((a for a in manifest.artifacts if (a.kind, a.precision) == ("onnx", "fp32")), None)
-        if source is None:
-            raise ExportError(f"{bundle} holds no fp32 ONNX artifact to quantize; build it again")
+        needed = {"cpu": ("fp32",), "tensorrt": ("fp32", "fp16")}[runs_on]
+        held = {a.precision: a for a in manifest.artifacts if a.kind == "onnx" and not a.target}
+        missing = [precision for precision in needed if precision not in held]
+        if missing:
+            raise ExportError(f"{bundle} holds no {' and no '.join(missing)} ONNX artifact to quantize; build it again")
+        source, others = held["fp32"], needed[-1]
+        file = FILES[runs_on]
         _, recipe = load_bundle(bundle)
         with stages.stage("read frames"):
             frames = _read(paths, manifest, recipe)
         fitted, proof = _split(frames, calibration_frames)
         with stages.stage("quantize") as progress:
-            (folder / FILE).unlink(missing_ok=True)
+            (folder / file).unlink(missing_ok=True)
             report = int8_from_onnx(
-                folder / source.file, fitted, recipe, folder / FILE, agreement=agreement, progress=progress
+                folder / source.file,
+                fitted,
+                recipe,
+                folder / file,
+                agreement=agreement,
+                scheme=CPU if runs_on == "cpu" else TENSORRT,
+                half=None if runs_on == "cpu" else folder / held["fp16"].file,
+                progress=progress,
             )
-        artifact = record_artifact(folder, FILE, "int8", dict(report.operators))
+        artifact = record_artifact(folder, file, "int8", dict(report.operators))
+        artifact = replace(artifact, target={} if runs_on == "cpu" else {"engine": runs_on})
         with stages.stage("compare with fp32"):
             reference = artifact_outputs(folder, source, proof, recipe)
             outputs = artifact_outputs(folder, artifact, proof, recipe)
-        parity = _parity(reference, outputs, report, source.file, len(fitted))
+        parity = {**_parity(reference, outputs, report, source.file, len(fitted)), "others": others}
         if parity["labels_equal"] < LEAST_AGREEMENT * len(proof):
             raise ParityError(
                 f"the 8-bit form gives the label of fp32 on {parity['labels_equal']} of {len(proof)} frames it was not "
@@ -167,6 +196,6 @@ def _parity(reference: Outputs, outputs: Outputs, report: Int8Report, source: st
         "mean_abs_probability": float(probabilities.max(1).mean()),
         "max_abs_defect_map": float(maps.max()),
         "mean_abs_defect_map": float(maps.mean()),
-        "left_in_fp32": list(report.left_out),
+        "left_out": list(report.left_out),
         "harm": {name: round(value, 6) for name, value in report.harm.items()},
     }

@@ -1,4 +1,4 @@
-"""From model.fp16.onnx to a serialized engine ("plan") of TensorRT or TensorRT for RTX, and into the bundle.
+"""From model.fp16.onnx or its 8-bit form to a serialized engine ("plan") of TensorRT or TensorRT for RTX.
 
     add_engine(Path("bundle"), EngineTarget("tensorrt-rtx", "8.9", batch=(1, 32, 64)))
 
@@ -28,12 +28,12 @@ from typing import Any
 from runtime.backends.trt import MODULES
 from runtime.files import sha256_of
 from runtime.host import find_gpu, operating_system
-from runtime.manifest import Artifact, Encoder, check_artifact, load_bundle
+from runtime.manifest import Artifact, Encoder, Manifest, check_artifact, load_bundle
 from runtime.recipe import TENSORS
 
 from .errors import ExportError
 
-PRECISION = "fp16"
+PRECISIONS = ("fp16", "int8")
 ACCUMULATE = ("fp32", "fp16")
 FOLDER = "engines"
 MOST_CLASSES = 64
@@ -54,6 +54,7 @@ class EngineTarget:
     GPU, the only one TensorRT builds for. batch: least, usual and most frames. most_classes: of a recipe. accumulate:
     "fp32", matrix products of fp16 numbers are summed in fp32; "fp16", they may be summed in fp16, which GeForce cards
     do at up to twice the rate. Attention is summed as the product's fused kernel does it, either way.
+    precision: "fp16", or "int8", from the bundle's 8-bit form for TensorRT.
     Raises ExportError for what cannot be.
     """
 
@@ -62,6 +63,7 @@ class EngineTarget:
     batch: tuple[int, int, int] = (1, 32, 64)
     most_classes: int = MOST_CLASSES
     accumulate: str = "fp32"
+    precision: str = "fp16"
 
     def __post_init__(self) -> None:
         if self.product not in MODULES:
@@ -75,6 +77,8 @@ class EngineTarget:
             raise ExportError(f"an engine for up to {self.most_classes} classes cannot be: 2 to 1024")
         if self.accumulate not in ACCUMULATE:
             raise ExportError(f'sums in "{self.accumulate}" are not offered; choose {" or ".join(ACCUMULATE)}')
+        if self.precision not in PRECISIONS:
+            raise ExportError(f'engines of "{self.precision}" are not built; choose {" or ".join(PRECISIONS)}')
         if self.compute_capability is not None:
             if self.product == "tensorrt":
                 raise ExportError(
@@ -129,7 +133,7 @@ class Builder:
             "version": self.version,
             "compute_capability": self.compute_capability,
             "os": operating_system(),
-            "precision": PRECISION,
+            "precision": self.target.precision,
             "batch": list(self.target.batch),
             "most_classes": self.target.most_classes,
             "accumulate": self.target.accumulate,
@@ -142,7 +146,7 @@ class Builder:
 def add_engine(
     bundle: Path, builder: Builder, *, force: bool = False, progress: Progress | None = None
 ) -> tuple[Artifact, bool]:
-    """Build an engine of the bundle's fp16 graph and add it; the artifact, and whether it had to be built.
+    """Build an engine of the bundle's fp16 or 8-bit graph and add it; the artifact, and whether it had to be built.
 
     An engine with the same key is left as it is, unless `force`. The bundle is replaced as a whole, or stays as it was.
     Raises BundleError, ExportError.
@@ -151,9 +155,7 @@ def add_engine(
     from .versions import tool_versions
 
     manifest, recipe = load_bundle(bundle)
-    source = next((a for a in manifest.artifacts if (a.kind, a.precision) == ("onnx", PRECISION)), None)
-    if source is None:
-        raise ExportError(f"{bundle} holds no {PRECISION} ONNX artifact to build from; build the bundle again")
+    source = source_artifact(bundle, manifest, builder.target.precision)
     if len(recipe.classes) > builder.target.most_classes:
         raise ExportError(
             f"the bundle's recipe has {len(recipe.classes)} classes, the engine is asked for "
@@ -175,10 +177,21 @@ def add_engine(
         )
         parity = {"measured": False, "why": "the engine was built, not run; its ONNX file was compared with torch"}
         target = {**record, **built}
-        artifact = Artifact(file, "engine", PRECISION, sha256_of(plan), plan.stat().st_size, {}, parity, target)
+        precision = builder.target.precision
+        artifact = Artifact(file, "engine", precision, sha256_of(plan), plan.stat().st_size, {}, parity, target)
         changed = with_artifact(manifest, artifact)
         write_manifest(folder, replace(changed, tools={**manifest.tools, **tool_versions()}))
     return artifact, True
+
+
+def source_artifact(bundle: Path, manifest: Manifest, precision: str) -> Artifact:
+    """The ONNX file that an engine of this precision is built from. Raises ExportError."""
+    for artifact in manifest.artifacts:
+        for_engines = artifact.target.get("engine") == "tensorrt" if precision == "int8" else not artifact.target
+        if (artifact.kind, artifact.precision) == ("onnx", precision) and for_engines:
+            return artifact
+    advice = f"sem-clip quantize {bundle} FRAMES --for tensorrt" if precision == "int8" else "build the bundle again"
+    raise ExportError(f"{bundle} holds no {precision} ONNX artifact to build an engine from; {advice}")
 
 
 def build_plan(
@@ -316,7 +329,7 @@ def _write_network(onnx_file: Path, network: Path, *, sum_in_fp32: bool) -> int:
 
 
 def _sum_in_fp32(model: Any) -> None:
-    """Put casts around every matrix product of fp16 numbers: fp32 in, fp16 out.
+    """Put casts around every matrix product of fp16 numbers: fp32 in, fp16 out. 8-bit products add in 32 bits anyway.
 
     TensorRT takes the pattern for what is meant, one product that reads and writes fp16 and sums in fp32: weights stay
     fp16 in the plan, and no fp32 copies are made.
@@ -325,9 +338,11 @@ def _sum_in_fp32(model: Any) -> None:
 
     inferred = shape_inference.infer_shapes(model).graph
     types = {value.name: value.type.tensor_type.elem_type for value in (*inferred.value_info, *inferred.output)}
+    dequantized = {node.output[0] for node in model.graph.node if node.op_type == "DequantizeLinear"}
     nodes = []
     for node in model.graph.node:
-        if node.op_type not in ("MatMul", "Gemm") or types.get(node.output[0]) != TensorProto.FLOAT16:
+        halves = node.op_type in ("MatMul", "Gemm") and types.get(node.output[0]) == TensorProto.FLOAT16
+        if not halves or dequantized.issuperset(node.input):
             nodes.append(node)
             continue
         for index, name in enumerate(node.input):

@@ -1,10 +1,10 @@
-"""From the fp32 ONNX file to an 8-bit one for CPUs, by ranges and harm measured on real frames.
+"""From the fp32 ONNX file to an 8-bit one, by ranges and harm measured on real frames: for CPUs, and for TensorRT.
 
 Every matrix product of the encoder's blocks reads 8-bit activations (one scale per tensor, so that a frame's answer
 does not depend on its batch) and 8-bit weights (one scale per output channel), as QuantizeLinear/DequantizeLinear
 pairs that engines fuse. The patch embedding (2 % of the work, and pixels use its whole range), attention, norms and
-heads stay fp32. Activation outliers are balanced into the weights (SmoothQuant, Xiao et al. 2023, arXiv:2211.10438),
-and the products that hurt most are left out until labels agree.
+heads stay as they are. Activation outliers are balanced into the weights (SmoothQuant, Xiao et al. 2023,
+arXiv:2211.10438), and the products that hurt most are left out until labels agree.
 """
 
 from __future__ import annotations
@@ -29,9 +29,6 @@ from .to_onnx import OUTPUTS
 BALANCE = 0.7
 """SmoothQuant's alpha: how much of an outlier goes into the weights. 0.4 to 0.7 were tried on DeiT-Tiny; the change of
 the features fell with it."""
-WEIGHT_LIMIT = 63
-"""Largest weight level. CPUs without VNNI add two products of uint8 and int8 in 16 bits and saturate; 2 x 255 x 63 just
-fits. Full levels (127) lost twice the agreement on such a CPU; uint8 weights do not saturate but are 14 % slower."""
 PATCH_WEIGHT = "encoder.patch_weight"
 TEXT_PROJECTION = "encoder.proj"
 PARTS = ("attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj")
@@ -41,6 +38,24 @@ _HARM_FRAMES = 16
 
 Progress = Callable[[int, int], None]
 Array = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Scheme:
+    """What 8-bit numbers an engine takes.
+
+    weight_limit: largest weight level. symmetric: activations are int8 around 0, not uint8 with a zero point.
+    """
+
+    weight_limit: int
+    symmetric: bool
+
+
+CPU = Scheme(63, symmetric=False)
+"""CPUs without VNNI add two products of uint8 and int8 in 16 bits and saturate; 2 x 255 x 63 just fits. Full levels
+(127) lost twice the agreement on such a CPU; uint8 weights do not saturate but are 14 % slower."""
+TENSORRT = Scheme(127, symmetric=True)
+"""TensorRT and TensorRT for RTX know no zero points, and their tensor cores add in 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -82,11 +97,15 @@ def int8_from_onnx(
     path: Path,
     *,
     agreement: float = 0.99,
+    scheme: Scheme = CPU,
+    half: Path | None = None,
     progress: Progress | None = None,
 ) -> Int8Report:
     """Write the 8-bit form of `source` (fp32, as `onnx_from_graph` writes it) to `path`.
 
     frames: uint8 [n, height, width], real ones of the kind that will be served; ranges and harm are measured on them.
+    scheme: the 8-bit numbers. half: the fp16 form of `source`; what was found on `source` is then done to that, and
+    what is not 8-bit stays as it is there.
     recipe: judges them. agreement: share of `frames` whose label must be that of fp32; products are left in fp32, the
     one with the most harm per multiply-add first, until it is reached.
     Raises ExportError if `source` holds no products of the kind that this can quantize.
@@ -96,6 +115,7 @@ def int8_from_onnx(
     if not products:
         raise ExportError(f"{source.name} has no products with constant weights: it is not an exported encoder")
     maxima = _channel_maxima(model, products, frames)
+    written = _same_products(onnx.load(half), products, source.name, half.name) if half is not None else None
     balance(model, products, maxima)
     products = find_products(model)  # with their new weights
     ranges = _ranges(model, products, frames)
@@ -104,12 +124,12 @@ def int8_from_onnx(
     size = float(np.abs(reference.features).mean())
 
     def outputs_of(chosen: Sequence[Product]) -> Outputs:
-        return run(quantized(model, chosen, ranges), frames, recipe)
+        return run(quantized(model, chosen, ranges, scheme), frames, recipe)
 
     harm: dict[str, float] = {}
     few = slice(None, None, max(1, len(frames) // _HARM_FRAMES))
     for index, product in enumerate(products):
-        features = run(quantized(model, [product], ranges), frames[few], recipe).features
+        features = run(quantized(model, [product], ranges, scheme), frames[few], recipe).features
         harm[product.name] = float(np.abs(features - reference.features[few]).mean()) / size
         if progress is not None:
             progress(index + 1, len(products))
@@ -124,7 +144,10 @@ def int8_from_onnx(
         left += max(1, len(order) // 24)
     if not chosen:
         raise ExportError(f"no product could be quantized with labels equal on {agreement:.0%} of {len(frames)} frames")
-    result = quantized(model, chosen, ranges)
+    if written is None:
+        result = quantized(model, chosen, ranges, scheme)
+    else:
+        result = _as_found(written, model, products, chosen, maxima, ranges, scheme)
     _drop_unused(result)
     onnx.checker.check_model(result)
     onnx.save(result, path)
@@ -136,6 +159,37 @@ def int8_from_onnx(
         labels_equal=equal,
         operators=dict(sorted(Counter(node.op_type for node in result.graph.node).items())),
     )
+
+
+def _same_products(twin: onnx.ModelProto, products: Sequence[Product], one: str, other: str) -> onnx.ModelProto:
+    """`twin`, if it holds the same products in the same order. Raises ExportError."""
+    found = [(product.title, product.weight.shape, len(product.nodes)) for product in find_products(twin)]
+    if found != [(product.title, product.weight.shape, len(product.nodes)) for product in products]:
+        raise ExportError(f"{other} does not hold the products of {one}: they are not of one encoder; build them again")
+    return twin
+
+
+def _as_found(
+    twin: onnx.ModelProto,
+    model: onnx.ModelProto,
+    products: Sequence[Product],
+    chosen: Sequence[Product],
+    maxima: Mapping[str, Array],
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: Scheme,
+) -> onnx.ModelProto:
+    """Do to `twin`, of other precision and names, what was found on `model`: balance all products, quantize some."""
+    partners = {a.title: b for a, b in zip(products, find_products(twin), strict=True)}
+    balance(twin, list(partners.values()), {partners[p.title].name: maxima[p.name] for p in products})
+    names = {product.title for product in chosen}
+    theirs = {product.title: product for product in find_products(twin) if product.title in names}
+    read, read_there = ({node.name: node.input[0] for node in m.graph.node if node.input} for m in (model, twin))
+    carried = {
+        read_there[there]: ranges[read[here]]
+        for product in chosen
+        for here, there in zip(product.nodes, theirs[product.title].nodes, strict=True)
+    }
+    return quantized(twin, list(theirs.values()), carried, scheme)
 
 
 # ---- finding and balancing -------------------------------------------------------------------------------------------
@@ -174,22 +228,34 @@ def balance(model: onnx.ModelProto, products: Sequence[Product], maxima: Mapping
     by_name = {node.name: node for node in model.graph.node}
     readers = Counter(name for node in model.graph.node for name in node.input)
     for product in products:
-        heights = np.abs(product.weight).max(1)
+        heights = np.abs(product.weight.astype(np.float32)).max(1)
         factors = np.maximum(maxima[product.name], 1e-5) ** BALANCE / np.maximum(heights, 1e-5) ** (1 - BALANCE)
         factors = np.clip(factors / np.exp(np.log(factors).mean()), 1e-2, 1e2).astype(np.float32)
         for user in (by_name[name] for name in product.nodes):
-            norm = makers.get(user.input[0])
-            if norm is not None and norm.op_type == "LayerNormalization" and readers[user.input[0]] == 1:
+            norm = _norm_before(user.input[0], makers, readers)
+            if norm is not None:
                 for place, kind in ((1, "scale"), (2, "bias")):  # of its own: others may share the constant
-                    value = numpy_helper.to_array(constants[norm.input[place]]) / factors
+                    stored = numpy_helper.to_array(constants[norm.input[place]])
+                    value = (stored / factors).astype(stored.dtype)
                     norm.input[place] = f"{norm.name}_balanced_{kind}"
                     model.graph.initializer.append(numpy_helper.from_array(value, norm.input[place]))
             else:
                 name = f"{user.name}_balance"
-                model.graph.initializer.append(numpy_helper.from_array(1 / factors, name))
+                part = (1 / factors).astype(product.weight.dtype)
+                model.graph.initializer.append(numpy_helper.from_array(part, name))
                 _insert_before(model, user, helper.make_node("Mul", [user.input[0], name], [f"{user.name}_balanced"]))
                 user.input[0] = f"{user.name}_balanced"
-        _set_weight(model, product, product.weight * factors[:, None])
+        weight = product.weight.astype(np.float32) * factors[:, None]
+        _set_weight(model, product, weight.astype(product.weight.dtype))
+
+
+def _norm_before(name: str, makers: Mapping[str, onnx.NodeProto], readers: Mapping[str, int]) -> onnx.NodeProto | None:
+    """The LayerNormalization that makes a tensor which nobody else reads, straight or through a cast; else None."""
+    maker = makers.get(name)
+    if maker is not None and maker.op_type == "Cast" and readers[name] == 1:
+        name, maker = maker.input[0], makers.get(maker.input[0])
+    found = maker is not None and maker.op_type == "LayerNormalization" and readers[name] == 1
+    return maker if found else None
 
 
 def _set_weight(model: onnx.ModelProto, product: Product, weight: Array) -> None:
@@ -220,16 +286,24 @@ def _insert_before(model: onnx.ModelProto, node: onnx.NodeProto, *new: onnx.Node
 
 
 def quantized(
-    model: onnx.ModelProto, products: Sequence[Product], ranges: Mapping[str, tuple[float, float]]
+    model: onnx.ModelProto,
+    products: Sequence[Product],
+    ranges: Mapping[str, tuple[float, float]],
+    scheme: Scheme = CPU,
 ) -> onnx.ModelProto:
-    """A copy of `model` whose `products` run in 8 bits. ranges: least and largest value by input tensor name."""
+    """A copy of `model` whose `products` run in 8 bits. ranges: least and largest value by input tensor name.
+
+    Steps are of the type of the product's weight, fp32 or fp16, and so is what comes out.
+    """
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
     by_name = {node.name: node for node in twin.graph.node}
     inputs: dict[str, list[onnx.NodeProto]] = {}
+    types: dict[str, np.dtype[Any]] = {}
     for product in products:
-        scale = np.maximum(np.abs(product.weight).max(0) / WEIGHT_LIMIT, 1e-12).astype(np.float32)
-        levels = np.clip(np.rint(product.weight / scale), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
+        weight, limit, least = product.weight, scheme.weight_limit, np.finfo(product.weight.dtype).tiny
+        scale = np.maximum(np.abs(weight.astype(np.float32)).max(0) / limit, least).astype(weight.dtype)
+        levels = np.clip(np.rint(weight.astype(np.float32) / scale), -limit, limit).astype(np.int8)
         name = product.name
         for tensor in twin.graph.initializer:
             if tensor.name == name:
@@ -242,10 +316,12 @@ def quantized(
         twin.graph.node.insert(0, node)
         for user in product.nodes:
             inputs.setdefault(by_name[user].input[0], []).append(by_name[user])
+            types[by_name[user].input[0]] = weight.dtype
     for name, users in inputs.items():
         low, high = ranges[name]
-        step = np.float32(max(high - low, 1e-12) / 255)
-        zero = np.uint8(np.clip(np.rint(-low / step), 0, 255))
+        width = 2 * max(-low, high) / 254 if scheme.symmetric else (high - low) / 255
+        step = np.maximum(width, np.finfo(types[name]).tiny).astype(types[name])
+        zero = np.int8(0) if scheme.symmetric else np.uint8(np.clip(np.rint(-low / step), 0, 255))
         _add_constants(twin, name, scale=np.array(step), zero=np.array(zero))
         parameters = [f"{name}_scale", f"{name}_zero"]
         _insert_before(

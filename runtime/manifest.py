@@ -92,7 +92,8 @@ class Artifact:
 
     kind: "onnx" or "engine"; precision: "fp32", "fp16" or "int8".
     operators: how many nodes of each operator it holds. parity: how far it is from torch, measured at export.
-    target: for an engine, the product, version, device and options it was built for; empty for ONNX.
+    target: for an engine, the product, version, device and options it was built for; for an ONNX file that only an
+        engine can be built from, {"engine": "tensorrt"}; else empty.
     """
 
     file: str

@@ -82,6 +82,20 @@ def test_an_engine_for_another_host_is_refused_with_the_difference(
     assert str(caught.value) == f"bundle: 2.plan {says}; {command}"
 
 
+def test_an_8_bit_engine_runs_only_where_it_is_asked_for(manifest: Manifest) -> None:
+    """And the 8-bit ONNX file that it was built from is none that ONNX Runtime is given."""
+    onnx = Artifact("8.onnx", "onnx", "int8", "56" * 32, 10, {}, {}, {"engine": "tensorrt"})
+    held = with_engine(replace(manifest, artifacts=(*manifest.artifacts, onnx)), onnx_sha256="56" * 32)
+    held = replace(held, artifacts=(*held.artifacts[:-1], replace(held.artifacts[-1], precision="int8")))
+    with pytest.raises(BackendUnavailable, match="holds no fp16 engine"):
+        choose(held)
+    assert choose(held, precision="int8") is held.artifacts[-1]
+    with pytest.raises(BackendUnavailable, match="--engine tensorrt-rtx --precision int8"):
+        choose(manifest, precision="int8")
+    with pytest.raises(BackendUnavailable, match="holds no int8 ONNX artifact"):
+        choice.onnx_artifact(Path("bundle"), held, "int8")
+
+
 def test_of_several_engines_the_nearest_is_spoken_of(manifest: Manifest) -> None:
     held = with_engine(with_engine(manifest, os="x", version="y"), version="1.6.0")
     with pytest.raises(BackendUnavailable, match=r"3\.plan was built by tensorrt-rtx 1\.6\.0"):
@@ -89,12 +103,14 @@ def test_of_several_engines_the_nearest_is_spoken_of(manifest: Manifest) -> None
 
 
 def test_without_an_engine_a_gpu_or_the_product(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(BackendUnavailable, match="holds no tensorrt-rtx engine; build one on this machine with"):
+    with pytest.raises(
+        BackendUnavailable, match="holds no fp16 engine of tensorrt-rtx; build one on this machine with"
+    ):
         choose(manifest)
     with pytest.raises(BackendUnavailable, match='"tensorrt-rtx" cannot run here: no NVIDIA driver was found'):
         choose(with_engine(manifest), gpu=None, why="no NVIDIA driver was found")
-    with pytest.raises(BackendUnavailable, match="runs fp16 engines, not int8"):
-        choose(with_engine(manifest), precision="int8")
+    with pytest.raises(BackendUnavailable, match="runs fp16 and int8 engines, not fp32"):
+        choose(with_engine(manifest), precision="fp32")
     monkeypatch.setattr(choice.util, "find_spec", lambda name: None)
     with pytest.raises(BackendUnavailable, match=r"pip install \"sem-clip\[tensorrt-rtx\]\""):
         choose(with_engine(manifest))

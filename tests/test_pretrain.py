@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from pathlib import Path
@@ -17,6 +18,7 @@ from export.pretrain import (
     LOG,
     Muon,
     Phase,
+    Pretrain,
     Pretraining,
     PretrainSettings,
     held_out_frames,
@@ -24,7 +26,16 @@ from export.pretrain import (
     parse_phases,
     weights_file,
 )
-from export.pretrain_frames import GRID, HELD_OUT_LAYOUTS, PATCH, WindowStream, window_loader
+from export.pretrain_frames import (
+    GRID,
+    HELD_OUT_LAYOUTS,
+    LARGEST_SIDE,
+    MAX_TILT,
+    PATCH,
+    SIDE,
+    WindowStream,
+    window_loader,
+)
 from export.synthetic import CLASSES, LAYOUTS
 
 
@@ -67,6 +78,28 @@ def test_a_loader_hands_batches_out_in_order(workers: int) -> None:
     loader = iter(window_loader(stream(first=3), workers))
     for number in (3, 4):
         assert torch.equal(next(loader).pixels, stream().make(number).pixels)
+
+
+def test_frames_come_in_many_sizes_and_some_under_tilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[tuple[int, int]] = []
+    make_frame = WindowStream.make.__globals__["make_frame"]
+
+    def spy(label: str, seed: int, **options: object) -> object:
+        sizes.append(options["size"])  # type: ignore[arg-type]
+        return make_frame(label, seed, **options)
+
+    monkeypatch.setitem(WindowStream.make.__globals__, "make_frame", spy)
+    windows = stream(GRID, batch=56).make(0)
+    widths = [width for _, width in sizes]
+    assert min(widths) >= SIDE
+    assert max(widths) <= LARGEST_SIDE
+    assert len(set(widths)) > 10
+    tilted = [height / width for height, width in sizes if height > width]
+    assert 0 < len(tilted) < len(sizes) / 2
+    assert max(tilted) <= MAX_TILT + 0.01
+    assert windows.pixels.shape[1:] == (SIDE, SIDE)
+    small = windows.fraction[windows.label > 0].amax(1)
+    assert bool((small > 0).all()), "however much a frame is reduced, its defect is still taught"
 
 
 def test_held_out_layouts_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,6 +182,39 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with safe_open(tmp_path / "sem_tiny.safetensors", "np") as file:
         about = json.loads(file.metadata()["sem_clip"])
     assert (about["steps"], about["held_out_layouts"]) == (4, list(HELD_OUT_LAYOUTS))
+
+
+def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
+    first = Pretraining(settings(), tmp_path / "first")
+    first.trainee.patch_scale.data.fill_(2.5)
+    file = tmp_path / "sem_tiny.safetensors"
+    file.write_bytes(weights_file(first))
+    second = Pretraining(settings(), tmp_path / "second", start=file)
+    assert second.step == 0
+    assert second.trainee.patch_scale.item() == 2.5
+    for (name, a), b in zip(first.trainee.state_dict().items(), second.trainee.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3, msg=name)
+    with pytest.raises(ExportError, match="not a checkpoint to start from"):
+        Pretraining(settings(), tmp_path / "third", start=tmp_path / "missing.pt")
+
+
+def test_bfloat16_is_near_enough(tmp_path: Path) -> None:
+    windows = stream(GRID, batch=2).make(0)
+    exact, rough = (Pretraining(settings(bf16=bf16), tmp_path).trainee for bf16 in (False, True))
+    with torch.no_grad():
+        a, b = exact.encode(windows), rough.encode(windows)
+    for j in range(4):
+        assert float(torch.cosine_similarity(a.tokens[j], b.tokens[j].float(), dim=-1).min()) > 0.999
+        assert float(torch.cosine_similarity(a.value[j], b.value[j].float(), dim=-1).min()) > 0.98
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    command = Pretrain()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(ExportError, match="sees no GPU"):
+        command.run(parser.parse_args(["--out", str(tmp_path), "--device", "cuda"]))
 
 
 def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:

@@ -260,6 +260,23 @@ def test_a_real_plan_is_built_for_a_gpu_that_is_not_there(
     assert f"tensorrt-rtx {rtx.version}, compute capability 8.9" in capsys.readouterr().out
 
 
+def test_an_8_bit_engine_needs_the_8_bit_form_and_is_smaller(
+    rtx: Builder, bundle: Path, toy_frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = "--engine tensorrt-rtx --compute-capability 8.9 --batch 1,2,4"
+    eight = ["build-engine", str(bundle), *options.split(), "--precision", "int8"]
+    assert main(eight) == 2
+    assert "quantize" in capsys.readouterr().err
+    assert main(["quantize", str(bundle), str(toy_frames), "--frames", "8", "--for", "tensorrt"]) == 0
+    assert main(eight) == 0
+    assert main(["build-engine", str(bundle), *options.split()]) == 0
+    manifest, _ = load_bundle(bundle, verify_all=True)
+    engines = {a.precision: a for a in manifest.artifacts if a.kind == "engine"}
+    assert engines["int8"].target["key"] != engines["fp16"].target["key"]
+    assert engines["int8"].target["precision"] == "int8"
+    assert engines["int8"].target["weight_bytes"] < 0.8 * engines["fp16"].target["weight_bytes"]
+
+
 def test_a_gpu_that_the_product_does_not_build_for_is_named(rtx: Builder, bundle: Path) -> None:
     with pytest.raises(ExportError, match=r"offers no SM90, but .*SM89"):
         add_engine(bundle, replace(rtx, compute_capability="9.0"))

@@ -97,12 +97,14 @@ def test_what_harms_most_per_work_is_left_out_first(
     ruined = "blocks.1.mlp.c_fc"
     real = to_int8.quantized
 
-    def quantized(model: onnx.ModelProto, products: object, ranges: dict[str, tuple[float, float]]) -> onnx.ModelProto:
+    def quantized(
+        model: onnx.ModelProto, products: object, ranges: dict[str, tuple[float, float]], scheme: to_int8.Scheme
+    ) -> onnx.ModelProto:
         narrow = dict(ranges)
         for product in products:  # type: ignore[attr-defined]
             if product.title == ruined:
                 narrow.update(dict.fromkeys(_inputs(model, product), (0.0, 1e-3)))
-        return real(model, products, narrow)  # type: ignore[arg-type]
+        return real(model, products, narrow, scheme)  # type: ignore[arg-type]
 
     monkeypatch.setattr(to_int8, "quantized", quantized)
     report = to_int8.int8_from_onnx(toy_bundle / "model.onnx", frames, recipe, tmp_path / "a.onnx", agreement=1.0)
@@ -128,7 +130,7 @@ def test_quantize_adds_an_artifact_and_leaves_the_others_alone(
     assert artifact.operators["QuantizeLinear"] > 0
     assert artifact.operators["Attention"] == 8
     assert artifact.parity["frames"] == 16
-    assert set(artifact.parity["left_in_fp32"]) <= set(artifact.parity["harm"])
+    assert set(artifact.parity["left_out"]) <= set(artifact.parity["harm"])
     with (
         Predictor(bundle, precision="int8", threads=1) as eight,
         Predictor(bundle, threads=1) as whole,
@@ -140,6 +142,51 @@ def test_quantize_adds_an_artifact_and_leaves_the_others_alone(
             assert np.abs(a.patch_map - b.patch_map).max() < 0.2
             assert not np.array_equal(a.features, b.features), "8 bits are not fp32"
             np.testing.assert_allclose(a.features, c.features, atol=1e-6)  # whatever the batch
+
+
+def test_quantize_for_tensorrt_knows_no_zero_points_and_keeps_the_rest_in_fp16(
+    bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quantize", str(bundle), str(many_frames), "--frames", "8", "--for", "tensorrt"]) == 0
+    assert "build-engine" in capsys.readouterr().out
+    manifest, _ = load_bundle(bundle, verify_all=True)
+    (artifact,) = (a for a in manifest.artifacts if a.precision == "int8")
+    assert (artifact.file, artifact.target) == ("model.int8-tensorrt.onnx", {"engine": "tensorrt"})
+    assert artifact.parity["others"] == "fp16"
+    model = onnx.load(bundle / artifact.file)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    pairs = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")]
+    assert pairs
+    for node in pairs:
+        scale, zero = (constants[name] for name in node.input[1:])
+        assert zero.dtype == np.int8
+        assert not zero.any()
+        assert scale.dtype == np.float16
+        assert scale.all()
+    levels = [value for name, value in constants.items() if name.endswith("_q")]
+    assert max(int(np.abs(value).max()) for value in levels) == 127
+    halves = onnx.load(bundle / "model.fp16.onnx")
+    assert sum(n.op_type == "MatMul" for n in model.graph.node) == sum(n.op_type == "MatMul" for n in halves.graph.node)
+    with pytest.raises(SemClipError, match="holds no int8 ONNX artifact"):
+        Predictor(bundle, precision="int8")
+
+
+def test_a_half_of_another_encoder_is_refused(toy_bundle: Path, frames: np.ndarray, tmp_path: Path) -> None:
+    model = onnx.load(toy_bundle / "model.fp16.onnx")
+    twice = next(product for product in to_int8.find_products(model) if len(product.nodes) == 2)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(twice.weight, "another"))
+    next(node for node in model.graph.node if node.name == twice.nodes[1]).input[1] = "another"
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(SemClipError, match="not of one encoder"):
+        to_int8.int8_from_onnx(
+            toy_bundle / "model.onnx",
+            frames[:8],
+            load_bundle(toy_bundle)[1],
+            tmp_path / "out.onnx",
+            scheme=to_int8.TENSORRT,
+            half=tmp_path / "other.onnx",
+        )
+    assert not (tmp_path / "out.onnx").exists()
 
 
 def test_quantizing_again_needs_force(bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str]) -> None:

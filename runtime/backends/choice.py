@@ -11,12 +11,13 @@ from ..host import Gpu, find_gpu, operating_system
 from ..manifest import Artifact, Manifest
 from .trt import MODULES
 
-ENGINE_PRECISION = "fp16"
+ENGINE_PRECISIONS = ("fp16", "int8")
+"""The first is taken where none is asked for."""
 
 
 def onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:
-    """The ONNX file of a precision. Raises BackendUnavailable with those that there are."""
-    found = [a for a in manifest.artifacts if a.kind == "onnx" and a.precision == precision]
+    """The ONNX file of a precision that ONNX Runtime runs. Raises BackendUnavailable with those that there are."""
+    found = [a for a in manifest.artifacts if a.kind == "onnx" and a.precision == precision and not a.target]
     if not found:
         held = ", ".join(f"{a.file} ({a.precision})" for a in manifest.artifacts) or "none"
         raise BackendUnavailable(f"{folder}: holds no {precision} ONNX artifact; it holds {held}")
@@ -32,12 +33,13 @@ def engine_artifact(
     version_of: Callable[[str], str] = metadata.version,
     gpu: Callable[[], tuple[Gpu | None, str]] = find_gpu,
 ) -> Artifact:
-    """The engine of `product` that this host can run.
+    """The engine of `product` that this host can run, of the precision that is asked for; fp16 where none is.
 
     Raises BackendUnavailable: the product or the GPU is missing, or every engine differs from this host, and how.
     """
-    if precision not in (None, ENGINE_PRECISION):
-        raise BackendUnavailable(f'backend "{product}" runs {ENGINE_PRECISION} engines, not {precision}')
+    precision = precision or ENGINE_PRECISIONS[0]
+    if precision not in ENGINE_PRECISIONS:
+        raise BackendUnavailable(f'backend "{product}" runs {" and ".join(ENGINE_PRECISIONS)} engines, not {precision}')
     missing = f'backend "{product}" needs %s, which is not installed: pip install "sem-clip[{product}]"'
     try:
         version = version_of(product)
@@ -48,10 +50,16 @@ def engine_artifact(
     found, why = gpu()
     if found is None:
         raise BackendUnavailable(f'backend "{product}" cannot run here: {why}')
-    engines = [a for a in manifest.artifacts if a.kind == "engine" and a.target.get("product") == product]
+    engines = [
+        a
+        for a in manifest.artifacts
+        if a.kind == "engine" and a.precision == precision and a.target.get("product") == product
+    ]
     command = f"build one on this machine with: sem-clip build-engine {folder} --engine {product}"
+    if precision != ENGINE_PRECISIONS[0]:
+        command += f" --precision {precision}"
     if not engines:
-        raise BackendUnavailable(f"{folder}: holds no {product} engine; {command}")
+        raise BackendUnavailable(f"{folder}: holds no {precision} engine of {product}; {command}")
     differences = [_differences(artifact, manifest, version, found) for artifact in engines]
     fewest = min(differences, key=len)
     artifact = engines[differences.index(fewest)]
