@@ -31,7 +31,6 @@ from export.bundle import describe_encoder
 from export.checkpoint import LoadedModel, load_model
 from export.commands import pixel_size
 from export.errors import ExportError
-from export.finetune import TeachSettings
 from export.graph import SemClipGraph
 from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.progress import Stages
@@ -49,6 +48,7 @@ from export.teach import (
     smoothing_px,
     teach_recipe,
 )
+from export.teach_settings import TeachSettings
 from runtime import Predictor, Recipe
 from runtime.cli import run
 from runtime.files import write_atomically
@@ -143,18 +143,20 @@ class Accuracy:
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print a table, write."""
         with tempfile.TemporaryDirectory() as work:
-            if args.generated is not None:
-                layouts = HELD_OUT_LAYOUTS
-                write_dataset(Path(work) / "generated", per_class=args.generated, seed=GENERATED_SEED, layouts=layouts)
-            return self._measure(args, load_dataset(args.data or Path(work) / "generated"), Path(work))
+            return self._measure(args, Path(work))
 
-    def _measure(self, args: argparse.Namespace, dataset: Dataset, work: Path) -> int:
-        prompts = load_prompts()
+    def _measure(self, args: argparse.Namespace, work: Path) -> int:
         shots, precisions = _numbers(args.shots), _precisions(args.precisions)
         seed = 0 if args.random_weights else None
         model = load_model(args.arch, weights=args.weights, random_seed=seed, image_size=args.image_size)
         graph = SemClipGraph(model.encoder())
         encoder = describe_encoder(model, graph)
+        if args.generated is not None:
+            # Of the size that is read: the generator sees to it that a defect shows at the size it makes.
+            folder, size = work / "generated", encoder.input_size
+            write_dataset(folder, per_class=args.generated, size=size, seed=GENERATED_SEED, layouts=HELD_OUT_LAYOUTS)
+        dataset = load_dataset(args.data or work / "generated")
+        prompts = load_prompts()
         settings = TeachSettings(head=args.head)
         rows: list[dict[str, Any]] = []
         predictors: dict[str, Predictor] = {}

@@ -23,7 +23,7 @@ from calibration.dataset import Dataset, Sample
 from calibration.histogram import ScoreHistogram
 from export import heads
 from export.checkpoint import LoadedModel
-from export.finetune import fit_head
+from export.fit_head import fit_head
 from export.graph import SemClipGraph
 from export.teach import EncodedSupports
 from runtime.frames import prepare

@@ -8,9 +8,9 @@ import numpy as np
 
 from export.bundle import describe_encoder, record_artifact, write_manifest
 from export.checkpoint import load_model
-from export.finetune import PAPER_ALPHA, TeachSettings
 from export.graph import SemClipGraph
 from export.teach import RECIPE_FILE, smoothing_px
+from export.teach_settings import PAPER_ALPHA, TeachSettings
 from export.text_bank import anchor_bank
 from export.to_onnx import onnx_from_graph
 from export.versions import tool_versions

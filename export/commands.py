@@ -276,9 +276,9 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     from runtime.recipe import FrameOptions
 
     from .checkpoint import require_one_source
-    from .finetune import TeachSettings
     from .prompts import load_prompts
     from .teach import TeachRequest
+    from .teach_settings import TeachSettings
 
     for name in ("seed", "ignore_top", "ignore_bottom"):
         if getattr(args, name) < 0:

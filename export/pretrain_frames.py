@@ -28,8 +28,9 @@ FIRST_SEED = 2**40
 SIDE = 240
 PATCH = 16
 GRID = SIDE // PATCH
-LARGEST_SIDE = 480
-"""Frames are made with sides from SIDE to this and reduced to SIDE, as the frames of tools are."""
+REDUCED_SHARE, LARGEST_SIDE = 0.5, 360
+"""So many frames are made larger than SIDE, up to this, and reduced as the frames of tools are. The generator sees to
+it that a defect shows at the size it makes; reduced much further, the smallest would be labels of nothing to see."""
 TILTED_SHARE, MAX_TILT = 0.12, 1.6
 """So many frames are taken under tilt, which shortens the rows' axis: by up to this factor, 51 degrees."""
 MIN_DEFECT_PX = 12
@@ -117,8 +118,8 @@ def _leave_signals(worker: int) -> None:
 def _reduced_frame(
     label: str, seed: int, layout: str, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A frame of any size, reduced to SIDE x SIDE, and the defect's part [0, 1] of every pixel."""
-    side = round(SIDE * (LARGEST_SIDE / SIDE) ** float(rng.random()))
+    """A frame, reduced to SIDE x SIDE if it is larger, and the defect's part [0, 1] of every pixel."""
+    side = round(rng.uniform(SIDE, LARGEST_SIDE)) if rng.random() < REDUCED_SHARE else SIDE
     tilt = rng.uniform(1.1, MAX_TILT) if rng.random() < TILTED_SHARE else 1.0
     size = (round(side * tilt), side)
     frame = make_frame(label, seed, size=size, layout=layout, text_bar=bool(rng.random() < 0.08))

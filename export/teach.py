@@ -18,12 +18,13 @@ from runtime.recipe import FrameOptions, Recipe
 
 from .bundle import describe_encoder, record_artifact, refuse_existing, replacing_folder, write_manifest
 from .checkpoint import LoadedModel
-from .finetune import TeachSettings, fit_recipe
+from .finetune import fit_recipe
 from .graph import SemClipGraph
 from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs, worst_layers
 from .progress import Stages
 from .prompts import Prompts
 from .supports import draw_supports
+from .teach_settings import TeachSettings
 from .text_bank import TextBank, build_text_bank
 from .to_onnx import onnx_from_graph
 from .versions import tool_versions

@@ -1,4 +1,4 @@
-"""export.finetune: head, transformation layers and thresholds, on features whose truth is planted."""
+"""export.finetune, fit_map, fit_head: transformation layers, head and thresholds, on features of planted truth."""
 
 from __future__ import annotations
 
@@ -13,19 +13,12 @@ from conftest import make_encoder
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export import finetune, heads
-from export.finetune import (
-    ALPHAS,
-    MAX_FOLDS,
-    PRIOR_L2,
-    TeachSettings,
-    choose_alpha,
-    choose_lambda_v,
-    fit_head,
-    fit_recipe,
-    fit_transforms,
-    head_scale,
-)
+from export import finetune, fit_map, heads
+from export import fit_head as fit_head_module
+from export.finetune import fit_recipe
+from export.fit_head import ALPHAS, MAX_FOLDS, PRIOR_L2, choose_alpha, fit_head, head_scale
+from export.fit_map import choose_lambda_v, fit_transforms
+from export.teach_settings import TeachSettings
 from export.text_bank import TextBank, anchor_bank
 from export.text_prior import Projection
 from export.views import SupportFeatures
@@ -213,19 +206,19 @@ def test_the_map_that_the_head_learns_from_was_taught_without_the_frame(monkeypa
     labels = [0] * 6 + [1] * 6 + [2] * 6
     features = replace(plant(labels), group=torch.arange(len(labels)) // 2)
     taught: list[set[int]] = []
-    fit = finetune.fit_transforms
+    fit = fit_map.fit_transforms
 
     def spy(part: SupportFeatures, *arguments: Any, **options: Any) -> Any:
         taught.append(set(part.group.tolist()))
         level = torch.full((LEVELS, WIDTH, ENCODER.text_dim), float(len(taught)))
         return level, torch.zeros(LEVELS, ENCODER.text_dim), "masks"
 
-    monkeypatch.setattr(finetune, "fit_transforms", spy)
-    finetune.maps_of_others(features, BANK, ENCODER.grid, QUICK, 0)
+    monkeypatch.setattr(fit_map, "fit_transforms", spy)
+    fit_map.maps_of_others(features, BANK, ENCODER.grid, QUICK, 0)
     everything = set(range(9))
     assert [everything - part for part in taught] == [{0, 3, 6}, {1, 4, 7}, {2, 5, 8}]
-    monkeypatch.setattr(finetune, "fit_transforms", fit)
-    maps, value = finetune.maps_of_others(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
+    monkeypatch.setattr(fit_map, "fit_transforms", fit)
+    maps, value = fit_map.maps_of_others(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
     truth = features.targets.reshape(len(labels), 4, 4, 4, 4).mean((2, 4)).flatten(1) > 0.5
     assert maps.shape == value.shape == (18, PATCHES)
     torch.testing.assert_close(value, torch.sigmoid(QUICK.tau_v * features.value).mean(1))
@@ -274,7 +267,7 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
     features.cls[:, 0] = (torch.arange(len(labels)) // 2).float()  # the support's number, in every view
     fitted: list[set[float]] = []
     judged: list[set[float]] = []
-    fit_head, judge = finetune.fit_head, heads.head_probabilities
+    judge = heads.head_probabilities
 
     def fit(x: Tensor, *arguments: Any, **options: Any) -> Any:
         fitted.append(set(x[:, 0].tolist()))
@@ -284,7 +277,7 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
         judged.append(set(x[:, 0].tolist()))
         return judge(x, *arguments)
 
-    monkeypatch.setattr(finetune, "fit_head", fit)
+    monkeypatch.setattr(fit_head_module, "fit_head", fit)
     monkeypatch.setattr(heads, "head_probabilities", probabilities)
     _, chosen_by = choose_alpha(features.cls, features, spoken(labels[::2], 0.6), 3, 1e-3)
     assert chosen_by["folds"] == 3 <= MAX_FOLDS
@@ -318,7 +311,7 @@ def fit(features: SupportFeatures, settings: TeachSettings = QUICK, seed: int = 
 
 
 def test_a_map_that_starts_at_the_text_needs_little_teaching(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "START_AUROC", 0.6)  # one level of four knows the defects
+    monkeypatch.setattr(fit_map, "START_AUROC", 0.6)  # one level of four knows the defects
     barely = replace(QUICK, steps=1, learning_rate=1e-5)
     features = plant(LABELS)
     start = towards_defects()
@@ -455,7 +448,7 @@ def test_the_supports_choose_the_v_path_s_share(quality: str, expected: float) -
 
 def test_layers_start_at_the_text_only_where_it_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no step taken, what comes out is the start."""
-    monkeypatch.setattr(finetune, "START_AUROC", 0.6)
+    monkeypatch.setattr(fit_map, "START_AUROC", 0.6)
     features, none = plant(LABELS), replace(QUICK, steps=1, learning_rate=0.0)
     random, *_ = fit_transforms(features, TEXT, ENCODER.grid, none, 0)
     good = towards_defects()

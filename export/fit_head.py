@@ -1,0 +1,176 @@
+"""The classification head (paper eq. 20-22), taught on cached support features; its start from the text, its alpha."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import heads
+from .teach_settings import PAPER_ALPHA, TeachSettings
+from .text_bank import TextBank
+from .text_prior import fit_prior_scales, head_prior
+from .views import SupportFeatures
+
+Layer = tuple[Tensor, Tensor]
+"""Weight and bias."""
+ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+MAX_FOLDS = 5
+PRIOR_L2 = 0.8
+"""Added to the head's L2 if it starts from the text: this, times the part that the text explains, by shots a class."""
+BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0), "pooled": (0.5, 1.0, 0.3)}
+"""By kind of head, how strongly z_C, the tokens under the map and the map's height are let speak."""
+
+
+def text_prior(
+    head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings
+) -> tuple[Layer | None, dict[str, float]]:
+    """What the text says of a frame's class before any head is fitted, as weight [K, F] and bias [K].
+
+    With it how far it is believed: the scales of both kinds of cosine, and `explained`, the part of the log loss of
+    guessing that it takes away on the supports. None and {} where the text is not aligned, and for the paper's head,
+    which knows no such start.
+    """
+    if bank.projection is None or settings.head != "pooled" or settings.last_level_only:
+        return None, {}
+    levels = (head.shape[1] - 1) // (2 * bank.projection.weight.shape[0])
+    weight, bias = head_prior(bank.projection, torch.tensor(bank.text_cls), head, levels)
+    cosines = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
+    scales = fit_prior_scales(cosines, labels)
+    names = ("class_tokens", "tokens_under_map")
+    believed = {name: round(float(scale), 3) for name, scale in zip(names, scales, strict=True)}
+    loss = F.cross_entropy(torch.einsum("b,bvk->vk", scales, cosines), labels, weight=1 / torch.bincount(labels))
+    believed["explained"] = round(max(0.0, 1 - float(loss) / math.log(len(bank.text_cls))), 4)
+    return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), believed
+
+
+def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
+    """The graph's `features` [n, F] of the chosen views (bool [V], n of them true) under their maps [n, P]."""
+    rows = []
+    for view, defect_map in zip(views.nonzero()[:, 0].tolist(), maps, strict=True):
+        tokens = [z[None] for z in features.tokens[view]]
+        rows.append(torch.cat([features.cls[view], heads.map_features(tokens, defect_map[None])[0]]))
+    return torch.stack(rows)
+
+
+def head_scale(cls_width: int, kind: str, last_of: int = 1) -> Tensor:
+    """What standardized features are multiplied with before the head is fitted: [F], F = 2 * cls_width + 1.
+
+    Class tokens and pooled tokens count as blocks, each with its weight, whatever their width. last_of: of so many
+    levels, side by side in a block, the last alone is read; 1 reads all of the block. Raises ValueError.
+    """
+    if kind not in BLOCK_WEIGHTS:
+        raise ValueError(f'head "{kind}" is unknown; there are: {", ".join(BLOCK_WEIGHTS)}')
+    cls, pooled, height = BLOCK_WEIGHTS[kind]
+    read = cls_width // last_of
+    ones = torch.ones(cls_width) / math.sqrt(read)
+    ones[: cls_width - read] = 0
+    return torch.cat([cls * ones, pooled * ones, torch.tensor([height])])
+
+
+def fit_head(
+    features: Tensor,
+    labels: Tensor,
+    classes: int,
+    l2: float,
+    scale: Tensor | None = None,
+    max_iterations: int = 300,
+    prior: Layer | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression with L2, full batch: weight [K, F] and bias [K] for raw features [V, F].
+
+    prior: weight and bias to start from; the L2 is on what the result adds to them.
+
+    Classes weigh the same whatever their number of views. Features are standardized and multiplied with scale [F]
+    (1/sqrt(F) by default; a feature of scale 0 gets weight 0); both is folded into the result.
+    """
+    x = features.double()
+    mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
+    factor = (torch.full_like(std, x.shape[1] ** -0.5) if scale is None else scale.double()) / std
+    z = (x - mean) * factor
+    # With L2 the best weights lie in the span of the views, which are far fewer than F: the same fit in fewer numbers.
+    basis, coordinates = torch.linalg.qr(z.T)
+    z = coordinates.T
+    counts = torch.bincount(labels, minlength=classes).clamp_min(1)
+    share = (1.0 / counts.double())[labels] / classes
+    known = 0.0 if prior is None else F.linear(features, *prior).double()
+    weight = torch.zeros((classes, z.shape[1]), dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=max_iterations,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        logit = F.linear(z, weight, bias) + known
+        loss = (F.cross_entropy(logit, labels, reduction="none") * share).sum()
+        loss = loss + 0.5 * l2 * weight.square().sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    with torch.no_grad():
+        folded = weight @ basis.T * factor
+        bias = bias - folded @ mean
+        if prior is not None:
+            folded, bias = folded + prior[0], bias + prior[1]
+        return folded.float(), bias.float()
+
+
+def choose_alpha(
+    head_input: Tensor,
+    features: SupportFeatures,
+    text: NDArray[np.float32],
+    classes: int,
+    l2: float,
+    scale: Tensor | None = None,
+    prior: Layer | None = None,
+) -> tuple[float, dict[str, Any]]:
+    """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
+
+    head_input: [V, F], what the head reads. text: P_S [plain views, K]. prior: as in `fit_head`. All views of a support
+    are left out together, the head is fitted again on the others, and log loss is taken on the left-out supports
+    (unchanged views, classes weighing the same). A handful of supports measures it poorly, and P_S, which is not fitted
+    again, has seen their masks; so the mix nearest the paper's is taken whose loss is within one standard error of the
+    lowest (Breiman et al. 1984). A class with a single support leaves nothing to teach it from: then the paper's 0.8.
+    """
+    support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
+    labels = features.labels[features.plain]
+    folds = min(MAX_FOLDS, int(torch.bincount(labels, minlength=classes).min()))
+    if folds < 2:
+        return PAPER_ALPHA, {"by": "paper", "why": "a class has fewer than 2 supports"}
+    fold = torch.zeros_like(labels)
+    for label in range(classes):
+        mine = (labels == label).nonzero()[:, 0]
+        fold[mine] = torch.arange(len(mine)) % folds
+    head = torch.zeros((len(labels), classes))
+    plain = head_input[features.plain]
+    for left_out in range(folds):
+        taught = fold[support] != left_out
+        fitted = fit_head(
+            head_input[taught], features.labels[taught], classes, l2, scale, max_iterations=40, prior=prior
+        )
+        head[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
+    share = (1.0 / torch.bincount(labels).double())[labels] / classes
+    truth = torch.arange(len(labels)), labels
+    of_head, of_text = head[truth].double(), torch.tensor(text)[truth].double()
+    losses = {a: -((1 - a) * of_text + a * of_head).clamp_min(1e-12).log() for a in ALPHAS}
+    mean = {a: float((share * loss).sum()) for a, loss in losses.items()}
+    lowest = min(ALPHAS, key=lambda a: mean[a])
+
+    def within_noise(a: float) -> bool:
+        excess = losses[a] - losses[lowest]
+        error = (share * (excess - (share * excess).sum())).square().sum().sqrt()
+        return mean[a] - mean[lowest] <= float(error)
+
+    best = min(filter(within_noise, ALPHAS), key=lambda a: (abs(a - PAPER_ALPHA), a))
+    return best, {"by": "cross-validation", "folds": folds, "log_loss": {f"{a:g}": loss for a, loss in mean.items()}}
