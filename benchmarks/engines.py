@@ -87,7 +87,10 @@ def opened_engines(
             raise next(iter(failed.values()))
         for wanted in (*backends, *precisions):
             if not any(wanted in (name.backend, name.precision) for name in opened):
-                raise next(error for name, error in failed.items() if wanted in (name.backend, name.precision))
+                errors = [error for name, error in failed.items() if wanted in (name.backend, name.precision)]
+                if len(errors) == 1:
+                    raise errors[0]
+                raise BackendUnavailable("; ".join(dict.fromkeys(map(str, errors))))
         if not opened:
             reasons = "; ".join(map(str, failed.values()))
             raise BackendUnavailable(f"{folder}: no engine of this bundle runs on this host: {reasons}")
