@@ -1,0 +1,59 @@
+"""The embedded encoder that ships: what the file is, and one small cell of the README's table, measured again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from benchmarks.accuracy import METRICS, Accuracy
+from export.checkpoint import load_model
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = ROOT / "export/weights"
+MOST_BYTES = 20_000_000
+CELL = re.compile(r"^\| generated, 8 a class, one seed \| sem_tiny \| 1 \| \d+ \|(.+)\|$", re.MULTILINE)
+COMMAND = "python -m benchmarks.accuracy --generated 8 --arch sem_tiny --shots 1 --seeds 1"
+POINTS = 6.0
+"""Per cent by which another machine may differ: two of the cell's frames."""
+
+
+def test_the_file_is_small_and_half_precision() -> None:
+    file = FOLDER / "sem_tiny.safetensors"
+    assert file.stat().st_size <= MOST_BYTES
+    with safe_open(file, framework="numpy") as tensors:
+        assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}  # noqa: SIM118
+
+
+def test_it_is_what_sem_tiny_means_and_it_can_read() -> None:
+    model = load_model("sem_tiny")
+    assert model.trained
+    assert model.has_text
+    assert sum(p.numel() for p in model.clip.parameters()) == pytest.approx(8.9e6, rel=0.01)
+
+
+def test_the_log_tells_of_every_run_and_of_getting_better() -> None:
+    lines = [json.loads(line) for line in (FOLDER / "log.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in lines] == sorted(line["run"] for line in lines)
+    for run in {line["run"] for line in lines}:
+        steps = [line["step"] for line in lines if line["run"] == run]
+        assert steps == sorted(set(steps))
+    assert lines[-1]["patch_auroc"] > lines[0]["patch_auroc"]
+    assert lines[-1]["accuracy"] > lines[0]["accuracy"]
+
+
+def test_a_cell_of_the_table_comes_out_again(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert COMMAND in readme
+    (stated,) = CELL.findall(readme)
+    parser = argparse.ArgumentParser()
+    command = Accuracy()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args([*COMMAND.split()[3:], "--out", str(tmp_path)])) == 0
+    (row,) = json.loads((tmp_path / "accuracy.json").read_text())["rows"]
+    found = [100 * row[name] for name in METRICS]
+    assert found == pytest.approx([float(value) for value in stated.split("|")], abs=POINTS)
