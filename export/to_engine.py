@@ -211,7 +211,7 @@ def build_plan(
     inputs, outputs = _signature(encoder)
     with tempfile.TemporaryDirectory(prefix="sem-clip-engine-") as folder:
         stripped = Path(folder) / "model.onnx"
-        weights = _write_network(onnx_file, stripped, sum_in_fp32=builder.target.accumulate == "fp32")
+        weights = _write_network(onnx_file, stripped, builder.target)
         request = {
             "module": MODULES[builder.target.product],
             "onnx": str(stripped),
@@ -313,19 +313,62 @@ def _profile(inputs: dict[str, list[Any]], target: EngineTarget, usual_classes: 
     }
 
 
-def _write_network(onnx_file: Path, network: Path, *, sum_in_fp32: bool) -> int:
-    """Write the graph without default values of its recipe inputs; the bytes of the weights that are left."""
+def _write_network(onnx_file: Path, network: Path, target: EngineTarget) -> int:
+    """Write the graph without default values of its recipe inputs; the bytes of the weights that are left.
+
+    Raises ExportError if none of them is of the target's precision: the engine would not be either.
+    """
     import onnx
-    from onnx import numpy_helper
+    from onnx import TensorProto, numpy_helper
 
     model = onnx.load(onnx_file)
     kept = [tensor for tensor in model.graph.initializer if tensor.name not in TENSORS]
     del model.graph.initializer[:]
     model.graph.initializer.extend(kept)
-    if sum_in_fp32:
+    wanted = {"fp16": TensorProto.FLOAT16, "int8": TensorProto.INT8}[target.precision]
+    if not any(tensor.data_type == wanted and len(tensor.dims) == 2 for tensor in kept):
+        raise ExportError(f"{onnx_file.name} holds no {target.precision} weights, so no engine of it would be that")
+    _spell_out_fp32_attention(model)
+    if target.accumulate == "fp32":
         _sum_in_fp32(model)
     onnx.save(model, network)
     return sum(numpy_helper.to_array(tensor).nbytes for tensor in kept)
+
+
+def _spell_out_fp32_attention(model: Any) -> None:
+    """Write Attention on fp32 numbers as its products and softmax: the products' fused kernels take fp16 alone.
+
+    Such layers are those whose scores are too large for fp16 (`DualPathEncoder.half_precision`): with trained weights,
+    most. Q, K, V are [B, heads, N, d]; neither mask nor cache occurs in the bundle's graphs. Raises ExportError if one
+    does.
+    """
+    import numpy as np
+    from onnx import TensorProto, helper, numpy_helper, shape_inference
+
+    inferred = shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type for value in inferred.value_info}
+    nodes = []
+    for node in model.graph.node:
+        query = types.get(node.input[0]) if node.op_type == "Attention" else None
+        if query is None or query.elem_type != TensorProto.FLOAT:
+            nodes.append(node)
+            continue
+        set_otherwise = [a.name for a in node.attribute if helper.get_attribute_value(a)]
+        depth = query.shape.dim[-1].dim_value
+        if len(node.input) != 3 or len(node.output) != 1 or set_otherwise or len(query.shape.dim) != 4 or not depth:
+            raise ExportError(f"{node.name} is no plain attention, so it cannot be written for an engine")
+        (q, k, v), out = node.input, node.output[0]
+        model.graph.initializer.append(numpy_helper.from_array(np.float32(depth**-0.5), f"{out}_scale"))
+        for operator, inputs, output, more in (
+            ("Mul", [q, f"{out}_scale"], f"{out}_query", {}),
+            ("Transpose", [k], f"{out}_key", {"perm": [0, 1, 3, 2]}),
+            ("MatMul", [f"{out}_query", f"{out}_key"], f"{out}_scores", {}),
+            ("Softmax", [f"{out}_scores"], f"{out}_shares", {"axis": -1}),
+            ("MatMul", [f"{out}_shares", v], out, {}),
+        ):
+            nodes.append(helper.make_node(operator, inputs, [output], name=f"{output}_node", **more))
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
 
 
 def _sum_in_fp32(model: Any) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from conftest import make_recipe
 
@@ -294,10 +295,58 @@ def test_a_graph_that_is_not_the_bundle_s_is_refused(rtx: Builder, bundle: Path,
         build_plan(tmp_path / "no.onnx", tmp_path / "plan", rtx, manifest.encoder, usual_classes=3)
 
 
+@pytest.fixture
+def wary_graph(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The toy's fp16 graph with attention in fp32 throughout, as trained weights with large scores have it."""
+    import torch
+
+    from export import encoder
+    from export.checkpoint import load_model
+    from export.graph import SemClipGraph
+    from export.to_onnx import onnx_from_graph
+
+    monkeypatch.setattr(encoder, "LARGE_SCORE", 0.0)
+    graph = SemClipGraph(load_model("toy", random_seed=0).encoder())
+    half = graph.half_precision(torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8))
+    assert half.encoder.fp32_attention
+    onnx_from_graph(half, load_bundle(toy_bundle)[1].tensors, tmp_path / "wary.onnx")
+    return tmp_path / "wary.onnx"
+
+
+def test_attention_in_fp32_is_spelled_out_and_says_the_same(wary_graph: Path) -> None:
+    model = onnx.load(wary_graph)
+    spelled = onnx.load(wary_graph)
+    to_engine._spell_out_fp32_attention(spelled)
+    assert sum(node.op_type == "Attention" for node in model.graph.node) == 8
+    assert not [node for node in spelled.graph.node if node.op_type == "Attention"]
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    answers = []
+    for graph in (model, spelled):
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+        answers.append(session.run(None, {"frames": frames}))
+    for a, b in zip(*answers, strict=True):
+        np.testing.assert_allclose(a, b, atol=2e-3)
+
+
+def test_an_engine_with_attention_in_fp32_is_built(
+    rtx: Builder, bundle: Path, wary_graph: Path, tmp_path: Path
+) -> None:
+    built = build_plan(wary_graph, tmp_path / "plan", rtx, load_bundle(bundle)[0].encoder, usual_classes=3)
+    assert built["layers"] > 100
+
+
+def test_attention_that_is_not_plain_is_refused(wary_graph: Path) -> None:
+    model = onnx.load(wary_graph)
+    node = next(node for node in model.graph.node if node.op_type == "Attention")
+    next(a for a in node.attribute if a.name == "is_causal").i = 1
+    with pytest.raises(ExportError, match="no plain attention"):
+        to_engine._spell_out_fp32_attention(model)
+
+
 def test_a_graph_in_fp32_is_no_fp16_engine(rtx: Builder, bundle: Path, tmp_path: Path) -> None:
-    """The builder dies of it on some machines, and builds what was not asked for on others; both are errors."""
+    """A builder asked for fp16 builds fp32 of it without a word."""
     manifest, _ = load_bundle(bundle)
-    with pytest.raises(ExportError):
+    with pytest.raises(ExportError, match=r"model\.onnx holds no fp16 weights"):
         build_plan(bundle / "model.onnx", tmp_path / "plan", rtx, manifest.encoder, usual_classes=3)
 
 

@@ -19,8 +19,11 @@ def onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:
     """The ONNX file of a precision that ONNX Runtime runs. Raises BackendUnavailable with those that there are."""
     found = [a for a in manifest.artifacts if a.kind == "onnx" and a.precision == precision and not a.target]
     if not found:
-        held = ", ".join(f"{a.file} ({a.precision})" for a in manifest.artifacts) or "none"
-        raise BackendUnavailable(f"{folder}: holds no {precision} ONNX artifact; it holds {held}")
+        names = [
+            f"{a.file} ({a.precision}{', for building engines' if a.kind == 'onnx' and a.target else ''})"
+            for a in manifest.artifacts
+        ]
+        raise BackendUnavailable(f"{folder}: holds no {precision} ONNX artifact; it holds {', '.join(names) or 'none'}")
     return found[0]
 
 
