@@ -88,7 +88,7 @@ def prepare(pixels: Pixels | Image.Image, encoder: Encoder, options: FrameOption
         whole = options.ignore_top == options.ignore_bottom == 0
         if whole and not encoder.resizes_in_graph and pixels.size != (width, height):
             return np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC))
-        pixels = np.array(pixels)
+        pixels = np.asarray(pixels)
     kept = cut_rows(pixels, options, name)
     if kept.shape == (height, width):
         return np.ascontiguousarray(kept)

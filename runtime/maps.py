@@ -61,6 +61,11 @@ def frame_score(full_map: Map) -> float:
     """Mean of the highest 1 % of the map's pixels, in [0, 1]."""
     flat = full_map.ravel()
     count = max(1, round(TOP_SHARE * flat.size))
+    # What is below the count-th highest of every eighth pixel is below that of all. Leaving it out first is exact, and
+    # three times as fast as selecting among all pixels.
+    some = flat[::8]
+    if some.size > count:
+        flat = flat[~(flat < np.partition(some, some.size - count)[some.size - count])]
     return float(np.partition(flat, flat.size - count)[-count:].mean())
 
 
