@@ -4,7 +4,8 @@ Every matrix product of the encoder's blocks reads 8-bit activations (one scale 
 does not depend on its batch) and 8-bit weights (one scale per output channel), as QuantizeLinear/DequantizeLinear
 pairs that engines fuse. The patch embedding (2 % of the work, and pixels use its whole range), attention, norms and
 heads stay as they are. Activation outliers are balanced into the weights (SmoothQuant, Xiao et al. 2023,
-arXiv:2211.10438), and the products that hurt most are left out until labels agree.
+arXiv:2211.10438), weights are rounded so that their errors make up for each other (export/round_weights.py), and the
+products that hurt most are left out until labels agree.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from runtime.backends import Outputs
 from runtime.recipe import TENSORS, Recipe
 
 from .errors import ExportError
+from .round_weights import Rounded, round_weight
 from .to_onnx import OUTPUTS
 
 BALANCE = 0.7
@@ -118,18 +120,22 @@ def int8_from_onnx(
     written = _same_products(onnx.load(half), products, source.name, half.name) if half is not None else None
     balance(model, products, maxima)
     products = find_products(model)  # with their new weights
-    ranges = _ranges(model, products, frames)
+    ranges, moments = _input_statistics(model, products, frames)
+    weights = {
+        product.name: round_weight(product.weight, moments.pop(product.name), scheme.weight_limit)
+        for product in products
+    }
     reference = run(model, frames, recipe)
     labels = reference.probabilities.argmax(1)
     size = float(np.abs(reference.features).mean())
 
     def outputs_of(chosen: Sequence[Product]) -> Outputs:
-        return run(quantized(model, chosen, ranges, scheme), frames, recipe)
+        return run(quantized(model, chosen, weights, ranges, scheme), frames, recipe)
 
     harm: dict[str, float] = {}
     few = slice(None, None, max(1, len(frames) // _HARM_FRAMES))
     for index, product in enumerate(products):
-        features = run(quantized(model, [product], ranges, scheme), frames[few], recipe).features
+        features = run(quantized(model, [product], weights, ranges, scheme), frames[few], recipe).features
         harm[product.name] = float(np.abs(features - reference.features[few]).mean()) / size
         if progress is not None:
             progress(index + 1, len(products))
@@ -145,9 +151,9 @@ def int8_from_onnx(
     if not chosen:
         raise ExportError(f"no product could be quantized with labels equal on {agreement:.0%} of {len(frames)} frames")
     if written is None:
-        result = quantized(model, chosen, ranges, scheme)
+        result = quantized(model, chosen, weights, ranges, scheme)
     else:
-        result = _as_found(written, model, products, chosen, maxima, ranges, scheme)
+        result = _as_found(written, model, products, chosen, maxima, weights, ranges, scheme)
     _drop_unused(result)
     onnx.checker.check_model(result)
     onnx.save(result, path)
@@ -175,6 +181,7 @@ def _as_found(
     products: Sequence[Product],
     chosen: Sequence[Product],
     maxima: Mapping[str, Array],
+    weights: Mapping[str, Rounded],
     ranges: Mapping[str, tuple[float, float]],
     scheme: Scheme,
 ) -> onnx.ModelProto:
@@ -189,7 +196,8 @@ def _as_found(
         for product in chosen
         for here, there in zip(product.nodes, theirs[product.title].nodes, strict=True)
     }
-    return quantized(twin, list(theirs.values()), carried, scheme)
+    rounded = {theirs[product.title].name: weights[product.name] for product in chosen}
+    return quantized(twin, list(theirs.values()), rounded, carried, scheme)
 
 
 # ---- finding and balancing -------------------------------------------------------------------------------------------
@@ -288,12 +296,14 @@ def _insert_before(model: onnx.ModelProto, node: onnx.NodeProto, *new: onnx.Node
 def quantized(
     model: onnx.ModelProto,
     products: Sequence[Product],
+    weights: Mapping[str, Rounded],
     ranges: Mapping[str, tuple[float, float]],
     scheme: Scheme = CPU,
 ) -> onnx.ModelProto:
-    """A copy of `model` whose `products` run in 8 bits. ranges: least and largest value by input tensor name.
+    """A copy of `model` whose `products` run in 8 bits.
 
-    Steps are of the type of the product's weight, fp32 or fp16, and so is what comes out.
+    weights: by product name. ranges: least and largest value by input tensor name. Steps are of the type of the
+    product's weight, fp32 or fp16, and so is what comes out.
     """
     twin = onnx.ModelProto()
     twin.CopyFrom(model)
@@ -301,10 +311,9 @@ def quantized(
     inputs: dict[str, list[onnx.NodeProto]] = {}
     types: dict[str, np.dtype[Any]] = {}
     for product in products:
-        weight, limit, least = product.weight, scheme.weight_limit, np.finfo(product.weight.dtype).tiny
-        scale = np.maximum(np.abs(weight.astype(np.float32)).max(0) / limit, least).astype(weight.dtype)
-        levels = np.clip(np.rint(weight.astype(np.float32) / scale), -limit, limit).astype(np.int8)
-        name = product.name
+        name, stored = product.name, product.weight.dtype
+        levels = weights[name].levels
+        scale = np.maximum(weights[name].scale, np.finfo(stored).tiny).astype(stored)
         for tensor in twin.graph.initializer:
             if tensor.name == name:
                 twin.graph.initializer.remove(tensor)
@@ -316,7 +325,7 @@ def quantized(
         twin.graph.node.insert(0, node)
         for user in product.nodes:
             inputs.setdefault(by_name[user].input[0], []).append(by_name[user])
-            types[by_name[user].input[0]] = weight.dtype
+            types[by_name[user].input[0]] = stored
     for name, users in inputs.items():
         low, high = ranges[name]
         width = 2 * max(-low, high) / 254 if scheme.symmetric else (high - low) / 255
@@ -370,21 +379,26 @@ def _channel_maxima(model: onnx.ModelProto, products: Sequence[Product], frames:
     return maxima
 
 
-def _ranges(
+def _input_statistics(
     model: onnx.ModelProto, products: Sequence[Product], frames: NDArray[np.uint8]
-) -> dict[str, tuple[float, float]]:
-    """Least and largest value of each product's input, 0 included.
+) -> tuple[dict[str, tuple[float, float]], dict[str, Array]]:
+    """Least and largest value, 0 included, by input tensor name; and the sum of x xᵀ over inputs x, by product name.
 
     The whole range, nothing clipped: on DeiT-Tiny, ranges of least squared error halved the agreement that was lost to
     rounding, because the rare large values carry the class.
     """
-    names = [name for group in _inputs(model, products).values() for name in group]
+    inputs = _inputs(model, products)
+    names = [name for group in inputs.values() for name in group]
     ranges = dict.fromkeys(names, (0.0, 0.0))
+    moments = {product.name: np.zeros((len(product.weight),) * 2, np.float32) for product in products}
     for values in _observe(model, names, frames):
-        for name, value in values.items():
-            low, high = ranges[name]
-            ranges[name] = (min(low, float(value.min())), max(high, float(value.max())))
-    return ranges
+        for product, group in inputs.items():
+            for name in group:
+                rows = values[name].reshape(-1, values[name].shape[-1])
+                moments[product] += rows.T @ rows
+                low, high = ranges[name]
+                ranges[name] = (min(low, float(rows.min())), max(high, float(rows.max())))
+    return ranges, moments
 
 
 def _inputs(model: onnx.ModelProto, products: Sequence[Product]) -> dict[str, list[str]]:

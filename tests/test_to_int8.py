@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from export import quantize, to_int8
+from export.round_weights import Rounded, round_weight
 from runtime import Predictor, SemClipError
 from runtime.cli import main
 from runtime.manifest import load_bundle
@@ -72,17 +73,34 @@ def test_balancing_changes_no_answer_and_evens_out_the_channels(toy_bundle: Path
     assert np.mean([np.median(p.max() / np.maximum(p, 1e-6)) < spread[n] for n, p in evened.items()]) > 0.8
 
 
-def test_weights_are_stored_within_half_a_step_of_fp32(toy_bundle: Path) -> None:
+def test_weights_are_stored_as_the_levels_that_were_chosen(toy_bundle: Path) -> None:
     model = onnx.load(toy_bundle / "model.onnx")
     (product, *_) = to_int8.find_products(model)
-    twin = to_int8.quantized(model, [product], dict.fromkeys(_inputs(model, product), (-1.0, 1.0)))
+    rounded = round_weight(product.weight, np.eye(len(product.weight), dtype=np.float32), to_int8.CPU.weight_limit)
+    ranges = dict.fromkeys(_inputs(model, product), (-1.0, 1.0))
+    twin = to_int8.quantized(model, [product], {product.name: rounded}, ranges)
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in twin.graph.initializer}
     levels, scale = constants[f"{product.name}_q"], constants[f"{product.name}_scale"]
     assert levels.dtype == np.int8
     assert 2 * 255 * int(np.abs(levels).max()) < 2**15, "or CPUs without VNNI saturate"
-    restored = levels * scale
-    assert (np.abs(restored - product.weight) <= scale / 2 + 1e-7).all()
+    assert (np.abs(levels * scale - product.weight) <= scale / 2 + 1e-7).all()
     assert product.name not in constants
+
+
+def test_moments_and_ranges_are_those_of_the_inputs(toy_bundle: Path, frames: np.ndarray) -> None:
+    """One product, whose input is made by hand."""
+    model = onnx.load(toy_bundle / "model.onnx")
+    product = next(product for product in to_int8.find_products(model) if len(product.nodes) == 2)
+    ranges, moments = to_int8._input_statistics(model, [product], frames)
+    rows = [
+        values[name].reshape(-1, len(product.weight))
+        for name in _inputs(model, product)
+        for values in to_int8._observe(model, [name], frames)
+    ]
+    together = np.concatenate(rows)
+    np.testing.assert_allclose(moments[product.name], together.T @ together, rtol=1e-3, atol=1e-3)
+    assert min(low for low, _ in ranges.values()) == pytest.approx(min(0.0, together.min()))
+    assert max(high for _, high in ranges.values()) == pytest.approx(together.max())
 
 
 def _inputs(model: onnx.ModelProto, product: to_int8.Product) -> list[str]:
@@ -98,13 +116,17 @@ def test_what_harms_most_per_work_is_left_out_first(
     real = to_int8.quantized
 
     def quantized(
-        model: onnx.ModelProto, products: object, ranges: dict[str, tuple[float, float]], scheme: to_int8.Scheme
+        model: onnx.ModelProto,
+        products: object,
+        weights: dict[str, Rounded],
+        ranges: dict[str, tuple[float, float]],
+        scheme: to_int8.Scheme,
     ) -> onnx.ModelProto:
         narrow = dict(ranges)
         for product in products:  # type: ignore[attr-defined]
             if product.title == ruined:
                 narrow.update(dict.fromkeys(_inputs(model, product), (0.0, 1e-3)))
-        return real(model, products, narrow, scheme)  # type: ignore[arg-type]
+        return real(model, products, weights, narrow, scheme)  # type: ignore[arg-type]
 
     monkeypatch.setattr(to_int8, "quantized", quantized)
     report = to_int8.int8_from_onnx(toy_bundle / "model.onnx", frames, recipe, tmp_path / "a.onnx", agreement=1.0)
