@@ -248,7 +248,7 @@ def agreement(reference: dict[str, Any], other: dict[str, Any]) -> dict[str, flo
 def _quantize(bundle: Path, pool: Sequence[Sample]) -> None:
     """Add int8 to a bundle: ranges and harm from frames of the support pool, so that no test frame takes part."""
     paths = [pool[i].path for i in np.linspace(0, len(pool) - 1, min(len(pool), 2 * INT8_FRAMES)).round().astype(int)]
-    add_int8(bundle, paths, calibration_frames=INT8_FRAMES, agreement=0.99)
+    add_int8(bundle, paths, calibration_frames=INT8_FRAMES)
 
 
 def summarize(rows: list[dict[str, Any]], shots: list[int]) -> str:

@@ -57,6 +57,13 @@ class Quantize:
             help="share of those whose label must stay that of fp32; products of the encoder are left in fp32 until it "
             "does (default: 0.99)",
         )
+        parser.add_argument(
+            "--change",
+            type=float,
+            default=0.02,
+            help="how much the features may change, as a share of their mean size; products are left in fp32 until "
+            "they change no more, since labels are those of one recipe alone (default: 0.02)",
+        )
         parser.add_argument("--force", action="store_true", help="replace an 8-bit artifact that is there")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -65,13 +72,20 @@ class Quantize:
             raise ExportError(f"--frames is {args.frames}; ranges need at least {LEAST_FRAMES} frames")
         if not 0.5 <= args.agreement <= 1:
             raise ExportError(f"--agreement is {args.agreement:g}; it is a share in [0.5, 1]")
+        if not args.change > 0:
+            raise ExportError(f"--change is {args.change:g}; it is a share of the features' mean size, above 0")
         manifest, _ = load_bundle(args.bundle)
         file = FILES[args.runs_on]
         if any(artifact.file == file for artifact in manifest.artifacts) and not args.force:
             raise OutputExistsError(f"{args.bundle} holds {file}; add --force to replace it")
         paths = _frame_files(args.data, args.frames)
         added = add_int8(
-            args.bundle, paths, calibration_frames=args.frames, agreement=args.agreement, runs_on=args.runs_on
+            args.bundle,
+            paths,
+            calibration_frames=args.frames,
+            agreement=args.agreement,
+            change=args.change,
+            runs_on=args.runs_on,
         )
         artifact = added.artifacts[-1]
         parity: Any = artifact.parity
@@ -80,7 +94,7 @@ class Quantize:
             f"          against fp32 on {parity['frames']} other frames: labels equal "
             f"{parity['labels_equal']}/{parity['frames']}, mean change of probabilities "
             f"{parity['mean_abs_probability']:.1e} (most: {parity['max_abs_probability']:.1e}), of the map "
-            f"{parity['mean_abs_defect_map']:.1e}"
+            f"{parity['mean_abs_defect_map']:.1e}, of the features {parity['feature_change']:.1%}"
         )
         left = parity["left_out"]
         print(f"          {len(left)} of {len(parity['harm'])} products left in {parity['others']}")
@@ -94,7 +108,13 @@ class Quantize:
 
 
 def add_int8(
-    bundle: Path, paths: Sequence[Path], *, calibration_frames: int, agreement: float, runs_on: str = "cpu"
+    bundle: Path,
+    paths: Sequence[Path],
+    *,
+    calibration_frames: int,
+    agreement: float = 0.99,
+    change: float = 0.02,
+    runs_on: str = "cpu",
 ) -> Manifest:
     """Quantize the bundle's fp32 artifact on some of `paths` and prove it on the others; returns the new manifest.
 
@@ -104,7 +124,7 @@ def add_int8(
     from .bundle import changing_bundle, record_artifact, with_artifact, write_manifest
     from .parity import artifact_outputs
     from .progress import Stages
-    from .to_int8 import CPU, TENSORRT, int8_from_onnx
+    from .to_int8 import CPU, TENSORRT, feature_change, int8_from_onnx
     from .versions import tool_versions
 
     stages = Stages()
@@ -128,6 +148,7 @@ def add_int8(
                 recipe,
                 folder / file,
                 agreement=agreement,
+                change=change,
                 scheme=CPU if runs_on == "cpu" else TENSORRT,
                 half=None if runs_on == "cpu" else folder / held["fp16"].file,
                 progress=progress,
@@ -137,12 +158,16 @@ def add_int8(
         with stages.stage("compare with fp32"):
             reference = artifact_outputs(folder, source, proof, recipe)
             outputs = artifact_outputs(folder, artifact, proof, recipe)
-        parity = {**_parity(reference, outputs, report, source.file, len(fitted)), "others": others}
+        parity = {
+            **_parity(reference, outputs, report, source.file, len(fitted)),
+            "feature_change": feature_change(reference.features, outputs.features),
+            "others": others,
+        }
         if parity["labels_equal"] < LEAST_AGREEMENT * len(proof):
             raise ParityError(
                 f"the 8-bit form gives the label of fp32 on {parity['labels_equal']} of {len(proof)} frames it was not "
-                f"fitted on, less than {LEAST_AGREEMENT:.0%}: raise --agreement, or give more --frames; nothing was "
-                "written"
+                f"fitted on, less than {LEAST_AGREEMENT:.0%}: raise --agreement, lower --change, or give more "
+                "--frames; nothing was written"
             )
         changed = with_artifact(manifest, replace(artifact, parity=parity))
         changed = replace(changed, tools={**manifest.tools, **tool_versions()})

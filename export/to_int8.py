@@ -5,7 +5,8 @@ does not depend on its batch) and 8-bit weights (one scale per output channel), 
 pairs that engines fuse. The patch embedding (2 % of the work, and pixels use its whole range), attention, norms and
 heads stay as they are. Activation outliers are balanced into the weights (SmoothQuant, Xiao et al. 2023,
 arXiv:2211.10438), weights are rounded so that their errors make up for each other (export/round_weights.py), and the
-products that hurt most are left out until labels agree.
+products that hurt most are left out until labels agree and features change little. Labels alone would not do: they are
+those of one recipe, and the encoder serves any number of them.
 """
 
 from __future__ import annotations
@@ -83,12 +84,14 @@ class Int8Report:
     """What was done: the products that run in 8 bits and those left in fp32, worst first, each with its harm.
 
     harm: mean absolute change of `features` if that product alone is 8-bit, relative to their mean size.
+    labels_equal, feature_change: of the whole, on the frames that it was fitted on.
     """
 
     quantized: tuple[str, ...]
     left_out: tuple[str, ...]
     harm: Mapping[str, float]
     labels_equal: float
+    feature_change: float
     operators: Mapping[str, int]
 
 
@@ -99,6 +102,7 @@ def int8_from_onnx(
     path: Path,
     *,
     agreement: float = 0.99,
+    change: float = 0.02,
     scheme: Scheme = CPU,
     half: Path | None = None,
     progress: Progress | None = None,
@@ -108,8 +112,9 @@ def int8_from_onnx(
     frames: uint8 [n, height, width], real ones of the kind that will be served; ranges and harm are measured on them.
     scheme: the 8-bit numbers. half: the fp16 form of `source`; what was found on `source` is then done to that, and
     what is not 8-bit stays as it is there.
-    recipe: judges them. agreement: share of `frames` whose label must be that of fp32; products are left in fp32, the
-    one with the most harm per multiply-add first, until it is reached.
+    recipe: judges them. agreement: share of `frames` whose label must be that of fp32. change: how much `features` may
+    change, as `feature_change` measures it. Products are left in fp32, those with the most harm per multiply-add
+    first, until both hold.
     Raises ExportError if `source` holds no products of the kind that this can quantize.
     """
     model = onnx.load(source)
@@ -127,7 +132,6 @@ def int8_from_onnx(
     }
     reference = run(model, frames, recipe)
     labels = reference.probabilities.argmax(1)
-    size = float(np.abs(reference.features).mean())
 
     def outputs_of(chosen: Sequence[Product]) -> Outputs:
         return run(quantized(model, chosen, weights, ranges, scheme), frames, recipe)
@@ -136,7 +140,7 @@ def int8_from_onnx(
     few = slice(None, None, max(1, len(frames) // _HARM_FRAMES))
     for index, product in enumerate(products):
         features = run(quantized(model, [product], weights, ranges, scheme), frames[few], recipe).features
-        harm[product.name] = float(np.abs(features - reference.features[few]).mean()) / size
+        harm[product.name] = feature_change(reference.features[few], features)
         if progress is not None:
             progress(index + 1, len(products))
     # Errors of products are independent: their squares add. So the best to leave out removes most of it per work.
@@ -144,12 +148,17 @@ def int8_from_onnx(
     left = 0
     while True:
         chosen = order[left:]
-        equal = float((outputs_of(chosen).probabilities.argmax(1) == labels).mean()) if chosen else 1.0
-        if equal >= agreement or not chosen:
+        if not chosen:
+            raise ExportError(
+                f"no product could be quantized with labels equal on {agreement:.0%} of {len(frames)} frames and "
+                f"features that change by {change:g} at most"
+            )
+        outputs = outputs_of(chosen)
+        equal = float((outputs.probabilities.argmax(1) == labels).mean())
+        changed = feature_change(reference.features, outputs.features)
+        if equal >= agreement and changed <= change:
             break
         left += max(1, len(order) // 24)
-    if not chosen:
-        raise ExportError(f"no product could be quantized with labels equal on {agreement:.0%} of {len(frames)} frames")
     if written is None:
         result = quantized(model, chosen, weights, ranges, scheme)
     else:
@@ -163,8 +172,14 @@ def int8_from_onnx(
         left_out=tuple(product.title for product in order if product.name not in names),
         harm={product.title: harm[product.name] for product in products},
         labels_equal=equal,
+        feature_change=changed,
         operators=dict(sorted(Counter(node.op_type for node in result.graph.node).items())),
     )
+
+
+def feature_change(reference: Array, features: Array) -> float:
+    """Mean absolute change of features [n, F], relative to their mean size."""
+    return float(np.abs(features - reference).mean() / np.abs(reference).mean())
 
 
 def _same_products(twin: onnx.ModelProto, products: Sequence[Product], one: str, other: str) -> onnx.ModelProto:

@@ -137,6 +137,30 @@ def test_what_harms_most_per_work_is_left_out_first(
     assert report.labels_equal == 1.0
 
 
+def test_products_stay_in_fp32_until_the_features_change_little(
+    toy_bundle: Path, frames: np.ndarray, tmp_path: Path
+) -> None:
+    """Labels alone would not notice: those of the toy recipe hold in any case."""
+    recipe = load_bundle(toy_bundle)[1]
+
+    def report(change: float) -> to_int8.Int8Report:
+        file = tmp_path / f"{change}.onnx"
+        return to_int8.int8_from_onnx(toy_bundle / "model.onnx", frames, recipe, file, agreement=0.5, change=change)
+
+    everything = report(1.0)
+    assert everything.left_out == ()
+    asked = 0.6 * everything.feature_change
+    some = report(asked)
+    assert some.left_out
+    assert some.quantized
+    assert some.feature_change <= asked
+    outputs = [
+        to_int8.run(onnx.load(file), frames, recipe) for file in (toy_bundle / "model.onnx", tmp_path / f"{asked}.onnx")
+    ]
+    found = to_int8.feature_change(outputs[0].features, outputs[1].features)
+    assert found == pytest.approx(some.feature_change, rel=1e-3)
+
+
 def test_quantize_adds_an_artifact_and_leaves_the_others_alone(
     bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +251,8 @@ def test_quantizing_again_needs_force(bundle: Path, many_frames: Path, capsys: p
     [
         (["--frames", "3"], "ranges need at least 8 frames"),
         (["--agreement", "2"], "it is a share in [0.5, 1]"),
+        (["--change", "0"], "--change is 0; it is a share of the features' mean size, above 0"),
+        (["--change", "nan"], "--change is nan"),
         (["few"], "2 frames; at least 16 are needed"),
         (["absent"], "is not a folder of frames"),
         (["damaged"], "is not a readable"),
