@@ -2,15 +2,8 @@
 
     python -m export.pretrain --out runs/sem_tiny        the same command again goes on where it was interrupted
 
-Three things are asked of the image tower, at each of its four levels, all in the words of the prompt file and through
-the one projection to the text space:
-
-- image and text (CLIP): the class token meets the prompts of the frame's class, and each prompt meets its frames;
-- patch and text: a patch meets the text of what it shows, known exactly from the mask, through the vanilla path and
-  through the V-V path (eq. 13-15);
-- frame: the patches most like a defect are so in a frame with a defect, and in a good one not even they are.
-
-The matrices of the blocks are trained by Muon, everything else by AdamW. The learning rate is constant until the last
+What is asked of the model stands in `trainee.py`. The matrices of the blocks are trained by Muon, everything else by
+AdamW. The learning rate is constant until the last
 part of the schedule and then falls to zero; a training that has not begun to fall can still be made longer.
 """
 
@@ -22,44 +15,33 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import torch
 from safetensors import safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from calibration.histogram import ScoreHistogram
 from runtime.cli import describe, run
 from runtime.files import write_atomically
 
-from .checkpoint import LoadedModel, load_model
-from .encoder import PIXEL_OFFSET, PIXEL_SCALE, Levels, _grey_patch_embedding
+from .checkpoint import load_model
 from .errors import ExportError
 from .heads import cosines, unit
+from .muon import Muon
 from .pretrain_frames import GRID, HELD_OUT_LAYOUTS, PATCH, Windows, WindowStream, window_loader
-from .prompts import Prompts, load_prompts
+from .prompts import load_prompts
 from .synthetic import CLASSES, make_frame, suitable_layouts
+from .trainee import FULL_PATCH, Trainee, frame_logit, initialize
 from .versions import tool_versions
 
 CHECKPOINT, BEFORE_FALL, LOG, WEIGHTS = "checkpoint.pt", "before_fall.pt", "log.jsonl", "sem_tiny.safetensors"
-LEVEL_WEIGHTS = (0.15, 0.3, 0.6, 1.0)
-"""The lower levels see little of the frame; what they can say is asked of them more gently."""
-DEFECT_SHARE = 0.35
-"""Weight of the few defect patches against all others in the patch losses."""
-FRAME_SHARE = 0.02
-"""A frame is judged by this share of its patches, the ones most like a defect."""
-FULL_PATCH = 0.25
-"""From this part of a patch on, its text is wholly that of the defect."""
 PROMPTS_A_STEP = 4
-MAX_LOGIT_SCALE = 100.0
 PATCH_SCALE = math.log(20.0)
 """Where the patches' logit scale begins in a training that goes on from weights, which do not tell it."""
 
@@ -110,182 +92,6 @@ class PretrainSettings:
     def rate_at(self, step: int) -> float:
         """Learning rate as a part of the full one."""
         return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / (self.steps - self.fall_begins))
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, made orthogonal by Newton-Schulz (Jordan et al. 2024), with AdamW's size of steps (Liu et al. 2025).
-
-    torch.optim.Muon computes in bfloat16, which takes 30 times as long on CPUs without such instructions.
-    """
-
-    def __init__(self, params: Sequence[nn.Parameter], *, lr: float, weight_decay: float) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step for all matrices; a matrix of 3 n rows is the fused projection of Q, K and V, taken apart."""
-        for group in self.param_groups:
-            for p in group["params"]:
-                state = self.state[p]
-                if not state:
-                    state["momentum"] = torch.zeros_like(p)
-                momentum = state["momentum"].mul_(0.95).add_(p.grad)
-                update = p.grad + 0.95 * momentum
-                parts = update.chunk(3) if p.shape[0] == 3 * p.shape[1] else (update,)
-                size = 0.2 * math.sqrt(max(parts[0].shape))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(torch.cat([_orthogonal(part) for part in parts]), alpha=-group["lr"] * size)
-
-
-def _orthogonal(matrix: Tensor) -> Tensor:
-    """The nearest matrix with orthonormal rows or columns, roughly: five Newton-Schulz steps."""
-    x = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = x / (x.norm() + 1e-7)
-    for _ in range(5):
-        square = x @ x.T
-        x = torch.addmm(x, torch.addmm(square, square, square, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.T if matrix.shape[0] > matrix.shape[1] else x
-
-
-class Trainee(nn.Module):
-    """The model in training: a CLIP and the dual path over it."""
-
-    def __init__(self, model: LoadedModel, prompts: Prompts, *, bf16: bool = False) -> None:
-        super().__init__()
-        self.bf16 = bf16
-        self.clip = model.clip.train().requires_grad_(True)
-        self.encoder = model.encoder()
-        self.mean, self.std = model.mean, model.std
-        self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
-        self.clip.requires_grad_(True)  # building the encoder froze the shared parameters
-        tokenizer = open_clip.SimpleTokenizer(context_length=self.clip.context_length)
-        self.prompts = [tokenizer(prompts.for_class(name)) for name in CLASSES]
-
-    def embed_text(self, chosen: Sequence[Tensor]) -> Tensor:
-        """Unit vectors [classes, n, C] of n prompts of every class."""
-        vectors = self.clip.encode_text(torch.cat(list(chosen)).to(self.patch_scale.device), normalize=True)
-        return vectors.reshape(len(chosen), -1, vectors.shape[-1])  # type: ignore[no-any-return]
-
-    def class_vectors(self) -> Tensor:
-        """Unit vectors [classes, C] of all prompts, as in the text bank."""
-        return torch.cat([unit(self.embed_text([tokens])[0].mean(0, keepdim=True)) for tokens in self.prompts])
-
-    def encode(self, windows: Windows) -> Levels:
-        """The encoder on windows, each with the positions of the part of the frame that it was cut from."""
-        visual = self.clip.visual
-        weight, bias = _grey_patch_embedding(visual.conv1.weight, self.mean, self.std)
-        count = windows.pixels.shape[-1] // PATCH
-        pixels = (windows.pixels - PIXEL_OFFSET) / PIXEL_SCALE
-        patches = pixels.reshape(-1, count, PATCH, count, PATCH).permute(0, 1, 3, 2, 4)
-        steps = torch.arange(count, device=pixels.device)
-        rows = windows.corner[:, :1] + steps
-        columns = windows.corner[:, 1:] + steps
-        places = (rows[:, :, None] * GRID + columns[:, None]).flatten(1)
-        x = patches.flatten(3).flatten(1, 2) @ weight + bias + visual.positional_embedding[1:][places]
-        first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
-        tokens = visual.ln_pre(torch.cat([first, x], dim=1))
-        if not self.bf16:
-            return self.encoder.levels_of(tokens)
-        # On a CPU the plain products of bfloat16 attention take half the time of the fused kernel.
-        kernels = [SDPBackend.MATH] if tokens.device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-        with torch.autocast(tokens.device.type, torch.bfloat16), sdpa_kernel(kernels):
-            return self.encoder.levels_of(tokens)
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """Tokens [..., D] of the trunk in the text space [..., C], as CLIP does with its class token."""
-        return self.encoder.ln_post(tokens) @ self.encoder.proj  # type: ignore[no-any-return]
-
-    def losses(self, windows: Windows, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The losses of a batch; `chosen`: tokens of some prompts of every class."""
-        text = self.embed_text(chosen)
-        text_cls = unit(text.mean(1))
-        text_seg = torch.stack([text_cls[0], unit(text_cls[1:].mean(0))])
-        levels = self.encode(windows)
-        scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        patch_scale = self.patch_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-        device = windows.fraction.device
-        target = torch.zeros((*windows.fraction.shape, len(CLASSES)), device=device)
-        part = (windows.fraction / FULL_PATCH).clamp(max=1)
-        target[torch.arange(len(part), device=device), :, windows.label] = part
-        target[..., 0] = 1 - part
-        has_defect = (windows.label > 0).float()
-        total = {name: torch.zeros((), device=device) for name in ("image_text", "patch_text", "value_text", "frame")}
-        for j, level_weight in enumerate(LEVEL_WEIGHTS):
-            total["image_text"] = total["image_text"] + level_weight * image_text_loss(
-                unit(levels.cls[j]), text, windows.label, scale
-            )
-            patch = patch_scale * cosines(self.project(levels.tokens[j][:, 1:]), text_cls)
-            surprise = -(target * torch.log_softmax(patch, dim=-1)).sum(-1)
-            total["patch_text"] = total["patch_text"] + level_weight * _balanced(surprise, part)
-            frame = F.binary_cross_entropy_with_logits(frame_logit(patch), has_defect)
-            total["frame"] = total["frame"] + level_weight * frame
-            value = patch_scale * cosines(levels.value[j], text_seg)
-            bce = F.binary_cross_entropy_with_logits(value[..., 1] - value[..., 0], part, reduction="none")
-            total["value_text"] = total["value_text"] + level_weight * _balanced(bce, part)
-        return total
-
-
-def image_text_loss(image: Tensor, text: Tensor, label: Tensor, scale: Tensor) -> Tensor:
-    """CLIP's symmetric loss with several right answers: image [B, C], text [classes, n, C], label [B].
-
-    An image's right prompts are those of its class, a prompt's right images those of its class (Khosla et al. 2020).
-    """
-    logit = scale * image @ text.flatten(0, 1).T
-    prompt_class = torch.arange(len(text), device=label.device).repeat_interleave(text.shape[1])
-    right = label[:, None] == prompt_class
-    of_image = torch.logsumexp(logit, 1) - torch.logsumexp(logit.masked_fill(~right, -torch.inf), 1)
-    seen = right.any(0)
-    of_text = torch.logsumexp(logit, 0) - (logit * right).sum(0) / right.sum(0).clamp(min=1)
-    return (of_image.mean() + of_text[seen].mean()) / 2
-
-
-def frame_logit(patch: Tensor) -> Tensor:
-    """Defect against good of whole frames [B], from the logits [B, P, classes] of their patches, good first.
-
-    The mean over the patches most like a defect, so that a good frame is taught by what in it misleads most.
-    """
-    defect = torch.logsumexp(patch[..., 1:], dim=-1) - patch[..., 0]
-    return defect.topk(max(1, round(FRAME_SHARE * defect.shape[1])), dim=1).values.mean(1)
-
-
-def _balanced(loss: Tensor, part: Tensor) -> Tensor:
-    """Mean over defect patches and mean over others, in fixed shares: loss and part [B, P]."""
-    defect = (loss * part).sum() / part.sum().clamp(min=1)
-    other = (loss * (1 - part)).sum() / (1 - part).sum().clamp(min=1)
-    return DEFECT_SHARE * defect + (1 - DEFECT_SHARE) * other
-
-
-@torch.no_grad()
-def initialize(model: LoadedModel, seed: int) -> None:
-    """Start where trained transformers end up (Trockman & Kolter 2023): Q K^T near the identity, V O near its negative.
-
-    Positions start as sines, so that neighbours are alike from the first step on.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    visual = model.clip.visual
-    width = visual.positional_embedding.shape[1]
-    eye = torch.eye(width)
-
-    def near(identity: float, noise: float) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.linalg.svd(  # type: ignore[no-any-return]
-            noise * torch.randn((width, width), generator=generator) / math.sqrt(width) + identity * eye
-        )
-
-    for block in visual.transformer.resblocks:
-        projection = block.attn.in_proj_weight.data
-        d = width // block.attn.num_heads
-        for start in range(0, width, d):
-            u, s, v = near(0.7, 0.7)
-            root = s[:d].sqrt()[:, None]
-            projection[start : start + d] = root * u[:, :d].T
-            projection[width + start : width + start + d] = root * v[:d]
-        u, s, v = near(-0.4, 0.4)
-        projection[2 * width :] = s.sqrt()[:, None] * v
-        block.attn.out_proj.weight.data.copy_(u * s.sqrt())
-    place = torch.arange(GRID)[:, None] / 10000 ** (torch.arange(width // 4) / (width // 4))
-    wave = torch.cat([place.sin(), place.cos()], dim=1)
-    grid = torch.cat([wave[:, None].expand(-1, GRID, -1), wave[None].expand(GRID, -1, -1)], dim=-1)
-    visual.positional_embedding[1:] = 0.3 * grid.flatten(0, 1)
 
 
 class Pretraining:
@@ -342,7 +148,7 @@ class Pretraining:
         try:
             self.trainee.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
         except Exception as exc:
-            raise ExportError(f"{path} is not a checkpoint to start from: {exc}") from exc
+            raise ExportError(f"{path} is not a checkpoint to start from: {_why(exc)}") from exc
 
     def _load(self) -> None:
         path = self.folder / CHECKPOINT
@@ -353,7 +159,7 @@ class Pretraining:
                 optimizer.load_state_dict(saved)
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
         except Exception as exc:
-            raise ExportError(f"{path} is not a checkpoint of this training ({exc}); name another --out") from exc
+            raise ExportError(f"{path} is not a checkpoint of this training ({_why(exc)}); name another --out") from exc
 
     def save(self, name: str = CHECKPOINT) -> None:
         """Write a checkpoint aside, then rename it."""
@@ -471,6 +277,11 @@ class Pretraining:
             )
             scores["value_auroc"].add(torch.softmax(value, -1)[..., 1].cpu().numpy(), defect.numpy())
         return {"accuracy": right / len(frames), **{name: round(h.auroc(), 4) for name, h in scores.items()}}
+
+
+def _why(error: Exception) -> str:
+    """A missing file is named; torch's own words, a page, advise to trust the file."""
+    return str(error.strerror) if isinstance(error, OSError) else f"it cannot be read as one, {type(error).__name__}"
 
 
 class _Stop:

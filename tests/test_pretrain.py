@@ -1,4 +1,4 @@
-"""export.pretrain and export.pretrain_frames: what is trained on, that it learns, and that it goes on."""
+"""Pretraining, its trainee, optimizer and frames: what is trained on, that it learns, and that it goes on."""
 
 from __future__ import annotations
 
@@ -13,16 +13,15 @@ from safetensors import safe_open
 
 from export.checkpoint import load_model
 from export.errors import ExportError
+from export.muon import Muon
 from export.pretrain import (
     CHECKPOINT,
     LOG,
-    Muon,
     Phase,
     Pretrain,
     Pretraining,
     PretrainSettings,
     held_out_frames,
-    image_text_loss,
     parse_phases,
     weights_file,
 )
@@ -37,6 +36,7 @@ from export.pretrain_frames import (
     window_loader,
 )
 from export.synthetic import CLASSES, LAYOUTS
+from export.trainee import image_text_loss
 
 
 def settings(steps: int = 4, **changes: object) -> PretrainSettings:
@@ -194,8 +194,12 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     assert second.trainee.patch_scale.item() == 2.5
     for (name, a), b in zip(first.trainee.state_dict().items(), second.trainee.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=2e-3, rtol=2e-3, msg=name)
-    with pytest.raises(ExportError, match="not a checkpoint to start from"):
+    with pytest.raises(ExportError, match="not a checkpoint to start from: No such file"):
         Pretraining(settings(), tmp_path / "third", start=tmp_path / "missing.pt")
+    other = tmp_path / "notes.pt"
+    other.write_text("no checkpoint")
+    with pytest.raises(ExportError, match=r"it cannot be read as one, UnpicklingError$"):  # no advice to trust the file
+        Pretraining(settings(), tmp_path / "third", start=other)
 
 
 def test_bfloat16_is_near_enough(tmp_path: Path) -> None:

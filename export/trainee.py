@@ -1,0 +1,179 @@
+"""The model in pretraining: a CLIP with the dual path over it, how it starts, and what is asked of it.
+
+Three things are asked of the image tower, at each of its four levels, all in the words of the prompt file and through
+the one projection to the text space:
+
+- image and text (CLIP): the class token meets the prompts of the frame's class, and each prompt meets its frames;
+- patch and text: a patch meets the text of what it shows, known exactly from the mask, through the vanilla path and
+  through the V-V path (eq. 13-15);
+- frame: the patches most like a defect are so in a frame with a defect, and in a good one not even they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import open_clip
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .checkpoint import LoadedModel
+from .encoder import PIXEL_OFFSET, PIXEL_SCALE, Levels, _grey_patch_embedding
+from .heads import cosines, unit
+from .pretrain_frames import GRID, PATCH, Windows
+from .prompts import Prompts
+from .synthetic import CLASSES
+
+LEVEL_WEIGHTS = (0.15, 0.3, 0.6, 1.0)
+"""The lower levels see little of the frame; what they can say is asked of them more gently."""
+DEFECT_SHARE = 0.35
+"""Weight of the few defect patches against all others in the patch losses."""
+FRAME_SHARE = 0.02
+"""A frame is judged by this share of its patches, the ones most like a defect."""
+FULL_PATCH = 0.25
+"""From this part of a patch on, its text is wholly that of the defect."""
+MAX_LOGIT_SCALE = 100.0
+
+
+class Trainee(nn.Module):
+    """The model in training: a CLIP and the dual path over it."""
+
+    def __init__(self, model: LoadedModel, prompts: Prompts, *, bf16: bool = False) -> None:
+        super().__init__()
+        self.bf16 = bf16
+        self.clip = model.clip.train().requires_grad_(True)
+        self.encoder = model.encoder()
+        self.mean, self.std = model.mean, model.std
+        self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.clip.requires_grad_(True)  # building the encoder froze the shared parameters
+        tokenizer = open_clip.SimpleTokenizer(context_length=self.clip.context_length)
+        self.prompts = [tokenizer(prompts.for_class(name)) for name in CLASSES]
+
+    def embed_text(self, chosen: Sequence[Tensor]) -> Tensor:
+        """Unit vectors [classes, n, C] of n prompts of every class."""
+        vectors = self.clip.encode_text(torch.cat(list(chosen)).to(self.patch_scale.device), normalize=True)
+        return vectors.reshape(len(chosen), -1, vectors.shape[-1])  # type: ignore[no-any-return]
+
+    def class_vectors(self) -> Tensor:
+        """Unit vectors [classes, C] of all prompts, as in the text bank."""
+        return torch.cat([unit(self.embed_text([tokens])[0].mean(0, keepdim=True)) for tokens in self.prompts])
+
+    def encode(self, windows: Windows) -> Levels:
+        """The encoder on windows, each with the positions of the part of the frame that it was cut from."""
+        visual = self.clip.visual
+        weight, bias = _grey_patch_embedding(visual.conv1.weight, self.mean, self.std)
+        count = windows.pixels.shape[-1] // PATCH
+        pixels = (windows.pixels - PIXEL_OFFSET) / PIXEL_SCALE
+        patches = pixels.reshape(-1, count, PATCH, count, PATCH).permute(0, 1, 3, 2, 4)
+        steps = torch.arange(count, device=pixels.device)
+        rows = windows.corner[:, :1] + steps
+        columns = windows.corner[:, 1:] + steps
+        places = (rows[:, :, None] * GRID + columns[:, None]).flatten(1)
+        x = patches.flatten(3).flatten(1, 2) @ weight + bias + visual.positional_embedding[1:][places]
+        first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
+        tokens = visual.ln_pre(torch.cat([first, x], dim=1))
+        if not self.bf16:
+            return self.encoder.levels_of(tokens)
+        # On a CPU the plain products of bfloat16 attention take half the time of the fused kernel.
+        kernels = [SDPBackend.MATH] if tokens.device.type == "cpu" else [SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+        with torch.autocast(tokens.device.type, torch.bfloat16), sdpa_kernel(kernels):
+            return self.encoder.levels_of(tokens)
+
+    def project(self, tokens: Tensor) -> Tensor:
+        """Tokens [..., D] of the trunk in the text space [..., C], as CLIP does with its class token."""
+        return self.encoder.ln_post(tokens) @ self.encoder.proj  # type: ignore[no-any-return]
+
+    def losses(self, windows: Windows, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The losses of a batch; `chosen`: tokens of some prompts of every class."""
+        text = self.embed_text(chosen)
+        text_cls = unit(text.mean(1))
+        text_seg = torch.stack([text_cls[0], unit(text_cls[1:].mean(0))])
+        levels = self.encode(windows)
+        scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        patch_scale = self.patch_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        device = windows.fraction.device
+        target = torch.zeros((*windows.fraction.shape, len(CLASSES)), device=device)
+        part = (windows.fraction / FULL_PATCH).clamp(max=1)
+        target[torch.arange(len(part), device=device), :, windows.label] = part
+        target[..., 0] = 1 - part
+        has_defect = (windows.label > 0).float()
+        total = {name: torch.zeros((), device=device) for name in ("image_text", "patch_text", "value_text", "frame")}
+        for j, level_weight in enumerate(LEVEL_WEIGHTS):
+            total["image_text"] = total["image_text"] + level_weight * image_text_loss(
+                unit(levels.cls[j]), text, windows.label, scale
+            )
+            patch = patch_scale * cosines(self.project(levels.tokens[j][:, 1:]), text_cls)
+            surprise = -(target * torch.log_softmax(patch, dim=-1)).sum(-1)
+            total["patch_text"] = total["patch_text"] + level_weight * _balanced(surprise, part)
+            frame = F.binary_cross_entropy_with_logits(frame_logit(patch), has_defect)
+            total["frame"] = total["frame"] + level_weight * frame
+            value = patch_scale * cosines(levels.value[j], text_seg)
+            bce = F.binary_cross_entropy_with_logits(value[..., 1] - value[..., 0], part, reduction="none")
+            total["value_text"] = total["value_text"] + level_weight * _balanced(bce, part)
+        return total
+
+
+def image_text_loss(image: Tensor, text: Tensor, label: Tensor, scale: Tensor) -> Tensor:
+    """CLIP's symmetric loss with several right answers: image [B, C], text [classes, n, C], label [B].
+
+    An image's right prompts are those of its class, a prompt's right images those of its class (Khosla et al. 2020).
+    """
+    logit = scale * image @ text.flatten(0, 1).T
+    prompt_class = torch.arange(len(text), device=label.device).repeat_interleave(text.shape[1])
+    right = label[:, None] == prompt_class
+    of_image = torch.logsumexp(logit, 1) - torch.logsumexp(logit.masked_fill(~right, -torch.inf), 1)
+    seen = right.any(0)
+    of_text = torch.logsumexp(logit, 0) - (logit * right).sum(0) / right.sum(0).clamp(min=1)
+    return (of_image.mean() + of_text[seen].mean()) / 2
+
+
+def frame_logit(patch: Tensor) -> Tensor:
+    """Defect against good of whole frames [B], from the logits [B, P, classes] of their patches, good first.
+
+    The mean over the patches most like a defect, so that a good frame is taught by what in it misleads most.
+    """
+    defect = torch.logsumexp(patch[..., 1:], dim=-1) - patch[..., 0]
+    return defect.topk(max(1, round(FRAME_SHARE * defect.shape[1])), dim=1).values.mean(1)
+
+
+def _balanced(loss: Tensor, part: Tensor) -> Tensor:
+    """Mean over defect patches and mean over others, in fixed shares: loss and part [B, P]."""
+    defect = (loss * part).sum() / part.sum().clamp(min=1)
+    other = (loss * (1 - part)).sum() / (1 - part).sum().clamp(min=1)
+    return DEFECT_SHARE * defect + (1 - DEFECT_SHARE) * other
+
+
+@torch.no_grad()
+def initialize(model: LoadedModel, seed: int) -> None:
+    """Start where trained transformers end up (Trockman & Kolter 2023): Q K^T near the identity, V O near its negative.
+
+    Positions start as sines, so that neighbours are alike from the first step on.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    visual = model.clip.visual
+    width = visual.positional_embedding.shape[1]
+    eye = torch.eye(width)
+
+    def near(identity: float, noise: float) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.linalg.svd(  # type: ignore[no-any-return]
+            noise * torch.randn((width, width), generator=generator) / math.sqrt(width) + identity * eye
+        )
+
+    for block in visual.transformer.resblocks:
+        projection = block.attn.in_proj_weight.data
+        d = width // block.attn.num_heads
+        for start in range(0, width, d):
+            u, s, v = near(0.7, 0.7)
+            root = s[:d].sqrt()[:, None]
+            projection[start : start + d] = root * u[:, :d].T
+            projection[width + start : width + start + d] = root * v[:d]
+        u, s, v = near(-0.4, 0.4)
+        projection[2 * width :] = s.sqrt()[:, None] * v
+        block.attn.out_proj.weight.data.copy_(u * s.sqrt())
+    place = torch.arange(GRID)[:, None] / 10000 ** (torch.arange(width // 4) / (width // 4))
+    wave = torch.cat([place.sin(), place.cos()], dim=1)
+    grid = torch.cat([wave[:, None].expand(-1, GRID, -1), wave[None].expand(GRID, -1, -1)], dim=-1)
+    visual.positional_embedding[1:] = 0.3 * grid.flatten(0, 1)
