@@ -31,6 +31,7 @@ from export.bundle import describe_encoder
 from export.checkpoint import LoadedModel, load_model
 from export.commands import pixel_size
 from export.errors import ExportError
+from export.fit_memory import MEMORY_SHARE
 from export.graph import SemClipGraph
 from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.progress import Stages
@@ -59,16 +60,20 @@ SCALAR_ABLATIONS = {
     "no_p_s": {"alpha": 1.0},
     "no_p_c": {"alpha": 0.0},
     "no_value_path": {"lambda_v": 0.0},
+    "no_memory": {"lambda_m": 0.0},
     "no_transform": {"lambda_v": 1e6},
 }
-"""Rows of the paper's Table 3 that are scalars of the recipe. no_transform: the V path has the map to itself."""
+"""Rows of the paper's Table 3 that are scalars of the recipe, and the memory, which is beyond the paper. no_transform:
+the V path has the map to itself."""
 FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": {"head": "paper"},
     "last_level": {"last_level_only": True},
     "value_path": {"lambda_v": 1.0},
+    "memory": {"memory_share": MEMORY_SHARE},
 }
 """Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens
-alone, and the V path with its full share; value_path: that share with the head as it is."""
+alone, and the V path with its full share; value_path: that share with the head as it is; memory: the good supports'
+patches in the map, whatever the supports say of it."""
 GENERIC_PROMPTS = "generic_prompts"
 CLASS_MEAN = "class_mean_redundancy"
 ENCODED_ABLATIONS = (GENERIC_PROMPTS, CLASS_MEAN)

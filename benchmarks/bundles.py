@@ -8,6 +8,7 @@ import numpy as np
 
 from export.bundle import describe_encoder, record_artifact, write_manifest
 from export.checkpoint import load_model
+from export.fit_memory import MEMORY_SHARE
 from export.graph import SemClipGraph
 from export.teach import RECIPE_FILE, smoothing_px
 from export.teach_settings import PAPER_ALPHA, TeachSettings
@@ -17,7 +18,8 @@ from export.versions import tool_versions
 from runtime.files import sha256_of
 from runtime.manifest import Manifest
 from runtime.operating_point import OperatingPoint
-from runtime.recipe import Recipe
+from runtime.recipe import MEMORY_ROWS, Recipe
+from runtime.verdict import unit_rows
 
 
 def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 7) -> tuple[SemClipGraph, Path]:
@@ -34,9 +36,13 @@ def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 
         "text_cls": bank.text_cls,
         "transform_weight": rng.standard_normal((levels, width, dim)).astype(np.float32),
         "transform_bias": np.zeros((levels, dim), np.float32),
+        "memory": unit_rows(rng.standard_normal((levels * MEMORY_ROWS, width)).astype(np.float32)).reshape(
+            levels, MEMORY_ROWS, width
+        ),
+        "memory_scale": np.tile(np.array([0.5, 0.1], np.float32), (levels, 1)),
         "head_weight": rng.standard_normal((classes, encoder.features)).astype(np.float32),
         "head_bias": np.zeros(classes, np.float32),
-        "scalars": TeachSettings().scalars(PAPER_ALPHA, float(bank.aligned)),
+        "scalars": TeachSettings().scalars(PAPER_ALPHA, float(bank.aligned), MEMORY_SHARE),
     }
     supports = rng.standard_normal((10 * classes, encoder.features)).astype(np.float32)
     recipe = Recipe(names, tensors, supports, encoder.id, OperatingPoint.taught(names, 0.5, 0.5), bank.source)

@@ -1,7 +1,8 @@
 """Few-shot fine-tuning: from cached support features to a recipe (paper section 3; decisions in the docstrings).
 
 The trunk is frozen. Two things are fitted: the transformation layers, with focal and dice loss on the defect map of
-every level, and the classification head, a multinomial logistic regression. The head reads what lies under the map,
+every level, and the classification head, a multinomial logistic regression. A third is remembered: patches of the good
+supports. The head reads what lies under the map,
 and a map is too good on the frames that taught it; so the head is fitted on maps of layers that were taught without
 the frame. Same features and seed, same bytes.
 """
@@ -25,6 +26,7 @@ from runtime.recipe import FrameOptions, Recipe
 from . import heads
 from .fit_head import PRIOR_L2, choose_alpha, fit_head, head_input, head_scale, text_prior
 from .fit_map import choose_lambda_v, fit_transforms, maps_of_others
+from .fit_memory import choose_memory_share, fit_memory, with_memory
 from .teach_settings import PAPER_ALPHA, TeachSettings
 from .text_bank import TextBank
 from .views import Progress, SupportFeatures, area_average
@@ -54,17 +56,24 @@ def fit_recipe(
     )
     unseen, unseen_value = maps_of_others(features, bank, encoder.grid, settings, seed)
     lambda_v = choose_lambda_v(unseen, unseen_value, features, bank, encoder.grid, settings)
+    unseen_maps = (unseen + lambda_v * unseen_value) / (1 + lambda_v)
+    memory = fit_memory(features)
+    share = choose_memory_share(memory, unseen_maps, features, encoder.grid, settings)
+    lambda_m = share * (1 + lambda_v)
+    if memory.maps is not None:
+        unseen_maps = with_memory(unseen_maps, memory.maps, share)
     tensors = {
         "text_seg": bank.text_seg,
         "text_cls": bank.text_cls,
         "transform_weight": weight.numpy(),
         "transform_bias": bias.numpy(),
-        "scalars": settings.scalars(PAPER_ALPHA, lambda_v),
+        "memory": memory.rows.numpy(),
+        "memory_scale": memory.scale.numpy(),
+        "scalars": settings.scalars(PAPER_ALPHA, lambda_v, lambda_m),
     }
     patch_maps, text = _judge_supports(features, tensors, encoder)
     levels = features.tokens.shape[1]
     scale = head_scale(features.cls.shape[1], settings.head, levels if settings.last_level_only else 1)
-    unseen_maps = (unseen + lambda_v * unseen_value) / (1 + lambda_v)
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
     prior, believed = text_prior(head, features.labels, bank, settings)
     shots = float((features.plain.sum() / len(classes)).item())
@@ -75,7 +84,7 @@ def fit_recipe(
         alpha, chosen_by = choose_alpha(head, features, text, len(classes), l2, scale, prior)
     else:
         alpha, chosen_by = settings.alpha, {"by": "setting"}
-    tensors["scalars"] = settings.scalars(alpha, lambda_v)
+    tensors["scalars"] = settings.scalars(alpha, lambda_v, lambda_m)
     defect_threshold, pixel_threshold = _support_thresholds(features, patch_maps, encoder, smoothing_px)
     teaching = {
         "seed": seed,
@@ -101,15 +110,18 @@ def _judge_supports(
     features: SupportFeatures, tensors: Mapping[str, NDArray[np.float32]], encoder: Encoder
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
     """What the taught layers say of the unchanged supports: patch maps (eq. 17) and P_S [supports, K] (eq. 18-19)."""
-    names = ("text_seg", "text_cls", "transform_weight", "transform_bias")
-    text_seg, text_cls, weight, bias = (torch.tensor(tensors[name]) for name in names)
-    _, lambda_v, tau, tau_v, tau_s = torch.tensor(tensors["scalars"])
+    names = ("text_seg", "text_cls", "transform_weight", "transform_bias", "memory", "memory_scale")
+    text_seg, text_cls, weight, bias, memory, memory_scale = (torch.tensor(tensors[name]) for name in names)
+    _, lambda_v, lambda_m, tau, tau_v, tau_s = torch.tensor(tensors["scalars"])
     maps, text = [], []
     for view in features.plain.nonzero()[:, 0].tolist():
         transformed = heads.transform(features.tokens[view].float(), weight, bias[:, None])
         vanilla = heads.vanilla_logit(heads.cosines(transformed, text_seg), tau)
-        patch_map = heads.fuse_maps(list(vanilla), list(tau_v * features.value[view]), lambda_v).reshape(encoder.grid)
-        maps.append(patch_map.numpy())
+        odd = [heads.oddness(z.float(), rows) for z, rows in zip(features.tokens[view], memory, strict=True)]
+        remembered = heads.memory_map(odd, memory_scale)
+        value = list(tau_v * features.value[view])
+        patch_map = heads.fuse_maps(list(vanilla), value, remembered, lambda_v, lambda_m)
+        maps.append(patch_map.reshape(encoder.grid).numpy())
         text.append(heads.text_probabilities(list(heads.cosines(transformed, text_cls)[:, None]), tau_s)[0].numpy())
     return maps, np.stack(text)
 

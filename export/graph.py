@@ -62,12 +62,14 @@ class SemClipGraph(nn.Module):
         text_cls: Tensor,
         transform_weight: Tensor,
         transform_bias: Tensor,
+        memory: Tensor,
+        memory_scale: Tensor,
         head_weight: Tensor,
         head_bias: Tensor,
         scalars: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes as in README, "Bundle format"; returns probabilities [B, K], defect_map [B, g, g], features [B, F]."""
-        alpha, lambda_v, tau, tau_v, tau_s = scalars.unbind(0)
+        alpha, lambda_v, lambda_m, tau, tau_v, tau_s = scalars.unbind(0)
         levels = self.encode(frames)
         text = torch.cat([text_seg, text_cls])  # one product with both banks
         similarity = [
@@ -81,7 +83,9 @@ class SemClipGraph(nn.Module):
             heads.value_logit(v, c, text_seg, tau_v, self.redundancy)
             for v, c in zip(levels.value, levels.cls, strict=True)
         ]
-        defect_map = heads.fuse_maps(vanilla, value, lambda_v)
+        odd = [heads.oddness(z[:, 1:], memory[j]) for j, z in enumerate(levels.tokens)]
+        remembered = heads.memory_map(odd, memory_scale)
+        defect_map = heads.fuse_maps(vanilla, value, remembered, lambda_v, lambda_m)
         features = heads.head_features(levels.tokens, defect_map)
         p_s = heads.text_probabilities([s[..., 2:] for s in similarity], tau_s)
         p_c = heads.head_probabilities(features, head_weight, head_bias)

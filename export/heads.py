@@ -18,7 +18,10 @@ POOLED_SHARE = 0.1
 POOLING_POWER = 4
 """Sharp enough that a defect of a few patches outweighs a faint map on all others."""
 HEIGHT_SHARE = 0.02
-"""The height of a map is the mean of this share of the patches, the highest ones."""
+"""Of the patches of a map, those that make its height."""
+
+ODD_FROM = 3.0
+"""Spreads above the mean of good patches from which a patch is rather odd than not."""
 
 
 def transform(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -55,11 +58,29 @@ def value_logit(value: Tensor, cls: Tensor, text_seg: Tensor, tau_v: Tensor, red
     return tau_v * (similarity[..., 1] - similarity[..., 0])
 
 
-def fuse_maps(vanilla: Sequence[Tensor], value: Sequence[Tensor], lambda_v: Tensor) -> Tensor:
-    """Eq. 12, 16, 17 from logits [B, P] of every level, scaled to [0, 1]."""
+def oddness(tokens: Tensor, memory: Tensor) -> Tensor:
+    """1 - the highest cosine of a patch token [B, P, D] with a remembered one [M, D] (unit rows): float32 [B, P]."""
+    return 1 - cosines(tokens, memory).amax(-1)
+
+
+def memory_map(odd: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """The map of the memory [B, P] in [0, 1], from the oddness [B, P] of every level. Beyond the paper.
+
+    The patches of good supports are the reference, as in WinCLIP+ (Jeong et al. 2023) and AnomalyDINO (Damm et al.
+    2025). scale: [m, 2], mean and spread of the oddness of good patches that are not remembered. The map is 0.5 where a
+    patch is ODD_FROM spreads above the mean, averaged over levels.
+    """
+    standard = torch.stack([(o - s[0]) / s[1] for o, s in zip(odd, scale.unbind(0), strict=True)]).mean(0)
+    return torch.sigmoid(standard - ODD_FROM)
+
+
+def fuse_maps(
+    vanilla: Sequence[Tensor], value: Sequence[Tensor], remembered: Tensor, lambda_v: Tensor, lambda_m: Tensor
+) -> Tensor:
+    """Eq. 12, 16, 17 from logits [B, P] of every level, scaled to [0, 1]; and, beyond them, the memory's map [B, P]."""
     a_z = torch.stack([torch.sigmoid(logit) for logit in vanilla]).mean(0)
     a_v = torch.stack([torch.sigmoid(logit) for logit in value]).mean(0)
-    return (a_z + lambda_v * a_v) / (1 + lambda_v)
+    return (a_z + lambda_v * a_v + lambda_m * remembered) / (1 + lambda_v + lambda_m)
 
 
 def text_probabilities(similarities: Sequence[Tensor], tau_s: Tensor) -> Tensor:
@@ -90,9 +111,13 @@ def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
     weight = (defect_map / defect_map.amax(1, keepdim=True).clamp_min(1e-12) + 1e-6) ** POOLING_POWER
     weight = (weight / weight.sum(1, keepdim=True))[:, None]
     pooled = [unit((weight @ z.float())[:, 0]) for z in patches]
+    return torch.cat([*pooled, map_height(defect_map)[:, None]], dim=-1)
+
+
+def map_height(defect_map: Tensor) -> Tensor:
+    """Mean of the highest patches of maps [B, P], HEIGHT_SHARE of them: [B]."""
     count = max(1, int(HEIGHT_SHARE * defect_map.shape[1]))
-    height = defect_map.topk(count, dim=1).values.mean(1, keepdim=True)
-    return torch.cat([*pooled, height], dim=-1)
+    return defect_map.topk(count, dim=1).values.mean(1)
 
 
 def head_probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

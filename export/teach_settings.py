@@ -21,6 +21,8 @@ class TeachSettings:
     tokens alone (eq. 20-22), all other weights of the head are zero.
     head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`); of a head that
     starts from what an aligned text tower says it is stronger, the better the text and the fewer the shots (PRIOR_L2).
+    memory_share: what the memory's map counts beside the others; None lets the supports choose
+    (`choose_memory_share`). It is 0 with head "paper".
     lambda_v: the V path's share of the map; None lets the supports choose (`choose_lambda_v`). It is 0 where the text
     vectors are not aligned, and the paper's 1 with head "paper".
     last_level_only: the other levels' layers and head weights are zero, and they have no say (paper, Table 3).
@@ -40,7 +42,8 @@ class TeachSettings:
     tau_v: float = 100.0
     tau_s: float = 10.0
     lambda_v: float | None = None
+    memory_share: float | None = None
 
-    def scalars(self, alpha: float, lambda_v: float) -> NDArray[np.float32]:
+    def scalars(self, alpha: float, lambda_v: float, lambda_m: float) -> NDArray[np.float32]:
         """The graph's `scalars`."""
-        return np.array([alpha, lambda_v, self.tau, self.tau_v, self.tau_s], np.float32)
+        return np.array([alpha, lambda_v, lambda_m, self.tau, self.tau_v, self.tau_s], np.float32)

@@ -29,7 +29,7 @@ from runtime.backends.trt import MODULES
 from runtime.files import sha256_of
 from runtime.host import find_gpu, operating_system
 from runtime.manifest import Artifact, Encoder, Manifest, check_artifact, load_bundle
-from runtime.recipe import TENSORS
+from runtime.recipe import MEMORY_ROWS, TENSORS
 
 from .errors import ExportError
 
@@ -286,8 +286,9 @@ def _signature(encoder: Encoder) -> tuple[dict[str, list[Any]], dict[str, list[A
     """Inputs and outputs of the bundle format: type, and shape with -1 for a dynamic side."""
     sizes = {
         "2": 2,
-        "5": 5,
+        "6": 6,
         "K": -1,
+        "M": MEMORY_ROWS,
         "m": len(encoder.levels),
         "D": encoder.width,
         "C": encoder.text_dim,

@@ -14,7 +14,7 @@ from typing import Any
 from .errors import BundleError, RecipeError
 from .files import read_bounded, sha256_of, write_atomically
 from .jsonfields import Fields
-from .recipe import Recipe
+from .recipe import MEMORY_ROWS, Recipe
 
 FORMAT = "sem-clip-bundle"
 VERSION = 1
@@ -75,6 +75,7 @@ class Encoder:
         expected = {
             "text_seg": (2, self.text_dim),
             "transform_weight": (len(self.levels), self.width, self.text_dim),
+            "memory": (len(self.levels), MEMORY_ROWS, self.width),
             "head_weight": (len(recipe.classes), self.features),
         }
         faults = [

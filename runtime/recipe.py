@@ -29,19 +29,24 @@ VERSION = 1
 METADATA_KEY = "sem_clip_recipe"
 MAX_BYTES = 512 * 2**20
 MIN_CLASSES, MAX_CLASSES = 2, 64
-SCALARS = ("alpha", "lambda_v", "tau", "tau_v", "tau_s")
-"""What the five entries of the `scalars` tensor are: the class mix (eq. 23), the V path's share of the map, and the
-three logit scales (map, V map, text classes)."""
+SCALARS = ("alpha", "lambda_v", "lambda_m", "tau", "tau_v", "tau_s")
+"""What the six entries of the `scalars` tensor are: the class mix (eq. 23), the shares of the V path and of the memory
+in the map, and the three logit scales (map, V map, text classes)."""
+MEMORY_ROWS = 128
+"""Patches of good supports that a level remembers."""
 TENSORS: Mapping[str, tuple[str, ...]] = {
     "text_seg": ("2", "C"),
     "text_cls": ("K", "C"),
     "transform_weight": ("m", "D", "C"),
     "transform_bias": ("m", "C"),
+    "memory": ("m", "M", "D"),
+    "memory_scale": ("m", "2"),
     "head_weight": ("K", "F"),
     "head_bias": ("K",),
-    "scalars": ("5",),
+    "scalars": ("6",),
 }
-"""Recipe inputs of the graph and their shapes: K classes, m levels, D width, C text dimension, F features."""
+"""Recipe inputs of the graph and their shapes: K classes, m levels, D width, C text dimension, F features, M
+MEMORY_ROWS."""
 SUPPORT_FEATURES = "support_features"
 _STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F")}
 """All tensors of the file. The features of the S supports are no input: the host measures novelty by them."""
@@ -211,7 +216,7 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
     if not classes or classes[0] != "good":
         faults.append('classes must begin with "good"')
     faults.extend(f'no class may be called "{name}": that is a verdict' for name in classes if is_verdict(name))
-    sizes: dict[str, int] = {"K": len(classes), "2": 2, "5": 5}
+    sizes: dict[str, int] = {"K": len(classes), "M": MEMORY_ROWS, "2": 2, "6": len(SCALARS)}
     for name, dims in _STORED.items():
         array = tensors.get(name)
         if array is None:
@@ -230,11 +235,14 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
     if supports is not None and supports.ndim == 2 and len(supports) == 0:
         faults.append(f"tensor {SUPPORT_FEATURES} holds no support")
     scalars = tensors.get("scalars")
-    if scalars is not None and scalars.shape == (5,):
-        alpha, lambda_v, *taus = scalars.tolist()
+    if scalars is not None and scalars.shape == (len(SCALARS),):
+        alpha, lambda_v, lambda_m, *taus = scalars.tolist()
         if not 0 <= alpha <= 1:
             faults.append(f"alpha must lie in [0, 1], not {alpha:g}")
-        if not lambda_v >= 0:
-            faults.append(f"lambda_v must not be negative, not {lambda_v:g}")
-        faults.extend(f"{n} must be positive, not {v:g}" for n, v in zip(SCALARS[2:], taus, strict=True) if not v > 0)
+        shares = {"lambda_v": lambda_v, "lambda_m": lambda_m}
+        faults.extend(f"{n} must not be negative, not {v:g}" for n, v in shares.items() if not v >= 0)
+        faults.extend(f"{n} must be positive, not {v:g}" for n, v in zip(SCALARS[3:], taus, strict=True) if not v > 0)
+    scale = tensors.get("memory_scale")
+    if scale is not None and scale.ndim == 2 and scale.shape[1:] == (2,) and not (scale[:, 1] > 0).all():
+        faults.append("memory_scale holds a spread that is not positive")
     return faults

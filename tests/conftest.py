@@ -12,7 +12,7 @@ import pytest
 
 from runtime.manifest import Artifact, Encoder, Manifest
 from runtime.operating_point import OperatingPoint
-from runtime.recipe import FrameOptions, Recipe
+from runtime.recipe import MEMORY_ROWS, FrameOptions, Recipe
 
 CLASSES = ("good", "bridge", "hole")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -56,13 +56,16 @@ def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = No
         "text_cls": (len(classes), dim),
         "transform_weight": (levels, width, dim),
         "transform_bias": (levels, dim),
+        "memory": (levels, MEMORY_ROWS, width),
         "head_weight": (len(classes), encoder.features),
         "head_bias": (len(classes),),
     }
     tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
     for name in ("text_seg", "text_cls"):
         tensors[name] /= np.linalg.norm(tensors[name], axis=1, keepdims=True)
-    tensors["scalars"] = np.array([0.8, 1.0, 10.0, 10.0, 10.0], np.float32)
+    tensors["memory"] /= np.linalg.norm(tensors["memory"], axis=2, keepdims=True)
+    tensors["memory_scale"] = np.tile(np.array([0.5, 0.1], np.float32), (levels, 1))
+    tensors["scalars"] = np.array([0.8, 1.0, 0.3, 10.0, 10.0, 10.0], np.float32)
     point = OperatingPoint.taught(classes, 0.5, 0.5)
     moved = {name: changes.pop(name) for name in list(changes) if name in OperatingPoint.__dataclass_fields__}
     values: dict[str, Any] = {

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from runtime.backends.base import OUTPUTS
 from runtime.backends.cuda_device import GpuError, OutOfDeviceMemory
 from runtime.manifest import Encoder
-from runtime.recipe import TENSORS
+from runtime.recipe import MEMORY_ROWS, TENSORS
 
 
 @dataclass(eq=False)
@@ -225,7 +225,7 @@ class Engine:
         self.failing = False
         self.said: list[str] = []
         self.contexts: list[Context] = []
-        sides = {"2": 2, "5": 5, "K": -1, "m": len(encoder.levels), "D": encoder.width}
+        sides = {"2": 2, "6": 6, "K": -1, "M": MEMORY_ROWS, "m": len(encoder.levels), "D": encoder.width}
         sides |= {"C": encoder.text_dim, "F": encoder.features}
         self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {"frames": ("UINT8", (-1, *encoder.input_size))}
         self.tensors |= {name: ("FLOAT", tuple(sides[side] for side in shape)) for name, shape in TENSORS.items()}

@@ -40,15 +40,21 @@ def test_agreement_of_all_frames_and_of_the_sure_ones() -> None:
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("no_p_s", (1.0, 1.0)), ("no_p_c", (0.0, 1.0)), ("no_value_path", (0.8, 0.0)), ("no_transform", (0.8, 1e6))],
+    [
+        ("no_p_s", (1.0, 1.0, 0.3)),
+        ("no_p_c", (0.0, 1.0, 0.3)),
+        ("no_value_path", (0.8, 0.0, 0.3)),
+        ("no_memory", (0.8, 1.0, 0.0)),
+        ("no_transform", (0.8, 1e6, 0.3)),
+    ],
 )
-def test_ablations_are_scalars_of_the_recipe(name: str, expected: tuple[float, float]) -> None:
+def test_ablations_are_scalars_of_the_recipe(name: str, expected: tuple[float, float, float]) -> None:
     recipe = make_recipe()
     scalars = recipe.tensors["scalars"].copy()
-    scalars[:2] = 0.8, 1.0
+    scalars[:3] = 0.8, 1.0, 0.3
     recipe = type(recipe)(**{**vars_of(recipe), "tensors": {**recipe.tensors, "scalars": scalars}})
     changed = ablate(name, recipe, None, None, None)  # type: ignore[arg-type]
-    assert changed.tensors["scalars"][:2].tolist() == pytest.approx(expected)
+    assert changed.tensors["scalars"][:3].tolist() == pytest.approx(expected)
     assert all(np.array_equal(changed.tensors[n], recipe.tensors[n]) for n in recipe.tensors if n != "scalars")
 
 

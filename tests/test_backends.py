@@ -135,7 +135,17 @@ class Session:
         raise RuntimeError("first line\nsecond line")
 
 
-RECIPE_INPUTS = ["text_seg", "text_cls", "transform_weight", "transform_bias", "head_weight", "head_bias", "scalars"]
+RECIPE_INPUTS = [
+    "text_seg",
+    "text_cls",
+    "transform_weight",
+    "transform_bias",
+    "memory",
+    "memory_scale",
+    "head_weight",
+    "head_bias",
+    "scalars",
+]
 
 
 def test_a_graph_without_the_recipe_inputs_is_refused(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

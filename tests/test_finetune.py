@@ -504,7 +504,7 @@ def test_taught_thresholds_tell_the_supports_apart() -> None:
     logits = map_logits(
         features, torch.tensor(recipe.tensors["transform_weight"]), torch.tensor(recipe.tensors["transform_bias"])
     )
-    maps = torch.sigmoid(float(recipe.tensors["scalars"][2]) * logits)
+    maps = torch.sigmoid(float(recipe.tensors["scalars"][3]) * logits)
     assert bool((maps.amax(1)[4:] > recipe.operating_point.defect_threshold).all())
 
 

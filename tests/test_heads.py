@@ -122,31 +122,60 @@ def test_class_mean_read_literally_removes_nothing() -> None:
     assert float((weighted - found).abs().max()) > 0.01
 
 
+@pytest.mark.parametrize("lambda_m", [0.0, 0.3])
 @pytest.mark.parametrize("lambda_v", [0.0, 0.5, 1.0, 7.0])
-def test_fused_map_is_the_weighted_mean_of_all_levels_and_both_paths(lambda_v: float) -> None:
+def test_fused_map_is_the_weighted_mean_of_all_levels_of_both_paths_and_of_the_memory(
+    lambda_v: float, lambda_m: float
+) -> None:
     pairs = [random(seed, BATCH, PATCHES) for seed in range(2 * LEVELS)]
     vanilla, value = pairs[:LEVELS], pairs[LEVELS:]
-    expected = np.zeros((BATCH, PATCHES))
+    remembered, odd = random(50, BATCH, PATCHES)
+    expected = LEVELS * lambda_m * odd
     for (_, z), (_, v) in zip(vanilla, value, strict=True):
         expected += 1 / (1 + np.exp(-z)) + lambda_v / (1 + np.exp(-v))
-    expected /= LEVELS * (1 + lambda_v)
-    found = heads.fuse_maps([z for z, _ in vanilla], [v for v, _ in value], torch.tensor(lambda_v))
+    expected /= LEVELS * (1 + lambda_v + lambda_m)
+    found = heads.fuse_maps(
+        [z for z, _ in vanilla], [v for v, _ in value], remembered, torch.tensor(lambda_v), torch.tensor(lambda_m)
+    )
     assert_near(found, expected, 1e-6)
 
 
-@pytest.mark.parametrize("lambda_v", [0.0, 1.0])
+def test_a_patch_is_as_odd_as_it_is_far_from_the_nearest_that_is_remembered() -> None:
+    tokens, z = random(0, BATCH, PATCHES, 8)
+    memory, m = random(1, 5, 8)
+    m = unit(m)
+    found = heads.oddness(tokens, heads.unit(memory))
+    assert_near(found, 1 - (unit(z) @ m.T).max(-1), 1e-6)
+    assert_near(heads.oddness(7 * heads.unit(memory)[None], heads.unit(memory)), np.zeros((1, 5)), 1e-6)
+
+
+def test_the_memory_s_map_is_one_half_at_three_spreads_above_good_patches() -> None:
+    scale = torch.tensor([[0.2, 0.1], [0.4, 0.05]])
+    levels = [torch.tensor([[0.2, 0.5, 0.6]]), torch.tensor([[0.4, 0.55, 0.7]])]
+    found = heads.memory_map(levels, scale)
+    standard = np.array([[0.0, 3.0, 5.0]])
+    assert_near(found, 1 / (1 + np.exp(-(standard - 3))), 1e-5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
 @pytest.mark.parametrize(("logit", "end"), [(1e4, 1.0), (-1e4, 0.0)])
 def test_fused_map_reaches_both_ends_of_the_unit_interval_and_no_further(
-    lambda_v: float, logit: float, end: float
+    share: float, logit: float, end: float
 ) -> None:
     extreme = [torch.full((1, PATCHES), logit)] * LEVELS
-    found = heads.fuse_maps(extreme, extreme, torch.tensor(lambda_v))
+    remembered = torch.full((1, PATCHES), end)
+    found = heads.fuse_maps(extreme, extreme, remembered, torch.tensor(share), torch.tensor(share))
     assert torch.equal(found, torch.full((1, PATCHES), end))
 
 
-def test_v_path_has_no_say_where_its_weight_is_zero() -> None:
-    vanilla = [random(0, BATCH, PATCHES)[0]]
-    maps = [heads.fuse_maps(vanilla, [random(seed, BATCH, PATCHES)[0]], torch.tensor(0.0)) for seed in (1, 2)]
+def test_v_path_and_memory_have_no_say_where_their_weights_are_zero() -> None:
+    vanilla, none = [random(0, BATCH, PATCHES)[0]], torch.tensor(0.0)
+    maps = [
+        heads.fuse_maps(
+            vanilla, [random(seed, BATCH, PATCHES)[0]], torch.sigmoid(random(seed + 9, BATCH, PATCHES)[0]), none, none
+        )
+        for seed in (1, 2)
+    ]
     assert torch.equal(*maps)
 
 
@@ -223,12 +252,12 @@ def test_graph_joins_the_heads_as_eq_9_to_23_say(redundancy: str, alpha: float) 
     model = load_model("toy", random_seed=0)
     graph = SemClipGraph(model.encoder(), redundancy=redundancy)
     recipe = make_recipe(encoder=describe_encoder(model, graph))
-    scalars = np.array([alpha, 0.7, 12.0, 9.0, 6.0], np.float32)
+    scalars = np.array([alpha, 0.7, 0.4, 12.0, 9.0, 6.0], np.float32)
     tensors: dict[str, Array] = {n: a.astype(np.float64) for n, a in recipe.tensors.items()}
     frames = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 64, 64), dtype=np.uint8))
 
     levels = graph.encode(frames)
-    a_z, a_v, per_class, cls_tokens, patches = [], [], [], [], []
+    a_z, a_v, odd, per_class, cls_tokens, patches = [], [], [], [], [], []
     for j in range(4):
         z = levels.tokens[j].double().numpy()
         moved = unit(z[:, 1:] @ tensors["transform_weight"][j] + tensors["transform_bias"][j])
@@ -238,10 +267,14 @@ def test_graph_joins_the_heads_as_eq_9_to_23_say(redundancy: str, alpha: float) 
             c = unit(levels.cls[j].double().numpy()) @ tensors["text_seg"].T
             s = s * 2 * softmax(c)[:, None]
         a_v.append(softmax(9.0 * s)[..., 1])
+        nearest = (unit(z[:, 1:]) @ tensors["memory"][j].T).max(axis=-1)
+        mean, spread = tensors["memory_scale"][j]
+        odd.append((1 - nearest - mean) / spread)
         per_class.append(np.sort(moved @ tensors["text_cls"].T, axis=1)[:, -2:].mean(axis=1))  # 2 of 16 patches
         cls_tokens.append(unit(z[:, 0]))
         patches.append(z[:, 1:])
-    expected_map = (sum(a_z) + 0.7 * sum(a_v)) / (4 * 1.7)
+    remembered = 1 / (1 + np.exp(3 - sum(odd) / 4))
+    expected_map = (sum(a_z) + 0.7 * sum(a_v) + 4 * 0.4 * remembered) / (4 * 2.1)
     weight = expected_map**4 / (expected_map**4).sum(axis=1, keepdims=True)
     pooled = [unit(np.einsum("bp,bpd->bd", weight, z)) for z in patches]
     features = np.concatenate(

@@ -466,6 +466,7 @@ def test_every_tensor_that_does_not_fit_the_encoder_is_named() -> None:
     assert caught.value.faults == (
         "tensor text_seg has shape [2, 16], this encoder needs [2, 24]",
         "tensor transform_weight has shape [2, 8, 16], this encoder needs [4, 32, 24]",
+        "tensor memory has shape [2, 128, 8], this encoder needs [4, 128, 32]",
         "tensor head_weight has shape [3, 100], this encoder needs [3, 257]",
     )
     other.check(make_recipe(encoder=other))

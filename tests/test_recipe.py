@@ -174,15 +174,17 @@ def test_the_format_is_pinned() -> None:
         "text_cls": [3, 24],
         "transform_weight": [4, 32, 24],
         "transform_bias": [4, 24],
+        "memory": [4, 128, 32],
+        "memory_scale": [4, 2],
         "head_weight": [3, 257],
         "head_bias": [3],
-        "scalars": [5],
+        "scalars": [6],
         "support_features": [4, 257],
     }
     assert {name: (outer[name]["dtype"], outer[name]["shape"]) for name in STORED} == {
         name: ("F32", shape) for name, shape in shapes.items()
     }
-    assert SCALARS == ("alpha", "lambda_v", "tau", "tau_v", "tau_s")
+    assert SCALARS == ("alpha", "lambda_v", "lambda_m", "tau", "tau_v", "tau_s")
 
 
 def test_other_safetensors_readers_can_read_it(tmp_path: Path) -> None:
@@ -200,9 +202,11 @@ def test_a_recipe_written_by_hand_loads() -> None:
         "text_cls": np.eye(2, 4, dtype=np.float32),
         "transform_weight": np.ones((1, 3, 4), np.float32),
         "transform_bias": np.zeros((1, 4), np.float32),
+        "memory": np.zeros((1, 128, 3), np.float32),
+        "memory_scale": np.array([[0, 1]], np.float32),
         "head_weight": np.zeros((2, 3), np.float32),
         "head_bias": np.array([0, 1], np.float32),
-        "scalars": np.array([1, 0, 2, 3, 4], np.float32),
+        "scalars": np.array([1, 0, 0, 2, 3, 4], np.float32),
         "support_features": np.array([[3, 0, 4], [0, 0, 0]], np.float32),
     }
     header = (
@@ -333,8 +337,11 @@ def test_a_tensor_that_is_not_finite_is_named(name: str, value: float) -> None:
         ("transform_bias", (3, 24), "tensor transform_bias has shape [3, 24], expected [4, 24]"),
         ("head_weight", (4, 257), "tensor head_weight has shape [4, 257], expected [3, F]"),
         ("head_bias", (3, 1), "tensor head_bias has shape [3, 1], expected [3]"),
-        ("scalars", (6,), "tensor scalars has shape [6], expected [5]"),
-        ("scalars", (), "tensor scalars has shape [], expected [5]"),
+        ("memory", (4, 100, 32), "tensor memory has shape [4, 100, 32], expected [4, 128, 32]"),
+        ("memory_scale", (4, 1), "tensor memory_scale has shape [4, 1], expected [4, 2]"),
+        ("memory_scale", (4,), "tensor memory_scale has shape [4], expected [4, 2]"),
+        ("scalars", (5,), "tensor scalars has shape [5], expected [6]"),
+        ("scalars", (), "tensor scalars has shape [], expected [6]"),
         ("support_features", (4, 64), "tensor support_features has shape [4, 64], expected [S, 257]"),
         ("support_features", (0, 257), "tensor support_features holds no support"),
     ],
@@ -355,16 +362,23 @@ def test_an_unknown_tensor_is_named() -> None:
 @pytest.mark.parametrize(
     ("scalars", "fault"),
     [
-        ([-0.1, 1, 1, 1, 1], "alpha must lie in [0, 1], not -0.1"),
-        ([1.5, 1, 1, 1, 1], "alpha must lie in [0, 1], not 1.5"),
-        ([1, -2, 1, 1, 1], "lambda_v must not be negative, not -2"),
-        ([1, 1, 0, 1, 1], "tau must be positive, not 0"),
-        ([1, 1, 1, -3, 1], "tau_v must be positive, not -3"),
-        ([1, 1, 1, 1, -4], "tau_s must be positive, not -4"),
+        ([-0.1, 1, 1, 1, 1, 1], "alpha must lie in [0, 1], not -0.1"),
+        ([1.5, 1, 1, 1, 1, 1], "alpha must lie in [0, 1], not 1.5"),
+        ([1, -2, 1, 1, 1, 1], "lambda_v must not be negative, not -2"),
+        ([1, 1, -3, 1, 1, 1], "lambda_m must not be negative, not -3"),
+        ([1, 1, 1, 0, 1, 1], "tau must be positive, not 0"),
+        ([1, 1, 1, 1, -3, 1], "tau_v must be positive, not -3"),
+        ([1, 1, 1, 1, 1, -4], "tau_s must be positive, not -4"),
     ],
 )
 def test_a_scalar_out_of_range_is_named(scalars: list[float], fault: str) -> None:
     assert faults_of(with_tensors(scalars=np.array(scalars, np.float32))) == (fault,)
+
+
+@pytest.mark.parametrize("spread", [0.0, -1.0])
+def test_a_memory_scale_without_spread_is_named(spread: float) -> None:
+    scale = np.array([[0.5, 0.1], [0.5, 0.1], [0.5, spread], [0.5, 0.1]], np.float32)
+    assert faults_of(with_tensors(memory_scale=scale)) == ("memory_scale holds a spread that is not positive",)
 
 
 @pytest.mark.parametrize(
@@ -399,7 +413,7 @@ def test_the_fewest_and_the_most_classes_are_accepted(count: int) -> None:
         ("head_bias", np.zeros(3), "tensor head_bias must be float32, not float64"),
         ("head_bias", np.zeros(3, ">f4"), "tensor head_bias must be float32, not >f4"),
         ("head_bias", np.zeros(4, np.float32), "tensor head_bias has shape [4], expected [3]"),
-        ("scalars", np.full(5, np.nan, np.float32), "tensor scalars holds values that are not finite"),
+        ("scalars", np.full(6, np.nan, np.float32), "tensor scalars holds values that are not finite"),
     ],
 )
 def test_a_recipe_cannot_be_made_of_wrong_tensors(name: str, array: Any, fault: str) -> None:
@@ -428,7 +442,7 @@ def test_all_faults_are_listed_at_once(tmp_path: Path) -> None:
     tensors = {name: np.array(array) for name, array in stored(make_recipe()).items()}
     tensors["head_weight"][0, 0] = np.nan
     tensors["text_seg"] = np.zeros((5, 24), np.float32)
-    tensors["scalars"][2] = -1
+    tensors["scalars"][3] = -1
     tensors["odd"] = np.zeros(1, np.float32)
     del tensors["head_bias"]
     path = tmp_path / "broken.safetensors"

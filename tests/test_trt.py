@@ -280,10 +280,11 @@ def test_an_engine_of_another_graph_is_refused_with_every_difference(tmp_path: P
         Opened(tmp_path, device=device, engine=engine)
     assert [fault.split(" is ")[0] for fault in caught.value.faults] == [
         "engine.plan: features",
+        "engine.plan: memory",
         "engine.plan: scalars",
         "engine.plan: transform_weight",
     ]
-    assert "scalars is missing, not ('float', (5,))" in str(caught.value)
+    assert "scalars is missing, not ('float', (6,))" in str(caught.value)
 
 
 @pytest.mark.parametrize("method", ["copy_in", "launch", "copy_out", "synchronize"])
