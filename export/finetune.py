@@ -58,7 +58,7 @@ def fit_recipe(
     lambda_v = choose_lambda_v(unseen, unseen_value, features, bank, encoder.grid, settings)
     unseen_maps = (unseen + lambda_v * unseen_value) / (1 + lambda_v)
     memory = fit_memory(features)
-    share = choose_memory_share(memory, unseen_maps, features, encoder.grid, settings)
+    share = choose_memory_share(memory, unseen_maps, features, settings)
     lambda_m = share * (1 + lambda_v)
     if memory.maps is not None:
         unseen_maps = with_memory(unseen_maps, memory.maps, share)

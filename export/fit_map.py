@@ -112,18 +112,18 @@ def _start_auroc(features: SupportFeatures, start: Projection, text_seg: Tensor,
     difference = torch.stack(similarity).mean(0)
     maps = torch.sigmoid(difference[..., 1] - difference[..., 0])
     known = ~features.targets[:, 0, 0].isnan()
-    patches = patch_targets(features.targets[known].nan_to_num(), grid)
+    patches = _patch_targets(features.targets[known].nan_to_num(), grid)
     if patches.any():
-        return auroc(maps[known], patches)
-    return auroc(maps.amax(1), features.labels > 0)
+        return _auroc(maps[known], patches)
+    return _auroc(maps.amax(1), features.labels > 0)
 
 
-def patch_targets(targets: Tensor, grid: tuple[int, int]) -> Tensor:
+def _patch_targets(targets: Tensor, grid: tuple[int, int]) -> Tensor:
     """Patches [n, P] of which a tenth or more is defect."""
     return F.adaptive_avg_pool2d(targets[:, None], grid)[:, 0].flatten(1) >= 0.1
 
 
-def auroc(scores: Tensor, positive: Tensor) -> float:
+def _auroc(scores: Tensor, positive: Tensor) -> float:
     """0.5 without both kinds: nothing is known then."""
     histogram = ScoreHistogram()
     histogram.add(scores.numpy(), positive.numpy())
@@ -152,11 +152,11 @@ def choose_lambda_v(
     if settings.head == "paper":
         return 1.0
     known = ~features.targets[:, 0, 0].isnan()
-    patches = patch_targets(features.targets[known].nan_to_num(), grid)
+    patches = _patch_targets(features.targets[known].nan_to_num(), grid)
     gain = {}
     for share in LAMBDAS_V:
         maps = (own + share * value) / (1 + share)
-        gain[share] = auroc(maps.amax(1), features.labels > 0) + (auroc(maps[known], patches) if patches.any() else 0)
+        gain[share] = _auroc(maps.amax(1), features.labels > 0) + (_auroc(maps[known], patches) if patches.any() else 0)
     best = max(gain, key=lambda share: gain[share])
     return best if gain[best] - gain[0.0] >= 2 * LEAST_GAIN else 0.0
 

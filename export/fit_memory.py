@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.recipe import MEMORY_ROWS
 
 from . import heads
-from .fit_map import auroc, patch_targets
 from .teach_settings import TeachSettings
 from .views import SupportFeatures
 
@@ -58,27 +59,45 @@ def fit_memory(features: SupportFeatures) -> Memory:
     return Memory(rows, scale, heads.memory_map(list(odd.unbind(1)), scale))
 
 
-def choose_memory_share(
-    memory: Memory, others: Tensor, features: SupportFeatures, grid: tuple[int, int], settings: TeachSettings
-) -> float:
-    """What the memory's map counts beside the others: MEMORY_SHARE if frame and patch AUROC of the supports gain, or 0.
+def choose_memory_share(memory: Memory, others: Tensor, features: SupportFeatures, settings: TeachSettings) -> float:
+    """What the memory's map counts beside the others: MEMORY_SHARE where it tells defect frames better, else 0.
 
-    others: the map [V, P] without it, by layers that were taught without the frame. The memory has not seen it either,
-    so any gain counts.
+    others: the map [V, P] without it, by layers that were taught without the frame; the memory has not seen it either.
+    A handful of frames measures it poorly: the supports' AUROC must gain more than one standard error. Patches do not
+    decide: the others' layers were taught on fewer supports than those of the recipe, and the memory would be thanked
+    for making up for that.
     """
     if settings.memory_share is not None:
         return settings.memory_share
     if memory.maps is None or settings.head == "paper" or settings.last_level_only:
         return 0.0
-    known = ~features.targets[:, 0, 0].isnan() & features.plain
-    patches = patch_targets(features.targets[known].nan_to_num(), grid)
+    defect = (features.labels[features.plain] > 0).numpy()
+    before, after = (
+        heads.map_height(maps[features.plain]).numpy()
+        for maps in (others, with_memory(others, memory.maps, MEMORY_SHARE))
+    )
+    gain, error = auroc_gain(before, after, defect)
+    return MEMORY_SHARE if gain > error else 0.0
 
-    def worth(maps: Tensor) -> float:
-        heights = heads.map_height(maps[features.plain])
-        found = auroc(heights, features.labels[features.plain] > 0)
-        return found + (auroc(maps[known], patches) if patches.any() else 0.0)
 
-    return MEMORY_SHARE if worth(with_memory(others, memory.maps, MEMORY_SHARE)) > worth(others) else 0.0
+def auroc_gain(
+    before: NDArray[np.float32], after: NDArray[np.float32], positive: NDArray[np.bool_]
+) -> tuple[float, float]:
+    """AUROC of scores `after` less that of `before` on the same frames, and its standard error (DeLong et al. 1988).
+
+    (0, inf) with fewer than two frames of a kind.
+    """
+    if min(positive.sum(), (~positive).sum()) < 2:
+        return 0.0, float("inf")
+
+    def wins(scores: NDArray[np.float32]) -> NDArray[np.float64]:
+        difference = scores[positive][:, None].astype(np.float64) - scores[~positive]
+        result: NDArray[np.float64] = (np.sign(difference) + 1) / 2
+        return result
+
+    gain = wins(after) - wins(before)
+    variance = sum(gain.mean(1 - axis).var(ddof=1) / gain.shape[axis] for axis in (0, 1))
+    return float(gain.mean()), float(np.sqrt(variance))
 
 
 def with_memory(others: Tensor, remembered: Tensor, share: float) -> Tensor:

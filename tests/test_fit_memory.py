@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from export import heads
-from export.fit_memory import MEMORY_SHARE, choose_memory_share, fit_memory, remember, with_memory
+from export.fit_memory import MEMORY_SHARE, auroc_gain, choose_memory_share, fit_memory, remember, with_memory
 from export.teach_settings import TeachSettings
 from export.views import SupportFeatures
 from runtime.recipe import MEMORY_ROWS
 
-LEVELS, PATCHES, WIDTH, GRID = 2, 16, 8, (4, 4)
+LEVELS, PATCHES, WIDTH = 2, 16, 8
 LABELS = [0] * 6 + [1] * 4
 SETTINGS = TeachSettings()
 
@@ -44,7 +44,7 @@ def plant(labels: list[int] = LABELS, *, odd: bool = True, groups: list[int] | N
 
 def blind(features: SupportFeatures) -> torch.Tensor:
     """A map that knows nothing."""
-    return torch.rand((len(features.labels), PATCHES), generator=torch.Generator().manual_seed(0))
+    return 0.3 + 0.1 * torch.rand((len(features.labels), PATCHES), generator=torch.Generator().manual_seed(0))
 
 
 def test_unit_rows_that_lie_far_apart_are_remembered() -> None:
@@ -95,7 +95,38 @@ def test_it_has_a_say_where_it_finds_defects_and_none_where_it_does_not() -> Non
         features = plant(odd=odd)
         knows = features.targets[:, ::4, ::4].flatten(1) * 0.9 + 0.05
         others = blind(features) if odd else knows
-        assert choose_memory_share(fit_memory(features), others, features, GRID, SETTINGS) == share
+        assert choose_memory_share(fit_memory(features), others, features, SETTINGS) == share
+
+
+def test_a_gain_within_the_noise_is_none() -> None:
+    """One good frame of six changes places with one defect: 1/24 of AUROC, and the next six may say the opposite."""
+    defect = np.array(LABELS) > 0
+    before = np.linspace(0, 1, len(LABELS), dtype=np.float32)
+    before[[5, 6]] = before[[6, 5]]
+    after = np.linspace(0, 1, len(LABELS), dtype=np.float32)
+    gain, error = auroc_gain(before, after, defect)
+    assert gain == pytest.approx(1 / 24)
+    assert 0 < gain <= error
+
+
+def test_gain_and_its_error_are_those_of_repeated_draws() -> None:
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(400):
+        truth = np.arange(50) < 30
+        shared = truth + rng.standard_normal(50)
+        before = (shared + rng.standard_normal(50)).astype(np.float32)
+        after = (shared + 0.5 * rng.standard_normal(50)).astype(np.float32)
+        found.append(auroc_gain(before, after, truth))
+    gains, errors = np.array(found).T
+    assert gains.mean() > 0.01
+    assert errors.mean() == pytest.approx(gains.std(), rel=0.15)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_too_few_frames_tell_nothing(count: int) -> None:
+    scores = np.linspace(0, 1, 5, dtype=np.float32)
+    assert auroc_gain(scores, scores[::-1].copy(), np.arange(5) < count) == (0.0, float("inf"))
 
 
 @pytest.mark.parametrize(
@@ -104,7 +135,7 @@ def test_it_has_a_say_where_it_finds_defects_and_none_where_it_does_not() -> Non
 def test_it_has_none_in_the_paper_s_forms(changes: dict[str, object]) -> None:
     features = plant()
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-    assert choose_memory_share(fit_memory(features), blind(features), features, GRID, settings) == 0.0
+    assert choose_memory_share(fit_memory(features), blind(features), features, settings) == 0.0
 
 
 def test_one_good_support_leaves_nothing_to_compare_it_with() -> None:
@@ -112,13 +143,13 @@ def test_one_good_support_leaves_nothing_to_compare_it_with() -> None:
     memory = fit_memory(features)
     assert memory.maps is None
     assert (memory.scale[:, 1] > 0).all()
-    assert choose_memory_share(memory, blind(features), features, GRID, SETTINGS) == 0.0
+    assert choose_memory_share(memory, blind(features), features, SETTINGS) == 0.0
 
 
 def test_without_masks_frames_alone_decide() -> None:
     features = plant()
     features.targets[features.labels > 0] = torch.nan
-    assert choose_memory_share(fit_memory(features), blind(features), features, GRID, SETTINGS) == MEMORY_SHARE
+    assert choose_memory_share(fit_memory(features), blind(features), features, SETTINGS) == MEMORY_SHARE
 
 
 def test_its_share_is_that_beside_all_others() -> None:
