@@ -20,6 +20,7 @@ from runtime.cli import main
 from runtime.errors import BackendError, BackendUnavailable, BundleError
 from runtime.host import Gpu, find_gpu, operating_system
 from runtime.manifest import Artifact, Manifest, load_bundle
+from runtime.recipe import TENSORS
 
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", 24 * 2**30)
 PRODUCT, VERSION = "tensorrt-rtx", "1.7.1"
@@ -236,8 +237,6 @@ class Session:
         return [SimpleNamespace(name="frames")]
 
     def get_overridable_initializers(self) -> list[Any]:
-        from runtime.recipe import TENSORS
-
         return [SimpleNamespace(name=name) for name in TENSORS]
 
     def get_outputs(self) -> list[Any]:
@@ -282,9 +281,9 @@ def test_cuda_keeps_the_recipe_on_the_gpu(
         assert (backend.name, backend.in_flight) == ("cuda", 2)
         for _ in range(3):
             assert backend.run(frames, first).probabilities[0] == 2
-        assert uploads == ["cuda"] * 7
+        assert uploads == ["cuda"] * len(TENSORS)
         backend.run(frames, second)
-        assert len(uploads) == 14
+        assert len(uploads) == 2 * len(TENSORS)
         with pytest.raises(BackendError, match=r"failed on a batch of 5: out of memory$"):
             backend.run(np.zeros((5, 64, 64), np.uint8), second)
     with pytest.raises(BackendError, match="session is closed"):

@@ -87,7 +87,7 @@ def test_inspect_says_what_a_bundle_holds(fake_bundle: Path, capsys: Capture) ->
         "temperature 1; unknown: never",
         "cannot decide: below confidence good 0.000, bridge 0.000, hole 0.000; not where class and map disagree",
         "as taught, never calibrated",
-        "alpha 0.8, lambda_v 1, tau 10, tau_v 10, tau_s 10",
+        "alpha 0.8, lambda_v 1, lambda_m 0.3, tau 10, tau_v 10, tau_s 10",
         "made for tests",
     ):
         assert part in out
