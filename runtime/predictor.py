@@ -127,7 +127,7 @@ class Predictor:
 
         Decoding, inference and post-processing overlap; at most four batches and those in the engine are held. A bad
         frame yields a FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one: `submit`.
-        decoders: threads that decode and resize; by default one a core and 8 at most. One does some 200 PNG frames of
+        decoders: threads that decode and resize; by default one a core and 8 at most. One does some 400 PNG frames of
             480 x 480 a second.
         Raises BackendError; FrameError if `frames` is one frame and not an iterable of them.
         """
