@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from calibration.thresholds import f1_max_threshold
 from runtime.manifest import Encoder
@@ -85,7 +86,9 @@ def fit_recipe(
     else:
         alpha, chosen_by = settings.alpha, {"by": "setting"}
     tensors["scalars"] = settings.scalars(alpha, lambda_v, lambda_m)
-    defect_threshold, pixel_threshold = _support_thresholds(features, patch_maps, encoder, smoothing_px)
+    # A good support that is remembered has nothing odd in it, which no frame to come can match.
+    unremembered, _ = _judge_supports(features, tensors, encoder, memory.maps)
+    defect_threshold, pixel_threshold = _support_thresholds(features, unremembered, encoder, smoothing_px)
     teaching = {
         "seed": seed,
         "map_taught_by": taught_by,
@@ -107,9 +110,15 @@ def fit_recipe(
 
 
 def _judge_supports(
-    features: SupportFeatures, tensors: Mapping[str, NDArray[np.float32]], encoder: Encoder
+    features: SupportFeatures,
+    tensors: Mapping[str, NDArray[np.float32]],
+    encoder: Encoder,
+    memory_maps: Tensor | None = None,
 ) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-    """What the taught layers say of the unchanged supports: patch maps (eq. 17) and P_S [supports, K] (eq. 18-19)."""
+    """What the recipe says of the unchanged supports: patch maps (eq. 17) and P_S [supports, K] (eq. 18-19).
+
+    memory_maps: [V, P], to take for the memory's map; else the memory's own, as in the graph.
+    """
     names = ("text_seg", "text_cls", "transform_weight", "transform_bias", "memory", "memory_scale")
     text_seg, text_cls, weight, bias, memory, memory_scale = (torch.tensor(tensors[name]) for name in names)
     _, lambda_v, lambda_m, tau, tau_v, tau_s = torch.tensor(tensors["scalars"])
@@ -117,8 +126,11 @@ def _judge_supports(
     for view in features.plain.nonzero()[:, 0].tolist():
         transformed = heads.transform(features.tokens[view].float(), weight, bias[:, None])
         vanilla = heads.vanilla_logit(heads.cosines(transformed, text_seg), tau)
-        odd = [heads.oddness(z.float(), rows) for z, rows in zip(features.tokens[view], memory, strict=True)]
-        remembered = heads.memory_map(odd, memory_scale)
+        if memory_maps is None:
+            odd = [heads.oddness(z.float(), rows) for z, rows in zip(features.tokens[view], memory, strict=True)]
+            remembered = heads.memory_map(odd, memory_scale)
+        else:
+            remembered = memory_maps[view]
         value = list(tau_v * features.value[view])
         patch_map = heads.fuse_maps(list(vanilla), value, remembered, lambda_v, lambda_m)
         maps.append(patch_map.reshape(encoder.grid).numpy())
