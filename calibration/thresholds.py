@@ -82,11 +82,12 @@ def choose_pixel_threshold(rule: Rule, pixels: ScoreHistogram, good_peaks: Array
     return Choice(cut, str(rule), *_promise("good frames", "marked anywhere", marked, peaks.size))
 
 
-def f1_max_threshold(scores: ArrayLike, positive: ArrayLike) -> tuple[float, float]:
+def f1_max_threshold(scores: ArrayLike, positive: ArrayLike, good_weight: float = 1.0) -> tuple[float, float]:
     """The threshold t for which "score >= t" has the highest F1, and that F1.
 
-    scores: [n] finite. positive: [n] bool, true for defects. t lies halfway between the lowest score called positive
-    and the highest one called negative; ties of F1 go to the higher threshold (less overkill).
+    scores: [n] finite. positive: [n] bool, true for defects. good_weight: what a good item counts beside a defect, for
+    items that were not drawn in the proportion in which they come. t lies halfway between the lowest score called
+    positive and the highest one called negative; ties of F1 go to the higher threshold (less overkill).
     Raises CalibrationError if there is no positive, no score, or a score is not finite.
     """
     s = np.asarray(scores, dtype=np.float64).ravel()
@@ -100,7 +101,7 @@ def f1_max_threshold(scores: ArrayLike, positive: ArrayLike) -> tuple[float, flo
     order = np.argsort(-s, kind="stable")
     s, truth = s[order], truth[order]
     hits = np.cumsum(truth)
-    f1 = 2 * hits / (np.arange(1, s.size + 1) + truth.sum())
+    f1 = 2 * hits / (np.cumsum(np.where(truth, 1.0, good_weight)) + truth.sum())
     # Equal scores fall on one side together: only the last of each run is a possible cut.
     cuts = np.flatnonzero(np.append(s[1:] != s[:-1], True))
     best = cuts[np.argmax(f1[cuts])]

@@ -141,7 +141,11 @@ def _judge_supports(
 def _support_thresholds(
     features: SupportFeatures, patch_maps: Sequence[NDArray[np.float32]], encoder: Encoder, smoothing_px: float
 ) -> tuple[float, float]:
-    """Thresholds of highest F1 for frame scores and for pixels, on the unchanged supports, by the runtime's own map."""
+    """Thresholds of highest F1 for frame scores and for pixels, on the unchanged supports, by the runtime's own map.
+
+    Good and defect frames weigh the same: with K supports of each of many defect classes, F1 would be highest where all
+    frames are called defects.
+    """
     scores, values, truths = [], [], []
     for patch_map, view in zip(patch_maps, features.plain.nonzero()[:, 0].tolist(), strict=True):
         full = upsample(patch_map, encoder.image_size, encoder.image_size, smoothing_px)
@@ -150,7 +154,9 @@ def _support_thresholds(
         if not np.isnan(target[0, 0]):
             values.append(area_average(full, (target.shape[0], target.shape[1])).ravel())
             truths.append(target.ravel() > 0)
-    defect_threshold, _ = f1_max_threshold(scores, (features.labels[features.plain] > 0).numpy())
+    defect = (features.labels[features.plain] > 0).numpy()
+    good_weight = float(defect.sum() / max(1, (~defect).sum()))
+    defect_threshold, _ = f1_max_threshold(scores, defect, good_weight)
     if not any(truth.any() for truth in truths):
         return defect_threshold, 0.5
     return defect_threshold, f1_max_threshold(np.concatenate(values), np.concatenate(truths))[0]

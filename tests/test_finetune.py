@@ -18,6 +18,7 @@ from export import fit_head as fit_head_module
 from export.finetune import fit_recipe
 from export.fit_head import ALPHAS, MAX_FOLDS, PRIOR_L2, choose_alpha, fit_head, head_scale
 from export.fit_map import choose_lambda_v, fit_transforms
+from export.fit_memory import fit_memory
 from export.teach_settings import TeachSettings
 from export.text_bank import TextBank, anchor_bank
 from export.text_prior import Projection
@@ -471,9 +472,11 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
     monkeypatch: pytest.MonkeyPatch, unmasked: tuple[int, ...]
 ) -> None:
     asked: list[tuple[Any, Any]] = []
+    weights: list[float] = []
 
-    def choose(scores: Any, positive: Any) -> tuple[float, float]:
+    def choose(scores: Any, positive: Any, good_weight: float = 1.0) -> tuple[float, float]:
         asked.append((np.asarray(scores), np.asarray(positive)))
+        weights.append(good_weight)
         return 0.1 * len(asked), 1.0
 
     monkeypatch.setattr(finetune, "f1_max_threshold", choose)
@@ -482,6 +485,8 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
     recipe = teach(features)
     scores, positive = asked[0]
     assert positive.tolist() == [False] * 3 + [True] * 5
+    assert weights[0] == pytest.approx(5 / 3), "good and defect frames weigh the same"
+    assert weights[1:] == [1.0] * (len(weights) - 1)
     assert scores[positive].min() > scores[~positive].max()
     assert recipe.operating_point.defect_threshold == pytest.approx(0.1)
     if unmasked == DEFECTS:
@@ -506,6 +511,33 @@ def test_taught_thresholds_tell_the_supports_apart() -> None:
     )
     maps = torch.sigmoid(float(recipe.tensors["scalars"][3]) * logits)
     assert bool((maps.amax(1)[4:] > recipe.operating_point.defect_threshold).all())
+
+
+def test_many_defect_classes_do_not_make_every_frame_a_defect() -> None:
+    """One good support of nine, and defects that the map hardly tells from it: most F1 has who calls all defects."""
+    scores = np.array([0.3, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
+    features = plant([0] + [1] * 8)
+    maps = [np.full((4, 4), score, np.float32) for score in scores]
+    threshold, _ = finetune._support_thresholds(features, maps, ENCODER, 1.0)
+    assert 0.3 < threshold < 0.4
+
+
+def test_a_good_support_that_is_remembered_sets_no_threshold() -> None:
+    """Thresholds take the memory's map of a memory without the support: with it, nothing in a good one is odd."""
+    features = plant(LABELS)
+    memory = fit_memory(features)
+    tensors = {**teach(features).tensors}
+    tensors["scalars"] = tensors["scalars"].copy()
+    tensors["scalars"][2] = 1.0
+    with_it, _ = finetune._judge_supports(features, tensors, ENCODER)
+    without, _ = finetune._judge_supports(features, tensors, ENCODER, memory.maps)
+    good = features.labels == 0
+    assert np.mean([m.mean() for m, g in zip(without, good, strict=True) if g]) > np.mean(
+        [m.mean() for m, g in zip(with_it, good, strict=True) if g]
+    )
+    for a, b, label in zip(with_it, without, features.labels, strict=True):
+        if label:
+            np.testing.assert_allclose(a, b, atol=1e-6)
 
 
 def test_with_the_last_level_only_the_others_have_no_say() -> None:

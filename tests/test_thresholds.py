@@ -67,6 +67,14 @@ def test_of_equal_f1_the_higher_threshold_is_taken() -> None:
     assert threshold == pytest.approx(0.7)
 
 
+@pytest.mark.parametrize("seed", range(10))
+def test_a_weight_of_good_items_is_as_if_each_came_so_many_times(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    good, bad = rng.random(5), rng.random(30) + 0.3
+    weighted = f1_max_threshold(np.append(good, bad), [False] * 5 + [True] * 30, good_weight=6)
+    assert weighted == f1_max_threshold(np.append(np.repeat(good, 6), bad), [False] * 30 + [True] * 30)
+
+
 def test_positives_alone_are_all_called() -> None:
     assert f1_max_threshold([0.3, 0.7], [True, True]) == (0.3, 1.0)
 
