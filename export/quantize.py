@@ -27,7 +27,8 @@ FILES = {"cpu": "model.int8.onnx", "tensorrt": "model.int8-tensorrt.onnx"}
 LEAST_FRAMES = 8
 MOST_PARITY_FRAMES = 128
 LEAST_AGREEMENT = 0.97
-"""Share of frames that took no part in quantizing whose labels must be those of fp32."""
+"""Share of frames whose labels must be those of fp32: of those it is fitted on, and of others. More of the first would
+leave products in fp32 for the sake of single frames between two classes."""
 
 
 class Quantize:
@@ -53,9 +54,9 @@ class Quantize:
         parser.add_argument(
             "--agreement",
             type=float,
-            default=0.99,
+            default=LEAST_AGREEMENT,
             help="share of those whose label must stay that of fp32; products of the encoder are left in fp32 until it "
-            "does (default: 0.99)",
+            f"does (default: {LEAST_AGREEMENT})",
         )
         parser.add_argument(
             "--change",
@@ -112,7 +113,7 @@ def add_int8(
     paths: Sequence[Path],
     *,
     calibration_frames: int,
-    agreement: float = 0.99,
+    agreement: float = LEAST_AGREEMENT,
     change: float = 0.02,
     runs_on: str = "cpu",
 ) -> Manifest:

@@ -101,7 +101,7 @@ def int8_from_onnx(
     recipe: Recipe,
     path: Path,
     *,
-    agreement: float = 0.99,
+    agreement: float = 0.97,
     change: float = 0.02,
     scheme: Scheme = CPU,
     half: Path | None = None,
