@@ -25,7 +25,7 @@ from runtime.stream import stream
 def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
     """The floor: milliseconds of one core per frame, by step, and the frames/s that one core can reach.
 
-    Pillow alone (open, decode, resize) is what no code around it can go below. CPU time, the best round: a busy
+    Opening, decoding and resizing alone is what no code around it can go below. CPU time, the best round: a busy
     machine cannot make it smaller.
     """
     encoder, options = subject.manifest.encoder, subject.recipe.frame
@@ -54,7 +54,7 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
         "frame_size": list(first.shape),
         "png_bytes": bytes_mean,
         "cpu_ms_per_frame": ms,
-        "pillow_frames_per_second_per_core": 1e3 / (ms["pillow_decode"] + ms["resize"]),
+        "decode_and_resize_frames_per_second_per_core": 1e3 / (ms["pillow_decode"] + ms["resize"]),
         "frames_per_second_per_core": 1e3 / (ms["decode"] + ms["resize"] + ms["postprocess"]),
     }
 

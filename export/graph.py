@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from runtime.resize import bicubic_matrix
+
 from . import heads
 from .encoder import DualPathEncoder, Levels
-from .resize import bicubic_matrix
 
 
 class SemClipGraph(nn.Module):

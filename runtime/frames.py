@@ -5,6 +5,8 @@ One module for teaching, calibration and serving, so that all three see the same
 
 from __future__ import annotations
 
+import io
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +21,16 @@ from PIL import Image, UnidentifiedImageError
 from .errors import FrameError
 from .manifest import Encoder
 from .recipe import FrameOptions
+from .resize import resize
 
 FrameSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
 Pixels: TypeAlias = NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_535
+"""JPEG's limit too. What a resize needs grows with the side, and not with the pixels alone."""
+_READ_WHOLE = 1 << 25
+"""Bytes of a file up to which it is read at once. Larger ones, stacks of many pages mostly, are read as needed."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _PAGE = re.compile(r"(?P<file>.+)#(?P<page>[0-9]{1,9})")
@@ -80,14 +87,11 @@ def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Pixel
 def prepare(pixels: Pixels | Image.Image, encoder: Encoder, options: FrameOptions, name: str) -> Pixels:
     """Cut the ignored rows and bring the frame to the graph's input size: uint8 [input height, input width].
 
-    Without a resize in the graph any size is squashed with Pillow's antialiased bicubic filter; with one, the frame
-    must have exactly the size the graph was exported for. Raises FrameError.
+    Without a resize in the graph any size is squashed by `resize`, antialiased bicubic; with one, the frame must have
+    exactly the size the graph was exported for. Raises FrameError.
     """
     height, width = encoder.input_size
     if isinstance(pixels, Image.Image):
-        whole = options.ignore_top == options.ignore_bottom == 0
-        if whole and not encoder.resizes_in_graph and pixels.size != (width, height):
-            return np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC))
         pixels = np.asarray(pixels)
     kept = cut_rows(pixels, options, name)
     if kept.shape == (height, width):
@@ -98,7 +102,7 @@ def prepare(pixels: Pixels | Image.Image, encoder: Encoder, options: FrameOption
             f"is {kept.shape[0]}x{kept.shape[1]} (height x width, ignored rows cut) and this bundle was exported for "
             f"frames of {height}x{width}: export without --frame-size to take any size",
         )
-    return np.asarray(Image.fromarray(kept).resize((width, height), Image.Resampling.BICUBIC))
+    return resize(kept, (height, width))
 
 
 def cut_rows(pixels: Pixels, options: FrameOptions, name: str) -> Pixels:
@@ -122,7 +126,11 @@ def page_count(path: str | Path) -> int:
 
 def _open(path: str, name: str) -> Image.Image:
     try:
-        image = Image.open(path, formats=FORMATS)
+        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (the path "" is no file; Path("") is a folder)
+            # Pillow's many small reads and seeks of a file each hand over the GIL, and decoders wait for each other.
+            small = os.fstat(file.fileno()).st_size <= _READ_WHOLE
+            data = io.BytesIO(file.read()) if small else path
+        image = Image.open(data, formats=FORMATS)
     except FileNotFoundError:
         raise FrameError(name, "no such file") from None
     except IsADirectoryError:
@@ -224,5 +232,7 @@ def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Pixels
 def _check_pixels(width: int, height: int, name: str) -> None:
     if width * height > MAX_PIXELS:
         raise FrameError(name, f"is {width}x{height} pixels, more than {MAX_PIXELS / 1e6:g} megapixels")
+    if max(width, height) > MAX_SIDE:
+        raise FrameError(name, f"is {width}x{height} pixels, more than {MAX_SIDE} along one side")
     if width * height == 0:
         raise FrameError(name, "has no pixels")

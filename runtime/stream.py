@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from .backends import Outputs
 from .errors import BackendError, FrameError
@@ -20,17 +21,11 @@ _DECODED_TOGETHER = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Batch:
-    """Consecutive frames, bad ones included; `rows` are the good ones, as they stand in `outputs`."""
-
-    entries: list[Job | FailedFrame]
-    outputs: Outputs | None
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class _End:
     error: BaseException | None = None
+
+
+_Answers: TypeAlias = "Future[list[Prediction | FailedFrame]]"
 
 
 def stream(
@@ -38,12 +33,12 @@ def stream(
 ) -> Iterator[Prediction | FailedFrame]:
     """Predictions in the order of `sources`; at most four batches and those in the engine are held at a time.
 
-    Four parties: `decoders` threads prepare frames, one thread forms batches, as many threads as the backend wants run
-    the engine, and the consumer's own thread makes the predictions. A bad frame yields a FailedFrame. An error of the
-    engine, or of iterating `sources`, is raised after everything before it was yielded; that of the engine names the
-    frames that were drawn and not answered. Leaving the loop early stops the threads.
+    `decoders` threads prepare frames and turn outputs into predictions, one thread forms batches, as many threads as
+    the backend wants run the engine; the consumer's own thread is left to the consumer. A bad frame yields a
+    FailedFrame. An error of the engine, or of iterating `sources`, is raised after everything before it was yielded;
+    that of the engine names the frames that were drawn and not answered. Leaving the loop early stops the threads.
     """
-    done: queue.Queue[_Batch | _End] = queue.Queue(maxsize=1)
+    done: queue.Queue[_Answers | _End] = queue.Queue(maxsize=1)
     stop = threading.Event()
     pool = ThreadPoolExecutor(decoders, thread_name_prefix="sem-clip-decode")
     worker = threading.Thread(
@@ -57,14 +52,7 @@ def stream(
                 if item.error is not None:
                     raise item.error
                 return
-            row = 0
-            for entry in item.entries:
-                if isinstance(entry, FailedFrame):
-                    yield entry
-                else:
-                    assert item.outputs is not None
-                    yield pipeline.finish(entry, item.outputs, row, item.seconds)
-                    row += 1
+            yield from item.result()
     finally:
         stop.set()
         _drain(done)
@@ -78,7 +66,7 @@ def _run(
     setup: Callable[[], Setup],
     pool: ThreadPoolExecutor,
     decoders: int,
-    done: queue.Queue[_Batch | _End],
+    done: queue.Queue[_Answers | _End],
     stop: threading.Event,
 ) -> None:
     """Form batches, run them, hand them over in order."""
@@ -90,7 +78,7 @@ def _run(
             entries, answer = running[0]
             outputs, seconds = (None, 0.0) if answer is None else answer.result()
             running.popleft()
-            _put(done, _Batch(entries, outputs, seconds), stop)
+            _put(done, pool.submit(_finish, pipeline, entries, outputs, seconds), stop)
 
     end = _End()
     with ThreadPoolExecutor(at_once, thread_name_prefix="sem-clip-engine") as engine:
@@ -201,7 +189,23 @@ def _prepare_or_fail(
     return entries
 
 
-def _put(done: queue.Queue[_Batch | _End], item: _Batch | _End, stop: threading.Event) -> None:
+def _finish(
+    pipeline: Pipeline, entries: list[Job | FailedFrame], outputs: Outputs | None, seconds: float
+) -> list[Prediction | FailedFrame]:
+    """Predictions in the place of jobs; the rows of `outputs` are those of the jobs alone."""
+    answers: list[Prediction | FailedFrame] = []
+    row = 0
+    for entry in entries:
+        if isinstance(entry, FailedFrame):
+            answers.append(entry)
+        else:
+            assert outputs is not None
+            answers.append(pipeline.finish(entry, outputs, row, seconds))
+            row += 1
+    return answers
+
+
+def _put(done: queue.Queue[_Answers | _End], item: _Answers | _End, stop: threading.Event) -> None:
     """Hand over, unless nobody takes any more."""
     while not stop.is_set():
         try:
@@ -211,7 +215,7 @@ def _put(done: queue.Queue[_Batch | _End], item: _Batch | _End, stop: threading.
             continue
 
 
-def _drain(done: queue.Queue[_Batch | _End]) -> None:
+def _drain(done: queue.Queue[_Answers | _End]) -> None:
     while True:
         try:
             done.get_nowait()

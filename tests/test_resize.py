@@ -1,4 +1,4 @@
-"""export.resize: the bicubic matrix against Pillow itself."""
+"""runtime.resize: the bicubic matrix and the resize of frames against Pillow itself."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export.resize import bicubic_matrix
+from runtime.resize import bicubic_matrix, resize
 
 SIZES = [
     ((96, 80), (64, 64)),
@@ -38,14 +38,34 @@ def test_matrix_is_pillows_resize_in_float_mode(source: tuple[int, int], target:
 
 
 @pytest.mark.parametrize(("source", "target"), SIZES)
-def test_rounded_result_is_within_one_level_of_pillows_8_bit_resize(
-    source: tuple[int, int], target: tuple[int, int]
-) -> None:
-    # In 8 bits Pillow clips after each of its two passes; so there are no hard edges here, as there are above.
+def test_a_frame_is_resized_by_the_matrices_and_rounded_once(source: tuple[int, int], target: tuple[int, int]) -> None:
+    image = random_image(source)
+    found = resize(image, target)
+    exact = np.clip(resized_by_matrix(image.astype(np.float64), target), 0, 255)
+    assert found.dtype == np.uint8
+    assert found.shape == target
+    assert np.abs(found - exact).max() < 0.5001
+
+
+@pytest.mark.parametrize(("source", "target"), SIZES)
+def test_a_resized_frame_is_within_one_level_of_pillows(source: tuple[int, int], target: tuple[int, int]) -> None:
+    # Pillow clips after each of its two passes; so there are no hard edges here, as there are above.
     image = np.random.default_rng(1).integers(60, 190, source).astype(np.uint8)
-    pillow = np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling.BICUBIC), dtype=np.float32)
-    found = np.rint(resized_by_matrix(image.astype(np.float32), target))
-    assert np.abs(found - pillow).max() <= 1
+    pillow = np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling.BICUBIC))
+    assert np.abs(resize(image, target).astype(int) - pillow).max() <= 1
+
+
+def test_parts_of_a_large_frame_fit_together() -> None:
+    """It takes several products a pass; each part must land in its place."""
+    image = np.random.default_rng(2).integers(60, 190, (2100, 1900)).astype(np.uint8)
+    pillow = np.asarray(Image.fromarray(image).resize((240, 336), Image.Resampling.BICUBIC))
+    assert np.abs(resize(image, (336, 240)).astype(int) - pillow).max() <= 1
+
+
+def test_a_view_is_resized_like_its_copy() -> None:
+    image = random_image((60, 90))
+    np.testing.assert_array_equal(resize(image[5:50, 7:], (32, 32)), resize(image[5:50, 7:].copy(), (32, 32)))
+    np.testing.assert_array_equal(resize(image.T, (32, 32)), resize(image.T.copy(), (32, 32)))
 
 
 @pytest.mark.parametrize(("source", "target"), [(480, 240), (64, 64), (20, 64), (1, 8)])
