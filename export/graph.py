@@ -53,7 +53,7 @@ class SemClipGraph(nn.Module):
         pixels = frames.float()
         if not self.resizes:
             return pixels
-        # The filter overshoots at edges; Pillow's 8-bit resize clips too.
+        # The filter overshoots at edges; the host's resize clips too.
         return (self.resize_vertical @ pixels @ self.resize_horizontal).clamp(0, 255)
 
     def forward(

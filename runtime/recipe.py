@@ -25,7 +25,7 @@ from .operating_point import OperatingPoint, is_verdict
 from .verdict import unit_rows
 
 FORMAT = "sem-clip-recipe"
-VERSION = 1
+VERSION = 2
 METADATA_KEY = "sem_clip_recipe"
 MAX_BYTES = 512 * 2**20
 MIN_CLASSES, MAX_CLASSES = 2, 64
@@ -134,7 +134,7 @@ class Recipe:
     def load(cls, path: str | Path) -> Recipe:
         """Read a recipe.
 
-        Raises RecipeError with all faults if the file is missing, too large, damaged, newer or inconsistent.
+        Raises RecipeError with all faults if the file is missing, too large, damaged, of another version or not sound.
         """
         return cls.from_bytes(read_bounded(Path(path), MAX_BYTES, RecipeError), where=str(path))
 
@@ -151,7 +151,7 @@ class Recipe:
         faults: list[str] = []
         fields = Fields(header, "recipe", faults)
         fields.text("format")
-        fields.whole("version", 1, VERSION)
+        fields.whole("version", VERSION, VERSION)
         frame = fields.inner("frame")
         options = FrameOptions(
             ignore_top=frame.whole("ignore_top", 0, 10**6),
@@ -191,6 +191,8 @@ def _read_header(metadata: Mapping[str, str], where: str) -> object:
             raise RecipeError(
                 where, f"has format version {version}, this reader knows up to {VERSION}: update sem-clip"
             )
+        if isinstance(version, int) and not isinstance(version, bool) and version < VERSION:
+            raise RecipeError(where, f"has format version {version}, this reader takes {VERSION}: teach it again")
     return header
 
 

@@ -23,6 +23,7 @@ from runtime.recipe import (
     SCALARS,
     SUPPORT_FEATURES,
     TENSORS,
+    VERSION,
     FrameOptions,
     Recipe,
 )
@@ -149,11 +150,11 @@ def test_the_format_is_pinned() -> None:
     assert set(outer) == {"__metadata__", *STORED}
     assert list(outer["__metadata__"]) == ["sem_clip_recipe"]
     text = outer["__metadata__"]["sem_clip_recipe"]
-    assert text.startswith('{"format": "sem-clip-recipe", "version": 1, "encoder_id": ')
+    assert text.startswith('{"format": "sem-clip-recipe", "version": 2, "encoder_id": ')
     assert list(json.loads(text)) == HEADER_KEYS
     assert json.loads(text) == {
         "format": "sem-clip-recipe",
-        "version": 1,
+        "version": 2,
         "encoder_id": "ab" * 32,
         "classes": ["good", "bridge", "hole"],
         "operating_point": {
@@ -210,7 +211,7 @@ def test_a_recipe_written_by_hand_loads() -> None:
         "support_features": np.array([[3, 0, 4], [0, 0, 0]], np.float32),
     }
     header = (
-        '{"version": 1, "format": "sem-clip-recipe", "classes": ["good", "bad"], "encoder_id": "x", "text": "tower",'
+        '{"version": 2, "format": "sem-clip-recipe", "classes": ["good", "bad"], "encoder_id": "x", "text": "tower",'
         ' "operating_point": {"pixel_threshold": 0, "defect_threshold": 1, "novelty_threshold": 2,'
         ' "review_disagreement": true, "confidence_thresholds": {"bad": 1, "good": 0.5}, "temperature": 100},'
         ' "teaching": {}, "calibration": {},'
@@ -258,7 +259,6 @@ def test_an_unknown_header_entry_is_named(key: str) -> None:
     [
         ("version", "1", 'recipe.version must be a whole number, not the string "1"'),
         ("version", True, "recipe.version must be a whole number, not bool True"),
-        ("version", 0, "recipe.version must lie in [1, 1], not 0"),
         ("encoder_id", 7, "recipe.encoder_id must be a string, not int 7"),
         ("encoder_id", "", "recipe.encoder_id must not be empty"),
         ("classes", "good", 'recipe.classes must be a list, not the string "good"'),
@@ -304,10 +304,16 @@ def test_a_wrong_entry_of_the_operating_point_is_named_with_its_value(key: str, 
     assert faults_of(changed(f"operating_point.{key}", value)) == (f"recipe.operating_point.{key} {fault}",)
 
 
-@pytest.mark.parametrize("version", [2, 99, 10**400])
+@pytest.mark.parametrize("version", [3, 99, 10**400])
 def test_a_newer_recipe_asks_for_a_newer_reader(version: int) -> None:
     (fault,) = faults_of(changed("version", version))
-    assert fault == f"has format version {version}, this reader knows up to 1: update sem-clip"
+    assert fault == f"has format version {version}, this reader knows up to 2: update sem-clip"
+
+
+@pytest.mark.parametrize("version", [-1, 0, 1])
+def test_an_older_recipe_asks_to_be_taught_again(version: int) -> None:
+    (fault,) = faults_of(changed("version", version))
+    assert fault == f"has format version {version}, this reader takes {VERSION}: teach it again"
 
 
 @pytest.mark.parametrize("name", ["sem-clip-bundle", "", None, 3])
