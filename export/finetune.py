@@ -25,7 +25,7 @@ from runtime.operating_point import OperatingPoint
 from runtime.recipe import FrameOptions, Recipe
 
 from . import heads
-from .fit_head import PRIOR_L2, choose_alpha, fit_head, head_input, head_scale, text_prior
+from .fit_head import PRIOR_BIAS_L2, PRIOR_L2, choose_alpha, fit_head, head_input, head_scale, text_prior
 from .fit_map import choose_lambda_v, fit_transforms, maps_of_others
 from .fit_memory import choose_memory_share, fit_memory, with_memory
 from .teach_settings import PAPER_ALPHA, TeachSettings
@@ -78,11 +78,12 @@ def fit_recipe(
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
     prior, believed = text_prior(head, features.labels, bank, settings)
     shots = float((features.plain.sum() / len(classes)).item())
-    l2 = settings.head_l2 + PRIOR_L2 * believed.get("explained", 0.0) / shots
-    head_weight, head_bias = fit_head(head, features.labels, len(classes), l2, scale, prior=prior)
+    explained = believed.get("explained", 0.0)
+    l2, bias_l2 = settings.head_l2 + PRIOR_L2 * explained / shots, PRIOR_BIAS_L2 * explained
+    head_weight, head_bias = fit_head(head, features.labels, len(classes), l2, scale, prior=prior, bias_l2=bias_l2)
     tensors["head_weight"], tensors["head_bias"] = head_weight.numpy(), head_bias.numpy()
     if settings.alpha is None:
-        alpha, chosen_by = choose_alpha(head, features, text, len(classes), l2, scale, prior)
+        alpha, chosen_by = choose_alpha(head, features, text, len(classes), l2, scale, prior, bias_l2)
     else:
         alpha, chosen_by = settings.alpha, {"by": "setting"}
     tensors["scalars"] = settings.scalars(alpha, lambda_v, lambda_m)

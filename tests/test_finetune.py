@@ -181,8 +181,11 @@ def towards_defects() -> Projection:
 def test_a_head_adds_to_its_prior() -> None:
     features = plant(LABELS)
     prior = torch.randn((3, LEVELS * WIDTH), generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.0, -1.0])
-    held, _ = fit_head(features.cls, features.labels, 3, 1e6, prior=prior)
+    held, moved = fit_head(features.cls, features.labels, 3, 1e6, prior=prior)
     torch.testing.assert_close(held, prior[0], atol=1e-4, rtol=0)
+    assert float((moved - prior[1]).abs().max()) > 0.1
+    _, held_too = fit_head(features.cls, features.labels, 3, 1e6, prior=prior, bias_l2=1e6)
+    torch.testing.assert_close(held_too, prior[1], atol=1e-4, rtol=0)
     weight, bias = fit_head(features.cls, features.labels, 3, 1e-4, prior=prior)
     assert not torch.equal(probabilities(features.cls, *prior).argmax(1), features.labels)
     assert torch.equal(probabilities(features.cls, weight, bias).argmax(1), features.labels)
