@@ -69,11 +69,13 @@ FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": {"head": "paper"},
     "last_level": {"last_level_only": True},
     "value_path": {"lambda_v": 1.0},
+    "no_frame_loss": {"frame_loss": 0.0},
     "memory": {"memory_share": MEMORY_SHARE},
 }
-"""Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens
-alone, and the V path with its full share; value_path: that share with the head as it is; memory: the good supports'
-patches in the map, whatever the supports say of it."""
+"""Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens alone, the V
+path with its full share, and a map that is taught by its cells alone; value_path: that share with the head as it is;
+no_frame_loss: such a map with the head as it is; memory: the good supports' patches in the map, whatever the supports
+say of it."""
 GENERIC_PROMPTS = "generic_prompts"
 CLASS_MEAN = "class_mean_redundancy"
 ENCODED_ABLATIONS = (GENERIC_PROMPTS, CLASS_MEAN)

@@ -1,7 +1,7 @@
 """The transformation layers of the defect map (paper eq. 9), taught on cached support features; and the V path's share.
 
-Focal and dice loss on the map of every level. Maps for the class head come from layers that were taught without the
-frame (`maps_of_others`): a map is too good on the frames that taught it.
+Focal and dice loss on the map of every level and, beyond the paper, a loss of whole frames. Maps for the class head
+come from layers that were taught without the frame (`maps_of_others`): a map is too good on the frames that taught it.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from .views import Progress, SupportFeatures
 
 FOCAL_WEIGHT = 10.0
 """Focal loss of a frame is a mean over cells that are nearly all easy; this brings it to the size of the dice loss."""
+FRAME_TAU = 10.0
+"""Logit scale of the loss of whole frames, softer than that of patches: it asks for order, not for certainty."""
 START_AUROC = 0.8
 """Transformation layers start at the tower's own projection if that tells the supports' defects so well, untaught."""
 LAMBDAS_V = (0.0, 0.3, 1.0)
@@ -79,6 +81,8 @@ def fit_transforms(
     rows, columns = features.targets.shape[1:]
     vertical = torch.tensor(upsampling_matrix(rows, grid[0], 0.0))
     horizontal = torch.tensor(upsampling_matrix(columns, grid[1], 0.0))
+    frame_weight, good_weight = _frame_weights(features, usable, settings) if masked_defect else (0.0, 0.0)
+    softer = FRAME_TAU / settings.tau_fit
     picks = _balanced_picks(features.labels[usable], settings.steps * settings.batch, generator)
     for step in range(settings.steps):
         chosen = usable[picks[step * settings.batch : (step + 1) * settings.batch]]
@@ -87,6 +91,8 @@ def fit_transforms(
         logit = heads.vanilla_logit(heads.cosines(transformed, text_seg), torch.tensor(settings.tau_fit))
         logit = vertical @ logit.reshape(levels, -1, *grid) @ horizontal.T
         loss = _map_loss(logit, features.targets[chosen])
+        if frame_weight:
+            loss = loss + frame_weight * _frame_loss(softer * logit, features.targets[chosen], good_weight)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -226,7 +232,38 @@ def _map_loss(logit: Tensor, target: Tensor) -> Tensor:
         dice = 1 - (2 * overlap + 1) / (either + 1)
         loss = loss + (FOCAL_WEIGHT * (wrong.square() * plain).mean((1, 2, 3)) + dice).sum()
     if not known.all():
-        x = logit[:, ~known].flatten(2)
-        peaks = x.topk(max(1, x.shape[2] // 50), dim=2).values
-        loss = loss + F.softplus(-peaks).mean((1, 2)).sum()
+        loss = loss + F.softplus(-_peaks(logit[:, ~known])).mean((1, 2)).sum()
     return loss
+
+
+def _frame_weights(features: SupportFeatures, usable: Tensor, settings: TeachSettings) -> tuple[float, float]:
+    """What the loss of whole frames counts, and what a good frame counts in it.
+
+    One good frame does not show how good frames differ, so its peaks are no measure; with one the loss counts nothing.
+    Classes are drawn alike; good ones weigh as all defects together.
+    """
+    if settings.head == "paper":
+        return 0.0, 0.0
+    labels, groups = features.labels[usable], features.group[usable]
+    good = len(set(groups[labels == 0].tolist()))
+    return settings.frame_loss * (1 - 1 / max(1, good)), float(len(set(labels[labels > 0].tolist())))
+
+
+def _frame_loss(logit: Tensor, target: Tensor, good_weight: float) -> Tensor:
+    """Sum over levels of the log loss of frames as their highest cells tell them: shapes and NaN as in `_map_loss`.
+
+    What the frame score will read (the map's highest part) is asked for here; a mean over cells hardly sees it.
+    """
+    known = ~target[:, 0, 0].isnan()
+    if not known.any():
+        return torch.zeros(())
+    peaks = _peaks(logit[:, known]).mean(2)
+    defect = (target[known].amax((1, 2)) > 0).float().expand(len(peaks), -1)
+    weight = torch.where(defect > 0, 1.0, good_weight)
+    return (weight * F.binary_cross_entropy_with_logits(peaks, defect, reduction="none")).mean(1).sum()
+
+
+def _peaks(logit: Tensor) -> Tensor:
+    """The highest fiftieth of the cells [m, B, rows, columns] of every frame and level: [m, B, n]."""
+    cells = logit.flatten(2)
+    return cells.topk(max(1, cells.shape[2] // 50), dim=2).values

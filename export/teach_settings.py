@@ -17,6 +17,7 @@ class TeachSettings:
 
     tau_fit: logit scale while fitting, CLIP's. The taught map is then nearly binary; the recipe gets the softer `tau`,
     which ranks frames and pixels as well or better and makes the map less sensitive to rounding.
+    frame_loss: weight of the loss of whole frames beside that of their cells (`fit_map`); not with head "paper".
     head: "pooled" reads the tokens under the map beside the class tokens (heads.map_features); "paper" reads the class
     tokens alone (eq. 20-22), all other weights of the head are zero.
     head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`); of a head that
@@ -33,6 +34,7 @@ class TeachSettings:
     steps: int = 500
     batch: int = 4
     learning_rate: float = 2e-3
+    frame_loss: float = 1.0
     head: str = "pooled"
     head_l2: float = 3e-4
     last_level_only: bool = False
