@@ -43,7 +43,7 @@ def plant(
     rng = np.random.default_rng(seed)
     fixed = np.random.default_rng(99)  # the world is the same for every draw
     directions = fixed.standard_normal((LEVELS, WIDTH))
-    directions *= 4 / np.linalg.norm(directions, axis=1, keepdims=True)
+    directions *= strength / np.linalg.norm(directions, axis=1, keepdims=True)
     centres = fixed.standard_normal((len(CLASSES), LEVELS * WIDTH))
     tokens = fixed.standard_normal((LEVELS, 1, WIDTH)) + 0.7 * rng.standard_normal(
         (len(labels), LEVELS, PATCHES, WIDTH)
@@ -352,6 +352,52 @@ def test_more_steps_lower_the_loss() -> None:
         found = torch.sigmoid(QUICK.tau_fit * map_logits(features, weight, bias)).clamp(1e-6, 1 - 1e-6)
         losses.append(float(torch.nn.functional.binary_cross_entropy(found, truth)))
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_a_frame_is_told_by_its_highest_cells() -> None:
+    """A good frame with one hot spot, which a mean over cells hardly sees, and a defect frame without any."""
+    target = torch.zeros(4, 10, 10)
+    target[2:, 4:6, 4:6] = 1
+    calm, hot = torch.full((2, 4, 10, 10), -5.0), torch.full((2, 4, 10, 10), -5.0)
+    calm[:, 2:, 4:6, 4:6] = hot[:, 2, 4:6, 4:6] = 5.0
+    hot[:, 0, 0, :2] = 5.0
+    right, wrong = (float(fit_map._frame_loss(logit, target, 3.0)) for logit in (calm, hot))
+    # Of each of 2 levels: the good frame's spot counts 3, the silent defect 1, each costs 5; 4 frames.
+    assert right == pytest.approx(0, abs=0.05)
+    assert wrong == pytest.approx(2 * (3 * 5 + 5) / 4, abs=0.1)
+    target[[0, 3]] = torch.nan
+    assert float(fit_map._frame_loss(hot, target, 3.0)) == pytest.approx(0, abs=0.05)
+    assert float(fit_map._frame_loss(hot, torch.full_like(target, torch.nan), 3.0)) == 0
+
+
+@pytest.mark.parametrize(
+    ("labels", "head", "expected"),
+    [
+        ([0, 1, 1], "pooled", (0.0, 1.0)),
+        ([0, 0, 1, 2], "pooled", (0.5, 2.0)),
+        ([0, 0, 0, 0, 1, 2], "pooled", (0.75, 2.0)),
+        ([0, 0, 0, 0, 1, 2], "paper", (0.0, 0.0)),
+    ],
+)
+def test_whole_frames_count_the_more_the_more_good_ones_there_are(
+    labels: list[int], head: str, expected: tuple[float, float]
+) -> None:
+    features = plant(labels)
+    settings = replace(QUICK, head=head)
+    assert fit_map._frame_weights(features, torch.arange(len(labels)), settings) == expected
+    twice = replace(features, labels=features.labels.repeat(2), group=features.group.repeat(2))  # views of the same
+    assert fit_map._frame_weights(twice, torch.arange(2 * len(labels)), settings) == expected
+
+
+def test_the_loss_of_whole_frames_lowers_the_peaks_of_good_ones() -> None:
+    hard = plant(LABELS, strength=1.0)
+    hard.tokens[0, :, 5] += hard.tokens[4].amax() * torch.sign(hard.tokens[4, :, 0])  # an odd spot in a good frame
+    peaks = []
+    for weight_of_frames in (0.0, 3.0):
+        weight, bias, _ = fit(hard, replace(QUICK, frame_loss=weight_of_frames))
+        logits = map_logits(hard, weight, bias).amax(1)
+        peaks.append(float(logits[4:].mean() - logits[:4].max()))
+    assert peaks[1] > peaks[0]
 
 
 def test_without_any_mask_the_map_learns_from_frame_labels_and_still_separates() -> None:
