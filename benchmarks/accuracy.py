@@ -178,7 +178,8 @@ class Accuracy:
                 recipe = fit_supports(encoded, encoder, stages)
                 if not predictors:
                     bundle = work / "bundle"
-                    build_bundle(model, graph, recipe, parity_samples(dataset), bundle, stages)
+                    fp16 = "fp16" in precisions
+                    build_bundle(model, graph, recipe, parity_samples(dataset), bundle, stages, fp16=fp16)
                     if "int8" in precisions:
                         _quantize(bundle, pool)
                     predictors = {precision: Predictor(bundle, precision=precision) for precision in precisions}
@@ -240,7 +241,7 @@ def _judge_class_mean(model: LoadedModel, request: TeachRequest, test: list[Samp
     graph = SemClipGraph(model.encoder(), redundancy="class_mean")
     request = replace(request, settings=replace(request.settings, **FITTED_ABLATIONS["value_path"]))
     recipe = teach_recipe(model, graph, request, Stages())
-    build_bundle(model, graph, recipe, parity_samples(request.dataset), bundle, Stages())
+    build_bundle(model, graph, recipe, parity_samples(request.dataset), bundle, Stages(), fp16=False)
     with Predictor(bundle) as predictor:
         return _judge(predictor, recipe, request.dataset, test)
 

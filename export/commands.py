@@ -63,6 +63,11 @@ class Build:
             default="cls_weight",
             help="how the V path removes redundant features, eq. 13-15 (default: cls_weight)",
         )
+        parser.add_argument(
+            "--no-fp16",
+            action="store_true",
+            help="leave out model.fp16.onnx, which is for GPUs: quicker, and a way on where fp16 fails parity",
+        )
         engine = parser.add_argument_group("with which engine, beside the ONNX files")
         engine.add_argument("--engine", choices=ENGINES, help="also build a serialized engine; none if left out")
         _add_engine_arguments(engine)
@@ -76,6 +81,8 @@ class Build:
         from .teach import build_bundle, parity_samples, teach_recipe
 
         refuse_existing(args.out, force=args.force)
+        if args.engine and args.no_fp16:
+            raise ExportError("--engine is built from the fp16 file; leave out --no-fp16")
         builder = _builder(args) if args.engine else None
         stages = Stages()
         request = _request(args, stages, args.out)
@@ -90,7 +97,9 @@ class Build:
         recipe = teach_recipe(model, graph, request, stages)
         notes = [] if model.trained else [UNTRAINED]
         samples = parity_samples(request.dataset)
-        manifest = build_bundle(model, graph, recipe, samples, args.out, stages, force=args.force, notes=notes)
+        manifest = build_bundle(
+            model, graph, recipe, samples, args.out, stages, force=args.force, notes=notes, fp16=not args.no_fp16
+        )
         if builder is not None:
             _add_engine(args.out, builder, stages)
             manifest, _ = load_bundle(args.out)

@@ -70,14 +70,20 @@ def measure_parity(reference: Outputs, outputs: Outputs, precision: str, source:
     }
 
 
-def require_parity(file: str, report: Mapping[str, Any], worst: Callable[[], Sequence[str]] | None = None) -> None:
-    """Raise ParityError, with the figures, if the report did not pass. worst: gives lines on where it went wrong."""
+def require_parity(
+    file: str, report: Mapping[str, Any], worst: Callable[[], Sequence[str]] | None = None, remedy: str = ""
+) -> None:
+    """Raise ParityError, with the figures, if the report did not pass.
+
+    worst: gives lines on where it went wrong. remedy: what can be done about it.
+    """
     if not report["passed"]:
         lines = [] if worst is None else ["", "where the two part:", *(f"  {line}" for line in worst())]
         raise ParityError(
             f"{file} does not agree with torch on {report['frames']} frames: probabilities differ by up to "
             f"{report['max_abs_probability']:.2e}, the map by up to {report['max_abs_defect_map']:.2e} "
             f"(allowed {report['tolerance']:.0e}), {report['labels_equal']} labels are equal; nothing was written"
+            + (f"; {remedy}" if remedy else "")
             + "\n".join(lines)
         )
 

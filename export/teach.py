@@ -126,20 +126,23 @@ def build_bundle(
     *,
     force: bool = False,
     notes: Sequence[str] = (),
+    fp16: bool = True,
 ) -> Manifest:
     """Export fp32 and fp16 ONNX, prove parity on real frames, and write the bundle as a whole or not at all.
 
-    Raises OutputExistsError, ExportError, ParityError.
+    fp16: False leaves that artifact out; the CPU does not take it. Raises OutputExistsError, ExportError, ParityError.
     """
     refuse_existing(out, force=force)
     encoder = describe_encoder(model, graph)
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
     with replacing_folder(out) as folder:
         artifacts = []
-        half = graph.half_precision(torch.from_numpy(np.stack(spread(list(frames), 8))))
-        for precision, file in ONNX_FILES.items():
+        sources = {"fp32": graph}
+        if fp16:
+            sources["fp16"] = graph.half_precision(torch.from_numpy(np.stack(spread(list(frames), 8))))
+        for precision, source in sources.items():
+            file = ONNX_FILES[precision]
             with stages.stage(f"export {file}"):
-                source = half if precision == "fp16" else graph
                 operators = onnx_from_graph(source, recipe.tensors, folder / file)
                 artifacts.append(record_artifact(folder, file, precision, operators))
         with stages.stage("parity with torch"):
@@ -153,10 +156,12 @@ def build_bundle(
                     artifact.file,
                     report,
                     partial(worst_layers, folder / ONNX_FILES["fp32"], folder / artifact.file, frames[:2]),
+                    remedy="--no-fp16 builds the bundle without it, for CPUs" if artifact.precision == "fp16" else "",
                 )
                 if artifact.precision == "fp16":
-                    report["fp32_layers"] = sorted(half.encoder.fp32_layers)
-                    report["fp32_attention_layers"] = sorted(half.encoder.fp32_attention)
+                    half = sources["fp16"].encoder
+                    report["fp32_layers"] = sorted(half.fp32_layers)
+                    report["fp32_attention_layers"] = sorted(half.fp32_attention)
                 artifacts[index] = replace(artifact, parity=report)
         recipe.save(folder / RECIPE_FILE)
         manifest = Manifest(

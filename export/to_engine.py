@@ -190,7 +190,9 @@ def source_artifact(bundle: Path, manifest: Manifest, precision: str) -> Artifac
         for_engines = artifact.target.get("engine") == "tensorrt" if precision == "int8" else not artifact.target
         if (artifact.kind, artifact.precision) == ("onnx", precision) and for_engines:
             return artifact
-    advice = f"sem-clip quantize {bundle} FRAMES --for tensorrt" if precision == "int8" else "build the bundle again"
+    advice = (
+        f"sem-clip quantize {bundle} FRAMES --for tensorrt" if precision == "int8" else "build it without --no-fp16"
+    )
     raise ExportError(f"{bundle} holds no {precision} ONNX artifact to build an engine from; {advice}")
 
 

@@ -237,6 +237,34 @@ def test_without_torch_the_extra_to_install_is_named(
     assert 'pip install "sem-clip[export,cpu]"' in errors_in(stderr)[0]
 
 
+def test_without_fp16_the_bundle_is_the_same_but_for_that_file(
+    script: Run, toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "bundle"
+    arguments = ["--arch", "toy", "--random-weights", "--data", toy_frames, "--shots", 2, "--out", out, "--no-fp16"]
+    status, _ = script(*arguments)
+    assert status == 0
+    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "model.onnx", "recipe.safetensors"]
+    assert (out / "recipe.safetensors").read_bytes() == (toy_bundle / "recipe.safetensors").read_bytes()
+    with Predictor(out, threads=1) as predictor:
+        assert predictor(next((toy_frames / "images/hole").iterdir())).label in predictor.recipe.classes
+    status, stderr = sem_clip(capsys, "build-engine", out, "--engine", "tensorrt-rtx", "--compute-capability", "8.9")
+    assert status == 2
+    assert errors_in(stderr) == [
+        f"{out} holds no fp16 ONNX artifact to build an engine from; build it without --no-fp16"
+    ]
+
+
+@pytest.mark.usefixtures("never_exports")
+def test_an_engine_needs_the_fp16_file(script: Run, toy_frames: Path, tmp_path: Path) -> None:
+    status, stderr = script(
+        *("--arch", "toy", "--random-weights", "--data", toy_frames, "--out", tmp_path / "b"),
+        *("--no-fp16", "--engine", "tensorrt-rtx"),
+    )
+    assert status == 2
+    assert errors_in(stderr) == ["--engine is built from the fp16 file; leave out --no-fp16"]
+
+
 @pytest.mark.parametrize(
     ("options", "size", "redundancy"),
     [

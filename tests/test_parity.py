@@ -138,6 +138,8 @@ def test_where_two_graphs_part_is_told_first(toy_bundle: Path, tmp_path: Path) -
     off = measure_parity(*(all_classes_at(x) for x in (0.0, 1.0)), "fp16", "")
     with pytest.raises(ParityError, match=r"nothing was written\nwhere the two part:\n  MatMul "):
         require_parity("model.fp16.onnx", off, lambda: lines)
+    with pytest.raises(ParityError, match=r"nothing was written; do without\nwhere the two part:"):
+        require_parity("model.fp16.onnx", off, lambda: lines, remedy="do without")
 
 
 def all_classes_at(value: float) -> Outputs:
