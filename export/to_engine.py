@@ -25,11 +25,12 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+from runtime.backends.base import Signature, graph_inputs, graph_outputs
 from runtime.backends.trt import MODULES
 from runtime.files import sha256_of
 from runtime.host import find_gpu, operating_system
 from runtime.manifest import Artifact, Encoder, Manifest, check_artifact, load_bundle
-from runtime.recipe import MEMORY_ROWS, TENSORS
+from runtime.recipe import TENSORS
 
 from .errors import ExportError
 
@@ -210,7 +211,7 @@ def build_plan(
     The recipe's default values are taken out first, which makes plain inputs of them. Raises ExportError, with the last
     lines of the builder's log, if the builder refuses or dies, and if the plan cannot be what was asked for.
     """
-    inputs, outputs = _signature(encoder)
+    inputs, outputs = _as_json(graph_inputs(encoder)), _as_json(graph_outputs(encoder))
     with tempfile.TemporaryDirectory(prefix="sem-clip-engine-") as folder:
         stripped = Path(folder) / "model.onnx"
         weights = _write_network(onnx_file, stripped, builder.target)
@@ -284,26 +285,9 @@ def _last_lines(log: deque[str] | list[str]) -> str:
     return "\n".join(f"  {line}" for line in list(log)[-LOG_LINES:]) or "  (nothing)"
 
 
-def _signature(encoder: Encoder) -> tuple[dict[str, list[Any]], dict[str, list[Any]]]:
-    """Inputs and outputs of the bundle format: type, and shape with -1 for a dynamic side."""
-    sizes = {
-        "2": 2,
-        "6": 6,
-        "K": -1,
-        "M": MEMORY_ROWS,
-        "m": len(encoder.levels),
-        "D": encoder.width,
-        "C": encoder.text_dim,
-        "F": encoder.features,
-    }
-    inputs: dict[str, list[Any]] = {"frames": ["uint8", [-1, *encoder.input_size]]}
-    inputs |= {name: ["float", [sizes[side] for side in sides]] for name, sides in TENSORS.items()}
-    outputs = {
-        "probabilities": ["float", [-1, -1]],
-        "defect_map": ["float", [-1, *encoder.grid]],
-        "features": ["float", [-1, encoder.features]],
-    }
-    return inputs, outputs
+def _as_json(signature: Signature) -> dict[str, list[Any]]:
+    """As the child process, which speaks JSON, gives it back."""
+    return {name: [kind, list(shape)] for name, (kind, shape) in signature.items()}
 
 
 def _profile(inputs: dict[str, list[Any]], target: EngineTarget, usual_classes: int) -> dict[str, list[list[int]]]:

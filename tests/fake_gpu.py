@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.backends.base import OUTPUTS
+from runtime.backends.base import OUTPUTS, graph_inputs, graph_outputs
 from runtime.backends.cuda_device import GpuError, OutOfDeviceMemory
 from runtime.manifest import Encoder
-from runtime.recipe import MEMORY_ROWS, TENSORS
+from runtime.recipe import TENSORS
 
 
 @dataclass(eq=False)
@@ -225,15 +225,8 @@ class Engine:
         self.failing = False
         self.said: list[str] = []
         self.contexts: list[Context] = []
-        sides = {"2": 2, "6": 6, "K": -1, "M": MEMORY_ROWS, "m": len(encoder.levels), "D": encoder.width}
-        sides |= {"C": encoder.text_dim, "F": encoder.features}
-        self.tensors: dict[str, tuple[str, tuple[int, ...]]] = {"frames": ("UINT8", (-1, *encoder.input_size))}
-        self.tensors |= {name: ("FLOAT", tuple(sides[side] for side in shape)) for name, shape in TENSORS.items()}
-        self.tensors |= {
-            "probabilities": ("FLOAT", (-1, -1)),
-            "defect_map": ("FLOAT", (-1, *encoder.grid)),
-            "features": ("FLOAT", (-1, encoder.features)),
-        }
+        signature = graph_inputs(encoder) | graph_outputs(encoder)
+        self.tensors = {name: (kind.upper(), shape) for name, (kind, shape) in signature.items()}
         self.batch, self.classes = batch, (2, most_classes, most_classes)
         self.say: Callable[[str], None] = self.said.append
 

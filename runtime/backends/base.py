@@ -5,14 +5,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..recipe import Recipe
+from ..manifest import Encoder
+from ..recipe import MEMORY_ROWS, SCALARS, TENSORS, Recipe
 
 OUTPUTS = ("probabilities", "defect_map", "features")
 """The graph's outputs, in the order of the fields of Outputs."""
+
+
+Signature: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
+"""Type ("float" is 32 bits) and shape by tensor name; -1 is a side that changes: the batch and K."""
+
+
+def graph_inputs(encoder: Encoder) -> Signature:
+    """What the graph of this encoder takes: frames and the recipe's tensors."""
+    sides = {"2": 2, str(len(SCALARS)): len(SCALARS), "K": -1, "M": MEMORY_ROWS, "m": len(encoder.levels)}
+    sides |= {"D": encoder.width, "C": encoder.text_dim, "F": encoder.features}
+    tensors = {name: ("float", tuple(sides[side] for side in shape)) for name, shape in TENSORS.items()}
+    return {"frames": ("uint8", (-1, *encoder.input_size)), **tensors}
+
+
+def graph_outputs(encoder: Encoder) -> Signature:
+    """What it gives: OUTPUTS."""
+    shapes = ((-1, -1), (-1, *encoder.grid), (-1, encoder.features))
+    return {name: ("float", shape) for name, shape in zip(OUTPUTS, shapes, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from ..errors import BackendError, BackendUnavailable, BundleError
 from ..files import write_atomically
 from ..manifest import Artifact, Encoder, check_artifact
-from ..recipe import MEMORY_ROWS, TENSORS, Recipe
-from .base import OUTPUTS, Backend, Outputs
+from ..recipe import TENSORS, Recipe
+from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 from .buckets import bucket_for, bucket_sizes, pieces
 from .cuda_device import CudaDevice, GpuError, Handle, OutOfDeviceMemory
 
@@ -161,17 +161,7 @@ class TensorRtBackend(Backend):
         for index in range(engine.num_io_tensors):
             name = engine.get_tensor_name(index)
             found[name] = (engine.get_tensor_dtype(name).name.lower(), tuple(engine.get_tensor_shape(name)))
-        sides = {"2": 2, "6": 6, "K": -1, "M": MEMORY_ROWS, "m": len(encoder.levels), "D": encoder.width}
-        sides |= {"C": encoder.text_dim, "F": encoder.features}
-        needed: dict[str, tuple[str, tuple[int, ...]]] = {"frames": ("uint8", (-1, *encoder.input_size))}
-        needed |= {name: ("float", tuple(sides[side] for side in shape)) for name, shape in TENSORS.items()}
-        needed |= dict(
-            zip(
-                OUTPUTS,
-                (("float", (-1, -1)), ("float", (-1, *encoder.grid)), ("float", (-1, encoder.features))),
-                strict=True,
-            )
-        )
+        needed = graph_inputs(encoder) | graph_outputs(encoder)
         return [
             f"{name} is {found.get(name, 'missing')}, not {needed.get(name, 'of the bundle format')}"
             for name in sorted({*found, *needed})
