@@ -7,7 +7,7 @@ VisionTransformer and shares its parameters, except the patch embedding, which i
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +76,7 @@ class DualPathEncoder(nn.Module):
         self.register_buffer("patch_position", positions[1:] + bias)
         self.register_buffer("class_token", (visual.class_embedding.detach() + positions[0])[None, None])
         self.compute_dtype = torch.float32
+        self.attention: Callable[[Tensor, Tensor, Tensor], Tensor] = F.scaled_dot_product_attention
         self.fp32_layers: frozenset[int] = frozenset()
         self.fp32_attention: frozenset[int] = frozenset()
         self.eval().requires_grad_(False)
@@ -151,9 +152,9 @@ class DualPathEncoder(nn.Module):
         dtype = q.dtype
         if layer in self.fp32_attention:
             q, k, v = q.float(), k.float(), v.float()
-        vanilla = F.scaled_dot_product_attention(q, k, v)  # eq. 1
+        vanilla = self.attention(q, k, v)  # eq. 1
         # Eq. 2. The class token is a key here as in the paper, but nobody reads its own V, so it asks nothing.
-        value = F.scaled_dot_product_attention(v[:, :, 1:], v, v)
+        value = self.attention(v[:, :, 1:], v, v)
         out = block.attn.out_proj
         z = z + block.ls_1(out(self._join_heads(vanilla).to(dtype)).float())
         z = z + block.ls_2(block.mlp(block.ln_2(z).to(dtype)).float())
