@@ -128,6 +128,9 @@ class Accuracy:
             metavar="N",
             help="N generated frames a class, of layouts that the embedded encoder was not trained on",
         )
+        parser.add_argument(
+            "--classes", metavar="A,B,...", help="these classes alone, good among them (default: all in the folder)"
+        )
         parser.add_argument("--arch", required=True, help="architecture or open_clip configuration file")
         parser.add_argument("--weights", type=Path, help="weights file; those that come with sem_tiny if left out")
         parser.add_argument("--random-weights", action="store_true", help="an untrained encoder, seed 0")
@@ -163,6 +166,8 @@ class Accuracy:
             folder, size = work / "generated", encoder.input_size
             write_dataset(folder, per_class=args.generated, size=size, seed=GENERATED_SEED, layouts=HELD_OUT_LAYOUTS)
         dataset = load_dataset(args.data or work / "generated")
+        if args.classes is not None:
+            dataset = dataset.only(args.classes.split(","))
         prompts = load_prompts()
         settings = TeachSettings(head=args.head)
         rows: list[dict[str, Any]] = []

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +76,18 @@ class Dataset:
     def of_class(self, label: str) -> list[Sample]:
         """All frames of a class."""
         return [sample for sample in self.samples if sample.label == label]
+
+    def only(self, classes: Sequence[str]) -> Dataset:
+        """The same set without its other classes. Raises DatasetError for names it does not hold, or too few."""
+        faults = [
+            f'there is no class "{name}"; there are: {", ".join(self.classes)}'
+            for name in classes
+            if name not in self.classes
+        ] or _class_faults(sorted({*classes}), good_only=False)
+        if faults:
+            raise DatasetError(self.folder, faults)
+        kept = tuple(name for name in self.classes if name in classes)
+        return replace(self, classes=kept, samples=tuple(x for x in self.samples if x.label in kept))
 
 
 def load_frames(folder: str | Path) -> Dataset:

@@ -84,6 +84,11 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in PICTURES)
     assert "| linear_probe | 1 | 1 |" in (tmp_path / "out/accuracy.md").read_text()
 
+    command.run(parser.parse_args([*base, "--classes", "hole,good", "--out", str(tmp_path / "two")]))
+    two = json.loads((tmp_path / "two/accuracy.json").read_text())
+    assert two["classes"] == ["good", "hole"]
+    assert np.shape(two["rows"][0]["confusion"]) == (2, 2)
+
     command.run(parser.parse_args([*base, "--out", str(tmp_path / "again")]))
     again = json.loads((tmp_path / "again/accuracy.json").read_text())["rows"][0]
     for name in ("accuracy", "f1", "iauroc", "pauroc", "f1_max", "confusion"):

@@ -80,6 +80,26 @@ def test_good_is_first_whatever_the_alphabet_says(tmp_path: Path) -> None:
     assert load_dataset(tmp_path).classes == ("good", "bridge", "zebra")
 
 
+def test_classes_can_be_left_out(folder: Path) -> None:
+    data = load_dataset(folder)
+    fewer = data.only(["scratch", "good"])
+    assert (fewer.folder, fewer.classes) == (folder, ("good", "scratch"))
+    assert list(fewer.samples) == data.of_class("good") + data.of_class("scratch")
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["good", "crack"], 'there is no class "crack"; there are: good, hole, scratch'),
+        (["hole", "scratch"], "there is no class good"),
+        (["good", "good"], "there is no defect class"),
+    ],
+)
+def test_classes_that_cannot_be_all_that_is_left(folder: Path, names: list[str], says: str) -> None:
+    with pytest.raises(DatasetError, match=says):
+        load_dataset(folder).only(names)
+
+
 def test_without_groups_every_frame_is_its_own_group(folder: Path) -> None:
     (folder / "groups.csv").unlink()
     dataset = load_dataset(folder)
