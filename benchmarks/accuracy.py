@@ -203,7 +203,8 @@ class Accuracy:
                     figures = {key: metrics[key] for key in _KEEP}
                     rows.append({"shots": k, "seed": seed, "method": name, **figures, **same})
                     print({n: rows[-1][n] for n in ("shots", "seed", "method", *METRICS)}, flush=True)
-                rows[-len(found)]["stages"] = stages.seconds
+                chosen = dict(zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True))
+                rows[-len(found)].update(stages=stages.seconds, scalars=chosen)
                 if args.baselines:
                     if baselines is None:
                         pixels = smoothing_px(encoder)

@@ -26,7 +26,7 @@ FILES = {"cpu": "model.int8.onnx", "tensorrt": "model.int8-tensorrt.onnx"}
 """By what runs it. TensorRT and TensorRT for RTX take engines that are built from theirs."""
 LEAST_FRAMES = 8
 MOST_PARITY_FRAMES = 128
-LEAST_AGREEMENT = 0.97
+AGREEMENT = 0.97
 """Share of frames whose labels must be those of fp32: of those it is fitted on, and of others. More of the first would
 leave products in fp32 for the sake of single frames between two classes."""
 
@@ -54,9 +54,9 @@ class Quantize:
         parser.add_argument(
             "--agreement",
             type=float,
-            default=LEAST_AGREEMENT,
-            help="share of those whose label must stay that of fp32; products of the encoder are left in fp32 until it "
-            f"does (default: {LEAST_AGREEMENT})",
+            default=AGREEMENT,
+            help="share of frames whose label must be that of fp32: products of the encoder are left in fp32 until it "
+            f"is so on the frames above, and frames that took no part must prove it (default: {AGREEMENT})",
         )
         parser.add_argument(
             "--change",
@@ -113,14 +113,15 @@ def add_int8(
     paths: Sequence[Path],
     *,
     calibration_frames: int,
-    agreement: float = LEAST_AGREEMENT,
+    agreement: float = AGREEMENT,
     change: float = 0.02,
     runs_on: str = "cpu",
 ) -> Manifest:
     """Quantize the bundle's fp32 artifact on some of `paths` and prove it on the others; returns the new manifest.
 
-    runs_on: one of FILES. For "tensorrt" what was found on the fp32 graph is done to the fp16 one. The bundle is
-    replaced as a whole, or stays as it was. Raises BundleError, FrameError, ExportError, ParityError.
+    agreement: share of the labels, on either, that must be those of fp32. runs_on: one of FILES; for "tensorrt" what
+    was found on the fp32 graph is done to the fp16 one. The bundle is replaced as a whole, or stays as it was.
+    Raises BundleError, FrameError, ExportError, ParityError.
     """
     from .bundle import changing_bundle, record_artifact, with_artifact, write_manifest
     from .parity import artifact_outputs
@@ -164,11 +165,11 @@ def add_int8(
             "feature_change": feature_change(reference.features, outputs.features),
             "others": others,
         }
-        if parity["labels_equal"] < LEAST_AGREEMENT * len(proof):
+        if parity["labels_equal"] < agreement * len(proof):
             raise ParityError(
                 f"the 8-bit form gives the label of fp32 on {parity['labels_equal']} of {len(proof)} frames it was not "
-                f"fitted on, less than {LEAST_AGREEMENT:.0%}: raise --agreement, lower --change, or give more "
-                "--frames; nothing was written"
+                f"fitted on, less than --agreement {agreement:g}: lower --change, or give more --frames; nothing was "
+                "written"
             )
         changed = with_artifact(manifest, replace(artifact, parity=parity))
         changed = replace(changed, tools={**manifest.tools, **tool_versions()})

@@ -11,6 +11,7 @@ from conftest import make_recipe
 
 from benchmarks.accuracy import ABLATIONS, ENCODED_ABLATIONS, Accuracy, ablate, agreement, summarize
 from export.synthetic import write_dataset
+from runtime.recipe import SCALARS
 
 FIGURES = {"accuracy": 0.5, "precision": 0.4, "recall": 0.6, "f1": 0.5, "iauroc": 0.75}
 ROW = {"method": "fp32", "shots": 1, "test_frames": 9, **FIGURES}
@@ -77,6 +78,7 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out/accuracy.json").read_text())
     rows = {row["method"]: row for row in document["rows"]}
     assert list(rows) == ["fp32", *ABLATIONS, *ENCODED_ABLATIONS, "class_mean", "linear_probe", "patch_memory"]
+    assert set(rows["fp32"]["scalars"]) == set(SCALARS), "what the supports chose"
     assert rows["no_p_s"]["iauroc"] == rows["fp32"]["iauroc"], "the class mix has no say in the map"
     assert rows["no_transform"]["pauroc"] != rows["fp32"]["pauroc"]
     assert rows["patch_memory"]["accuracy"] is None
