@@ -1,0 +1,1 @@
+"""The embedded encoder: its weights, model card and training log."""
