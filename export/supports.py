@@ -55,7 +55,9 @@ def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample]
             sizes[sample.group] += 1
         names = sorted(sizes)
         if len(names) < 2:
-            faults.append(f"class {label} has a single group: it cannot both teach and test; leave the class out")
+            faults.append(
+                f"class {label} has a single group: it cannot both teach and test; leave it out with --classes"
+            )
             continue
         order = _generator(seed, label, "split").permutation(len(names))
         spread = min(pool, len(names) // 2)

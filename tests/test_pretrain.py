@@ -36,7 +36,7 @@ from export.pretrain_frames import (
     window_loader,
 )
 from export.synthetic import CLASSES, LAYOUTS
-from export.trainee import image_text_loss
+from export.trainee import image_text_loss, plain_attention
 
 
 def settings(steps: int = 4, **changes: object) -> PretrainSettings:
@@ -200,6 +200,13 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
     other.write_text("no checkpoint")
     with pytest.raises(ExportError, match=r"it cannot be read as one, UnpicklingError$"):  # no advice to trust the file
         Pretraining(settings(), tmp_path / "third", start=other)
+
+
+def test_plain_attention_is_attention() -> None:
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn((2, 3, n, 8), generator=generator) for n in (5, 6, 6))  # fewer queries, as in eq. 2
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+    torch.testing.assert_close(plain_attention(q, k, v), expected)
 
 
 def test_bfloat16_is_near_enough(tmp_path: Path) -> None:
