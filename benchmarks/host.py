@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -36,8 +37,9 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
     outputs = [pipeline.infer([job])[0] for job in jobs]
     bytes_mean = statistics.mean(Path(path).stat().st_size for path in subject.frames)
     steps: dict[str, Callable[[], object]] = {
-        "pillow_decode": lambda: list(map(_pillow_decode, subject.frames)),
-        "decode": lambda: [decode_frame(path, options, path) for path in subject.frames],
+        # A stream lets its frames go; to keep them all would cost fresh pages of memory for each.
+        "pillow_decode": lambda: deque(map(_pillow_decode, subject.frames), maxlen=0),
+        "decode": lambda: deque((decode_frame(path, options, path) for path in subject.frames), maxlen=0),
         "resize": lambda: [prepare(pixels, encoder, options, "frame") for pixels in grey],
         "postprocess": lambda: [pipeline.finish(job, out, 0, 0.0) for job, out in zip(jobs, outputs, strict=True)],
     }
