@@ -30,18 +30,18 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
     machine cannot make it smaller.
     """
     encoder, options = subject.manifest.encoder, subject.recipe.frame
-    pipeline, setup = subject.pipeline(FakeBackend(encoder), 1), subject.setup
+    pipeline, setup = subject.pipeline(FakeBackend(encoder, max_batch=len(subject.frames)), 1), subject.setup
     grey = [decode_frame(path, options, path) for path in subject.frames]
     first = read_frame(subject.frames[0], options)
     jobs = [pipeline.prepare(path, setup) for path in subject.frames]
-    outputs = [pipeline.infer([job])[0] for job in jobs]
+    outputs, _ = pipeline.infer(jobs)
     bytes_mean = statistics.mean(Path(path).stat().st_size for path in subject.frames)
     steps: dict[str, Callable[[], object]] = {
         # A stream lets its frames go; to keep them all would cost fresh pages of memory for each.
         "pillow_decode": lambda: deque(map(_pillow_decode, subject.frames), maxlen=0),
         "decode": lambda: deque((decode_frame(path, options, path) for path in subject.frames), maxlen=0),
         "resize": lambda: [prepare(pixels, encoder, options, "frame") for pixels in grey],
-        "postprocess": lambda: [pipeline.finish(job, out, 0, 0.0) for job, out in zip(jobs, outputs, strict=True)],
+        "postprocess": lambda: pipeline.finish(jobs, outputs, 0.0),
     }
     ms = {}
     for name, call in steps.items():

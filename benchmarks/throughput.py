@@ -100,8 +100,7 @@ def _steps(pipeline: Pipeline, subject: Subject, paths: Sequence[str]) -> dict[s
     at.append(time.perf_counter())
     jobs = [Job(Prepared(pixels, (1, 1), path, path), setup) for pixels, path in zip(ready, paths, strict=True)]
     at.append(time.perf_counter())
-    for row, job in enumerate(jobs):
-        pipeline.finish(job, outputs, row, 0.0)
+    pipeline.finish(jobs, outputs, 0.0)
     at.append(time.perf_counter())
     decode, resize, copy_in, compute, copy_out, _, finish = (b - a for a, b in pairwise(at))
     # `finish` copies the rows too.

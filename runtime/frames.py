@@ -128,9 +128,9 @@ def _open(path: str, name: str) -> Image.Image:
     try:
         with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (the path "" is no file; Path("") is a folder)
             # Pillow's many small reads and seeks of a file each hand over the GIL, and decoders wait for each other.
-            small = os.fstat(file.fileno()).st_size <= _READ_WHOLE
-            data = io.BytesIO(file.read()) if small else path
-        image = Image.open(data, formats=FORMATS)
+            size = os.fstat(file.fileno()).st_size
+            source = path if size > _READ_WHOLE else io.BytesIO(_read(file, size))
+        image = Image.open(source, formats=FORMATS)
     except FileNotFoundError:
         raise FrameError(name, "no such file") from None
     except IsADirectoryError:
@@ -149,6 +149,12 @@ def _open(path: str, name: str) -> Image.Image:
         image.close()
         raise
     return image
+
+
+def _read(file: io.FileIO, size: int) -> bytes:
+    """All of a file of `size` bytes in one call of the system, where that gives all of them."""
+    data = file.read(size) or b""
+    return data if 0 < size == len(data) else data + file.readall()
 
 
 @contextmanager

@@ -43,36 +43,50 @@ def upsampling_matrix(size: int, cells: int, sigma: float) -> Map:
 
 
 def upsample(patch_map: Map, size: tuple[int, int], image_size: tuple[int, int], smoothing_px: float) -> Map:
-    """U_h A U_wᵀ: the map [rows, columns] at `size` [height, width], float32 in [0, 1].
+    """U_h A U_wᵀ: maps [..., rows, columns] at `size` [height, width], float32 [..., height, width] in [0, 1].
 
     smoothing_px is given at the encoder's `image_size` and scales with the output, so the result looks the same at
-    every size.
+    every size. A map comes out the same whatever others are beside it.
     """
-    (height, width), (rows, columns) = size, patch_map.shape
+    (height, width), (rows, columns) = size, patch_map.shape[-2:]
     vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
     # Bands of rows, so that no product is large; all in one call, so that the GIL changes hands once.
-    band = max(1, _SMALL_PRODUCT // (columns * width))
-    bands = -(-height // band)
+    bands = -(-height // max(1, _SMALL_PRODUCT // (columns * width)))
+    band = -(-height // bands)
     padded = np.zeros((bands * band, rows), np.float32)
     padded[:height] = vertical
-    full: Map = np.matmul(padded.reshape(bands, band, rows) @ patch_map, horizontal.T).reshape(-1, width)[:height]
+    halfway = padded.reshape(bands, band, rows) @ patch_map[..., None, :, :]
+    full: Map = (halfway @ horizontal.T).reshape(*patch_map.shape[:-2], bands * band, width)[..., :height, :]
     return np.clip(full, 0.0, 1.0, out=full)
 
 
 def frame_score(full_map: Map) -> float:
     """Mean of the highest 1 % of the map's pixels, in [0, 1]."""
-    flat = full_map.ravel()
-    count = max(1, round(TOP_SHARE * flat.size))
+    return float(frame_scores(full_map[None])[0])
+
+
+def frame_scores(full_maps: Map) -> Map:
+    """`frame_score` of maps [n, height, width]: float32 [n]."""
+    flat = full_maps.reshape(len(full_maps), -1)
+    size = flat.shape[1]
+    count = max(1, round(TOP_SHARE * size))
     # Selecting among all pixels takes twice as long as leaving most of them out first: a bound, guessed from some of
     # them so that about twice as many reach it as are needed, is a right one if no fewer do than are needed.
-    some = flat[::_EVERY]
+    some = flat[:, ::_EVERY]
     guess = 2 * count // _EVERY + 2
-    if some.size > guess:
-        reaching = flat[~(flat < np.partition(some, some.size - guess)[some.size - guess])]
-        if reaching.size >= count:
-            flat = reaching
-    return float(np.partition(flat, flat.size - count)[-count:].mean())
+    if some.shape[1] > guess:
+        bound = np.partition(some, some.shape[1] - guess, axis=1)[:, some.shape[1] - guess]
+        reaching = ~(flat < bound[:, None])
+        reached = np.array([np.count_nonzero(row) for row in reaching])  # six times as fast as along an axis
+        if reached.min() >= count:
+            left = np.full((len(flat), reached.max()), -np.inf, np.float32)
+            left[np.arange(left.shape[1]) < reached[:, None]] = flat[reaching]
+            flat = left
+    highest = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]
+    # In float64 the order of the pixels, which depends on the maps beside this one, does not show.
+    mean: Map = highest.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from .errors import FrameError
 from .frames import FrameSource, read_frame
-from .maps import Map, Region, find_regions, frame_score, upsample
+from .maps import Map, Region, find_regions, frame_scores, upsample
 from .recipe import FrameOptions, Recipe
 from .verdict import decide, novelty, temper
 
@@ -162,24 +162,35 @@ def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def summarize(
-    probabilities: Map, patch_map: Map, features: Map, recipe: Recipe, image_size: tuple[int, int], smoothing_px: float
-) -> dict[str, Any]:
-    """The fields of a Prediction that follow from the engine's outputs for one frame."""
-    point = recipe.operating_point
-    best = int(probabilities.argmax())
+    probabilities: Map, patch_maps: Map, features: Map, recipe: Recipe, image_size: tuple[int, int], smoothing_px: float
+) -> list[dict[str, Any]]:
+    """The fields of each Prediction that follow from the engine's outputs: [n, K], [n, rows, columns], [n, F].
+
+    Many frames in few calls of numpy: each of these hands the GIL over, which with several threads costs more than
+    what it computes.
+    """
+    point, classes = recipe.operating_point, recipe.classes
+    best = probabilities.argmax(axis=1).tolist()
     tempered = temper(probabilities, point.temperature)
-    full = upsample(patch_map, image_size, image_size, smoothing_px)
-    score = frame_score(full)
-    distance = novelty(features, recipe.unit_supports)
-    verdict, reason = decide(point, recipe.classes, tempered, best, score, distance)
-    return {
-        "verdict": verdict,
-        "reason": reason,
-        "label": recipe.classes[best],
-        "confidence": float(tempered[best]),
-        "probabilities": dict(zip(recipe.classes, tempered.tolist(), strict=True)),
-        "novelty": distance,
-        "score": score,
-        "peak": float(full.max()),
-        "is_defect": score >= point.defect_threshold,
-    }
+    full = upsample(patch_maps, image_size, image_size, smoothing_px)
+    scores, peaks = frame_scores(full).tolist(), full.max(axis=(1, 2)).tolist()
+    distances = novelty(features, recipe.unit_supports).tolist()
+    summaries = []
+    for k, row, values, score, peak, distance in zip(
+        best, tempered, tempered.tolist(), scores, peaks, distances, strict=True
+    ):
+        verdict, reason = decide(point, classes, row, k, score, distance)
+        summaries.append(
+            {
+                "verdict": verdict,
+                "reason": reason,
+                "label": classes[k],
+                "confidence": values[k],
+                "probabilities": dict(zip(classes, values, strict=True)),
+                "novelty": distance,
+                "score": score,
+                "peak": peak,
+                "is_defect": score >= point.defect_threshold,
+            }
+        )
+    return summaries

@@ -66,13 +66,12 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     """
     height, width = size
     across, down = _band(pixels.shape[1], width, "F"), _band(pixels.shape[0], height, "C")
-    # With the zeros that the pass down wants above and below.
-    narrow = np.zeros((down.padded, across.outputs), np.float32)
-    inner = narrow[down.before : down.before + pixels.shape[0]]
+    narrow = np.empty((down.padded, across.outputs), np.float32)
+    inner = _inside(narrow, down.before, pixels.shape[0])
     for part in _parts(pixels.shape[0], across):
         rows = pixels[part]
-        padded = np.zeros((len(rows), across.padded), np.float32)
-        padded[:, across.before : across.before + rows.shape[1]] = rows
+        padded = np.empty((len(rows), across.padded), np.float32)
+        _inside(padded.T, across.before, rows.shape[1])[:] = rows.T
         _multiply(across, padded.T, inner[part].T)
     result = np.empty(size, np.uint8)
     for part in _parts(width, down):
@@ -88,6 +87,13 @@ def _parts(length: int, band: _Band) -> Iterator[slice]:
     """Parts of the other axis, no larger than one product should have."""
     step = max(1, _MULTIPLY_ADDS // (_BLOCK * band.weights.shape[2]))
     return (slice(start, start + step) for start in range(0, length, step))
+
+
+def _inside(padded: Array, before: int, length: int) -> Array:
+    """`length` rows of [padded, n] from `before` on, to be written; the rows around them are set to zero."""
+    padded[:before] = 0
+    padded[before + length :] = 0
+    return padded[before : before + length]
 
 
 def _multiply(band: _Band, padded: Array, out: Array) -> None:

@@ -193,16 +193,11 @@ def _finish(
     pipeline: Pipeline, entries: list[Job | FailedFrame], outputs: Outputs | None, seconds: float
 ) -> list[Prediction | FailedFrame]:
     """Predictions in the place of jobs; the rows of `outputs` are those of the jobs alone."""
-    answers: list[Prediction | FailedFrame] = []
-    row = 0
-    for entry in entries:
-        if isinstance(entry, FailedFrame):
-            answers.append(entry)
-        else:
-            assert outputs is not None
-            answers.append(pipeline.finish(entry, outputs, row, seconds))
-            row += 1
-    return answers
+    if outputs is None:
+        return [entry for entry in entries if isinstance(entry, FailedFrame)]
+    jobs = [entry for entry in entries if isinstance(entry, Job)]
+    predictions = iter(pipeline.finish(jobs, outputs, seconds))
+    return [entry if isinstance(entry, FailedFrame) else next(predictions) for entry in entries]
 
 
 def _put(done: queue.Queue[_Answers | _End], item: _Answers | _End, stop: threading.Event) -> None:

@@ -33,13 +33,19 @@ def unit_rows(rows: Floats) -> Floats:
     return np.asarray(rows / np.maximum(length, np.float32(1e-12)), dtype=np.float32)
 
 
-def novelty(features: Floats, unit_supports: Floats) -> float:
-    """1 - the highest cosine between features [F] and the supports' [S, F] (rows of unit length): 0 alike, 2 opposite.
+def novelty(features: Floats, unit_supports: Floats) -> Floats:
+    """1 - the highest cosine between features [n, F] and the supports' [S, F] (rows of unit length): float32 [n].
 
-    It says how unlike everything that was taught a frame is, in the space in which the classes were taught.
+    0 is alike, 2 opposite. It says how unlike everything that was taught a frame is, in the space in which the classes
+    were taught.
     """
-    length = max(float(np.linalg.norm(features)), 1e-12)
-    return min(max(1.0 - float((unit_supports @ features).max()) / length, 0.0), 2.0)
+    length = np.maximum(np.linalg.norm(features, axis=1), np.float32(1e-12))
+    # Dot products, not a matrix's: rounding then depends on nothing beside it, and BLAS starts no threads of its own,
+    # which would spin against the decoders and the engine.
+    cosines = np.matmul(unit_supports[:, None, :], features[:, None, :, None])
+    nearest = cosines.max(axis=(1, 2, 3))
+    distance: Floats = np.clip(1 - nearest / length, 0, 2)
+    return distance
 
 
 def decide(

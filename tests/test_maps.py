@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from runtime.maps import Region, find_regions, frame_score, upsample, upsampling_matrix
+from runtime.maps import Region, find_regions, frame_score, frame_scores, upsample, upsampling_matrix
 
 EIGHT = np.ones((3, 3), int)
 
@@ -131,6 +131,32 @@ def test_the_frame_score_is_a_plain_number_and_leaves_the_map_alone() -> None:
     np.testing.assert_array_equal(values, before)
     assert frame_score(np.zeros((5, 5), np.float32)) == 0.0
     assert frame_score(np.ones((5, 5), np.float32)) == 1.0
+
+
+@pytest.mark.parametrize("size", [(1, 1), (13, 17), (240, 240)])
+def test_maps_are_scored_together_as_alone(size: tuple[int, int]) -> None:
+    """Also where the bound, guessed from some of the pixels, leaves too few of another map's."""
+    rng = np.random.default_rng(5)
+    spots = np.zeros((4, *size), np.float32)
+    spots.reshape(4, -1)[1, ::31] = 1  # every pixel that the guess looks at, and no other
+    spots[2] = rng.random(size)
+    spots[3] = 0.5
+    scores = frame_scores(spots)
+    assert scores.dtype == np.float32
+    assert scores.tolist() == [frame_score(spot) for spot in spots]
+    count = max(1, round(0.01 * spots[0].size))
+    expected = [np.sort(spot.ravel())[-count:].mean(dtype=np.float64) for spot in spots]
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(60, 60), (61, 83), (1, 1)])
+def test_maps_are_upsampled_together_as_alone(size: tuple[int, int]) -> None:
+    patches = np.random.default_rng(2).random((2, 3, 7, 5)).astype(np.float32)
+    full = upsample(patches, size, (56, 40), 2.0)
+    assert full.shape == (2, 3, *size)
+    for row in range(2):
+        for column in range(3):
+            np.testing.assert_array_equal(full[row, column], upsample(patches[row, column], size, (56, 40), 2.0))
 
 
 # Regions

@@ -64,15 +64,20 @@ def test_a_probability_of_0_stays_0() -> None:
 
 def test_novelty_is_the_distance_to_the_nearest_support() -> None:
     supports = unit_rows(np.array([[2, 0, 0], [0, 3, 0]], np.float32))
-    assert novelty(np.array([0, 7, 0], np.float32), supports) == pytest.approx(0, abs=1e-6)
-    assert novelty(np.array([1, 1, 0], np.float32), supports) == pytest.approx(1 - 0.5**0.5)
-    assert novelty(np.array([0, 0, 1], np.float32), supports) == pytest.approx(1)
-    assert novelty(np.array([-1, -1, 0], np.float32), supports) == pytest.approx(1 + 0.5**0.5)
+    frames = np.array([[0, 7, 0], [1, 1, 0], [0, 0, 1], [-1, -1, 0]], np.float32)
+    distances = novelty(frames, supports)
+    assert distances.dtype == np.float32
+    assert distances.tolist() == pytest.approx([0, 1 - 0.5**0.5, 1, 1 + 0.5**0.5], abs=1e-6)
 
 
 def test_nothing_is_like_nothing() -> None:
-    assert novelty(np.zeros(3, np.float32), unit_rows(np.eye(3, dtype=np.float32))) == 1
-    assert novelty(np.ones(3, np.float32), unit_rows(np.zeros((1, 3), np.float32))) == 1
+    assert novelty(np.zeros((1, 3), np.float32), unit_rows(np.eye(3, dtype=np.float32))) == [1]
+    assert novelty(np.ones((1, 3), np.float32), unit_rows(np.zeros((1, 3), np.float32))) == [1]
+
+
+def test_features_that_are_not_numbers_have_no_novelty() -> None:
+    frames = np.array([[np.nan, 0, 0], [1, 0, 0]], np.float32)
+    np.testing.assert_array_equal(novelty(frames, unit_rows(np.eye(3, dtype=np.float32))), [np.nan, 0])
 
 
 # ---- the order of the questions --------------------------------------------------------------------------------------
