@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,26 +61,28 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
     }
 
 
-def fake_stream(subject: Subject, batch: int, rounds: int, repeats: int) -> list[dict[str, Any]]:
-    """Frames per second of `stream` over the PNG files with an engine that costs nothing, by decoder threads."""
+def fake_stream(subject: Subject, batches: Sequence[int], rounds: int, repeats: int) -> list[dict[str, Any]]:
+    """Frames per second of `stream` over the PNG files past an engine that costs nothing, by batch and decoders."""
     cores = usable_cores()
     paths = subject.frames * repeats
-    pipeline = subject.pipeline(FakeBackend(subject.manifest.encoder, max_batch=batch), batch)
-    cpu: dict[str, list[float]] = {}
-    runs: dict[str, Callable[[], object]] = {}
-    for decoders in sorted({1, 2, cores}):
-        cpu[str(decoders)] = []
-        runs[str(decoders)] = partial(_stream, pipeline, subject, paths, decoders, cpu[str(decoders)])
+    cpu: dict[tuple[int, int], list[float]] = {}
+    runs: dict[tuple[int, int], Callable[[], object]] = {}
+    for batch in batches:
+        pipeline = subject.pipeline(FakeBackend(subject.manifest.encoder, max_batch=batch), batch)
+        for decoders in sorted({1, 2, cores}):
+            seconds = cpu[batch, decoders] = []
+            runs[batch, decoders] = partial(_stream, pipeline, subject, paths, decoders, seconds)
     measured = alternate(runs, rounds)
     return [
         {
-            "decoders": int(name),
-            "frames_per_second": per_second(len(paths), seconds),
-            "best_frames_per_second": len(paths) / min(seconds),
-            "cpu_ms_per_frame": 1e3 * statistics.median(cpu[name]) / len(paths),
+            "batch": batch,
+            "decoders": decoders,
+            "frames_per_second": per_second(len(paths), measured[batch, decoders]),
+            "best_frames_per_second": len(paths) / min(measured[batch, decoders]),
+            "cpu_ms_per_frame": 1e3 * statistics.median(seconds) / len(paths),
             "cores": cores,
         }
-        for name, seconds in measured.items()
+        for (batch, decoders), seconds in cpu.items()
     ]
 
 

@@ -122,9 +122,10 @@ def _host(section: Report) -> str:
             f"{limit['frames_per_second_per_core']:.0f}.",
             "`stream` past an engine that costs nothing:",
             table(
-                ["decoders", "cores", "frames/s", "best round", "CPU ms a frame"],
+                ["batch", "decoders", "cores", "frames/s", "best round", "CPU ms a frame"],
                 [
                     [
+                        r["batch"],
                         r["decoders"],
                         r["cores"],
                         r["frames_per_second"],

@@ -160,7 +160,7 @@ def _host(bench: _Bench) -> dict[str, Any]:
     subject, settings = bench.subject, bench.settings
     return {
         "limit": host.host_limit(subject, settings.rounds),
-        "fake": host.fake_stream(subject, settings.batch, settings.rounds, 4 * settings.repeats),
+        "fake": host.fake_stream(subject, (settings.batch, 2 * settings.batch), settings.rounds, 4 * settings.repeats),
         "end_to_end": host.end_to_end(subject, settings.batch, settings.rounds, settings.repeats),
     }
 

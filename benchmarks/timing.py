@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 PERCENTILES = (50, 90, 95, 99)
 
 
+Name = TypeVar("Name", bound=Hashable)
 PAUSE_S = 0.01
 """Between two runs: the threads of an engine spin for a while after their work, and would slow the next one."""
 
 
-def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
+def alternate(runs: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:
     """Seconds of each run in each round, after one warm-up of each; the order turns from round to round.
 
     So whatever the machine does meanwhile (clock, neighbours) meets all runs alike, and ratios taken pair by pair
@@ -23,7 +25,7 @@ def alternate(runs: Mapping[str, Callable[[], object]], rounds: int) -> dict[str
     """
     for call in runs.values():
         call()
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    seconds: dict[Name, list[float]] = {name: [] for name in runs}
     names = list(runs)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:

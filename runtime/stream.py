@@ -16,7 +16,7 @@ from .frames import FrameSource
 from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
 
-_DECODED_TOGETHER = 4
+_DECODED_TOGETHER = 8
 """Frames handed to a decoder at once: handing over costs about a twentieth of decoding a small PNG."""
 
 
