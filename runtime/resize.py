@@ -7,6 +7,7 @@ small dense products, one for every block of outputs. BLAS does these with vecto
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -44,6 +45,27 @@ class _Band:
         return len(self.weights) * _BLOCK
 
 
+class _Buffers(threading.local):
+    """A thread's buffers of the latest size, with the zeros that the windows want around the image: some 2 MB.
+
+    To allocate and clear them for every frame costs up to five times what the resize itself does.
+    """
+
+    _key: tuple[object, ...] = ()
+
+    def buffers(self, height: int, across: _Band, down: _Band) -> tuple[Array, Array]:
+        """Rows of the input as float32 [rows of a part, across.padded], and what they become [down.padded, outputs]."""
+        if self._key != (height, across, down):
+            longest = next(_parts(height, across))
+            self._rows = np.zeros((min(height, longest.stop), across.padded), np.float32)
+            self._narrow = np.zeros((down.padded, across.outputs), np.float32)
+            self._key = height, across, down
+        return self._rows, self._narrow
+
+
+_own = _Buffers()
+
+
 def bicubic_matrix(source: int, target: int) -> Array:
     """R [target, source] with resize(x) = R x along one axis; of an image, R_h x R_wᵀ.
 
@@ -66,12 +88,11 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
     """
     height, width = size
     across, down = _band(pixels.shape[1], width, "F"), _band(pixels.shape[0], height, "C")
-    narrow = np.empty((down.padded, across.outputs), np.float32)
-    inner = _inside(narrow, down.before, pixels.shape[0])
+    rows, narrow = _own.buffers(pixels.shape[0], across, down)
+    inner = narrow[down.before : down.before + pixels.shape[0]]
     for part in _parts(pixels.shape[0], across):
-        rows = pixels[part]
-        padded = np.empty((len(rows), across.padded), np.float32)
-        _inside(padded.T, across.before, rows.shape[1])[:] = rows.T
+        padded = rows[: len(pixels[part])]
+        padded[:, across.before : across.before + pixels.shape[1]] = pixels[part]
         _multiply(across, padded.T, inner[part].T)
     result = np.empty(size, np.uint8)
     for part in _parts(width, down):
@@ -87,13 +108,6 @@ def _parts(length: int, band: _Band) -> Iterator[slice]:
     """Parts of the other axis, no larger than one product should have."""
     step = max(1, _MULTIPLY_ADDS // (_BLOCK * band.weights.shape[2]))
     return (slice(start, start + step) for start in range(0, length, step))
-
-
-def _inside(padded: Array, before: int, length: int) -> Array:
-    """`length` rows of [padded, n] from `before` on, to be written; the rows around them are set to zero."""
-    padded[:before] = 0
-    padded[before + length :] = 0
-    return padded[before : before + length]
 
 
 def _multiply(band: _Band, padded: Array, out: Array) -> None:

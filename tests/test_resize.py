@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -85,3 +87,24 @@ def test_reduction_is_antialiased() -> None:
     stripes = np.where(np.arange(300) % 2, 255.0, 0.0)
     reduced = bicubic_matrix(300, 100) @ stripes
     assert np.abs(reduced[2:-2] - 127.5).max() < 5
+
+
+def test_nothing_is_left_of_the_frame_before() -> None:
+    """A thread's buffers are used again for frames of the same size, and made anew for others."""
+    frames = {size: random_image(size) for size, _ in SIZES}
+    alone = {}
+    for size, frame in frames.items():
+        resize(np.full((3, 2), 255, np.uint8), (2, 2))
+        alone[size] = resize(frame, (64, 48))
+    for size in (*frames, *reversed(frames)):
+        resize(np.full(size, 255, np.uint8), (64, 48))
+        np.testing.assert_array_equal(resize(frames[size], (64, 48)), alone[size])
+
+
+def test_threads_resize_side_by_side() -> None:
+    frames = [np.random.default_rng(i).integers(0, 256, (120, 150), dtype=np.uint8) for i in range(16)]
+    expected = [resize(frame, (64, 48)) for frame in frames]
+    with ThreadPoolExecutor(4) as pool:
+        for _ in range(20):
+            found = list(pool.map(lambda frame: resize(frame, (64, 48)), frames))
+            np.testing.assert_array_equal(found, expected)
