@@ -24,6 +24,7 @@ from .graph import SemClipGraph
 def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
     """The manifest's record of the encoder that `graph` holds."""
     encoder = graph.encoder
+    features = 3 * len(encoder.level_layers) * encoder.width + 1  # heads.head_features
     identity = {
         "checkpoint": model.sha256,
         "vision": model.config["vision_cfg"],
@@ -32,6 +33,7 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
         "redundancy": graph.redundancy,
         "mean": model.mean,
         "std": model.std,
+        "features": features,
     }
     return Encoder(
         id=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
@@ -48,7 +50,7 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
         levels=encoder.level_layers,
         width=encoder.width,
         text_dim=encoder.text_dim,
-        features=2 * len(encoder.level_layers) * encoder.width + 1,
+        features=features,
         redundancy=graph.redundancy,
         mean=(model.mean[0], model.mean[1], model.mean[2]),
         std=(model.std[0], model.std[1], model.std[2]),

@@ -73,8 +73,8 @@ def fit_recipe(
         "scalars": settings.scalars(PAPER_ALPHA, lambda_v, lambda_m),
     }
     patch_maps, text = _judge_supports(features, tensors, encoder)
-    levels = features.tokens.shape[1]
-    scale = head_scale(features.cls.shape[1], settings.head, levels if settings.last_level_only else 1)
+    levels, width = features.tokens.shape[1], features.tokens.shape[3]
+    scale = head_scale(levels, width, settings.head, last_level_only=settings.last_level_only)
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
     prior, believed = text_prior(head, features.labels, bank, settings)
     shots = float((features.plain.sum() / len(classes)).item())

@@ -26,8 +26,8 @@ PRIOR_L2 = 0.8
 PRIOR_BIAS_L2 = 1.0
 """L2 on the bias, times the part that the text explains. Classes weigh the same in the fit and in the text, so what a
 handful of supports would move it by is mostly chance: left free it cost up to five points of accuracy at one shot."""
-BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0), "pooled": (0.5, 1.0, 0.3)}
-"""By kind of head, how strongly z_C, the tokens under the map and the map's height are let speak."""
+BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (0.7, 0.7, 0.5, 0.6)}
+"""By kind of head, how strongly z_C, the tokens under the map, their contrast and the map's height are let speak."""
 
 
 def text_prior(
@@ -41,7 +41,7 @@ def text_prior(
     """
     if bank.projection is None or settings.head != "pooled" or settings.last_level_only:
         return None, {}
-    levels = (head.shape[1] - 1) // (2 * bank.projection.weight.shape[0])
+    levels = (head.shape[1] - 1) // (3 * bank.projection.weight.shape[0])
     weight, bias = head_prior(bank.projection, torch.tensor(bank.text_cls), head, levels)
     cosines = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
     scales = fit_prior_scales(cosines, labels)
@@ -61,19 +61,24 @@ def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor
     return torch.stack(rows)
 
 
-def head_scale(cls_width: int, kind: str, last_of: int = 1) -> Tensor:
-    """What standardized features are multiplied with before the head is fitted: [F], F = 2 * cls_width + 1.
+def head_scale(levels: int, width: int, kind: str, *, last_level_only: bool = False) -> Tensor:
+    """What standardized features are multiplied with before the head is fitted: [F], F = 3 * levels * width + 1.
 
-    Class tokens and pooled tokens count as blocks, each with its weight, whatever their width. last_of: of so many
-    levels, side by side in a block, the last alone is read; 1 reads all of the block. Raises ValueError.
+    Class tokens, pooled tokens and their contrast count as blocks, each with its weight, whatever their width; what is
+    not read is 0. "paper" reads the class tokens of all levels, "pooled" those of the upper half: lower down they know
+    the frame's brightness and little else. Raises ValueError.
     """
     if kind not in BLOCK_WEIGHTS:
         raise ValueError(f'head "{kind}" is unknown; there are: {", ".join(BLOCK_WEIGHTS)}')
-    cls, pooled, height = BLOCK_WEIGHTS[kind]
-    read = cls_width // last_of
-    ones = torch.ones(cls_width) / math.sqrt(read)
-    ones[: cls_width - read] = 0
-    return torch.cat([cls * ones, pooled * ones, torch.tensor([height])])
+    *blocks, height = BLOCK_WEIGHTS[kind]
+    read = 1 if last_level_only else levels
+    reads = (read if kind == "paper" else -(-read // 2), read, read)
+    parts = []
+    for weight, upper in zip(blocks, reads, strict=True):
+        part = torch.zeros((levels, width))
+        part[levels - upper :] = weight / math.sqrt(upper * width)
+        parts.append(part.flatten())
+    return torch.cat([*parts, torch.tensor([height])])
 
 
 def fit_head(

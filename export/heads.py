@@ -19,6 +19,8 @@ POOLING_POWER = 4
 """Sharp enough that a defect of a few patches outweighs a faint map on all others."""
 HEIGHT_SHARE = 0.02
 """Of the patches of a map, those that make its height."""
+LEAST_SPREAD = 1e-6
+"""Added to the spread of patches, which is 0 in a channel that is the same throughout a frame."""
 
 ODD_FROM = 3.0
 """Spreads above the mean of good patches from which a patch is rather odd than not."""
@@ -92,7 +94,7 @@ def text_probabilities(similarities: Sequence[Tensor], tau_s: Tensor) -> Tensor:
 
 
 def head_features(tokens: Sequence[Tensor], defect_map: Tensor) -> Tensor:
-    """What the head reads: float32 [B, 2 m D + 1], from tokens [B, 1 + P, D] of m levels and the map [B, P] of eq. 17.
+    """What the head reads: float32 [B, 3 m D + 1], from tokens [B, 1 + P, D] of m levels and the map [B, P] of eq. 17.
 
     z_C of eq. 20 (the CLS token of every level, each of unit length), then, beyond the paper, `map_features`. A CLS
     token sees the whole frame, mostly background; the tokens under the map see the defect.
@@ -102,16 +104,25 @@ def head_features(tokens: Sequence[Tensor], defect_map: Tensor) -> Tensor:
 
 
 def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
-    """float32 [B, m D + 1]: of every level the patch tokens [B, P, D] pooled under the map, and the map's height.
+    """float32 [B, 2 m D + 1]: what the patch tokens [B, P, D] of every level are under the map, and the map's height.
 
-    A patch weighs as the map to the power of POOLING_POWER, the result is brought to unit length. The height is the
-    mean of the map's highest patches (HEIGHT_SHARE of them).
+    First the tokens pooled under the map, brought to unit length: a patch weighs as the map to the power of
+    POOLING_POWER. Then how far that is from the frame's mean patch, in standard deviations of the frame's own patches,
+    channel by channel, over sqrt(D): what the defect is on its own background, whatever the exposure. The height is
+    the mean of the map's highest patches (HEIGHT_SHARE of them).
     """
     # The peak first: the fourth power of a faint map leaves float32. A map that is zero throughout pools all alike.
     weight = (defect_map / defect_map.amax(1, keepdim=True).clamp_min(1e-12) + 1e-6) ** POOLING_POWER
     weight = (weight / weight.sum(1, keepdim=True))[:, None]
-    pooled = [unit((weight @ z.float())[:, 0]) for z in patches]
-    return torch.cat([*pooled, map_height(defect_map)[:, None]], dim=-1)
+    pooled, contrast = [], []
+    for level in patches:
+        z = level.float()
+        mean = z.mean(1, keepdim=True)
+        spread = (z - mean).square().mean(1).sqrt() + LEAST_SPREAD
+        under_map = (weight @ z)[:, 0]
+        pooled.append(unit(under_map))
+        contrast.append((under_map - mean[:, 0]) / spread / math.sqrt(z.shape[-1]))
+    return torch.cat([*pooled, *contrast, map_height(defect_map)[:, None]], dim=-1)
 
 
 def map_height(defect_map: Tensor) -> Tensor:

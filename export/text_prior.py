@@ -50,7 +50,7 @@ def head_prior(projection: Projection, text_cls: Tensor, features: Tensor, level
     """Cosines with the classes' text as linear functions of what the head reads: weight [2, K, F], bias [2, K].
 
     First those of the class tokens, second those of the tokens under the map, each the mean over levels. features:
-    [V, 2 m D + 1] (heads.head_features); they give the usual sizes, without which a cosine is not linear.
+    [V, 3 m D + 1] (heads.head_features); they give the usual sizes, without which a cosine is not linear.
     """
     width = projection.weight.shape[0]
     weight = torch.zeros((2, len(text_cls), features.shape[1]))

@@ -35,7 +35,7 @@ def make_encoder(**changes: Any) -> Encoder:
         levels=(1, 2, 3, 4),
         width=32,
         text_dim=24,
-        features=257,
+        features=385,
         redundancy="cls_weight",
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),

@@ -205,7 +205,7 @@ def test_the_fake_backend_answers_from_the_pixels() -> None:
     expected = np.zeros((4, 4), np.float32)
     expected[0, 0], expected[1, 2] = 1 / 255, 0.2
     np.testing.assert_allclose(outputs.defect_map[1], expected, atol=1e-7)
-    assert outputs.features.shape == (4, 257)
+    assert outputs.features.shape == (4, 385)
     assert outputs.features[:, 0].tolist() == [0, 1, 5, 255]
     assert {array.dtype for array in (outputs.probabilities, outputs.defect_map, outputs.features)} == {
         np.dtype(np.float32)

@@ -52,7 +52,7 @@ def test_record_of_an_encoder(model: LoadedModel) -> None:
     assert (encoder.architecture, encoder.weights, encoder.trained) == ("toy", "random, seed 0", False)
     assert (encoder.image_size, encoder.input_size, encoder.grid) == ((64, 64), (64, 64), (4, 4))
     assert (encoder.layers, encoder.heads, encoder.levels) == (4, 2, (1, 2, 3, 4))
-    assert (encoder.width, encoder.text_dim, encoder.features) == (32, 24, 257)
+    assert (encoder.width, encoder.text_dim, encoder.features) == (32, 24, 385)
     assert encoder.checkpoint_sha256 == model.sha256
     assert described(load_model("toy", random_seed=0)) == encoder
 
@@ -249,7 +249,7 @@ def test_a_built_bundle_holds_what_its_manifest_says_and_nothing_else(toy_bundle
     assert names_in(toy_bundle) == ["manifest.json", "model.fp16.onnx", "model.onnx", "recipe.safetensors"]
     assert names_in(toy_bundle.parent) == ["bundle"]
     assert manifest.recipe_file == "recipe.safetensors"
-    assert manifest.smoothing_px == pytest.approx(4 * 64 / 240)
+    assert manifest.smoothing_px == pytest.approx(6 * 64 / 240)
     assert {"python", "torch", "onnx", "numpy"} <= set(manifest.tools)
     assert any("UNTRAINED" in note for note in manifest.notes)
     assert recipe.encoder_id == manifest.encoder.id

@@ -16,7 +16,7 @@ from torch import Tensor
 from export import finetune, fit_map, heads
 from export import fit_head as fit_head_module
 from export.finetune import fit_recipe
-from export.fit_head import ALPHAS, MAX_FOLDS, PRIOR_L2, choose_alpha, fit_head, head_scale
+from export.fit_head import ALPHAS, BLOCK_WEIGHTS, MAX_FOLDS, PRIOR_L2, choose_alpha, fit_head, head_scale
 from export.fit_map import choose_lambda_v, fit_transforms
 from export.fit_memory import fit_memory
 from export.teach_settings import TeachSettings
@@ -598,8 +598,29 @@ def test_with_the_last_level_only_the_others_have_no_say() -> None:
     assert not tensors["transform_weight"][:-1].any()
     assert not tensors["transform_bias"][:-1].any()
     assert tensors["transform_weight"][-1].any()
-    heads_of_levels = tensors["head_weight"][:, : 2 * LEVELS * WIDTH].reshape(3, 2, LEVELS, WIDTH)
+    heads_of_levels = tensors["head_weight"][:, : 3 * LEVELS * WIDTH].reshape(3, 3, LEVELS, WIDTH)
     assert not heads_of_levels[:, :, :-1].any()
     assert heads_of_levels[:, :, -1].any()
-    assert head_scale(LEVELS * WIDTH, "paper").square().sum() == pytest.approx(1)
-    assert head_scale(LEVELS * WIDTH, "paper", LEVELS).square().sum() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("last_level_only", [False, True])
+def test_a_block_counts_as_its_weight_whatever_is_read_of_it(last_level_only: bool) -> None:
+    for kind, weights in BLOCK_WEIGHTS.items():
+        scale = head_scale(LEVELS, WIDTH, kind, last_level_only=last_level_only)
+        assert scale.shape == (3 * LEVELS * WIDTH + 1,)
+        sizes = [*(block.norm() for block in scale[:-1].reshape(3, -1)), scale[-1]]
+        assert [float(size) for size in sizes] == pytest.approx(weights)
+
+
+def test_which_levels_the_head_reads() -> None:
+    def read(kind: str, last: bool) -> list[list[bool]]:
+        scale = head_scale(4, 5, kind, last_level_only=last)
+        return (scale[:-1].reshape(3, 4, 5) > 0).all(2).tolist()
+
+    none, every, upper, last = [False] * 4, [True] * 4, [False, False, True, True], [False, False, False, True]
+    assert read("paper", False) == [every, none, none]
+    assert read("paper", True) == [last, none, none]
+    assert read("pooled", False) == [upper, every, every]
+    assert read("pooled", True) == [last, last, last]
+    with pytest.raises(ValueError, match='head "both" is unknown; there are: paper, pooled'):
+        head_scale(4, 5, "both")

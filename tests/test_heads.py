@@ -196,7 +196,7 @@ def test_head_reads_the_class_token_of_every_level_at_unit_length() -> None:
     levels = [random(seed, BATCH, 1 + PATCHES, WIDTH) for seed in range(LEVELS)]
     expected = np.concatenate([unit(x[:, 0]) for _, x in levels], axis=1)
     found = heads.head_features([z for z, _ in levels], torch.rand(BATCH, PATCHES))
-    assert found.shape == (BATCH, 2 * LEVELS * WIDTH + 1)
+    assert found.shape == (BATCH, 3 * LEVELS * WIDTH + 1)
     assert_near(found[:, : LEVELS * WIDTH], expected)
 
 
@@ -205,10 +205,34 @@ def test_head_reads_the_tokens_under_the_map_and_its_height() -> None:
     defect_map = np.random.default_rng(3).random((BATCH, PATCHES))
     weight = defect_map**heads.POOLING_POWER
     weight /= weight.sum(axis=1, keepdims=True)
-    pooled = [unit(np.einsum("bp,bpd->bd", weight, x)) for _, x in levels]
+    under_map = [np.einsum("bp,bpd->bd", weight, x) for _, x in levels]
+    pooled = [unit(x) for x in under_map]
+    contrast = [
+        (under - x.mean(axis=1)) / x.std(axis=1) / math.sqrt(WIDTH)
+        for under, (_, x) in zip(under_map, levels, strict=True)
+    ]
     height = np.sort(defect_map, axis=1)[:, -max(1, int(heads.HEIGHT_SHARE * PATCHES)) :].mean(axis=1, keepdims=True)
     found = heads.map_features([z for z, _ in levels], torch.tensor(defect_map, dtype=torch.float32))
-    assert_near(found, np.concatenate([*pooled, height], axis=1))
+    assert_near(found, np.concatenate([*pooled, *contrast, height], axis=1))
+
+
+def test_contrast_knows_nothing_of_exposure() -> None:
+    """A gain and an offset of every channel change what is under the map and not how far it stands out."""
+    tokens, _ = random(0, BATCH, PATCHES, WIDTH)
+    gain, offset = torch.linspace(0.2, 3, WIDTH), torch.linspace(-5, 5, WIDTH)
+    defect_map = torch.rand((BATCH, PATCHES), generator=torch.Generator().manual_seed(1))
+    found = heads.map_features([tokens], defect_map)
+    exposed = heads.map_features([tokens * gain + offset], defect_map)
+    assert_near(exposed[:, WIDTH : 2 * WIDTH], found[:, WIDTH : 2 * WIDTH].double().numpy(), 1e-4)
+    assert (exposed[:, :WIDTH] - found[:, :WIDTH]).abs().max() > 0.1
+
+
+def test_a_channel_that_is_the_same_throughout_has_no_contrast() -> None:
+    tokens, _ = random(0, BATCH, PATCHES, WIDTH)
+    tokens[:, :, 3] = 2.5
+    found = heads.map_features([tokens], torch.rand((BATCH, PATCHES)))
+    assert found[:, WIDTH + 3].abs().max() < 0.2
+    assert bool(found.isfinite().all())
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1.0])
@@ -223,7 +247,9 @@ def test_one_hot_patch_is_all_that_the_pooled_tokens_see() -> None:
     defect_map = torch.full((BATCH, PATCHES), 1e-3)
     defect_map[:, 5] = 0.6
     found = heads.map_features(tokens, defect_map)
-    assert_near(found[:, :-1], np.concatenate([unit(z[:, 5].double().numpy()) for z in tokens], axis=1), 1e-4)
+    assert_near(
+        found[:, : LEVELS * WIDTH], np.concatenate([unit(z[:, 5].double().numpy()) for z in tokens], axis=1), 1e-4
+    )
 
 
 def test_head_probabilities_are_the_softmax_of_a_linear_layer() -> None:
@@ -276,10 +302,14 @@ def test_graph_joins_the_heads_as_eq_9_to_23_say(redundancy: str, alpha: float) 
     remembered = 1 / (1 + np.exp(3 - sum(odd) / 4))
     expected_map = (sum(a_z) + 0.7 * sum(a_v) + 4 * 0.4 * remembered) / (4 * 2.1)
     weight = expected_map**4 / (expected_map**4).sum(axis=1, keepdims=True)
-    pooled = [unit(np.einsum("bp,bpd->bd", weight, z)) for z in patches]
-    features = np.concatenate(
-        [*cls_tokens, *pooled, expected_map.max(axis=1, keepdims=True)], axis=1
-    )  # 1 of 16 patches
+    under_map = [np.einsum("bp,bpd->bd", weight, z) for z in patches]
+    pooled = [unit(under) for under in under_map]
+    contrast = [
+        (under - z.mean(axis=1)) / z.std(axis=1) / math.sqrt(z.shape[2])
+        for under, z in zip(under_map, patches, strict=True)
+    ]
+    height = expected_map.max(axis=1, keepdims=True)  # 1 of 16 patches
+    features = np.concatenate([*cls_tokens, *pooled, *contrast, height], axis=1)
     p_s = softmax(6.0 * np.max(per_class, axis=0))
     p_c = softmax(features @ tensors["head_weight"].T + tensors["head_bias"])
     expected = (1 - alpha) * p_s + alpha * p_c

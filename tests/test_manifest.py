@@ -34,7 +34,7 @@ GOLDEN = """{
     "levels": [1, 2, 3, 4],
     "width": 32,
     "text_dim": 24,
-    "features": 257,
+    "features": 385,
     "redundancy": "cls_weight",
     "mean": [0.5, 0.5, 0.5],
     "std": [0.25, 0.25, 0.25]
@@ -467,7 +467,7 @@ def test_every_tensor_that_does_not_fit_the_encoder_is_named() -> None:
         "tensor text_seg has shape [2, 16], this encoder needs [2, 24]",
         "tensor transform_weight has shape [2, 8, 16], this encoder needs [4, 32, 24]",
         "tensor memory has shape [2, 128, 8], this encoder needs [4, 128, 32]",
-        "tensor head_weight has shape [3, 100], this encoder needs [3, 257]",
+        "tensor head_weight has shape [3, 100], this encoder needs [3, 385]",
     )
     other.check(make_recipe(encoder=other))
 

@@ -296,7 +296,7 @@ def test_a_score_that_reaches_the_threshold_is_a_defect(threshold: float, verdic
 
 def test_temperature_moves_the_confidence_and_not_the_label() -> None:
     given = np.array([0.1, 0.3, 0.6], np.float32)
-    outputs = given[None], hot_map()[None], np.ones((1, 257), np.float32)
+    outputs = given[None], hot_map()[None], np.ones((1, 385), np.float32)
     summaries = [summarize(*outputs, make_recipe(temperature=t), (64, 64), 0.0)[0] for t in (0.5, 1.0, 2.0)]
     assert [summary["label"] for summary in summaries] == ["hole"] * 3
     assert summaries[1]["probabilities"] == dict(zip(("good", "bridge", "hole"), given.tolist(), strict=True))
@@ -309,7 +309,7 @@ def test_temperature_moves_the_confidence_and_not_the_label() -> None:
 
 def test_label_and_verdict_are_two_answers() -> None:
     recipe = make_recipe()
-    given, features = np.array([[0.8, 0.1, 0.1]], np.float32), np.ones((1, 257), np.float32)
+    given, features = np.array([[0.8, 0.1, 0.1]], np.float32), np.ones((1, 385), np.float32)
     (summary,) = summarize(given, hot_map()[None], features, recipe, (64, 64), 0.0)
     assert summary["label"] == "good"
     assert summary["is_defect"]
@@ -320,7 +320,7 @@ def test_label_and_verdict_are_two_answers() -> None:
 def test_a_frame_is_judged_the_same_whatever_is_beside_it(size: tuple[int, int]) -> None:
     recipe, rng = make_recipe(temperature=1.3), np.random.default_rng(0)
     given = rng.dirichlet(np.ones(3), 9).astype(np.float32)
-    maps, features = rng.random((9, 4, 4), np.float32), rng.normal(size=(9, 257)).astype(np.float32)
+    maps, features = rng.random((9, 4, 4), np.float32), rng.normal(size=(9, 385)).astype(np.float32)
     together = summarize(given, maps, features, recipe, size, 3.0)
     alone = [summarize(given[i : i + 1], maps[i : i + 1], features[i : i + 1], recipe, size, 3.0)[0] for i in range(9)]
     assert together == alone

@@ -177,10 +177,10 @@ def test_the_format_is_pinned() -> None:
         "transform_bias": [4, 24],
         "memory": [4, 128, 32],
         "memory_scale": [4, 2],
-        "head_weight": [3, 257],
+        "head_weight": [3, 385],
         "head_bias": [3],
         "scalars": [6],
-        "support_features": [4, 257],
+        "support_features": [4, 385],
     }
     assert {name: (outer[name]["dtype"], outer[name]["shape"]) for name in STORED} == {
         name: ("F32", shape) for name, shape in shapes.items()
@@ -341,15 +341,15 @@ def test_a_tensor_that_is_not_finite_is_named(name: str, value: float) -> None:
         ("text_cls", (2, 24), "tensor text_cls has shape [2, 24], expected [3, 24]"),
         ("transform_weight", (4, 768), "tensor transform_weight has shape [4, 768], expected [m, D, 24]"),
         ("transform_bias", (3, 24), "tensor transform_bias has shape [3, 24], expected [4, 24]"),
-        ("head_weight", (4, 257), "tensor head_weight has shape [4, 257], expected [3, F]"),
+        ("head_weight", (4, 385), "tensor head_weight has shape [4, 385], expected [3, F]"),
         ("head_bias", (3, 1), "tensor head_bias has shape [3, 1], expected [3]"),
         ("memory", (4, 100, 32), "tensor memory has shape [4, 100, 32], expected [4, 128, 32]"),
         ("memory_scale", (4, 1), "tensor memory_scale has shape [4, 1], expected [4, 2]"),
         ("memory_scale", (4,), "tensor memory_scale has shape [4], expected [4, 2]"),
         ("scalars", (5,), "tensor scalars has shape [5], expected [6]"),
         ("scalars", (), "tensor scalars has shape [], expected [6]"),
-        ("support_features", (4, 64), "tensor support_features has shape [4, 64], expected [S, 257]"),
-        ("support_features", (0, 257), "tensor support_features holds no support"),
+        ("support_features", (4, 64), "tensor support_features has shape [4, 64], expected [S, 385]"),
+        ("support_features", (0, 385), "tensor support_features holds no support"),
     ],
 )
 def test_a_tensor_of_the_wrong_shape_is_named(name: str, shape: tuple[int, ...], fault: str) -> None:

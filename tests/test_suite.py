@@ -249,7 +249,7 @@ def test_made_frames_are_equal_for_equal_seeds_and_cost_what_real_ones_cost(tmp_
 def test_a_recipe_of_any_number_of_classes() -> None:
     recipe = with_classes(make_recipe(), 9)
     assert len(recipe.classes) == 9
-    assert recipe.tensors["head_weight"].shape == (9, 257)
+    assert recipe.tensors["head_weight"].shape == (9, 385)
     assert recipe.tensors["transform_weight"] is not None
 
 

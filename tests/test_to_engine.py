@@ -380,6 +380,6 @@ def test_the_full_size_encoder_is_built_for_an_rtx_4090(rtx: Builder, tmp_path: 
     size = (tmp_path / "plan").stat().st_size
     assert 2 * parameters <= size < 2.5 * parameters, "about two bytes a parameter"
     assert 1.95 * parameters <= built["weight_bytes"] <= size
-    assert built["activation_bytes"] + size < 2e9, "with batches of 64 it fits beside others on any card"
+    assert built["activation_bytes"] + size < 2.5e9, "with batches of 64 it fits beside others on any card"
     assert steps
     assert steps[-1][0] <= steps[-1][1]

@@ -90,12 +90,12 @@ def test_batch_and_classes_are_symbolic_and_nothing_else_is(toy_bundle: Path, fi
         "transform_bias": [4, 24],
         "memory": [4, 128, 32],
         "memory_scale": [4, 2],
-        "head_weight": ["classes", 257],
+        "head_weight": ["classes", 385],
         "head_bias": ["classes"],
         "scalars": [6],
         "probabilities": ["batch", "classes"],
         "defect_map": ["batch", 4, 4],
-        "features": ["batch", 257],
+        "features": ["batch", 385],
     }
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output)}
     assert types.pop("frames") == onnx.TensorProto.UINT8
@@ -120,7 +120,7 @@ def test_the_file_alone_answers_when_it_is_fed_only_frames(toy_bundle: Path, own
     opened = session(toy_bundle / file)
     alone = opened.run(None, {"frames": frames})
     told = opened.run(list(OUTPUTS), {"frames": frames, **own_recipe.tensors})
-    assert [output.shape for output in alone] == [(3, 7), (3, 4, 4), (3, 257)]
+    assert [output.shape for output in alone] == [(3, 7), (3, 4, 4), (3, 385)]
     for a, b in zip(alone, told, strict=True):
         np.testing.assert_array_equal(a, b)
 
