@@ -112,9 +112,10 @@ def _start_auroc(features: SupportFeatures, start: Projection, text_seg: Tensor,
     """How well the untaught map of the tower's own projection ranks the supports' patches, or frames without masks."""
     similarity = []
     for level in range(features.tokens.shape[1]):
-        tokens = features.tokens[:, level].float()
+        tokens = features.tokens[:, level]
         weight, bias = start.as_layer(tokens)
-        similarity.append(heads.cosines(tokens @ weight + bias, text_seg))
+        # One view after the other: all of them as float32 would be the most memory that teaching takes.
+        similarity.append(torch.stack([heads.cosines(z.float() @ weight + bias, text_seg) for z in tokens]))
     difference = torch.stack(similarity).mean(0)
     maps = torch.sigmoid(difference[..., 1] - difference[..., 0])
     known = ~features.targets[:, 0, 0].isnan()

@@ -39,11 +39,13 @@ class Projection:
         return cls(scaled - scaled.mean(0), shift @ proj)
 
     def as_layer(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as a transformation layer for tokens [..., D]: weight [D, C] and bias [C].
+        """The same as a transformation layer for tokens [n, ..., D]: weight [D, C] and bias [C].
 
         Cosines do not see a token's own size, but the bias does: it is set for the usual one.
         """
-        return self.weight, self.bias * tokens.float().std(-1, correction=0).mean()
+        # One after the other, as in `fit_map._start_auroc`, or this would take the most memory of all that teaching does.
+        sizes = torch.stack([x.float().std(-1, correction=0).mean() for x in tokens])
+        return self.weight, self.bias * sizes.mean()
 
 
 def head_prior(projection: Projection, text_cls: Tensor, features: Tensor, levels: int) -> tuple[Tensor, Tensor]:
