@@ -43,7 +43,7 @@ class Projection:
 
         Cosines do not see a token's own size, but the bias does: it is set for the usual one.
         """
-        # One after the other, as in `fit_map._start_auroc`, or this would take the most memory of all that teaching does.
+        # One after the other: a float32 copy of all would be the most memory that teaching takes.
         sizes = torch.stack([x.float().std(-1, correction=0).mean() for x in tokens])
         return self.weight, self.bias * sizes.mean()
 
