@@ -102,7 +102,7 @@ def int8_from_onnx(
     path: Path,
     *,
     agreement: float = 0.97,
-    change: float = 0.02,
+    change: float = 0.01,
     scheme: Scheme = CPU,
     half: Path | None = None,
     progress: Progress | None = None,
