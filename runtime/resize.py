@@ -48,7 +48,7 @@ class _Band:
 class _Buffers(threading.local):
     """A thread's buffers of the latest size, with the zeros that the windows want around the image: some 2 MB.
 
-    To allocate and clear them for every frame costs up to five times what the resize itself does.
+    To allocate and clear them for every frame costs up to three times what the resize itself does.
     """
 
     _key: tuple[object, ...] = ()

@@ -193,10 +193,9 @@ def _finish(
     pipeline: Pipeline, entries: list[Job | FailedFrame], outputs: Outputs | None, seconds: float
 ) -> list[Prediction | FailedFrame]:
     """Predictions in the place of jobs; the rows of `outputs` are those of the jobs alone."""
-    if outputs is None:
-        return [entry for entry in entries if isinstance(entry, FailedFrame)]
     jobs = [entry for entry in entries if isinstance(entry, Job)]
-    predictions = iter(pipeline.finish(jobs, outputs, seconds))
+    assert outputs is not None or not jobs
+    predictions = iter(() if outputs is None else pipeline.finish(jobs, outputs, seconds))
     return [entry if isinstance(entry, FailedFrame) else next(predictions) for entry in entries]
 
 
