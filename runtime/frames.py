@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from . import png
 from .errors import FrameError
 from .manifest import Encoder
 from .recipe import FrameOptions
@@ -178,7 +179,7 @@ def _from_file(path: str, options: FrameOptions, name: str) -> Pixels | Image.Im
             raise FrameError(name, f"there is no page {page}; the file holds pages 1 to {pages}")
         if page is not None:
             image.seek(page - 1)
-        return _from_image(image, options, name)
+        return _from_image(png.decoded(image), options, name)
 
 
 def _split_page(path: str) -> tuple[str, int | None]:

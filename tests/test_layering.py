@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
-LIGHT = {"numpy", "PIL", "safetensors"}
+LIGHT = {"numpy", "PIL", "isal", "safetensors"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},
     "calibration": {"export", "benchmarks", "tests"},
@@ -30,7 +30,7 @@ FORBIDDEN = {
 }
 LAYERS = (
     {"runtime.errors"},
-    {"runtime.jsonfields", "runtime.files", "runtime.host", "runtime.resize"},
+    {"runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
     {"runtime.operating_point"},
     {"runtime.verdict"},
     {"runtime.recipe"},
