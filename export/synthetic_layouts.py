@@ -16,7 +16,20 @@ from numpy.typing import NDArray
 
 from .synthetic_defects import FAR, Field, Rng, Surface, log_uniform, round_min, smooth_noise, turned
 
-LAYOUTS = ("lines", "contacts", "vias", "logic", "cells", "comb", "pads", "blank", "grain")
+LAYOUTS = (
+    "lines",
+    "contacts",
+    "vias",
+    "logic",
+    "cells",
+    "comb",
+    "pads",
+    "blank",
+    "grain",
+    "serpentine",
+    "mesh",
+    "islands",
+)
 FEATURELESS = ("blank", "grain")
 """Layouts without any pattern edge."""
 
@@ -77,11 +90,19 @@ def _lines(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
 
 
 def _lattice(
-    rng: Rng, shape: tuple[int, int], pitch: float, turn: float, stagger: bool
+    rng: Rng,
+    shape: tuple[int, int],
+    pitch: float,
+    turn: float,
+    stagger: bool,
+    ratio: tuple[float, float] = (0.9, 1.5),
 ) -> tuple[Field, Field, NDArray[np.int32]]:
-    """Coordinates (px) within the cells of a lattice, and a number per cell in 0..4095."""
+    """Coordinates (px) within the cells of a lattice, and a number per cell in 0..4095.
+
+    ratio: from which to which part of the pitch the rows are apart.
+    """
     u, v = turned(shape, (rng.uniform(0, shape[0]), rng.uniform(0, shape[1])), turn)
-    step_u, step_v = np.float32(pitch), np.float32(pitch * rng.uniform(0.9, 1.5))
+    step_u, step_v = np.float32(pitch), np.float32(pitch * rng.uniform(*ratio))
     row = np.floor(v / step_v)
     if stagger:
         u = u + (row % 2) * (step_u / 2)
@@ -203,6 +224,57 @@ def _pads(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     return np.where(present[quadrant], edge, np.minimum(edge, np.float32(-2 * min(streets)))), 0.0, min(streets)
 
 
+def _serpentine(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """A test structure: one line that runs to and fro, turning at alternate ends."""
+    pitch = max(log_uniform(rng, 10, 40) * unit, 7.0)
+    half = pitch * rng.uniform(0.2, 0.32)
+    turned_round = rng.random() < 0.5
+    height, width = shape[::-1] if turned_round else shape
+    top, bottom = rng.uniform(-0.4, 0.4) * height, rng.uniform(0.6, 1.4) * height
+    start = -rng.uniform(0, 1) * pitch
+    rectangles: list[tuple[float, ...]] = []
+    for run in range(int(width / pitch) + 3):
+        x, end = start + run * pitch, bottom if run % 2 else top
+        rectangles.append((top - half, x - half, bottom + half, x + half))
+        rectangles.append((end - half, x - half, end + half, x + pitch + half))
+    edge = _paint_rectangles((height, width), rectangles, unit)
+    return (edge.T.copy() if turned_round else edge), 0.0, min(half, pitch / 2 - half)
+
+
+def _mesh(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """Rails joined by rungs, as in a power grid: in every space or in some, in line, staggered or anywhere."""
+    pitch = max(log_uniform(rng, 12, 50) * unit, 8.0)
+    u, v = turned(
+        shape,
+        (rng.uniform(0, shape[0]), rng.uniform(0, shape[1])),
+        float(rng.choice([0.0, np.pi / 2, rng.normal(0, 0.05)])),
+    )
+    half = pitch * rng.uniform(0.18, 0.3)
+    period = pitch * log_uniform(rng, 1.2, 6)
+    rung = min(half * rng.uniform(0.7, 1.3), 0.3 * period)
+    row = np.floor(v / np.float32(pitch)).astype(np.int32) % 256
+    shifts = {"in line": np.zeros(256), "staggered": np.arange(256) % 2 / 2, "anywhere": rng.random(256)}
+    shift = shifts[str(rng.choice(list(shifts)))].astype(np.float32) * np.float32(period)
+    present = rng.random(256) < rng.choice([1.0, rng.uniform(0.4, 0.9)])
+    from_rail = np.abs(v - (np.floor(v / np.float32(pitch)) + np.float32(0.5)) * np.float32(pitch))
+    from_rung = np.abs((u + shift[row]) % np.float32(period) - np.float32(period / 2))
+    # Rails run along the rows' bounds, so that a row is the space between two of them.
+    rails = from_rail - np.float32(pitch / 2 - half)
+    rungs = np.where(present[row], np.float32(rung) - from_rung, np.float32(-pitch))
+    return np.maximum(rails, rungs), 0.0, min(half, pitch / 2 - half, rung, period / 2 - rung)
+
+
+def _islands(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """Oblong islands in staggered rows, as active areas lie in a memory, often at a slant."""
+    pitch = max(log_uniform(rng, 26, 90) * unit, 18.0)
+    turn = float(rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)]))
+    ratio = rng.uniform(0.28, 0.7)
+    u, v, _ = _lattice(rng, shape, pitch, turn, rng.random() < 0.8, (ratio, ratio))
+    half_u, half_v = pitch / 2 * rng.uniform(0.6, 0.8), pitch * ratio / 2 * rng.uniform(0.4, 0.62)
+    edge = round_min(np.float32(half_u) - np.abs(u), np.float32(half_v) - np.abs(v), half_v * rng.uniform(0.3, 1.0))
+    return edge, 0.0, min(half_v, pitch * ratio / 2 - half_v, pitch / 2 - half_u)
+
+
 def _blank(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     """A film without pattern, smooth to rough."""
     rough = smooth_noise(rng, shape, log_uniform(rng, 2.5, 14) * max(unit, 1), 3) * np.float32(rng.uniform(0, 0.05))
@@ -244,4 +316,7 @@ _PAINTERS: dict[str, Callable[[Rng, tuple[int, int], float], Layout]] = {
     "pads": _pads,
     "blank": _blank,
     "grain": _grain,
+    "serpentine": _serpentine,
+    "mesh": _mesh,
+    "islands": _islands,
 }

@@ -215,7 +215,7 @@ def test_bfloat16_is_near_enough(tmp_path: Path) -> None:
     with torch.no_grad():
         a, b = exact.encode(windows), rough.encode(windows)
     for j in range(4):
-        assert float(torch.cosine_similarity(a.tokens[j], b.tokens[j].float(), dim=-1).min()) > 0.999
+        assert float(torch.cosine_similarity(a.tokens[j], b.tokens[j].float(), dim=-1).min()) > 0.998
         assert float(torch.cosine_similarity(a.value[j], b.value[j].float(), dim=-1).min()) > 0.98
 
 
