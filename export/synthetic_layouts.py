@@ -252,14 +252,15 @@ def _mesh(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     half = pitch * rng.uniform(0.18, 0.3)
     period = pitch * log_uniform(rng, 1.2, 6)
     rung = min(half * rng.uniform(0.7, 1.3), 0.3 * period)
-    row = np.floor(v / np.float32(pitch)).astype(np.int32) % 256
+    space = np.floor(v / np.float32(pitch))
+    row = space.astype(np.int32) % 256
     shifts = {"in line": np.zeros(256), "staggered": np.arange(256) % 2 / 2, "anywhere": rng.random(256)}
     shift = shifts[str(rng.choice(list(shifts)))].astype(np.float32) * np.float32(period)
     present = rng.random(256) < rng.choice([1.0, rng.uniform(0.4, 0.9)])
-    from_rail = np.abs(v - (np.floor(v / np.float32(pitch)) + np.float32(0.5)) * np.float32(pitch))
+    from_middle = np.abs(v - (space + np.float32(0.5)) * np.float32(pitch))
     from_rung = np.abs((u + shift[row]) % np.float32(period) - np.float32(period / 2))
     # Rails run along the rows' bounds, so that a row is the space between two of them.
-    rails = from_rail - np.float32(pitch / 2 - half)
+    rails = from_middle - np.float32(pitch / 2 - half)
     rungs = np.where(present[row], np.float32(rung) - from_rung, np.float32(-pitch))
     return np.maximum(rails, rungs), 0.0, min(half, pitch / 2 - half, rung, period / 2 - rung)
 

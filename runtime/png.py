@@ -24,7 +24,7 @@ _BLOCK = 65_535
 
 
 class _Stream(threading.local):
-    """A thread's buffer of the latest size. To allocate it for every frame costs as much as ISA-L saves."""
+    """A thread's buffer, as large as the largest so far. A new one for every frame costs as much as ISA-L saves."""
 
     buffer = memoryview(b"")
 

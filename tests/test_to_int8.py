@@ -132,7 +132,9 @@ def test_what_harms_most_per_work_is_left_out_first(
         return real(model, products, weights, narrow, scheme)  # type: ignore[arg-type]
 
     monkeypatch.setattr(to_int8, "quantized", quantized)
-    report = to_int8.int8_from_onnx(toy_bundle / "model.onnx", frames, recipe, tmp_path / "a.onnx", agreement=1.0)
+    report = to_int8.int8_from_onnx(
+        toy_bundle / "model.onnx", frames, recipe, tmp_path / "a.onnx", agreement=1.0, change=0.01
+    )
     assert max(report.harm, key=report.harm.__getitem__) == ruined
     if report.left_out:
         assert report.left_out[0] == ruined
@@ -232,6 +234,8 @@ def test_a_half_of_another_encoder_is_refused(toy_bundle: Path, frames: np.ndarr
             frames[:8],
             load_bundle(toy_bundle)[1],
             tmp_path / "out.onnx",
+            agreement=0.97,
+            change=0.01,
             scheme=to_int8.TENSORRT,
             half=tmp_path / "other.onnx",
         )
@@ -300,5 +304,12 @@ def test_a_file_of_another_kind_is_refused(toy_bundle: Path, frames: np.ndarray,
     y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.UINT8, [None, 4, 4])
     onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [x], [y])), tmp_path / "other.onnx")
     with pytest.raises(SemClipError, match="not an exported encoder"):
-        to_int8.int8_from_onnx(tmp_path / "other.onnx", frames, load_bundle(toy_bundle)[1], tmp_path / "out.onnx")
+        to_int8.int8_from_onnx(
+            tmp_path / "other.onnx",
+            frames,
+            load_bundle(toy_bundle)[1],
+            tmp_path / "out.onnx",
+            agreement=0.97,
+            change=0.01,
+        )
     assert not (tmp_path / "out.onnx").exists()
