@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from runtime.files import sha256_of
 
 from .encoder import DualPathEncoder
 from .errors import CheckpointError
+from .stem import StemmedEmbedding
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,8 +35,9 @@ ARCHITECTURES: Mapping[str, tuple[str | dict[str, Any], str]] = {
             "embed_dim": 192,
             "vision_cfg": {"image_size": 240, "layers": 12, "width": 192, "head_width": 64, "patch_size": 16},
             "text_cfg": {**_SMALL_TEXT, "width": 64, "layers": 3},
+            "stem": [24, 48, 96, 160],
         },
-        "the embedded default: 12 layers of width 192",
+        "the embedded default: 12 layers of width 192 and a convolutional stem",
     ),
     "toy": (
         {
@@ -98,7 +100,7 @@ def load_model(
     if image_size is not None:
         config = _at_size(config, image_size)
     if random_seed is not None:
-        clip = _build(config, arch, random_seed)
+        clip = _build(config, arch, random_seed, mean, std)
         digest = _sha256_of_tensors(clip.visual.state_dict())
         return LoadedModel(clip, name, config, mean, std, True, f"random, seed {random_seed}", False, digest)
     if pretrained is not None:
@@ -108,7 +110,7 @@ def load_model(
     else:
         path = Path(str(weights))
         origin = path.name
-    clip = _build(config, arch, seed=0)
+    clip = _build(config, arch, 0, mean, std)
     state = _read_state_dict(path)
     if image_size is not None:
         _interpolate_positions(state, clip)
@@ -177,11 +179,15 @@ def _three(values: Iterable[float]) -> tuple[float, ...]:
     return numbers
 
 
-def _build(config: dict[str, Any], arch: str, seed: int) -> CLIP:
+def _build(config: dict[str, Any], arch: str, seed: int, mean: Sequence[float], std: Sequence[float]) -> CLIP:
+    """An open_clip model; `stem`, beside open_clip's own keys, gives the widths of a convolutional stem."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return CLIP(**config).eval().requires_grad_(False)
+            clip = CLIP(**{key: value for key, value in config.items() if key != "stem"})
+            if "stem" in config:
+                clip.visual.conv1 = StemmedEmbedding(clip.visual.conv1, config["stem"], mean=mean, std=std)
+            return clip.eval().requires_grad_(False)
     except Exception as exc:  # open_clip checks little; whatever breaks, the configuration is to blame
         raise CheckpointError(f"open_clip cannot build {arch} from its configuration: {exc}") from exc
 

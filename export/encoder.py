@@ -16,10 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .errors import CheckpointError
+from .stem import PIXEL_OFFSET, PIXEL_SCALE, stem_of, tokens_of
 
-# Pixels enter as (grey - 128) / 64, so that the folded weights keep the size of the original ones.
-PIXEL_OFFSET = 128.0
-PIXEL_SCALE = 64.0
 LARGE_SCORE = 16.0
 """From this attention score on (after the 1/sqrt(d) scaling), an fp16 score is off by up to 1 % of its weight."""
 HARMFUL_ERROR = 1e-3
@@ -62,6 +60,7 @@ class DualPathEncoder(nn.Module):
         self.patch_size: tuple[int, int] = tuple(visual.patch_size)
         self.grid: tuple[int, int] = tuple(visual.grid_size)
         self.blocks = nn.ModuleList(visual.transformer.resblocks)
+        self.stem = stem_of(visual.conv1)
         self.ln_pre = visual.ln_pre
         self.ln_post = visual.ln_post
         self.proj = visual.proj
@@ -84,7 +83,7 @@ class DualPathEncoder(nn.Module):
     def half_precision(self, pixels: Tensor) -> DualPathEncoder:
         """A copy whose attention, MLP and projection are fp16, except where measurement on `pixels` forbids it.
 
-        pixels: real frames, as for `forward`. The residual stream, LayerNorm and the patch embedding always stay fp32:
+        pixels: real frames, as for `forward`. The residual stream, LayerNorm, the patch embedding and a stem stay fp32:
         rounding Z after each addition doubles the error of the map, and they are a few per cent of the work. Layers
         that alone would change the tokens too much stay fp32 whole (`fp32_layers`, counted from 1); layers with large
         attention scores compute attention, not its projections, in fp32 (`fp32_attention`).
@@ -143,6 +142,8 @@ class DualPathEncoder(nn.Module):
         scaled = (pixels - PIXEL_OFFSET) / PIXEL_SCALE
         patches = scaled.reshape(-1, rows, high, columns, wide).permute(0, 1, 3, 2, 4)
         x = patches.reshape(-1, rows * columns, high * wide) @ self.patch_weight + self.patch_position
+        if self.stem is not None:
+            x = x + tokens_of(self.stem, scaled)
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.ln_pre(x)  # type: ignore[no-any-return]
 

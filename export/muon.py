@@ -20,18 +20,23 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step for all matrices; a matrix of 3 n rows is the fused projection of Q, K and V, taken apart."""
+        """One step for all matrices; a matrix of 3 n rows is the fused projection of Q, K and V, taken apart.
+
+        A convolution is a matrix with a row for each of its outputs (Jordan et al. 2024). What has no gradient stays.
+        """
         for group in self.param_groups:
             for p in group["params"]:
+                if p.grad is None:
+                    continue
                 state = self.state[p]
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 momentum = state["momentum"].mul_(0.95).add_(p.grad)
-                update = p.grad + 0.95 * momentum
-                parts = update.chunk(3) if p.shape[0] == 3 * p.shape[1] else (update,)
+                update = (p.grad + 0.95 * momentum).flatten(1)
+                parts = update.chunk(3) if p.ndim == 2 and p.shape[0] == 3 * p.shape[1] else (update,)
                 size = 0.2 * math.sqrt(max(parts[0].shape))
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(torch.cat([_orthogonal(part) for part in parts]), alpha=-group["lr"] * size)
+                p.add_(torch.cat([_orthogonal(part) for part in parts]).reshape(p.shape), alpha=-group["lr"] * size)
 
 
 def _orthogonal(matrix: Tensor) -> Tensor:

@@ -28,9 +28,11 @@ FIRST_SEED = 2**40
 SIDE = 240
 PATCH = 16
 GRID = SIDE // PATCH
-REDUCED_SHARE, LARGEST_SIDE = 0.5, 360
-"""So many frames are made larger than SIDE, up to this, and reduced as the frames of tools are. The generator sees to
-it that a defect shows at the size it makes; reduced much further, the smallest would be labels of nothing to see."""
+REDUCED_SHARE, LARGEST_SIDE = 0.5, 480
+"""So many frames are made larger than SIDE, up to this, and reduced as the frames of tools are."""
+MIN_REDUCED_PX = 8.0
+"""The generator sees to it that a defect shows at the size it makes. One of fewer pixels than this after the reduction
+is a label of nothing to see; another frame is made in its place."""
 TILTED_SHARE, MAX_TILT = 0.12, 1.6
 """So many frames are taken under tilt, which shortens the rows' axis: by up to this factor, 51 degrees."""
 MIN_DEFECT_PX = 12
@@ -122,10 +124,15 @@ def _reduced_frame(
     side = round(rng.uniform(SIDE, LARGEST_SIDE)) if rng.random() < REDUCED_SHARE else SIDE
     tilt = rng.uniform(1.1, MAX_TILT) if rng.random() < TILTED_SHARE else 1.0
     size = (round(side * tilt), side)
-    frame = make_frame(label, seed, size=size, layout=layout, text_bar=bool(rng.random() < 0.08))
-    image = Image.fromarray(frame.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-    mask = Image.fromarray((frame.mask > 0).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
-    return np.asarray(image), np.asarray(mask)
+    text_bar = bool(rng.random() < 0.08)
+    while True:
+        frame = make_frame(label, seed, size=size, layout=layout, text_bar=text_bar)
+        mask = Image.fromarray((frame.mask > 0).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
+        truth = np.asarray(mask)
+        if label == "good" or truth.sum() >= MIN_REDUCED_PX:
+            image = Image.fromarray(frame.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            return np.asarray(image), truth
+        seed += 1
 
 
 def _window(

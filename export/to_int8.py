@@ -1,12 +1,12 @@
 """From the fp32 ONNX file to an 8-bit one, by ranges and harm measured on real frames: for CPUs, and for TensorRT.
 
 Every matrix product of the encoder's blocks reads 8-bit activations (one scale per tensor, so that a frame's answer
-does not depend on its batch) and 8-bit weights (one scale per output channel), as QuantizeLinear/DequantizeLinear
-pairs that engines fuse. The patch embedding (2 % of the work, and pixels use its whole range), attention, norms and
-heads stay as they are. Activation outliers are balanced into the weights (SmoothQuant, Xiao et al. 2023,
-arXiv:2211.10438), weights are rounded so that their errors make up for each other (export/round_weights.py), and the
-products that hurt most are left out until labels agree and features change little. Labels alone would not do: they are
-those of one recipe, and the encoder serves any number of them.
+does not depend on its batch) and 8-bit weights (one scale per output channel), as QuantizeLinear/DequantizeLinear pairs
+that engines fuse. The patch embedding (2 % of the work, and pixels use its whole range), a convolutional stem,
+attention, norms and heads stay as they are. Activation outliers are balanced into the weights (SmoothQuant, Xiao et al.
+2023, arXiv:2211.10438), weights are rounded so that their errors make up for each other (export/round_weights.py), and
+the products that hurt most are left out until labels agree and features change little. Labels alone would not do: they
+are those of one recipe, and the encoder serves any number of them.
 """
 
 from __future__ import annotations

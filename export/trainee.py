@@ -7,6 +7,9 @@ the one projection to the text space:
 - patch and text: a patch meets the text of what it shows, known exactly from the mask, through the vanilla path and
   through the V-V path (eq. 13-15);
 - frame: the patches most like a defect are so in a frame with a defect, and in a good one not even they are.
+
+Its convolutional stem learns patches and frames directly, through a linear layer that is thrown away: alone at first,
+when a step costs a fifth, and then beside the rest.
 """
 
 from __future__ import annotations
@@ -20,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .checkpoint import LoadedModel
-from .encoder import PIXEL_OFFSET, PIXEL_SCALE, Levels, _grey_patch_embedding
+from .encoder import Levels, _grey_patch_embedding
 from .heads import cosines, unit
 from .pretrain_frames import GRID, PATCH, Windows
 from .prompts import Prompts
+from .stem import PIXEL_OFFSET, PIXEL_SCALE
 from .synthetic import CLASSES
 
 LEVEL_WEIGHTS = (0.15, 0.3, 0.6, 1.0)
@@ -47,6 +51,11 @@ class Trainee(nn.Module):
         self.encoder = model.encoder()
         self.mean, self.std = model.mean, model.std
         self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
+        self.stem_head: nn.Linear | None = None
+        if self.encoder.stem is not None:
+            self.stem_head = nn.Linear(self.encoder.stem.join.in_channels, len(CLASSES))
+            nn.init.zeros_(self.stem_head.weight)
+            nn.init.zeros_(self.stem_head.bias)
         self.clip.requires_grad_(True)  # building the encoder froze the shared parameters
         tokenizer = open_clip.SimpleTokenizer(context_length=self.clip.context_length)
         self.prompts = [tokenizer(prompts.for_class(name)) for name in CLASSES]
@@ -60,18 +69,33 @@ class Trainee(nn.Module):
         """Unit vectors [classes, C] of all prompts, as in the text bank."""
         return torch.cat([unit(self.embed_text([tokens])[0].mean(0, keepdim=True)) for tokens in self.prompts])
 
-    def encode(self, windows: Windows) -> Levels:
-        """The encoder on windows, each with the positions of the part of the frame that it was cut from."""
+    def look(self, windows: Windows) -> Tensor | None:
+        """The last activations of the stem, float32 [B, channels, rows, columns]; None for a tower without one."""
+        stem = self.encoder.stem
+        if stem is None:
+            return None
+        pixels = scaled(windows)[:, None].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
+            return stem.maps(pixels)[-1].float()
+
+    def encode(self, windows: Windows, seen: Tensor | None) -> Levels:
+        """The encoder on windows, each with the positions of the part of the frame that it was cut from.
+
+        seen: what `look` gives for them.
+        """
         visual = self.clip.visual
         weight, bias = _grey_patch_embedding(visual.conv1.weight, self.mean, self.std)
         count = windows.pixels.shape[-1] // PATCH
-        pixels = (windows.pixels - PIXEL_OFFSET) / PIXEL_SCALE
+        pixels = scaled(windows)
         patches = pixels.reshape(-1, count, PATCH, count, PATCH).permute(0, 1, 3, 2, 4)
         steps = torch.arange(count, device=pixels.device)
         rows = windows.corner[:, :1] + steps
         columns = windows.corner[:, 1:] + steps
         places = (rows[:, :, None] * GRID + columns[:, None]).flatten(1)
         x = patches.flatten(3).flatten(1, 2) @ weight + bias + visual.positional_embedding[1:][places]
+        if seen is not None:
+            assert self.encoder.stem is not None
+            x = x + self.encoder.stem.join(seen).flatten(2).transpose(1, 2)
         first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
         tokens = visual.ln_pre(torch.cat([first, x], dim=1))
         if not self.bf16:
@@ -84,19 +108,38 @@ class Trainee(nn.Module):
         """Tokens [..., D] of the trunk in the text space [..., C], as CLIP does with its class token."""
         return self.encoder.ln_post(tokens) @ self.encoder.proj  # type: ignore[no-any-return]
 
+    def stem_logits(self, seen: Tensor) -> Tensor:
+        """What the stem alone makes of the patches, [B, P, classes]."""
+        assert self.stem_head is not None
+        logits: Tensor = self.stem_head(seen.flatten(2).transpose(1, 2))
+        return logits
+
+    def stem_losses(self, windows: Windows, seen: Tensor | None = None) -> dict[str, Tensor]:
+        """The losses of the stem alone: every patch by the mask, and every frame by its most unusual patches.
+
+        seen: what `look` gives for the windows, if it is known.
+        """
+        seen = self.look(windows) if seen is None else seen
+        assert seen is not None, "there is a stem"
+        logits = self.stem_logits(seen)
+        target, part = _truth(windows)
+        surprise = -(target * torch.log_softmax(logits, dim=-1)).sum(-1)
+        return {
+            "stem_patch": _balanced(surprise, part),
+            "stem_frame": F.cross_entropy(frame_logits(logits), windows.label),
+        }
+
     def losses(self, windows: Windows, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
         """The losses of a batch; `chosen`: tokens of some prompts of every class."""
         text = self.embed_text(chosen)
         text_cls = unit(text.mean(1))
         text_seg = torch.stack([text_cls[0], unit(text_cls[1:].mean(0))])
-        levels = self.encode(windows)
+        seen = self.look(windows)
+        levels = self.encode(windows, seen)
         scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         patch_scale = self.patch_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         device = windows.fraction.device
-        target = torch.zeros((*windows.fraction.shape, len(CLASSES)), device=device)
-        part = (windows.fraction / FULL_PATCH).clamp(max=1)
-        target[torch.arange(len(part), device=device), :, windows.label] = part
-        target[..., 0] = 1 - part
+        target, part = _truth(windows)
         has_defect = (windows.label > 0).float()
         total = {name: torch.zeros((), device=device) for name in ("image_text", "patch_text", "value_text", "frame")}
         for j, level_weight in enumerate(LEVEL_WEIGHTS):
@@ -111,7 +154,21 @@ class Trainee(nn.Module):
             value = patch_scale * cosines(levels.value[j], text_seg)
             bce = F.binary_cross_entropy_with_logits(value[..., 1] - value[..., 0], part, reduction="none")
             total["value_text"] = total["value_text"] + level_weight * _balanced(bce, part)
-        return total
+        return total if seen is None else {**total, **self.stem_losses(windows, seen)}
+
+
+def scaled(windows: Windows) -> Tensor:
+    """The pixels as the encoder takes them, [B, n, n]."""
+    return (windows.pixels - PIXEL_OFFSET) / PIXEL_SCALE
+
+
+def _truth(windows: Windows) -> tuple[Tensor, Tensor]:
+    """What every patch shows, as a distribution over the classes [B, P, classes], and how far it is the defect."""
+    part = (windows.fraction / FULL_PATCH).clamp(max=1)
+    target = torch.zeros((*part.shape, len(CLASSES)), device=part.device)
+    target[torch.arange(len(part), device=part.device), :, windows.label] = part
+    target[..., 0] = 1 - part
+    return target, part
 
 
 def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -149,9 +206,24 @@ def frame_logit(patch: Tensor) -> Tensor:
     return defect.topk(max(1, round(FRAME_SHARE * defect.shape[1])), dim=1).values.mean(1)
 
 
+def frame_logits(patch: Tensor) -> Tensor:
+    """Classes of whole frames [B, classes] from those of their patches [B, P, classes], good first and at 0.
+
+    The mean over the patches most like a class, for each class.
+    """
+    against_good = patch[..., 1:] - patch[..., :1]
+    most = against_good.topk(max(1, round(FRAME_SHARE * patch.shape[1])), dim=1).values.mean(1)
+    return F.pad(most, (1, 0))
+
+
 def _balanced(loss: Tensor, part: Tensor) -> Tensor:
-    """Mean over defect patches and mean over others, in fixed shares: loss and part [B, P]."""
-    defect = (loss * part).sum() / part.sum().clamp(min=1)
+    """Mean over defects and mean over the other patches, in fixed shares: loss and part [B, P].
+
+    Every defect counts the same, however few patches it covers: the small ones are those that are missed.
+    """
+    size = part.sum(1)
+    of_frame = (loss * part).sum(1) / size.clamp(min=1e-6)
+    defect = of_frame.sum() / (size > 0).sum().clamp(min=1)
     other = (loss * (1 - part)).sum() / (1 - part).sum().clamp(min=1)
     return DEFECT_SHARE * defect + (1 - DEFECT_SHARE) * other
 

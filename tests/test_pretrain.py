@@ -37,7 +37,7 @@ from export.pretrain_frames import (
     window_loader,
 )
 from export.synthetic import CLASSES, LAYOUTS
-from export.trainee import image_text_loss, plain_attention
+from export.trainee import _balanced, frame_logits, image_text_loss, plain_attention
 
 
 def settings(steps: int = 4, **changes: object) -> PretrainSettings:
@@ -164,12 +164,12 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     part = Pretraining(settings(), tmp_path / "part", arch="sem_tiny")
     batches = part._batches(0)
     for _ in range(3):
-        part.train_step(next(batches))
+        part.train_step(next(batches)[1])
     part.folder.mkdir()
     part.save()
     resumed = Pretraining(settings(), tmp_path / "part", arch="sem_tiny")
     assert resumed.step == 3
-    resumed.train_step(next(resumed._batches(0)))
+    resumed.train_step(next(resumed._batches(0))[1])
     for (name, a), b in zip(whole.trainee.state_dict().items(), resumed.trainee.state_dict().values(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4, msg=name)
 
@@ -216,7 +216,7 @@ def test_bfloat16_is_near_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     windows = stream(GRID, batch=2).make(0)
     exact, rough = (Pretraining(settings(bf16=bf16), tmp_path).trainee for bf16 in (False, True))
     with torch.no_grad():
-        a, b = exact.encode(windows), rough.encode(windows)
+        a, b = exact.encode(windows, exact.look(windows)), rough.encode(windows, rough.look(windows))
     for j in range(4):
         assert float(torch.cosine_similarity(a.tokens[j], b.tokens[j].float(), dim=-1).min()) > 0.999
         assert float(torch.cosine_similarity(a.value[j], b.value[j].float(), dim=-1).min()) > 0.98
@@ -237,17 +237,65 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path: Path) -> None:
         Pretraining(settings(), tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "6:96", "6:96:x", "16:8:10", "6:0:10", "1:8:10"])
+@pytest.mark.parametrize(
+    "text", ["", "6:96", "6:96:x", "16:8:10", "6:0:10", "1:8:10", "stem:6:96", "stem", "trunk:6:9:1"]
+)
 def test_schedules_that_cannot_be(text: str) -> None:
     with pytest.raises(ExportError, match=r"schedule|cannot be"):
         parse_phases(text)
 
 
+def test_the_stem_learns_alone_and_then_with_the_rest(tmp_path: Path) -> None:
+    plan = (Phase(GRID, 7, 30, stem=True), Phase(3, 7, 1))
+    training = Pretraining(PretrainSettings(plan, warm_up=5, per_frame=1, learning_rate=4e-3, decay=0.05), tmp_path)
+    trunk = {key: value.clone() for key, value in training.trainee.clip.state_dict().items() if ".stem." not in key}
+    windows = stream(GRID, batch=14).make(0)
+    losses = [training.train_step(windows, stem_alone=True) for _ in range(30)]
+    assert losses[0].keys() == {"stem_patch", "stem_frame"}
+    assert losses[-1]["stem_patch"] < 0.7 * losses[0]["stem_patch"]
+    state = training.trainee.clip.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in trunk.items()), "the trunk stays"
+    assert training.train_step(stream(3).make(0)).keys() > {"image_text", "stem_patch"}
+    stem = training.trainee.encoder.stem
+    assert stem is not None
+    assert bool(stem.join.weight.any()), "the trunk begins to hear it"
+
+
+def test_a_tower_without_a_stem_has_none_to_teach(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="toy has no stem"):
+        Pretraining(PretrainSettings((Phase(3, 7, 1, stem=True),)), tmp_path, arch="toy")
+
+
+def test_the_schedule_says_which_phase_is_of_the_stem(tmp_path: Path) -> None:
+    assert parse_phases("stem:15:32:10,6:96:20") == (Phase(15, 32, 10, stem=True), Phase(6, 96, 20))
+
+
+def test_a_small_defect_counts_as_much_as_a_large_one() -> None:
+    part = torch.zeros((3, 10))
+    part[0, 0], part[1, 2:8] = 0.2, 1.0
+    loss = torch.zeros((3, 10))
+    loss[0, 0] = 1.0
+    small = _balanced(loss, part)
+    torch.testing.assert_close(small, torch.tensor(0.35 / 2 + 0.65 * 0.8 / float((1 - part).sum())))
+    torch.testing.assert_close(_balanced(part[:1] * 0 + 1.0, torch.zeros(1, 10)), torch.tensor(0.65))
+
+
+def test_frames_are_named_by_their_most_unusual_patches() -> None:
+    patch = torch.zeros((2, 225, 3))
+    patch[0, 7:12, 2] = 6.0  # 2 % of the patches
+    patch[1, :, 0] = 1.0
+    torch.testing.assert_close(frame_logits(patch)[0], torch.tensor([0.0, 0.0, 6.0]))
+    torch.testing.assert_close(frame_logits(patch)[1], torch.tensor([0.0, -1.0, -1.0]))
+
+
 def test_a_whole_frame_gives_the_levels_of_the_encoder_that_ships(tmp_path: Path) -> None:
     training = Pretraining(settings(), tmp_path)
+    stem = training.trainee.encoder.stem
+    assert stem is not None
+    stem.join.weight.data.normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     windows = stream(GRID, batch=2).make(0)
     with torch.no_grad():
-        levels = training.trainee.encode(windows)
+        levels = training.trainee.encode(windows, training.trainee.look(windows))
         expected = training.model.encoder()(windows.pixels)
     for j in range(4):
         torch.testing.assert_close(levels.tokens[j], expected.tokens[j], atol=1e-4, rtol=1e-4)

@@ -33,7 +33,7 @@ def test_it_is_what_sem_tiny_means_and_it_can_read() -> None:
     model = load_model("sem_tiny")
     assert model.trained
     assert model.has_text
-    assert sum(p.numel() for p in model.clip.parameters()) == pytest.approx(8.9e6, rel=0.01)
+    assert sum(p.numel() for p in model.clip.parameters()) == pytest.approx(9.85e6, rel=0.01)
 
 
 def test_the_log_tells_of_every_run_and_of_getting_better() -> None:
