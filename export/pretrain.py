@@ -49,7 +49,7 @@ PATCH_SCALE = math.log(20.0)
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """Steps on windows of patches x patches, `batch` of them a step. stem: it learns alone, at a fifth of the cost."""
+    """Steps on windows of patches x patches, `batch` of them a step. stem: it learns alone, at a sixth of the cost."""
 
     patches: int
     batch: int

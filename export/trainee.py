@@ -9,7 +9,7 @@ the one projection to the text space:
 - frame: the patches most like a defect are so in a frame with a defect, and in a good one not even they are.
 
 Its convolutional stem learns patches and frames directly, through a linear layer that is thrown away: alone at first,
-when a step costs a fifth, and then beside the rest.
+when a step costs a sixth, and then beside the rest.
 """
 
 from __future__ import annotations
