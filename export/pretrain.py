@@ -43,6 +43,8 @@ from .versions import tool_versions
 
 CHECKPOINT, BEFORE_FALL, LOG, WEIGHTS = "checkpoint.pt", "before_fall.pt", "log.jsonl", "sem_tiny.safetensors"
 PROMPTS_A_STEP = 4
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
+"""Any of these, as torch names them; without them it computes bfloat16 in a slow reference implementation."""
 PATCH_SCALE = math.log(20.0)
 """Where the patches' logit scale begins in a training that goes on from weights, which do not tell it."""
 
@@ -61,7 +63,7 @@ class Phase:
 class PretrainSettings:
     """How to train. decay: the last part of all steps, over which the learning rate falls to zero.
 
-    bf16: the blocks' matrix products in bfloat16, which pays on GPUs and on CPUs with AVX512-BF16 or AMX alone.
+    bf16: the blocks' matrix products in bfloat16, for GPUs and for CPUs with AVX512-BF16 or AMX.
     """
 
     phases: tuple[Phase, ...]
@@ -418,6 +420,10 @@ class Pretrain:
         )
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             raise ExportError(f"--device {args.device}: this torch sees no GPU; leave it out to train on the CPU")
+        if args.bf16 and args.device == "cpu" and not any(map(torch.cpu.get_capabilities().get, BF16_INSTRUCTIONS)):
+            raise ExportError(
+                "--bf16: this CPU has no instructions for bfloat16, and would take many times longer; leave it out"
+            )
         training = Pretraining(settings, args.out, start=args.start, device=args.device)
         done = training.run(
             workers=args.workers, log_every=args.log_every, save_every=args.save_every, threads=args.threads

@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -35,6 +35,10 @@ MIN_REDUCED_PX = 8.0
 is a label of nothing to see; another frame is made in its place."""
 TILTED_SHARE, MAX_TILT = 0.12, 1.6
 """So many frames are taken under tilt, which shortens the rows' axis: by up to this factor, 51 degrees."""
+ANNOTATED_SHARE = 0.1
+"""So many frames have words or a scale bar written over them, as frames out of reports have. It is no defect."""
+WORDS = ("A", "B", "C", "D", "a", "b", "c", "d", "e", "(a)", "(b)", "(c)", "a)", "b)", "A1", "SEM", "10 keV", "i")
+LENGTHS = ("1 um", "2 um", "5 um", "10 um", "50 nm", "100 nm", "200 nm", "300 nm", "500 nm")
 MIN_DEFECT_PX = 12
 """A window with fewer pixels of a defect than this has none that anybody could name."""
 
@@ -131,8 +135,40 @@ def _reduced_frame(
         truth = np.asarray(mask)
         if label == "good" or truth.sum() >= MIN_REDUCED_PX:
             image = Image.fromarray(frame.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            if rng.random() < ANNOTATED_SHARE:
+                return _annotated(image, truth, rng)
             return np.asarray(image), truth
         seed += 1
+
+
+def _annotated(
+    image: Image.Image, truth: NDArray[np.float32], rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The frame with letters or a scale bar written over it, where they leave the defect to be seen."""
+    height = int(rng.integers(9, 34))
+    font = ImageFont.load_default(size=height)
+    written = Image.new("L", image.size)
+    draw = ImageDraw.Draw(written)
+    left, top = (int(x) for x in rng.integers(2, SIDE - height, size=2))
+    if rng.random() < 0.5:
+        draw.text((left, top), str(rng.choice(WORDS)), fill=255, font=font)
+    else:
+        length, thick = int(rng.integers(20, 110)), int(rng.integers(1, 7))
+        draw.text((left, top), str(rng.choice(LENGTHS)), fill=255, font=font)
+        draw.rectangle((left, top + int(1.3 * height), left + length, top + int(1.3 * height) + thick), fill=255)
+    ink = np.asarray(written, dtype=np.float32) / np.float32(255)
+    left_to_see: NDArray[np.float32] = truth * (1 - ink)
+    if truth.any() and left_to_see.sum() < 0.7 * truth.sum():
+        return np.asarray(image), truth
+    colour = np.float32(rng.choice([0, 255, int(rng.integers(256))]))
+    if rng.random() < 0.2:  # on a plate of its own
+        rows, columns = np.nonzero(ink)
+        plate = np.s_[max(rows.min() - 4, 0) : rows.max() + 5, max(columns.min() - 4, 0) : columns.max() + 5]
+        if not truth[plate].any():
+            image.paste(int(255 - colour), (plate[1].start, plate[0].start, plate[1].stop, plate[0].stop))
+    pixels = np.asarray(image, dtype=np.float32)
+    pixels = pixels + ink * (colour - pixels)
+    return np.clip(pixels, 0, 255).round().astype(np.uint8), left_to_see
 
 
 def _window(

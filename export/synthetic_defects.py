@@ -345,9 +345,14 @@ def _bulged(edge: Field, centre: tuple[float, float], dome: Field, bulge: float,
 
 
 def paint_particle(canvas: Canvas, rng: Rng) -> Painted:
-    """Debris lying on top: spheres, faceted crystals, flakes, clusters; bright, sharp, with a shadow or a halo."""
+    """Debris lying on top: spheres, faceted crystals, flakes, clusters; bright, sharp, with a shadow or a halo.
+
+    On a film without pattern, which gives no scale, also large ones that the frame cuts, rods, and many alike.
+    """
     shape = canvas.clean.shape
     form = rng.choice(["sphere", "facets", "flake", "cluster"])
+    if canvas.surface.edge.max() <= 0 and rng.random() < 0.55:
+        return _paint_debris(canvas, rng)
     centre = _centre(canvas, rng)
     radius = log_uniform(rng, 2.0 if form == "sphere" else 3.0, 0.15 * canvas.side)
     light = (float(np.cos(a := rng.uniform(0, 2 * np.pi))), float(np.sin(a)))
@@ -375,6 +380,53 @@ def paint_particle(canvas: Canvas, rng: Rng) -> Painted:
     layer = layer + rng.uniform(0.1, 0.3) * _band(footprint, 1.4)
     base = _cast(canvas, footprint, light, rng)
     return _blend(base, layer, footprint).astype(np.float32), footprint.astype(np.float32)
+
+
+def _paint_debris(canvas: Canvas, rng: Rng) -> Painted:
+    """Particles at a magnification that nothing else in the frame tells: one large one, or up to twenty of one kind.
+
+    Balls, rods, crystals or lumps, each in front of those before it, lit from one side, with a bright rim.
+    """
+    shape, side = canvas.clean.shape, canvas.side
+    form = rng.choice(["ball", "rod", "facets", "lump"])
+    count = int(log_uniform(rng, 1, 20))
+    size = log_uniform(rng, 0.03, 0.45 / count**0.5) * side
+    spread = 0.0 if rng.random() < 0.4 else rng.uniform(0, 0.4)  # alike, as grown or milled ones are, or of every size
+    clumped = rng.random() < 0.5
+    level, dome, lean = rng.uniform(0.4, 0.85), rng.uniform(-0.1, 0.3), rng.uniform(0, 0.15)
+    light = (float(np.cos(a := rng.uniform(0, 2 * np.pi))), float(np.sin(a)))
+    rim, rim_width = rng.uniform(0.0, 0.3), rng.uniform(1.0, 0.04 * size + 1.5)
+    grain = smooth_noise(rng, shape, log_uniform(rng, 2.0, size), 3) * np.float32(rng.uniform(0, 0.06))
+    footprint, layer = np.full(shape, -FAR, dtype=np.float32), np.full(shape, level, dtype=np.float32)
+    centre = _centre(canvas, rng)
+    for i in range(count):
+        radius = size * float(np.exp(rng.normal(0, spread)))
+        place = centre
+        if i > 0:
+            place = _near(canvas, centre, 1.5 * size * count**0.5, rng) if clumped else _centre(canvas, rng)
+        if form == "facets":
+            outline, facet, sides = _facets(shape, place, radius, rng)
+            lit = (level + rng.uniform(-0.2, 0.15, sides).astype(np.float32))[facet]
+            lit = np.where(outline > radius * rng.uniform(0.1, 0.7), np.float32(level), lit)
+        else:
+            if form == "rod":
+                along, across = turned(shape, place, rng.uniform(0, np.pi))
+                half = radius * rng.uniform(1.2, 5.0)
+                across = across - along * along * np.float32(rng.normal(0, 0.15) / half)
+                outline = np.float32(0.5 * radius) - np.hypot(np.maximum(np.abs(along) - half, 0), across)
+            elif form == "ball":
+                outline = np.float32(radius) - np.hypot(*turned(shape, place, 0.0))
+            else:
+                outline = _blob(shape, place, radius, rng, 0.3)
+            depth = np.clip(outline / max(float(outline.max()), 1.0), 0.0, 1.0)
+            slope_y, slope_x = np.gradient(depth)
+            facing = (slope_x * np.float32(light[0]) + slope_y * np.float32(light[1])) * np.float32(radius)
+            lit = level + np.float32(dome) * np.square(1 - depth) + np.float32(lean) * np.clip(facing, -1.5, 1.5)
+        lit = lit + np.float32(rim) * _band(outline, rim_width)
+        layer = np.where(outline > 0, lit, layer)
+        footprint = np.maximum(footprint, outline)
+    base = _cast(canvas, footprint, light, rng)
+    return _blend(base, layer + grain, footprint).astype(np.float32), footprint.astype(np.float32)
 
 
 def _cast(canvas: Canvas, footprint: Field, light: tuple[float, float], rng: Rng) -> Field:

@@ -29,8 +29,9 @@ LAYOUTS = (
     "serpentine",
     "mesh",
     "islands",
+    "rough",
 )
-FEATURELESS = ("blank", "grain")
+FEATURELESS = ("blank", "grain", "rough")
 """Layouts without any pattern edge."""
 
 Layout: TypeAlias = "tuple[Field, Field | float, float]"
@@ -307,6 +308,25 @@ def _grain(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     return np.full(shape, -FAR, dtype=np.float32), tone + boundary, FAR
 
 
+def _rough(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """An unpolished or porous film: hills, wrinkles or pores, lit from one side and bright where they are steep."""
+    height = smooth_noise(rng, shape, log_uniform(rng, 5, 60) * unit, 4)
+    kind = rng.choice(["hills", "wrinkles", "pores"])
+    if kind == "wrinkles":
+        height = -np.abs(height)
+    elif kind == "pores":
+        height = np.minimum(height, np.float32(rng.uniform(-0.6, 0.3)))
+    slope_y, slope_x = np.gradient(height)
+    steep = np.hypot(slope_y, slope_x)
+    light = rng.uniform(0, 2 * np.pi)
+    lit = slope_y * np.float32(np.sin(light)) + slope_x * np.float32(np.cos(light))
+    # Electrons leave a slope more easily, the side that faces the detector most of all; hollows keep them.
+    texture = lit * np.float32(rng.uniform(0, 1)) + steep * np.float32(rng.uniform(0, 0.7))
+    texture = texture / max(float(steep.mean()), 1e-6) + height * np.float32(rng.uniform(0, 1.2))
+    texture = (texture - texture.mean()) * np.float32(log_uniform(rng, 0.008, 0.06))
+    return np.full(shape, -FAR, dtype=np.float32), np.clip(texture, -0.25, 0.35), FAR
+
+
 _PAINTERS: dict[str, Callable[[Rng, tuple[int, int], float], Layout]] = {
     "lines": _lines,
     "contacts": _contacts,
@@ -320,4 +340,5 @@ _PAINTERS: dict[str, Callable[[Rng, tuple[int, int], float], Layout]] = {
     "serpentine": _serpentine,
     "mesh": _mesh,
     "islands": _islands,
+    "rough": _rough,
 }

@@ -84,6 +84,18 @@ def test_defect_changes_the_frame_where_the_mask_is(label: str) -> None:
         assert change[far].mean() < min(0.5, 0.1 * change[inside].mean()), (seed, frame.layout)
 
 
+def test_particles_on_bare_films_come_large_and_many() -> None:
+    """Nothing else in such a frame tells its magnification; beside a pattern a particle has the pattern's scale."""
+
+    def largest(layout: str) -> float:
+        return max(float(np.mean(make_frame("particle", seed, layout=layout).mask > 0)) for seed in range(40))
+
+    assert largest("lines") < 0.1
+    assert largest("blank") > 0.15
+    pieces = [ndimage.label(make_frame("particle", seed, layout="blank").mask)[1] for seed in range(40)]
+    assert max(pieces) >= 5
+
+
 @pytest.mark.parametrize("label", DEFECTS)
 def test_layout_is_drawn_for_the_class(label: str) -> None:
     drawn = {make_frame(label, seed, size=(64, 64)).layout for seed in range(30)}
@@ -144,7 +156,7 @@ def test_errors_say_what_is_allowed(arguments: dict[str, object], says: str) -> 
 
 
 def test_bridge_goes_on_all_layouts_with_features() -> None:
-    assert set(LAYOUTS) - set(suitable_layouts("bridge")) == {"blank", "grain"}
+    assert set(LAYOUTS) - set(suitable_layouts("bridge")) == {"blank", "grain", "rough"}
     assert suitable_layouts("hole") == LAYOUTS
 
 
