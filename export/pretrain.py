@@ -15,7 +15,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -333,16 +333,23 @@ def held_out_frames(per_class: int) -> tuple[Tensor, Tensor, Tensor]:
     return pixels, torch.tensor([CLASSES.index(frame.label) for frame in frames]), parts
 
 
-def weights_file(training: Pretraining) -> bytes:
-    """The CLIP in fp16, as safetensors; what it was trained with stands in the metadata."""
+def weights_file(training: Pretraining, *, before: Mapping[str, Tensor] | None = None, keep: float = 0.0) -> bytes:
+    """The CLIP in fp16, as safetensors; what it was trained with stands in the metadata.
+
+    before: the CLIP that the training began with; keep: its part in the mean of the two that is written, [0, 1).
+    """
     state = {
-        key: value.half().contiguous().cpu()
+        key: value.detach().float().cpu()
         for key, value in training.trainee.clip.state_dict().items()
         if key not in ("attn_mask",)
     }
+    if before is not None:
+        state = {key: torch.lerp(value, before[key].float(), keep) for key, value in state.items()}
+    state = {key: value.half().contiguous() for key, value in state.items()}
     about = {
         "architecture": "sem_tiny",
         "settings": asdict(training.settings),
+        "kept": keep,
         "steps": training.step,
         "hours": round(training.seconds / 3600, 2),
         "patch_scale": float(training.trainee.patch_scale.detach()),
@@ -393,6 +400,14 @@ class Pretrain:
             metavar="FILE",
             help="begin with the model of this checkpoint, such as before_fall.pt, or of these weights (.safetensors)",
         )
+        parser.add_argument(
+            "--keep",
+            type=float,
+            default=0.0,
+            metavar="PART",
+            help="write the mean of the weights before and after, with this part of those before: often better "
+            "than either (Wortsman et al. 2022); needs --start with weights (default: 0)",
+        )
         parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
         parser.add_argument(
             "--bf16",
@@ -424,6 +439,11 @@ class Pretrain:
             raise ExportError(
                 "--bf16: this CPU has no instructions for bfloat16, and would take many times longer; leave it out"
             )
+        if not 0 <= args.keep < 1:
+            raise ExportError(f"--keep {args.keep:g} cannot be: 0 to below 1")
+        if args.keep and (args.start is None or args.start.suffix != ".safetensors"):
+            raise ExportError("--keep needs weights to keep a part of; name them: --start FILE.safetensors")
+        before = load_model("sem_tiny", weights=args.start).clip.state_dict() if args.keep else None
         training = Pretraining(settings, args.out, start=args.start, device=args.device)
         done = training.run(
             workers=args.workers, log_every=args.log_every, save_every=args.save_every, threads=args.threads
@@ -431,7 +451,7 @@ class Pretrain:
         if not done:
             print(f"stopped at step {training.step} of {settings.steps}; the same command goes on")
             return 1
-        write_atomically(args.out / WEIGHTS, weights_file(training))
+        write_atomically(args.out / WEIGHTS, weights_file(training, before=before, keep=args.keep))
         print(f"weights   {args.out / WEIGHTS}, {(args.out / WEIGHTS).stat().st_size / 1e6:.1f} MB")
         print(f"log       {args.out / LOG}")
         return 0

@@ -229,6 +229,35 @@ def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
         Pretraining(settings(), tmp_path / "third", start=other)
 
 
+def test_the_mean_of_the_weights_before_and_after_can_be_written(tmp_path: Path) -> None:
+    begun, ended = Pretraining(settings(), tmp_path / "begun"), Pretraining(settings(seed=1), tmp_path / "ended")
+    before, after = (x.trainee.clip.state_dict() for x in (begun, ended))
+    (tmp_path / "mean.safetensors").write_bytes(weights_file(ended, before=before, keep=0.25))
+    with safe_open(tmp_path / "mean.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["sem_clip"])["kept"] == 0.25
+        for name in ("visual.positional_embedding", "visual.conv1.stem.join.weight", "token_embedding.weight"):
+            expected = 0.25 * before[name] + 0.75 * after[name]
+            torch.testing.assert_close(file.get_tensor(name).float(), expected, atol=1e-3, rtol=1e-3)
+    assert not torch.equal(before["token_embedding.weight"], after["token_embedding.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--keep", "1"], "0 to below 1"),
+        (["--keep", "0.5"], r"name them: --start FILE\.safetensors"),
+        (["--keep", "0.5", "--start", "checkpoint.pt"], r"name them: --start FILE\.safetensors"),
+    ],
+)
+def test_a_part_to_keep_that_cannot_be(tmp_path: Path, options: list[str], says: str) -> None:
+    command = Pretrain()
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(ExportError, match=says):
+        command.run(parser.parse_args(["--out", str(tmp_path / "out"), *options]))
+    assert not (tmp_path / "out").exists()
+
+
 def test_plain_attention_is_attention() -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn((2, 3, n, 8), generator=generator) for n in (5, 6, 6))  # fewer queries, as in eq. 2
