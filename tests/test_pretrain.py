@@ -93,7 +93,7 @@ def test_frames_come_in_many_sizes_and_some_under_tilt(monkeypatch: pytest.Monke
         return make_frame(label, seed, **options)
 
     monkeypatch.setitem(WindowStream.make.__globals__, "make_frame", spy)
-    windows = stream(GRID, batch=56).make(0)
+    windows = stream(GRID, batch=84).make(0)
     widths = [width for _, width in sizes]
     assert min(widths) >= SIDE
     assert max(widths) <= LARGEST_SIDE
