@@ -275,7 +275,7 @@ def test_bfloat16_is_near_enough(tmp_path: Path) -> None:
         tokens = torch.cosine_similarity(a.tokens[j], b.tokens[j].float(), dim=-1)
         value = torch.cosine_similarity(a.value[j], b.value[j].float(), dim=-1)
         assert float(tokens.mean()) > 0.9995
-        assert float(tokens.min()) > 0.99
+        assert float(tokens.min()) > (0.999 if j < 3 else 0.995)  # single tokens of the last level come to 0.997
         assert float(value.min()) > 0.999
 
 

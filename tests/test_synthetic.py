@@ -79,11 +79,12 @@ def test_defect_changes_the_frame_where_the_mask_is(label: str) -> None:
         change = np.abs(frame.image.astype(int) - clean.image)
         inside = frame.mask > 0
         assert change[inside].mean() > 3, (seed, frame.layout)
-        # Shadows and charging reach further, those of a large particle the most; nothing may tint the whole frame and
-        # give the class away.
+        # Shadows and charging reach a little further, the wake of a particle that fills a tenth of the frame more;
+        # nothing may tint the whole frame and give the class away.
         far = ~ndimage.binary_dilation(inside, iterations=10)
         assert np.median(change[far]) == 0, (seed, frame.layout)
-        assert change[far].mean() < min(0.5 + 2 * inside.mean(), 0.1 * change[inside].mean()), (seed, frame.layout)
+        most = 0.5 if inside.mean() < 0.1 else 1.0
+        assert change[far].mean() < min(most, 0.1 * change[inside].mean()), (seed, frame.layout)
 
 
 def test_particles_on_bare_films_come_large_and_many() -> None:
