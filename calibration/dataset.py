@@ -155,7 +155,7 @@ def _class_faults(names: Sequence[str], *, good_only: bool) -> list[str]:
     faults = []
     if GOOD not in names:
         faults.append(f"there is no class {GOOD} (a folder images/{GOOD} of frames without a defect)")
-    if len(names) < 2 and not good_only:
+    if not set(names) - {GOOD} and not good_only:
         faults.append("there is no defect class: one folder images/<class> for each")
     if len(names) > MAX_CLASSES:
         faults.append(f"there are {len(names)} classes, more than {MAX_CLASSES}")

@@ -100,6 +100,12 @@ def test_classes_that_cannot_be_all_that_is_left(folder: Path, names: list[str],
         load_dataset(folder).only(names)
 
 
+def test_a_lone_defect_class_lacks_good_frames_and_nothing_else(folder: Path) -> None:
+    with pytest.raises(DatasetError, match="there is no class good") as caught:
+        load_dataset(folder).only(["hole"])
+    assert "no defect class" not in str(caught.value)
+
+
 def test_without_groups_every_frame_is_its_own_group(folder: Path) -> None:
     (folder / "groups.csv").unlink()
     dataset = load_dataset(folder)
