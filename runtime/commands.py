@@ -22,6 +22,9 @@ from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import SCALARS, Recipe
 
+REASONS_SHOWN = 5
+"""So many frames that could not be read are named with the reason after the run; the JSON lines have them all."""
+
 
 class Predict:
     """Frames in, one JSON line each and overlays out."""
@@ -64,7 +67,8 @@ class Predict:
         from tqdm import tqdm  # a bar for people; the Predictor itself does not need it
 
         verdicts: Counter[str] = Counter()
-        failed = defects = 0
+        defects = 0
+        failures: list[FailedFrame] = []
         with (
             Predictor(
                 args.bundle,
@@ -82,15 +86,21 @@ class Predict:
             for frame, result in tqdm(answers, total=len(frames), unit="frame", file=sys.stderr, disable=None):
                 lines.write(json.dumps(result.to_dict()) + "\n")
                 if isinstance(result, FailedFrame):
-                    failed += 1
+                    failures.append(result)
                     continue
                 defects += result.is_defect
                 verdicts[result.verdict] += 1
                 if args.overlays is not None:
                     _save_overlay(result, args.overlays / names[frame])
         open_ones = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS)
-        print(f"{len(frames)} frames: {defects} defects, {open_ones}, {failed} could not be read", file=sys.stderr)
-        return 1 if failed else 0
+        print(
+            f"{len(frames)} frames: {defects} defects, {open_ones}, {len(failures)} could not be read", file=sys.stderr
+        )
+        for failure in failures[:REASONS_SHOWN]:
+            print(f"  {failure.error}", file=sys.stderr)
+        if len(failures) > REASONS_SHOWN:
+            print(f"  and {len(failures) - REASONS_SHOWN} more; the JSON lines give every reason", file=sys.stderr)
+        return 1 if failures else 0
 
 
 class Inspect:

@@ -180,7 +180,20 @@ def test_a_frame_that_cannot_be_read_is_an_error_line_and_status_1(
     assert second == {"source": str(frames / "b.png"), "error": "is empty (0 bytes)"}
     assert fourth == {"source": str(tmp_path / "absent.png"), "error": "no such file"}
     assert "4 frames: 0 defects, 0 unknown, 0 cannot decide, 2 could not be read" in err
+    assert f"  {frames / 'b.png'}: is empty (0 bytes)\n  {tmp_path / 'absent.png'}: no such file\n" in err
     assert names_in(tmp_path / "overlays") == ["a.png", "c.png"]
+
+
+def test_of_many_frames_that_cannot_be_read_the_first_are_named(
+    fake_bundle: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert predict(fake_bundle, *(tmp_path / f"{i}.png" for i in range(7))) == 1
+    err = capsys.readouterr().err.splitlines()
+    assert err[-7:] == [
+        "7 frames: 0 defects, 0 unknown, 0 cannot decide, 7 could not be read",
+        *(f"  {tmp_path / f'{i}.png'}: no such file" for i in range(5)),
+        "  and 2 more; the JSON lines give every reason",
+    ]
 
 
 def test_another_recipe_judges_if_given(fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture) -> None:
