@@ -23,6 +23,8 @@ from .synthetic import CLASSES, make_frame, suitable_layouts
 
 HELD_OUT_LAYOUTS = ("cells", "comb", "vias")
 """Never trained on: what the encoder makes of these says what it makes of an unknown product."""
+LAYOUT_SHARES = {"stack": 3.0, "motifs": 2.0, "logic": 2.0}
+"""The layouts of many looks come more often; all others count 1."""
 FIRST_SEED = 2**40
 """Training frames have seeds from here on; the demo, tests and benchmarks draw theirs below."""
 SIDE = 240
@@ -88,7 +90,9 @@ class WindowStream(IterableDataset[Windows]):
             label = CLASSES[order[i % len(CLASSES)]]
             layouts = [name for name in suitable_layouts(label) if name not in HELD_OUT_LAYOUTS]
             seed = FIRST_SEED + int(rng.integers(2**40))
-            whole, truth = _reduced_frame(label, seed, str(rng.choice(layouts)), rng)
+            shares = np.array([LAYOUT_SHARES.get(name, 1.0) for name in layouts])
+            layout = str(rng.choice(layouts, p=shares / shares.sum()))
+            whole, truth = _reduced_frame(label, seed, layout, rng)
             for _ in range(self.per_frame):
                 image, mask, name, corner = _window(whole, truth, label, self.patches, rng)
                 pixels.append(_vary(image, rng))

@@ -30,6 +30,8 @@ LAYOUTS = (
     "mesh",
     "islands",
     "rough",
+    "motifs",
+    "stack",
 )
 FEATURELESS = ("blank", "grain", "rough")
 """Layouts without any pattern edge."""
@@ -277,6 +279,55 @@ def _islands(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     return edge, 0.0, min(half_v, pitch * ratio / 2 - half_v, pitch / 2 - half_u)
 
 
+def _motifs(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """An array of one small shape of three bars or fewer: a cross, L, T, U, H, Z or pair; turned or left out by place.
+
+    Bars lie in a square of half side 1 around the middle of their cell.
+    """
+    pitch = max(log_uniform(rng, 26, 90) * unit, 18.0)
+    turn = float(rng.choice([0.0, rng.normal(0, 0.05), np.pi / 4], p=[0.6, 0.25, 0.15]))
+    ratio = rng.uniform(0.9, 1.4)
+    u, v, cell = _lattice(rng, shape, pitch, turn, rng.random() < 0.4, (ratio, ratio))
+    half = pitch / 2 * min(ratio, 1.0) * rng.uniform(0.6, 0.78)
+    thick = rng.uniform(0.34, 0.56)  # of a bar, of the half side
+    low, high = (-1.0, thick - 1), (1 - thick, 1.0)
+    middle, whole = (-thick / 2, thick / 2), (-1.0, 1.0)
+    motif = [  # bars from which u to which u, from which v to which v
+        [(whole, middle), (middle, whole)],
+        [(whole, high), (low, whole)],
+        [(whole, low), (middle, whole)],
+        [(whole, high), (low, whole), (high, whole)],
+        [(low, whole), (high, whole), (whole, middle)],
+        [((-1.0, thick / 2), low), (middle, whole), ((-thick / 2, 1.0), high)],
+        [(low, whole), (high, whole)],
+    ][int(rng.integers(7))]
+    # Square cells can be turned by a quarter; the others are mirrored alone.
+    turns = rng.random(4096) < (0.5 if rng.random() < 0.4 and ratio < 1.1 else 0.0)
+    mirrors = np.where(rng.random((2, 4096)) < (0.5 if rng.random() < 0.5 else 0.0), -1, 1).astype(np.float32)
+    u, v = (u * mirrors[0, cell]) / np.float32(half), (v * mirrors[1, cell]) / np.float32(half)
+    u, v = np.where(turns[cell], v, u), np.where(turns[cell], u, v)
+    edge = np.full(shape, -FAR, dtype=np.float32)
+    corner = thick * rng.uniform(0.1, 0.5)
+    for (left, right), (top, bottom) in motif:
+        bar = round_min(np.minimum(u - left, right - u), np.minimum(v - top, bottom - v), corner)
+        np.maximum(edge, bar * np.float32(half), out=edge)
+    present = rng.random(4096) < rng.choice([1.0, rng.uniform(0.5, 0.95)])
+    space = min(pitch * min(ratio, 1.0) - 2 * half, (2 - 2 * thick) * half, (2 - 3 * thick) * half)
+    finest = min(thick * half, space) / 2
+    return np.where(present[cell], edge, np.float32(-pitch / 2)), 0.0, finest
+
+
+def _stack(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """Two levels of different layouts: one printed on top, the other showing through from below, a little blurred."""
+    top, below = (str(name) for name in rng.choice(STACKED, 2))
+    edge, texture, finest = _PAINTERS[top](rng, shape, unit)
+    buried = np.asarray(_PAINTERS[below](rng, shape, unit)[0])
+    ramp = rng.uniform(1.0, 4.0) * max(unit, 0.8)
+    depth = log_uniform(rng, 0.02, 0.09) * rng.choice([-1, 1])
+    shown = np.clip(buried / np.float32(ramp) + 0.5, 0, 1) * np.float32(depth)
+    return edge, texture + shown, finest
+
+
 def _blank(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     """A film without pattern, smooth to rough."""
     rough = smooth_noise(rng, shape, log_uniform(rng, 2.5, 14) * max(unit, 1), 3) * np.float32(rng.uniform(0, 0.05))
@@ -341,4 +392,8 @@ _PAINTERS: dict[str, Callable[[Rng, tuple[int, int], float], Layout]] = {
     "mesh": _mesh,
     "islands": _islands,
     "rough": _rough,
+    "motifs": _motifs,
+    "stack": _stack,
 }
+STACKED = ("lines", "contacts", "logic", "pads", "serpentine", "mesh", "islands", "motifs")
+"""Layouts that lie above or below one another in a stack; none that training leaves out, `pretrain_frames.py`."""

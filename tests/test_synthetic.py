@@ -11,6 +11,7 @@ from PIL import Image
 from scipy import ndimage
 
 from export import synthetic
+from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.synthetic import (
     CLASSES,
     LAYOUTS,
@@ -20,6 +21,7 @@ from export.synthetic import (
     suitable_layouts,
     write_dataset,
 )
+from export.synthetic_layouts import STACKED, paint_site
 
 DEFECTS = CLASSES[1:]
 PAIRS = [(label, layout) for label in CLASSES for layout in suitable_layouts(label)]
@@ -161,6 +163,20 @@ def test_errors_say_what_is_allowed(arguments: dict[str, object], says: str) -> 
 def test_bridge_goes_on_all_layouts_with_features() -> None:
     assert set(LAYOUTS) - set(suitable_layouts("bridge")) == {"blank", "grain", "rough"}
     assert suitable_layouts("hole") == LAYOUTS
+
+
+def test_what_training_leaves_out_is_in_no_stack() -> None:
+    assert not set(STACKED) & set(HELD_OUT_LAYOUTS)
+
+
+def test_a_stack_shows_the_level_below() -> None:
+    """Between the edges of the level on top, a stack is not one grey as its single layouts are."""
+
+    def spread_of_ground(layout: str) -> float:
+        surfaces = [paint_site(layout, np.random.default_rng(seed), (160, 160)) for seed in range(12)]
+        return float(np.median([s.texture[s.edge < -2].std() for s in surfaces if (s.edge < -2).any()]))
+
+    assert spread_of_ground("stack") > 1.5 * spread_of_ground("lines")
 
 
 @pytest.fixture(scope="module")
