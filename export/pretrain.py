@@ -200,8 +200,8 @@ class Pretraining:
                 for name, value in losses.items():
                     sums[name] = sums.get(name, 0.0) + value
                 bar.update()
+                self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                 if self.step % log_every == 0 or self.step == self.settings.steps:
-                    self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                     self._note({name: value / count for name, value in sums.items()}, windows.pixels.shape)
                     sums, count = {}, 0
                 if self.step % save_every == 0 or self.step == self.settings.steps or stop.asked:

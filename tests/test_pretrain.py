@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -209,6 +211,25 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     with safe_open(tmp_path / "sem_tiny.safetensors", "np") as file:
         about = json.loads(file.metadata()["sem_clip"])
     assert (about["steps"], about["held_out_layouts"]) == (4, list(HELD_OUT_LAYOUTS))
+
+
+def test_a_stop_between_two_lines_of_the_log_keeps_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped_after_the_first(training: Pretraining, windows: object, *, stem_alone: bool) -> dict[str, float]:
+        time.sleep(0.01)
+        training.step += 1
+        signal.raise_signal(signal.SIGTERM)
+        return {}
+
+    monkeypatch.setattr(Pretraining, "train_step", stopped_after_the_first)
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    try:
+        assert not Pretraining(settings(), tmp_path).run(workers=0, log_every=100, save_every=100, threads=None)
+    finally:
+        signal.signal(signal.SIGINT, before[0])
+        signal.signal(signal.SIGTERM, before[1])
+    resumed = Pretraining(settings(), tmp_path)
+    assert resumed.step == 1
+    assert resumed.seconds >= 0.01
 
 
 def test_a_training_begins_with_the_weights_of_another(tmp_path: Path) -> None:
