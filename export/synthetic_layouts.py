@@ -318,7 +318,7 @@ def _motifs(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
 
 
 def _stack(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
-    """Two levels of different layouts: one printed on top, the other showing through from below, a little blurred."""
+    """Two levels, each of any layout in STACKED: one on top, the other showing through from below, a little blurred."""
     top, below = (str(name) for name in rng.choice(STACKED, 2))
     edge, texture, finest = _PAINTERS[top](rng, shape, unit)
     buried = np.asarray(_PAINTERS[below](rng, shape, unit)[0])
