@@ -2,9 +2,8 @@
 
 The trunk is frozen. Two things are fitted: the transformation layers, with focal and dice loss on the defect map of
 every level, and the classification head, a multinomial logistic regression. A third is remembered: patches of the good
-supports. The head reads what lies under the map,
-and a map is too good on the frames that taught it; so the head is fitted on maps of layers that were taught without
-the frame. Same features and seed, same bytes.
+supports. The head reads what lies under the map, and a map is too good on the frames that taught it; so the head is
+fitted on maps of layers that were taught without the frame. Same features and seed, same bytes.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m export.pretrain --out runs/sem_tiny        the same command again goes on where it was interrupted
 
 What is asked of the model stands in `trainee.py`. The matrices of the blocks are trained by Muon, everything else by
-AdamW. The learning rate is constant until the last
-part of the schedule and then falls to zero; a training that has not begun to fall can still be made longer.
+AdamW. The learning rate is constant until the last part of the schedule and then falls to zero; a training that has not
+begun to fall can still be made longer.
 """
 
 from __future__ import annotations

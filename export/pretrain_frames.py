@@ -23,7 +23,7 @@ from .synthetic import CLASSES, make_frame, suitable_layouts
 
 HELD_OUT_LAYOUTS = ("cells", "comb", "vias")
 """Never trained on: what the encoder makes of these says what it makes of an unknown product."""
-LAYOUT_SHARES = {"stack": 3.0, "motifs": 2.0, "logic": 2.0}
+LAYOUT_SHARES = {"stack": 3.0, "motifs": 2.0, "logic": 2.0, "network": 2.0, "blocks": 1.5}
 """The layouts of many looks come more often; all others count 1."""
 FIRST_SEED = 2**40
 """Training frames have seeds from here on; the demo, tests and benchmarks draw theirs below."""

@@ -32,6 +32,10 @@ LAYOUTS = (
     "rough",
     "motifs",
     "stack",
+    "network",
+    "blocks",
+    "rings",
+    "waves",
 )
 FEATURELESS = ("blank", "grain", "rough")
 """Layouts without any pattern edge."""
@@ -328,6 +332,113 @@ def _stack(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     return edge, texture + shown, finest
 
 
+def _network(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """Bars along some edges of a grid, anywhere or repeated: every corner, branch and end that routing can have."""
+    pitch = max(log_uniform(rng, 12, 40) * unit, 7.0)
+    size = np.array([int(side / pitch) + 4 for side in shape])
+    block = size if rng.random() < 0.5 else rng.integers(1, 7, 2)
+    half = rng.uniform(0.2, 0.3)
+    start = rng.uniform(-1.5, -0.5, 2)
+    shares = rng.permutation([rng.uniform(0.3, 0.95), rng.uniform(0.0, 0.6)])
+    rectangles: list[tuple[float, ...]] = []
+    for axis, share in enumerate(shares):
+        present = rng.random(block) < share
+        present[0, 0] = True  # or else a small block could be empty
+        present = np.tile(present, -(-size // block))
+        for number, line in enumerate(present if axis else present.T):
+            # Bars that follow each other are one: a run of present edges begins and ends where neighbours differ.
+            runs = np.flatnonzero(np.diff(line.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+            for first, last in runs.tolist():
+                box = (number - half, first - half, number + half, last + half)
+                rectangles.append(box if axis else (box[1], box[0], box[3], box[2]))
+    shifted = [tuple(pitch * (place + start[i % 2]) for i, place in enumerate(box)) for box in rectangles]
+    return _paint_rectangles(shape, shifted, unit), 0.0, pitch * min(half, 0.5 - half)
+
+
+def _blocks(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """Rectangles of many sizes with streets of one width between them: a field that is split again and again.
+
+    Or each rectangle is a grating, of lines along its one side or the other.
+    """
+    street = log_uniform(rng, 5, 16) * unit
+    line = street * rng.uniform(0.8, 2.0) if rng.random() < 0.4 else None
+    least = street * rng.uniform(1.0, 2.5) if line is None else 2 * line + street * rng.uniform(1.0, 4.0)
+    stops = rng.uniform(0.02, 0.3)
+    present = rng.choice([1.0, rng.uniform(0.7, 0.95)])
+    margin = 40 * unit
+    waiting = [(-rng.uniform(0, 1) * margin, -rng.uniform(0, 1) * margin, shape[0] + margin, shape[1] + margin)]
+    rectangles: list[tuple[float, ...]] = []
+    while waiting:
+        top, left, bottom, right = waiting.pop()
+        upright = bottom - top > right - left
+        length = bottom - top if upright else right - left
+        if length < 2 * least + street or (length < 0.4 * min(shape) and rng.random() < stops):
+            rectangles.append((top, left, bottom, right))
+            continue
+        at = rng.uniform(least, length - street - least)
+        if upright:
+            waiting += [(top, left, top + at, right), (top + at + street, left, bottom, right)]
+        else:
+            waiting += [(top, left, bottom, left + at), (top, left + at + street, bottom, right)]
+    kept = [box for box in rectangles if rng.random() < present] or rectangles
+    if line is not None:
+        kept = [part for box in kept for part in _grating(box, line, street, upright=rng.random() < 0.5)]
+    return _paint_rectangles(shape, kept, unit), 0.0, min(street, line or least) / 2
+
+
+def _grating(box: tuple[float, ...], line: float, space: float, *, upright: bool) -> list[tuple[float, ...]]:
+    """As many lines of this width or a little more as a rectangle (top, left, bottom, right) holds."""
+    top, left, bottom, right = box
+    length = right - left if upright else bottom - top
+    count = int((length + space) / (line + space))
+    pitch = (length + space) / count
+    spans = [(i * pitch, (i + 1) * pitch - space) for i in range(count)]
+    if upright:
+        return [(top, left + start, bottom, left + end) for start, end in spans]
+    return [(top + start, left, top + end, right) for start, end in spans]
+
+
+def _rings(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """An array of rings, as channel holes have a liner; or round, square or cut-off rings around one place (a mark)."""
+    if rng.random() < 0.6:
+        pitch = max(log_uniform(rng, 24, 80) * unit, 16.0)
+        turn = float(rng.choice([0.0, rng.normal(0, 0.05), np.pi / 4]))
+        u, v, cell = _lattice(rng, shape, pitch, turn, rng.random() < 0.6, (0.87, 1.3))
+        outer = pitch * rng.uniform(0.3, 0.38)
+        half = outer * rng.uniform(0.18, 0.32)
+        sizes = (1 + rng.normal(0, rng.uniform(0.005, 0.03), 4096)).astype(np.float32)
+        reach = np.hypot(u, v) - np.float32(outer - half) * sizes[cell]
+        return half - np.abs(reach), 0.0, min(half, outer - 2 * half, 0.43 * pitch - outer)
+    pitch = max(log_uniform(rng, 12, 60) * unit, 8.0)
+    centre = (rng.uniform(0.1, 0.9) * shape[0], rng.uniform(0.1, 0.9) * shape[1])
+    u, v = turned(shape, centre, float(rng.choice([0.0, rng.normal(0, 0.05), np.pi / 4])))
+    square = np.maximum(np.abs(u), np.abs(v))
+    cut = (np.abs(u) + np.abs(v)) / np.float32(np.sqrt(2))
+    reach = [np.hypot(u, v), square, np.maximum(square, cut)][int(rng.integers(3))]
+    half = pitch * rng.uniform(0.2, 0.3)
+    edge = half - np.abs(reach % np.float32(pitch) - np.float32(pitch / 2))
+    # What is nearest to the centre would be as small as a defect; it is one plate.
+    return np.maximum(edge, np.float32(pitch / 2 + half) - reach), 0.0, min(half, pitch / 2 - half)
+
+
+def _waves(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
+    """Line/space that waves or zigzags, all lines in step."""
+    pitch = max(log_uniform(rng, 10, 50) * unit, 7.0)
+    turn = float(rng.choice([0.0, np.pi / 2, rng.uniform(0, np.pi)]))
+    along, across = turned(shape, (rng.uniform(0, shape[0]), rng.uniform(0, shape[1])), turn)
+    steepest, bent = rng.uniform(0.15, 0.9), rng.uniform(0.3, 0.98)  # bent: towards 0 a sine, towards 1 a zigzag
+    wave = 2 * np.pi / (log_uniform(rng, 40, 240) * unit)
+    phase = along * np.float32(wave)
+    rise = np.float32(bent) * np.sin(phase)
+    slope = np.float32(steepest) * np.cos(phase) / np.sqrt(1 - rise * rise)
+    across = across - np.arcsin(rise) * np.float32(steepest / (bent * wave))
+    half = pitch * rng.uniform(0.2, 0.3)
+    from_middle = np.abs(across % np.float32(pitch) - np.float32(pitch / 2))
+    # The distance to a line that leans is shorter than the way across.
+    edge = (np.float32(half) - from_middle) / np.sqrt(1 + slope * slope)
+    return edge, 0.0, min(half, pitch / 2 - half) / float(np.hypot(1, steepest))
+
+
 def _blank(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     """A film without pattern, smooth to rough."""
     rough = smooth_noise(rng, shape, log_uniform(rng, 2.5, 14) * max(unit, 1), 3) * np.float32(rng.uniform(0, 0.05))
@@ -394,6 +505,23 @@ _PAINTERS: dict[str, Callable[[Rng, tuple[int, int], float], Layout]] = {
     "rough": _rough,
     "motifs": _motifs,
     "stack": _stack,
+    "network": _network,
+    "blocks": _blocks,
+    "rings": _rings,
+    "waves": _waves,
 }
-STACKED = ("lines", "contacts", "logic", "pads", "serpentine", "mesh", "islands", "motifs")
+STACKED = (
+    "lines",
+    "contacts",
+    "logic",
+    "pads",
+    "serpentine",
+    "mesh",
+    "islands",
+    "motifs",
+    "network",
+    "blocks",
+    "rings",
+    "waves",
+)
 """Layouts that lie above or below one another in a stack; none that training leaves out, `pretrain_frames.py`."""

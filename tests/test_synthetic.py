@@ -21,7 +21,7 @@ from export.synthetic import (
     suitable_layouts,
     write_dataset,
 )
-from export.synthetic_layouts import STACKED, paint_site
+from export.synthetic_layouts import _PAINTERS, FEATURELESS, STACKED, paint_site
 
 DEFECTS = CLASSES[1:]
 PAIRS = [(label, layout) for label in CLASSES for layout in suitable_layouts(label)]
@@ -177,6 +177,21 @@ def test_a_stack_shows_the_level_below() -> None:
         return float(np.median([s.texture[s.edge < -2].std() for s in surfaces if (s.edge < -2).any()]))
 
     assert spread_of_ground("stack") > 1.5 * spread_of_ground("lines")
+
+
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in FEATURELESS])
+def test_nothing_is_finer_than_a_layout_says(layout: str) -> None:
+    """Roughness is held below the finest width, and a sliver in a good frame would pass for a bridge or a cut."""
+    for seed in range(6):
+        edge, _, finest = _PAINTERS[layout](np.random.default_rng(seed), (200, 220), 200 / 260)
+        assert finest >= 1
+        for material in (edge > 0, edge <= 0):
+            # Opening by a disc of this radius takes away what is finer. A pixel is left for the raster, and corners.
+            whole = np.pad(material, 20, mode="edge")
+            core = ndimage.distance_transform_edt(whole) > finest - 1
+            kept = ndimage.distance_transform_edt(~core) <= finest
+            lost = (whole & ~kept)[20:-20, 20:-20].sum()
+            assert lost <= 0.02 * material.sum()
 
 
 @pytest.fixture(scope="module")
