@@ -32,12 +32,12 @@ BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (0.7, 0.7, 0.5, 0.6)}
 
 def text_prior(
     head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings
-) -> tuple[Layer | None, dict[str, float]]:
+) -> tuple[Layer | None, dict[str, Any]]:
     """What the text says of a frame's class before any head is fitted, as weight [K, F] and bias [K].
 
-    With it how far it is believed: the scales of both kinds of cosine, and `explained`, the part of the log loss of
-    guessing that it takes away on the supports. None and {} where the text is not aligned, and for the paper's head,
-    which knows no such start.
+    With it how far it is believed: the scales of both kinds of cosine, one a level, and `explained`, the part of the
+    log loss of guessing that it takes away on the supports. None and {} where the text is not aligned, and for the
+    paper's head, which knows no such start.
     """
     if bank.projection is None or settings.head != "pooled" or settings.last_level_only:
         return None, {}
@@ -45,8 +45,8 @@ def text_prior(
     weight, bias = head_prior(bank.projection, torch.tensor(bank.text_cls), head, levels)
     cosines = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
     scales = fit_prior_scales(cosines, labels)
-    names = ("class_tokens", "tokens_under_map")
-    believed = {name: round(float(scale), 3) for name, scale in zip(names, scales, strict=True)}
+    by_level = [round(scale, 3) for scale in scales.tolist()]
+    believed: dict[str, Any] = {"class_tokens": by_level[:levels], "tokens_under_map": by_level[levels:]}
     loss = F.cross_entropy(torch.einsum("b,bvk->vk", scales, cosines), labels, weight=1 / torch.bincount(labels))
     believed["explained"] = round(max(0.0, 1 - float(loss) / math.log(len(bank.text_cls))), 4)
     return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), believed

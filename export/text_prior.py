@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PRIOR_STEPS = 100
-MAX_PRIOR_SCALE = 50.0
+FIRST_PRIOR_SCALE, MAX_PRIOR_SCALE = 10.0, 50.0
+"""Sum of the scales where their fit begins, and at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,34 +50,34 @@ class Projection:
 
 
 def head_prior(projection: Projection, text_cls: Tensor, features: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Cosines with the classes' text as linear functions of what the head reads: weight [2, K, F], bias [2, K].
+    """Cosines with the classes' text as linear functions of what the head reads: weight [2 m, K, F], bias [2 m, K].
 
-    First those of the class tokens, second those of the tokens under the map, each the mean over levels. features:
-    [V, 3 m D + 1] (heads.head_features); they give the usual sizes, without which a cosine is not linear.
+    First those of the class tokens of the m levels, then those of the tokens under the map. features: [V, 3 m D + 1]
+    (heads.head_features); they give the usual sizes, without which a cosine is not linear.
     """
     width = projection.weight.shape[0]
-    weight = torch.zeros((2, len(text_cls), features.shape[1]))
-    bias = torch.zeros((2, len(text_cls)))
-    for block in range(2):
-        for level in range(levels):
-            start = (block * levels + level) * width
-            x = features[:, start : start + width].float()
-            layer, shift = projection.as_layer(x)
-            size = torch.linalg.vector_norm(x @ layer + shift, dim=-1).mean() * levels
-            weight[block, :, start : start + width] = (layer @ text_cls.T).T / size
-            bias[block] += text_cls @ shift / size
+    weight = torch.zeros((2 * levels, len(text_cls), features.shape[1]))
+    bias = torch.zeros((2 * levels, len(text_cls)))
+    for kind in range(2 * levels):
+        block = slice(kind * width, (kind + 1) * width)
+        x = features[:, block].float()
+        layer, shift = projection.as_layer(x)
+        size = torch.linalg.vector_norm(x @ layer + shift, dim=-1).mean()
+        weight[kind, :, block] = (layer @ text_cls.T).T / size
+        bias[kind] = text_cls @ shift / size
     return weight, bias
 
 
 def fit_prior_scales(cosines: Tensor, labels: Tensor) -> Tensor:
-    """How far each kind of text cosine is to be believed: scales [2] in [0, MAX_PRIOR_SCALE].
+    """How far each kind of text cosine is to be believed: scales [n], 0 or more and MAX_PRIOR_SCALE in all.
 
-    cosines: [2, V, K]. The scales of the lowest log loss, classes weighing the same; 0 where the text does not help.
-    Nothing of `cosines` was fitted to the labels except the map under which tokens were pooled, so a handful will do.
+    cosines: [n, V, K]. The scales of the lowest log loss, classes weighing the same; 0 where the text does not help.
+    A mean over the levels would hide that on some frames the lower ones say nothing. Nothing of `cosines` was fitted to
+    the labels except the map under which tokens were pooled, so a handful will do.
     """
     share = (1.0 / torch.bincount(labels, minlength=cosines.shape[2]).clamp_min(1).float())[labels]
     share = share / share.sum()
-    raw = torch.full((2,), 5.0, requires_grad=True)
+    raw = torch.full((len(cosines),), FIRST_PRIOR_SCALE / len(cosines), requires_grad=True)
     optimizer = torch.optim.LBFGS([raw], max_iter=PRIOR_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -87,4 +88,6 @@ def fit_prior_scales(cosines: Tensor, labels: Tensor) -> Tensor:
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return raw.detach().abs().clamp(max=MAX_PRIOR_SCALE)
+    scales = raw.detach().abs()
+    # Supports that the text tells apart without a fault would have it believed without bound.
+    return scales * min(1.0, MAX_PRIOR_SCALE / max(float(scales.sum()), 1e-6))
