@@ -69,7 +69,7 @@ def head_prior(projection: Projection, text_cls: Tensor, features: Tensor, level
 
 
 def fit_prior_scales(cosines: Tensor, labels: Tensor) -> Tensor:
-    """How far each kind of text cosine is to be believed: scales [n], 0 or more and MAX_PRIOR_SCALE in all.
+    """How far each kind of text cosine is to be believed: scales [n] from 0 on, at most MAX_PRIOR_SCALE in all.
 
     cosines: [n, V, K]. The scales of the lowest log loss, classes weighing the same; 0 where the text does not help.
     A mean over the levels would hide that on some frames the lower ones say nothing. Nothing of `cosines` was fitted to
