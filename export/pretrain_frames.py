@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -35,6 +35,12 @@ REDUCED_SHARE, LARGEST_SIDE = 0.5, 480
 MIN_REDUCED_PX = 8.0
 """The generator sees to it that a defect shows at the size it makes. One of fewer pixels than this after the reduction
 is a label of nothing to see; another frame is made in its place."""
+SMALL_PX, LEAST_KEPT = 80.0, 0.3
+"""Frames with a defect of up to SMALL_PX are all trained on, of larger ones the fewer the larger, down to LEAST_KEPT:
+large defects are soon known, and most of what is missed is small."""
+TWIN_SHARE = 0.5
+"""So many good frames are the frame before it without its defect: the same place, light and noise, which leaves nothing
+else to tell the two apart by."""
 TILTED_SHARE, MAX_TILT = 0.12, 1.6
 """So many frames are taken under tilt, which shortens the rows' axis: by up to this factor, 51 degrees."""
 ANNOTATED_SHARE = 0.1
@@ -84,17 +90,22 @@ class WindowStream(IterableDataset[Windows]):
         """Batch `number`."""
         rng = np.random.default_rng([self.seed, self.patches, number])
         pixels, fractions, labels, corners = [], [], [], []
+        before: tuple[_Shot, NDArray[np.float32]] | None = None  # the last frame with a defect, and where that is
         # Classes in turn from a random start: every batch holds all of them.
         order = rng.permutation(len(CLASSES))
         for i in range(self.batch // self.per_frame):
             label = CLASSES[order[i % len(CLASSES)]]
-            layouts = [name for name in suitable_layouts(label) if name not in HELD_OUT_LAYOUTS]
-            seed = FIRST_SEED + int(rng.integers(2**40))
-            shares = np.array([LAYOUT_SHARES.get(name, 1.0) for name in layouts])
-            layout = str(rng.choice(layouts, p=shares / shares.sum()))
-            whole, truth = _reduced_frame(label, seed, layout, rng)
+            if label != "good":
+                whole, truth, shot = _reduced_frame(label, _draw_shot(label, rng), rng)
+                before, around = (shot, truth), truth
+            elif before is not None and rng.random() < TWIN_SHARE:
+                (shot, around), before = before, None
+                whole, truth, _ = _reduced_frame(label, shot, rng)
+            else:
+                whole, truth, _ = _reduced_frame(label, _draw_shot(label, rng), rng)
+                around = truth
             for _ in range(self.per_frame):
-                image, mask, name, corner = _window(whole, truth, label, self.patches, rng)
+                image, mask, name, corner = _window(whole, truth, label, self.patches, rng, around)
                 pixels.append(_vary(image, rng))
                 fractions.append(mask.reshape(self.patches, PATCH, self.patches, PATCH).mean((1, 3)).ravel())
                 labels.append(CLASSES.index(name))
@@ -125,24 +136,52 @@ def _leave_signals(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def _reduced_frame(
-    label: str, seed: int, layout: str, rng: np.random.Generator
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """A frame, reduced to SIDE x SIDE if it is larger, and the defect's part [0, 1] of every pixel."""
+@dataclass(frozen=True, slots=True)
+class _Shot:
+    """What `make_frame` is asked for, but for the class."""
+
+    seed: int
+    layout: str
+    size: tuple[int, int]
+    text_bar: bool
+
+
+def _draw_shot(label: str, rng: np.random.Generator) -> _Shot:
+    """A place and a way to take it, for a frame of this class."""
+    layouts = [name for name in suitable_layouts(label) if name not in HELD_OUT_LAYOUTS]
+    shares = np.array([LAYOUT_SHARES.get(name, 1.0) for name in layouts])
     side = round(rng.uniform(SIDE, LARGEST_SIDE)) if rng.random() < REDUCED_SHARE else SIDE
     tilt = rng.uniform(1.1, MAX_TILT) if rng.random() < TILTED_SHARE else 1.0
-    size = (round(side * tilt), side)
-    text_bar = bool(rng.random() < 0.08)
+    return _Shot(
+        seed=FIRST_SEED + int(rng.integers(2**40)),
+        layout=str(rng.choice(layouts, p=shares / shares.sum())),
+        size=(round(side * tilt), side),
+        text_bar=bool(rng.random() < 0.08),
+    )
+
+
+def _reduced_frame(
+    label: str, shot: _Shot, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32], _Shot]:
+    """A frame, reduced to SIDE x SIDE if it is larger, the defect's part [0, 1] of every pixel, and the shot it is.
+
+    It is the shot asked for, or the first with a higher seed whose defect is to be trained on.
+    """
     while True:
-        frame = make_frame(label, seed, size=size, layout=layout, text_bar=text_bar)
+        frame = make_frame(label, shot.seed, size=shot.size, layout=shot.layout, text_bar=shot.text_bar)
         mask = Image.fromarray((frame.mask > 0).astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
         truth = np.asarray(mask)
-        if label == "good" or truth.sum() >= MIN_REDUCED_PX:
+        if label == "good" or _is_kept(float(truth.sum()), rng):
             image = Image.fromarray(frame.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
             if rng.random() < ANNOTATED_SHARE:
-                return _annotated(image, truth, rng)
-            return np.asarray(image), truth
-        seed += 1
+                return *_annotated(image, truth, rng), shot
+            return np.asarray(image), truth, shot
+        shot = replace(shot, seed=shot.seed + 1)
+
+
+def _is_kept(area: float, rng: np.random.Generator) -> bool:
+    """Whether to train on a defect of so many pixels."""
+    return area >= MIN_REDUCED_PX and bool(rng.random() < max(LEAST_KEPT, min(1.0, SMALL_PX / area) ** 0.5))
 
 
 def _annotated(
@@ -176,17 +215,25 @@ def _annotated(
 
 
 def _window(
-    image: NDArray[np.uint8], mask: NDArray[np.float32], label: str, patches: int, rng: np.random.Generator
+    image: NDArray[np.uint8],
+    mask: NDArray[np.float32],
+    label: str,
+    patches: int,
+    rng: np.random.Generator,
+    around: NDArray[np.float32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], str, tuple[int, int]]:
-    """Cut a window at any pixel, turned at random; its label, and the patch position it is trained at."""
+    """Cut a window at any pixel, turned at random; its label, and the patch position it is trained at.
+
+    around: the window shows some of what is marked here, which is the mask or that of the frame's twin.
+    """
     turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
-    image, mask = np.rot90(image, turns), np.rot90(mask, turns)
+    image, mask, around = np.rot90(image, turns), np.rot90(mask, turns), np.rot90(around, turns)
     if flip:
-        image, mask = image[:, ::-1], mask[:, ::-1]
+        image, mask, around = image[:, ::-1], mask[:, ::-1], around[:, ::-1]
     side = patches * PATCH
     room = SIDE - side
     if room:
-        rows, columns = np.nonzero(mask)
+        rows, columns = np.nonzero(around)
         enough = min(MIN_DEFECT_PX, 0.9 * float(mask.sum()))
         for _ in range(20):
             top, left = rng.integers(room + 1, size=2)

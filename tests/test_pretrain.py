@@ -114,14 +114,14 @@ def test_words_over_a_frame_are_no_defect_and_hide_none(monkeypatch: pytest.Monk
     made = {}
     for share in (0.0, 1.0):
         monkeypatch.setattr(pretrain_frames, "ANNOTATED_SHARE", share)
-        monkeypatch.setattr(pretrain_frames, "REDUCED_SHARE", 0.0)
-        monkeypatch.setattr(pretrain_frames, "TILTED_SHARE", 0.0)
         made[share] = [
-            pretrain_frames._reduced_frame(label, 70 + i, "rough", np.random.default_rng(i))
+            pretrain_frames._reduced_frame(
+                label, pretrain_frames._Shot(70 + i, "rough", (SIDE, SIDE), False), np.random.default_rng(i)
+            )
             for i, label in enumerate(["good", "particle", "scratch", "hole"] * 4)
         ]
     written = 0
-    for (plain, truth), (image, left) in zip(made[0.0], made[1.0], strict=True):
+    for (plain, truth, _), (image, left, _) in zip(made[0.0], made[1.0], strict=True):
         assert image.dtype == np.uint8
         assert (left <= truth).all()
         assert left.sum() >= 0.7 * truth.sum()
@@ -129,6 +129,47 @@ def test_words_over_a_frame_are_no_defect_and_hide_none(monkeypatch: pytest.Monk
         written += bool(changed.any())
         assert not changed[left == 1].any(), "what counts as the defect can be seen"
     assert written >= 12
+
+
+@pytest.mark.parametrize("patches", [6, GRID])
+def test_good_frames_are_those_before_them_without_the_defect(patches: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("TWIN_SHARE", 1.0), ("ANNOTATED_SHARE", 0.0)):
+        monkeypatch.setattr(pretrain_frames, name, value)
+    monkeypatch.setattr(pretrain_frames, "_vary", lambda image, rng: image.astype(np.float32))
+    asked: list[tuple[str, tuple[object, ...]]] = []
+    make_frame = WindowStream.make.__globals__["make_frame"]
+
+    def spy(label: str, seed: int, **options: object) -> object:
+        asked.append((label, (seed, *options.values())))
+        return make_frame(label, seed, **options)
+
+    monkeypatch.setitem(WindowStream.make.__globals__, "make_frame", spy)
+    windows = WindowStream(seed=5, first=0, batch=21, patches=patches, per_frame=1).make(0)
+    good = [i for i, (label, _) in enumerate(asked) if label == "good"]
+    assert len(good) == 3
+    twins = [i for i in good if i > 0]
+    assert len(twins) >= 2
+    for i in twins:
+        assert asked[i][1] == asked[i - 1][1], "the last that was made for the class before, all but the class"
+    row = int((windows.label == 0).nonzero()[-1])
+    assert windows.fraction[row].sum() == 0
+    if patches == GRID:  # turned and mirrored each in its own way
+        before, after = windows.pixels[row - 1], windows.pixels[row]
+        turned = [torch.rot90(x, k) for x in (after, after.flip(1)) for k in range(4)]
+        changed = min(float((x != before).float().mean()) for x in turned)
+        assert 0 < changed < 0.5
+
+
+def test_large_defects_are_trained_on_less_than_small_ones() -> None:
+    rng = np.random.default_rng(0)
+
+    def kept(area: float) -> float:
+        return float(np.mean([pretrain_frames._is_kept(area, rng) for _ in range(2000)]))
+
+    assert kept(MIN_REDUCED_PX - 0.1) == 0
+    assert kept(MIN_REDUCED_PX) == kept(80.0) == 1
+    assert kept(320.0) == pytest.approx(0.5, abs=0.05)
+    assert kept(20_000.0) == pytest.approx(0.3, abs=0.05)
 
 
 def test_held_out_layouts_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
