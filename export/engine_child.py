@@ -17,9 +17,9 @@ from typing import Any
 def main(request: dict[str, Any]) -> dict[str, Any]:
     """Build the plan that `request` asks for; what was built, or {"error": ...}.
 
-    request: module ("tensorrt" or "tensorrt_rtx"), onnx and plan (paths), compute_capability ("SM89", or None for the
-    GPU of this machine), profile ({input: [min, opt, max]} shapes of the inputs with dynamic sides), inputs and outputs
-    ({name: [type, shape]}, -1 for a dynamic side) that the network must have.
+    request: module ("tensorrt" or "tensorrt_rtx"), onnx and plan (paths), compute_capability ("SM89", or None where the
+    builder knows no other than the GPU of this machine), profile ({input: [min, opt, max]} shapes of the inputs with
+    dynamic sides), inputs and outputs ({name: [type, shape]}, -1 for a dynamic side) that the network must have.
     """
     trt = importlib.import_module(request["module"])
     logger = _logger(trt)
@@ -33,6 +33,14 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     if wrong:
         return {"error": f"the network is not that of the bundle format: {'; '.join(wrong)}"}
     config = builder.create_builder_config()
+    # A context then says what the shapes that are set need, and not what the largest would; TensorRT for RTX always
+    # does. And what a CUDA graph cannot hold is not built.
+    resize = getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+    if resize is not None:
+        config.set_preview_feature(resize, True)
+    no_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if no_allocation is not None:
+        config.set_flag(no_allocation)
     if request["compute_capability"] is not None:
         capability = getattr(trt.ComputeCapability, request["compute_capability"], None)
         if capability is None:

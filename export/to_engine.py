@@ -94,14 +94,13 @@ class EngineTarget:
 class Builder:
     """An installed builder and the GPU it will build for; found before any long work begins.
 
-    version: the product's full version. compute_capability: such as "8.9". local: whether that is a GPU of this
-    machine, which the builder then looks at itself.
+    version: the product's full version. compute_capability: such as "8.9", of the GPU of this machine where none was
+    asked for.
     """
 
     target: EngineTarget
     version: str
     compute_capability: str
-    local: bool
 
     @classmethod
     def find(cls, target: EngineTarget) -> Builder:
@@ -116,7 +115,7 @@ class Builder:
                 f"{target.product} is not installed; install it with: pip install 'sem-clip[{target.product}]'"
             )
         if target.compute_capability is not None:
-            return cls(target, version, target.compute_capability, local=False)
+            return cls(target, version, target.compute_capability)
         gpu, why = find_gpu()
         if gpu is None:
             advice = (
@@ -125,7 +124,7 @@ class Builder:
                 else "build on the machine that will run the engine (sem-clip build-engine BUNDLE), or use tensorrt-rtx"
             )
             raise ExportError(f"{target.product} has no GPU here to build for ({why}): {advice}")
-        return cls(target, version, gpu.compute_capability, local=True)
+        return cls(target, version, gpu.compute_capability)
 
     def describe(self, onnx_sha256: str) -> dict[str, Any]:
         """The manifest's record of the target; equal records mean equal engines. `key` is its hash."""
@@ -219,7 +218,10 @@ def build_plan(
             "module": MODULES[builder.target.product],
             "onnx": str(stripped),
             "plan": str(plan),
-            "compute_capability": None if builder.local else "SM" + builder.compute_capability.replace(".", ""),
+            # TensorRT looks at the GPU itself; TensorRT for RTX would build for a list of its own.
+            "compute_capability": None
+            if builder.target.product == "tensorrt"
+            else "SM" + builder.compute_capability.replace(".", ""),
             "profile": _profile(inputs, builder.target, usual_classes),
             "inputs": inputs,
             "outputs": outputs,

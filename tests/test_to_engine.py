@@ -85,7 +85,7 @@ def test_without_a_gpu_and_without_a_name_for_one_nothing_is_guessed(
 
 
 def test_the_key_changes_with_everything_that_a_plan_is_tied_to() -> None:
-    builder = Builder(RTX_4090, VERSION, "8.9", local=False)
+    builder = Builder(RTX_4090, VERSION, "8.9")
     others = [
         (replace(builder, version="1.2.3.5"), "a"),
         (replace(builder, compute_capability="8.6"), "a"),
@@ -97,7 +97,6 @@ def test_the_key_changes_with_everything_that_a_plan_is_tied_to() -> None:
     ]
     keys = [maker.describe(sha)["key"] for maker, sha in [(builder, "a"), *others]]
     assert len(set(keys)) == len(keys)
-    assert builder.describe("a") == replace(builder, local=True).describe("a")
 
 
 # ---- a builder that behaves as told ----------------------------------------------------------------------------------
@@ -129,7 +128,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Bui
         monkeypatch.setenv("PYTHONPATH", str(tmp_path))
         monkeypatch.setenv("SAW", str(tmp_path / "request.json"))
         monkeypatch.setattr(to_engine, "CHILD", "fake_child")
-        return Builder(RTX_4090, VERSION, "8.9", local=False)
+        return Builder(RTX_4090, VERSION, "8.9")
 
     return make
 

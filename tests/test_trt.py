@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +20,7 @@ from numpy.typing import NDArray
 from runtime import Predictor
 from runtime.backends.buckets import bucket_for, bucket_sizes, pieces
 from runtime.backends.cuda_device import GpuError
-from runtime.backends.trt import MODULES, SLOTS, TensorRtBackend
+from runtime.backends.trt import MODULES, RTX_WARM_UPS, SLOTS, TensorRtBackend
 from runtime.errors import BackendError, BackendUnavailable, BundleError
 from runtime.manifest import Artifact
 from runtime.recipe import Recipe
@@ -385,3 +387,82 @@ def test_the_fakes_offer_nothing_that_the_products_lack() -> None:
         known = f"{NAMES.get(owner, '')} {ONLY_RTX.get(owner, '')}".split()
         assert all(hasattr(fake, name) for name in known)
     assert all(hasattr(Config, name) for name in ONLY_RTX["IRuntimeConfig"].split())
+
+
+class GatedDevice(FakeDevice):
+    """Waits in `synchronize` until the gate is opened."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.entered = threading.Event(), threading.Event()
+        self.gate.set()
+
+    def current(self) -> contextlib.AbstractContextManager[None]:
+        """Every wait for a batch begins here, outside the locks."""
+        if not self.gate.is_set():
+            self.entered.set()
+            assert self.gate.wait(20)
+        return super().current()
+
+
+def test_closing_waits_for_the_batch_under_way_and_refuses_those_that_wait(tmp_path: Path) -> None:
+    device = GatedDevice()
+    opened = Opened(tmp_path, device=device)
+    recipe = recipe_of(3)
+    opened.backend.warm_up(recipe)
+    collect = opened.backend._collect
+
+    def slowly(ticket: Any) -> Any:
+        device.entered.set()
+        assert device.gate.wait(20)
+        return collect(ticket)
+
+    opened.backend._collect = slowly  # type: ignore[method-assign]
+    device.gate = threading.Event()
+    with ThreadPoolExecutor(SLOTS + 2) as pool:
+        running = [pool.submit(opened.backend.run, frames(number), recipe) for number in range(SLOTS + 1)]
+        assert device.entered.wait(20)
+        closing = pool.submit(opened.backend.close)
+        with pytest.raises(TimeoutError):
+            closing.result(0.2)
+        assert not device.closed
+        device.gate.set()
+        closing.result(20)
+        ends = [future.exception(20) or future.result() for future in running]
+    assert device.closed
+    answered = [end for end in ends if not isinstance(end, BaseException)]
+    refused = [str(end) for end in ends if isinstance(end, BackendError)]
+    assert len(answered) >= SLOTS
+    assert len(answered) + len(refused) == SLOTS + 1
+    assert all("engine is closed" in text for text in refused)
+
+
+def test_an_engine_that_no_graph_can_hold_runs_without(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    opened = Opened(tmp_path)
+    opened.device.failing = "capture"
+    opened.backend.warm_up(recipe_of(3))
+    opened.device.failing = ""
+    check(opened.backend, frames(*range(20)), recipe_of(3))
+    assert opened.device.launched == 0
+    assert "tensorrt runs without a CUDA graph" in caplog.text
+
+
+def test_rtx_runs_each_context_until_it_has_a_graph_of_its_own(tmp_path: Path) -> None:
+    opened = Opened(tmp_path, "tensorrt-rtx")
+    opened.backend.warm_up(recipe_of(3))
+    assert {context.runs for context in opened.engine.contexts if context.addresses} == {RTX_WARM_UPS}
+
+
+def test_kernels_that_are_not_given_are_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Cache, "serialize", lambda cache: None)
+    opened = Opened(tmp_path, "tensorrt-rtx")
+    opened.backend.warm_up(recipe_of(3))
+    assert "gave no kernels" in caplog.text
+    assert not (tmp_path / "bundle.cache").exists()
+
+
+def test_weights_that_do_not_fit_are_no_fault_of_the_bundle(tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=r"no room for the weights of engine.plan: .*Out of memory"):
+        Opened(tmp_path, module=fake_module(None, "CUDA: Out of memory"))

@@ -7,8 +7,8 @@ of the bindings, to be handed back to this class and to nothing else.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,17 @@ class CudaDevice:
                 raise OutOfDeviceMemory(f"the GPU is out of memory: {said}")
             raise GpuError(f"the GPU failed: {said}")
         return results[0] if len(results) == 1 else results
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Make this the GPU of the calling thread, which may be new or have another, for as long as the block runs."""
+        before = int(self._call(self._cuda.cudaGetDevice))
+        self._call(self._cuda.cudaSetDevice, 0)
+        try:
+            yield
+        finally:
+            if before != 0:
+                self._cuda.cudaSetDevice(before)
 
     def allocate(self, size: int) -> int:
         """Device memory of `size` bytes, aligned to 256: its address."""

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailable, BundleError
 from ..files import write_atomically
-from ..manifest import Artifact, Encoder, check_artifact
+from ..manifest import Artifact, Encoder, read_artifact
 from ..recipe import TENSORS, Recipe
 from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 from .buckets import bucket_for, bucket_sizes, pieces
@@ -37,6 +37,8 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 SLOTS = 3
 RECIPES_READY = 3
 """Numbers of classes for which contexts are kept; the one unused for longest makes room."""
+RTX_WARM_UPS = 3
+"""Runs after which TensorRT for RTX has taken its own graph of a context; it takes none in the first one or two."""
 ALIGNMENT = 256
 MAX_CACHE_BYTES = 2**30
 _log = logging.getLogger("sem_clip")
@@ -123,7 +125,8 @@ class TensorRtBackend(Backend):
         self._last: _Slot | None = None
         self._known_classes: list[int] = []
         self._slots: list[_Slot] = []
-        self._free: queue.Queue[_Slot] = queue.Queue()
+        self._free: queue.Queue[_Slot | None] = queue.Queue()
+        self._closed = False
         self._said: deque[str] = deque(maxlen=8)
         try:
             self._open(folder, artifact)
@@ -134,11 +137,13 @@ class TensorRtBackend(Backend):
     # ---- opening -------------------------------------------------------------------------------------------------
 
     def _open(self, folder: Path, artifact: Artifact) -> None:
-        path = check_artifact(folder, artifact)
+        plan = read_artifact(folder, artifact)
         self._logger = _logger(self._trt, self._said)
         self._runtime = self._trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
+            if "out of memory" in self._last_words().lower():
+                raise BackendError(f"the GPU has no room for the weights of {artifact.file}: {self._last_words()}")
             raise BundleError(folder, f"{artifact.file} cannot be opened by {self.name}: {self._last_words()}")
         faults = self._faults()
         if faults:
@@ -235,19 +240,25 @@ class TensorRtBackend(Backend):
     def _activation_bytes(self, batch: int) -> int:
         context = self._context()
         self._set_shapes(context, batch, self._most_classes)
-        return int(context.update_device_memory_size_for_shapes())
+        return self._memory_for_shapes(context)
+
+    def _memory_for_shapes(self, context: Any) -> int:
+        """Bytes that a context needs for its shapes. Until it was asked, it takes no less than for the largest."""
+        size = int(context.update_device_memory_size_for_shapes())
+        self._require(size > 0, "does not say how much activation memory a batch needs")
+        return size
 
     # ---- answering -----------------------------------------------------------------------------------------------
 
     def warm_up(self, recipe: Recipe) -> None:
         """As `Backend.warm_up`: every slot runs every batch size once with this number of classes."""
-        self._check_open()
-        with self._lock, self._remembering():
+        with self._lock, self._device.current(), self._remembering():
+            self._check_open()
             self._use(recipe)
             for slot in self._slots:
                 for batch in self._sizes:
                     self._ready(slot, batch, len(recipe.classes))
-        self._keep_cache()
+            self._keep_cache()
 
     def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
         """As `Backend.run`; more than `max_batch` frames are split."""
@@ -257,10 +268,10 @@ class TensorRtBackend(Backend):
         try:
             for piece in pieces(len(frames), self.max_batch):
                 try:
-                    slot = self._free.get(block=not waiting)
+                    slot = self._take(block=not waiting)
                 except queue.Empty:  # all are in use, some by this call: do not wait for others to free theirs
                     parts.append(self._collect(waiting.popleft()))
-                    slot = self._free.get()
+                    slot = self._take()
                 waiting.append(self._submit(slot, frames[piece], recipe))
             while waiting:
                 parts.append(self._collect(waiting.popleft()))
@@ -271,6 +282,15 @@ class TensorRtBackend(Backend):
             return parts[0]
         return Outputs(*(np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS))
 
+    def _take(self, *, block: bool = True) -> _Slot:
+        """A free slot; queue.Empty where none is and it is not to be waited for. BackendError once it is closed."""
+        slot = self._free.get(block=block)
+        if slot is None:
+            self._free.put(None)  # for the next who waits
+            self._check_open()
+        assert slot is not None
+        return slot
+
     def _submit(self, slot: _Slot, frames: NDArray[np.uint8], recipe: Recipe) -> _Ticket:
         """Queue one batch in a free slot; the slot is free again if that fails."""
         classes, device = len(recipe.classes), self._device
@@ -279,7 +299,7 @@ class TensorRtBackend(Backend):
             np.copyto(pixels.reshape(frames.shape), frames)
             batch = bucket_for(len(frames), self._sizes)
             layout = _Layout.of(self._encoder, batch, classes)
-            with self._lock, self._remembering():
+            with self._lock, device.current(), self._remembering():
                 self._use(recipe)
                 ready = self._ready(slot, batch, classes)
                 device.copy_in(slot.device_in, pixels, slot.stream)
@@ -292,14 +312,14 @@ class TensorRtBackend(Backend):
 
     def _give_up(self, slot: _Slot) -> None:
         """Free a slot whose batch nobody waits for: none may be lost, and none reused while it is written to."""
-        with suppress(BackendError):
+        with suppress(BackendError), self._device.current():
             self._device.synchronize(slot.stream)
         self._free.put(slot)
 
     def _collect(self, ticket: _Ticket) -> Outputs:
         """Wait for a batch and take its answers out of the slot, which is free then."""
         try:
-            with self._remembering():
+            with self._device.current(), self._remembering():
                 self._device.synchronize(ticket.slot.stream)
             values = []
             for shape, offset in zip(ticket.layout.shapes, ticket.layout.offsets, strict=True):
@@ -352,18 +372,33 @@ class TensorRtBackend(Backend):
         if key not in slot.ready:
             context = self._context()
             self._set_shapes(context, batch, classes)
+            needed = self._memory_for_shapes(context)
+            self._require(
+                needed <= self._activation_size,
+                f"wants {needed:,} bytes of activation memory, not {self._activation_size:,}",
+            )
             context.set_device_memory(self._activations, self._activation_size)
             layout = _Layout.of(self._encoder, batch, classes)
             outputs = {name: slot.device_out + at for name, at in zip(OUTPUTS, layout.offsets, strict=True)}
             for name, address in {"frames": slot.device_in, **self._recipe_at, **outputs}.items():
                 self._require(context.set_tensor_address(name, address), f"did not take an address for {name}")
             ready = _Ready(context, None)
-            self._compute(slot, ready)  # what a context does but once must not end up in the graph
-            self._device.synchronize(slot.stream)
+            for _ in range(1 if self._config is None else RTX_WARM_UPS):
+                self._compute(slot, ready)  # what a context does but once must not end up in the graph
+                self._device.synchronize(slot.stream)
             if self._config is None:
-                ready.graph = self._device.capture(slot.stream, lambda: self._enqueue(context, slot))
+                ready.graph = self._capture(slot, context)
             slot.ready[key] = ready
         return slot.ready[key]
+
+    def _capture(self, slot: _Slot, context: Any) -> Handle | None:
+        """The context's graph; None, with a word, where the engine holds something that no graph may: it runs as well,
+        if slower."""
+        try:
+            return self._device.capture(slot.stream, lambda: self._enqueue(context, slot))
+        except GpuError as exc:
+            _log.warning("%s runs without a CUDA graph: %s", self.name, exc)
+            return None
 
     def _forget(self, classes: int) -> None:
         """Free the contexts for a number of classes. No batch is in flight."""
@@ -403,7 +438,7 @@ class TensorRtBackend(Backend):
             raise
 
     def _check_open(self) -> None:
-        if not self._slots:
+        if self._closed:
             raise BackendError(f"the {self.name} engine is closed")
         if self._broken is not None:
             raise BackendError(f"the {self.name} engine failed before ({self._broken}); open another Predictor")
@@ -412,7 +447,11 @@ class TensorRtBackend(Backend):
         """Write the compiled kernels beside the bundle; where that may not be written, the next start compiles them."""
         if self._cache_file is None:
             return
-        content = bytes(self._cache.serialize())
+        kernels = self._cache.serialize()
+        if kernels is None:
+            _log.warning("%s: not written, for %s gave no kernels: %s", self._cache_file, self.name, self._last_words())
+            return
+        content = bytes(kernels)
         content = hashlib.sha256(content).digest() + content
         try:
             if not self._cache_file.exists() or self._cache_file.read_bytes() != content:
@@ -423,16 +462,24 @@ class TensorRtBackend(Backend):
             )
 
     def close(self) -> None:
-        """Free the engine and all of its memory. Batches in flight are finished first."""
-        self._slots, slots = [], self._slots
-        for slot in slots:
-            with suppress(BackendError):
-                self._device.synchronize(slot.stream)
-            slot.ready.clear()
-        self._recipe = self._last = None
-        # Contexts, then the engine, then what they use.
-        self._config = self._cache = self._engine = self._runtime = None
-        self._device.close()
+        """Free the engine and all of its memory. Batches in flight are finished first; calls that wait are refused."""
+        with self._lock:
+            already, self._closed = self._closed, True
+        if already:
+            return
+        for _ in self._slots:
+            self._free.get()  # a slot that is free, or as soon as its batch was answered: then nobody reads its buffers
+        self._free.put(None)
+        with self._lock, self._device.current():
+            for slot in self._slots:
+                with suppress(BackendError):
+                    self._device.synchronize(slot.stream)
+                slot.ready.clear()
+            self._slots = []
+            self._recipe = self._last = None
+            # Contexts, then the engine, then what they use.
+            self._config = self._cache = self._engine = self._runtime = None
+            self._device.close()
 
 
 def _aligned(size: int) -> int:
