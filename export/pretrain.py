@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calibration.histogram import ScoreHistogram
+from runtime.arguments import at_least
 from runtime.cli import describe, run
 from runtime.files import write_atomically
 
@@ -47,6 +48,10 @@ BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Any of these, as torch names them; without them it computes bfloat16 in a slow reference implementation."""
 PATCH_SCALE = math.log(20.0)
 """Where the patches' logit scale begins in a training that goes on from weights, which do not tell it."""
+
+
+PER_FRAME = 3
+"""Windows that are cut from a frame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,7 @@ class PretrainSettings:
     weight_decay: float = 0.05
     warm_up: int = 100
     decay: float = 0.3
-    per_frame: int = 3
+    per_frame: int = PER_FRAME
     bf16: bool = False
 
     @property
@@ -250,7 +255,11 @@ class Pretraining:
             )
             loader = iter(window_loader(stream, workers))
             for _ in range(left):
-                yield phase, next(loader)
+                try:
+                    windows = next(loader)
+                except Exception as exc:
+                    raise ExportError(f"frames cannot be made: {str(exc).strip().splitlines()[-1]}") from exc
+                yield phase, windows
             del loader
 
     def _note(self, losses: dict[str, float], shape: torch.Size) -> None:
@@ -366,6 +375,10 @@ def parse_phases(text: str) -> tuple[Phase, ...]:
     except (ValueError, TypeError):
         raise ExportError(f'"{text}" is not a schedule; write PATCHES:BATCH:STEPS,... such as {SCHEDULE}') from None
     for phase in phases:
+        if phase.patches < GRID and phase.batch % PER_FRAME:
+            raise ExportError(
+                f"phase {phase} cannot be: {PER_FRAME} windows are cut from a frame, so the batch is a multiple of that"
+            )
         if not (2 <= phase.patches <= GRID and phase.batch >= 1 and phase.steps >= 1):
             raise ExportError(f"phase {phase} cannot be: patches 2 to {GRID}, batch and steps 1 or more")
     return phases
@@ -414,15 +427,15 @@ class Pretrain:
             action="store_true",
             help="matrix products in bfloat16: for GPUs, and CPUs with AVX512-BF16 or AMX",
         )
-        parser.add_argument("--seed", type=int, default=0)
+        parser.add_argument("--seed", type=at_least(0), default=0)
         parser.add_argument("--learning-rate", type=float, default=1.5e-3)
         parser.add_argument(
             "--decay", type=float, default=0.3, help="part of all steps with falling rate (default: 0.3)"
         )
-        parser.add_argument("--workers", type=int, default=1, help="processes that make frames (default: 1)")
-        parser.add_argument("--threads", type=int, help="CPU threads of the trainer (default: all)")
-        parser.add_argument("--log-every", type=int, default=50, metavar="STEPS")
-        parser.add_argument("--save-every", type=int, default=50, metavar="STEPS")
+        parser.add_argument("--workers", type=at_least(0), default=1, help="processes that make frames (default: 1)")
+        parser.add_argument("--threads", type=at_least(1), help="CPU threads of the trainer (default: all)")
+        parser.add_argument("--log-every", type=at_least(1), default=50, metavar="STEPS")
+        parser.add_argument("--save-every", type=at_least(1), default=50, metavar="STEPS")
 
     def run(self, args: argparse.Namespace) -> int:
         """Train, then write the weights."""
@@ -439,6 +452,13 @@ class Pretrain:
             raise ExportError(
                 "--bf16: this CPU has no instructions for bfloat16, and would take many times longer; leave it out"
             )
+        if not (0 < args.learning_rate < 1 and 0 <= args.decay <= 1):
+            raise ExportError(
+                f"--learning-rate {args.learning_rate:g} --decay {args.decay:g} cannot be: the rate lies between 0 and "
+                "1, and the decay is a part of all steps, 0 to 1"
+            )
+        if args.device not in ("cpu", "cuda") and not args.device.startswith("cuda:"):
+            raise ExportError(f"--device {args.device} is not known; write cpu or cuda")
         if not 0 <= args.keep < 1:
             raise ExportError(f"--keep {args.keep:g} cannot be: 0 to below 1")
         if args.keep and (args.start is None or args.start.suffix != ".safetensors"):

@@ -7,6 +7,7 @@ on after an interruption sees what it would have seen.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -26,7 +27,8 @@ HELD_OUT_LAYOUTS = ("cells", "comb", "vias")
 LAYOUT_SHARES = {"stack": 3.0, "motifs": 2.0, "logic": 2.0, "network": 2.0, "blocks": 1.5}
 """The layouts of many looks come more often; all others count 1."""
 FIRST_SEED = 2**40
-"""Training frames have seeds from here on; the demo, tests and benchmarks draw theirs below."""
+"""Training frames have seeds from here to twice that. The demo and most tests draw theirs below, benchmarks theirs
+anywhere: what keeps these apart is their layouts."""
 SIDE = 240
 PATCH = 16
 GRID = SIDE // PATCH
@@ -35,7 +37,7 @@ REDUCED_SHARE, LARGEST_SIDE = 0.5, 480
 MIN_REDUCED_PX = 8.0
 """The generator sees to it that a defect shows at the size it makes. One of fewer pixels than this after the reduction
 is a label of nothing to see; another frame is made in its place."""
-SMALL_PX, LEAST_KEPT = 80.0, 0.3
+SMALL_PX, LEAST_KEPT = 80.0, 0.5
 """Frames with a defect of up to SMALL_PX are all trained on, of larger ones the fewer the larger, down to LEAST_KEPT:
 large defects are soon known, and most of what is missed is small."""
 TWIN_SHARE = 0.5
@@ -132,8 +134,10 @@ def window_loader(stream: WindowStream, workers: int) -> DataLoader[Windows]:
 
 def _leave_signals(worker: int) -> None:
     """A signal to the whole group is for the trainer, which saves before it stops and then ends its workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)
+    else:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 @dataclass(frozen=True, slots=True)

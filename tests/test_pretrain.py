@@ -6,6 +6,8 @@ import argparse
 import json
 import math
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -429,3 +431,51 @@ def test_a_whole_frame_gives_the_levels_of_the_encoder_that_ships(tmp_path: Path
     for j in range(4):
         torch.testing.assert_close(levels.tokens[j], expected.tokens[j], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(levels.value[j], expected.value[j], atol=1e-4, rtol=1e-4)
+
+
+FAILING = """
+import sys
+from export import pretrain
+from export.pretrain_frames import WindowStream
+
+
+class Failing(WindowStream):
+    def make(self, number):
+        raise RuntimeError("no frame fits")
+
+
+if __name__ == "__main__":
+    pretrain.WindowStream = Failing
+    command, parser = pretrain.Pretrain(), pretrain.argparse.ArgumentParser()
+    command.add_arguments(parser)
+    sys.exit(pretrain.run(command, parser.parse_args(sys.argv[1:])))
+"""
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_frames_that_cannot_be_made_end_the_training_and_its_workers(workers: int, tmp_path: Path) -> None:
+    """A worker that outlives its trainer would keep the program from ending."""
+    script = tmp_path / "failing.py"
+    script.write_text(FAILING)
+    words = [sys.executable, str(script), "--out", str(tmp_path / "out"), "--schedule", "2:3:4", "--threads", "1"]
+    done = subprocess.run([*words, "--workers", str(workers)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "error: frames cannot be made: " in done.stderr
+    assert "no frame fits" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--learning-rate", "-1"], "--learning-rate -1 --decay 0.3 cannot be"),
+        (["--decay", "5"], "--decay 5 cannot be"),
+        (["--device", "foo"], "--device foo is not known"),
+        (["--schedule", "6:4:10"], "the batch is a multiple of that"),
+    ],
+)
+def test_settings_that_cannot_be(tmp_path: Path, options: list[str], says: str) -> None:
+    command, parser = Pretrain(), argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(ExportError, match=says):
+        command.run(parser.parse_args(["--out", str(tmp_path / "out"), *options]))
+    assert not (tmp_path / "out").exists()
