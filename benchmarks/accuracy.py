@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.baselines import NAMES as BASELINES
-from benchmarks.baselines import WINCLIP, Baselines
-from benchmarks.evaluate import evaluate, overlays
+from benchmarks.baselines import NO_MAP, WINCLIP, Baselines
+from benchmarks.evaluate import evaluate, overlays, per_class
 from benchmarks.machine import describe_machine, peak_memory_mb
 from calibration.dataset import Dataset, Sample, load_dataset
+from calibration.errors import DatasetError
+from calibration.plots import require_matplotlib
 from export.bundle import describe_encoder
 from export.checkpoint import LoadedModel, load_model
 from export.commands import pixel_size
@@ -36,8 +39,8 @@ from export.graph import SemClipGraph
 from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.progress import Stages
 from export.prompts import GENERIC_FILE, load_prompts
-from export.quantize import add_int8
-from export.supports import split_by_group
+from export.quantize import LEAST_FRAMES, add_int8
+from export.supports import draw_supports, split_by_group
 from export.synthetic import write_dataset
 from export.teach import (
     EncodedSupports,
@@ -51,8 +54,9 @@ from export.teach import (
 )
 from export.teach_settings import TeachSettings
 from runtime import Predictor, Recipe
+from runtime.arguments import at_least
 from runtime.cli import run
-from runtime.files import write_atomically
+from runtime.files import require_folder, write_atomically
 from runtime.manifest import Encoder
 from runtime.recipe import SCALARS
 
@@ -124,7 +128,7 @@ class Accuracy:
         source.add_argument("--data", type=Path, help="folder with images/, masks/ and groups.csv, or Carinthia-S")
         source.add_argument(
             "--generated",
-            type=int,
+            type=at_least(1),
             metavar="N",
             help="N generated frames a class, of layouts that the embedded encoder was not trained on",
         )
@@ -138,8 +142,8 @@ class Accuracy:
             "--image-size", type=pixel_size, metavar="HxW", help="encode at this size, not at the architecture's own"
         )
         parser.add_argument("--shots", default="1,2,5,10", help="comma-separated (default: 1,2,5,10)")
-        parser.add_argument("--seeds", type=int, default=5, help="how many (default: 5)")
-        parser.add_argument("--first-seed", type=int, default=0, help="the first of them (default: 0)")
+        parser.add_argument("--seeds", type=at_least(1), default=5, help="how many (default: 5)")
+        parser.add_argument("--first-seed", type=at_least(0), default=0, help="the first of them (default: 0)")
         parser.add_argument("--head", choices=("pooled", "paper"), default="pooled", help="what the class head reads")
         parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
         parser.add_argument(
@@ -157,6 +161,9 @@ class Accuracy:
 
     def _measure(self, args: argparse.Namespace, work: Path) -> int:
         shots, precisions = _numbers(args.shots), _precisions(args.precisions)
+        if args.out:  # before hours of measuring, not after
+            require_folder(args.out)
+            require_matplotlib()
         seed = 0 if args.random_weights else None
         model = load_model(args.arch, weights=args.weights, random_seed=seed, image_size=args.image_size)
         graph = SemClipGraph(model.encoder())
@@ -168,13 +175,18 @@ class Accuracy:
         dataset = load_dataset(args.data or work / "generated")
         if args.classes is not None:
             dataset = dataset.only(args.classes.split(","))
+        for stray in dataset.stray:
+            print(f"left out, not a frame: {stray}", file=sys.stderr)
+        splits = {}
+        for seed in range(args.first_seed, args.first_seed + args.seeds):  # all of them before the first is measured
+            splits[seed] = pool, _ = split_by_group(dataset, max(shots), seed)
+            draw_supports(dataset, max(shots), seed, allowed=pool)
         prompts = load_prompts()
         settings = TeachSettings(head=args.head)
         rows: list[dict[str, Any]] = []
         predictors: dict[str, Predictor] = {}
         pictures = b""
-        for seed in range(args.first_seed, args.first_seed + args.seeds):
-            pool, test = split_by_group(dataset, max(shots), seed)
+        for seed, (pool, test) in splits.items():
             baselines = None
             for k in shots:
                 stages = Stages()
@@ -186,7 +198,7 @@ class Accuracy:
                     fp16 = "fp16" in precisions
                     build_bundle(model, graph, recipe, parity_samples(dataset), bundle, stages, fp16=fp16)
                     if "int8" in precisions:
-                        _quantize(bundle, pool)
+                        _quantize(bundle, _in_no_test(dataset, splits))
                     predictors = {precision: Predictor(bundle, precision=precision) for precision in precisions}
                 found = {name: _judge(predictor, recipe, dataset, test) for name, predictor in predictors.items()}
                 if args.ablations:
@@ -249,7 +261,9 @@ def _judge_class_mean(model: LoadedModel, request: TeachRequest, test: list[Samp
     recipe = teach_recipe(model, graph, request, Stages())
     build_bundle(model, graph, recipe, parity_samples(request.dataset), bundle, Stages(), fp16=False)
     with Predictor(bundle) as predictor:
-        return _judge(predictor, recipe, request.dataset, test)
+        metrics = _judge(predictor, recipe, request.dataset, test)
+    shutil.rmtree(bundle)  # one a cell would fill the disk
+    return metrics
 
 
 def agreement(reference: dict[str, Any], other: dict[str, Any]) -> dict[str, float]:
@@ -259,14 +273,28 @@ def agreement(reference: dict[str, Any], other: dict[str, Any]) -> dict[str, flo
     return {"labels_equal": float(same.mean()), "labels_equal_kept": float(same[surest].mean())}
 
 
+def _in_no_test(dataset: Dataset, splits: Mapping[int, tuple[list[Sample], list[Sample]]]) -> list[Sample]:
+    """Frames that no seed tests on. Raises DatasetError if there are too few to quantize by."""
+    tested = {sample.path for _, test in splits.values() for sample in test}
+    left = [sample for sample in dataset.samples if sample.path not in tested]
+    if len(left) < 2 * LEAST_FRAMES:
+        raise DatasetError(
+            dataset.folder,
+            f"{len(left)} frames are in no test set of the {len(splits)} seeds, and int8 takes {2 * LEAST_FRAMES} at "
+            "least: measure it with fewer --seeds",
+        )
+    return left
+
+
 def _quantize(bundle: Path, pool: Sequence[Sample]) -> None:
-    """Add int8 to a bundle: ranges and harm from frames of the support pool, so that no test frame takes part."""
+    """Add int8 to a bundle: ranges and harm from frames of `pool`, of which no seed tests on any."""
     paths = [pool[i].path for i in np.linspace(0, len(pool) - 1, min(len(pool), 2 * INT8_FRAMES)).round().astype(int)]
     add_int8(bundle, paths, calibration_frames=INT8_FRAMES)
 
 
 def summarize(rows: list[dict[str, Any]], shots: list[int]) -> str:
-    """Mean ± standard deviation over seeds, as a Markdown table in per cent; methods in the order of their rows."""
+    """Mean ± standard deviation over the seeds that ran (of these, not of all there could be), as a Markdown table in
+    per cent; methods in the order of their rows."""
     lines = [
         "| method | K | seeds | test frames | " + " | ".join(METRICS.values()) + " |",
         "|" + "---|" * (len(METRICS) + 4),
@@ -288,23 +316,29 @@ def summarize(rows: list[dict[str, Any]], shots: list[int]) -> str:
 def _mean(values: Sequence[float | None], method: str, name: str) -> str:
     found = [value for value in values if value is not None]
     if found:
-        return f"{100 * np.mean(found):.1f} ± {100 * np.std(found):.1f}"
+        spread = f" ± {100 * np.std(found):.1f}" if len(found) > 1 else ""
+        return f"{100 * np.mean(found):.1f}{spread}"
     # A baseline that names no class or draws no map has no figure; a set without masks has none for anybody.
-    return "no masks" if name in ("pauroc", "f1_max") and method not in BASELINES else "-"
+    return "no masks" if name in ("pauroc", "f1_max") and method not in NO_MAP else "-"
 
 
 def _write(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]], table: str, pictures: bytes) -> None:
     from benchmarks.accuracy_plots import draw_confusion, draw_shots
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "accuracy.json", json.dumps({**about, "rows": rows}, indent=1).encode())
-    write_atomically(folder / "accuracy.md", (table + "\n").encode())
     ours = [row for row in rows if row["method"] == "fp32"]
-    write_atomically(folder / "shots.png", draw_shots(ours, {name: METRICS[name] for name in CURVES}))
-    write_atomically(folder / "overlays.png", pictures)
     most = max(row["shots"] for row in ours)
-    confusion = sum(np.asarray(row["confusion"]) for row in ours if row["shots"] == most)
-    write_atomically(folder / "confusion.png", draw_confusion(np.asarray(confusion).tolist(), about["classes"]))
+    confusion = np.asarray(sum(np.asarray(row["confusion"]) for row in ours if row["shots"] == most))
+    by_class = per_class(confusion, about["classes"])
+    table += f"\n\nPer cent by class, K = {most}, all seeds together:\n\n" + "\n".join(by_class)
+    files = {
+        "accuracy.json": json.dumps({**about, "rows": rows}, indent=1).encode(),
+        "accuracy.md": (table + "\n").encode(),
+        "shots.png": draw_shots(ours, {name: METRICS[name] for name in CURVES}),
+        "overlays.png": pictures,
+        "confusion.png": draw_confusion(confusion.tolist(), about["classes"]),
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
 
 
 def _numbers(text: str) -> list[int]:

@@ -32,6 +32,8 @@ from runtime.maps import frame_score, upsample
 from runtime.recipe import FrameOptions
 
 NAMES = ("class_mean", "linear_probe", "patch_memory")
+NO_MAP = ("class_mean", "linear_probe")
+"""Those that draw no map."""
 WINCLIP = "winclip"
 PROBE_L2 = 1e-3
 _BATCH = 8

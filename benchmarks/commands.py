@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.arguments import at_least
 from runtime.errors import PredictorError
 from runtime.files import write_atomically
 
@@ -36,8 +36,8 @@ class Benchmark:
             "--precision", action="append", type=_names, metavar="NAME,...", help="precisions (default: all it holds)"
         )
         parser.add_argument("--batch", type=_counts, metavar="N,...", help="batch sizes (default: 1,2,4,8,16)")
-        parser.add_argument("--rounds", type=_at_least(1), help="rounds of alternating runs (default: 7)")
-        parser.add_argument("--threads", type=_at_least(0), default=0, help="cores for each engine (default: all)")
+        parser.add_argument("--rounds", type=at_least(1), help="rounds of alternating runs (default: 7)")
+        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for each engine (default: all)")
         parser.add_argument(
             "--sections", type=_sections, metavar="NAME,...", help=f"some of {', '.join(SECTION_NAMES)} (default: all)"
         )
@@ -147,13 +147,3 @@ def _minutes(text: str) -> float:
     if not 0 < value <= 24 * 60:
         raise argparse.ArgumentTypeError(f'"{text}" is not a number of minutes from 0 to 1440')
     return value
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
-
-    return whole

@@ -11,14 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.metrics import auroc, classification
 from calibration.dataset import Dataset, Sample, load_dataset
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
+from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Predictor
-from runtime.files import sha256_of, write_atomically
+from runtime.files import require_folder, sha256_of, write_atomically
 
 OVERLAYS_A_CLASS = 4
 
@@ -26,12 +28,13 @@ OVERLAYS_A_CLASS = 4
 def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
     """All metrics of the recipe in use on `test`; pixel metrics are None where no defect has a mask.
 
-    iAUROC is None where `test` holds good frames alone or none. Labels count as wrong where the recipe does not know
-    the class. `labels` and `confidences` list the answers in the order of `test`. Raises FrameError, DatasetError.
+    Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC is None where
+    `test` holds good frames alone or none. Labels count as wrong where the recipe does not know the class. `labels` and
+    `confidences` list the answers in the order of `test`. Raises FrameError, DatasetError.
     """
     classes = tuple(dict.fromkeys([*dataset.classes, *predictor.recipe.classes]))
     pixels = ScoreHistogram()
-    scores, predicted, actual, confidences, masked = [], [], [], [], False
+    scores, predicted, actual, confidences, masked = [], [], [], [], 0
     began = time.perf_counter()
     with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
         for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
@@ -43,13 +46,15 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample]) -> dict
             confidences.append(result.confidence)
             mask = sample.read_mask(result.frame_size)
             if mask is not None:
-                masked |= bool(mask.any())
-                pixels.add(result.defect_map(), mask > 0)
+                mask = mask[result.judged_rows]  # what was not looked at is neither right nor wrong
+                masked += bool(mask.any())
+                pixels.add(result.defect_map()[result.judged_rows], mask > 0)
             bar.update()
     seconds = time.perf_counter() - began
     image_level = auroc(scores, np.asarray(actual) > 0)
     return {
         "test_frames": len(test),
+        "masked_frames": masked,
         "seconds": seconds,
         "iauroc": None if np.isnan(image_level) else image_level,
         "pauroc": pixels.auroc() if masked else None,
@@ -100,7 +105,12 @@ class Evaluate:
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
+        if args.out:
+            require_folder(args.out)
+            require_matplotlib()
         dataset = load_dataset(args.data)
+        for stray in dataset.stray:
+            print(f"left out, not a frame: {stray}", file=sys.stderr)
         with Predictor(args.bundle, backend=args.backend, precision=args.precision) as predictor:
             if args.recipe:
                 predictor.use(args.recipe)
@@ -123,31 +133,44 @@ class Evaluate:
         from benchmarks.accuracy_plots import draw_confusion
         from benchmarks.machine import describe_machine
 
-        folder.mkdir(parents=True, exist_ok=True)
         document = {**metrics, "backend": predictor.backend.description, "machine": describe_machine()}
-        write_atomically(folder / "metrics.json", json.dumps(document, indent=1).encode())
-        write_atomically(folder / "metrics.md", (table + "\n").encode())
-        write_atomically(folder / "confusion.png", draw_confusion(metrics["confusion"], metrics["classes"]))
-        write_atomically(folder / "overlays.png", overlays(predictor, metrics["classes"], test))
-        print(f"written   {folder}/metrics.json, metrics.md, confusion.png, overlays.png")
+        files = {
+            "metrics.json": json.dumps(document, indent=1).encode(),
+            "metrics.md": (table + "\n").encode(),
+            "confusion.png": draw_confusion(metrics["confusion"], metrics["classes"]),
+            "overlays.png": overlays(predictor, metrics["classes"], test),
+        }
+        for name, content in files.items():
+            write_atomically(folder / name, content)
+        print(f"written   {folder}/{', '.join(files)}")
 
 
 def per_class_table(metrics: dict[str, Any]) -> str:
     """A Markdown table: the figures over all classes, then precision, recall and F1 of each."""
     confusion = np.asarray(metrics["confusion"])
-    hits, called, present = np.diag(confusion), confusion.sum(0), confusion.sum(1)
-    names = {"iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max", "accuracy": "accuracy", "f1": "macro F1"}
+    present = confusion.sum(1)
+    names = {"iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max", "accuracy": "accuracy"}
+    names |= {"precision": "macro precision", "recall": "macro recall", "f1": "macro F1"}
     missing = {"iauroc": "needs good and defect frames", "pauroc": "no masks", "f1_max": "no masks"}
     lines = ["| per cent | |", "|---|---|"]
     for key, name in names.items():
         value = metrics[key]
         lines.append(f"| {name} | {missing[key] if value is None else f'{100 * value:.1f}'} |")
-    lines += ["", "| class | frames | precision | recall | F1 |", "|---|---|---|---|---|"]
-    for k, name in enumerate(metrics["classes"]):
+    if metrics["pauroc"] is not None:
+        defects = int(present.sum() - present[0])
+        lines.append(f"| defects with a mask, of {defects} | {metrics['masked_frames']} frames |")
+    return "\n".join([*lines, "", *per_class(confusion, metrics["classes"])])
+
+
+def per_class(confusion: NDArray[np.int_], classes: Sequence[str]) -> list[str]:
+    """Precision, recall and F1 of each class in per cent: lines of Markdown. confusion: [true, predicted]."""
+    hits, called, present = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+    lines = ["| class | frames | precision | recall | F1 |", "|---|---|---|---|---|"]
+    for k, name in enumerate(classes):
         if not present[k]:
             lines.append(f"| {name} | 0 | absent from the test | | |" if not called[k] else f"| {name} | 0 | 0.0 | | |")
             continue
         precision = 100 * hits[k] / max(called[k], 1)
         recall, f1 = 100 * hits[k] / present[k], 200 * hits[k] / (called[k] + present[k])
         lines.append(f"| {name} | {present[k]} | {precision:.1f} | {recall:.1f} | {f1:.1f} |")
-    return "\n".join(lines)
+    return lines

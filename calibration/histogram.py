@@ -31,7 +31,7 @@ class ScoreHistogram:
     def auroc(self) -> float:
         """Area under the ROC curve, ties counting half; NaN without both kinds."""
         below = np.cumsum(self.negative) - self.negative
-        total = self.positive.sum() * self.negative.sum()
+        total = int(self.positive.sum()) * int(self.negative.sum())  # of any size, where numpy's overflow
         return float((self.positive * (below + self.negative / 2)).sum() / total) if total else float("nan")
 
     def f1_max(self) -> float:

@@ -43,11 +43,14 @@ def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample]
     """Frames to draw supports from, and test frames; no group is on both sides.
 
     Each class gives up groups, in the seed's order, until they hold `pool` frames and are at least `pool` groups or
-    half of its groups (shots from one place teach little); one group always stays for the test. Raises DatasetError
-    where a class has a single group, which can only stand on one side.
+    half of its groups (shots from one place teach little); one group of every class always stays for the test. Raises
+    DatasetError where a class has a single group, which can only stand on one side.
     """
     taken: set[str] = set()
     faults = []
+    groups: dict[str, set[str]] = defaultdict(set)
+    for sample in dataset.samples:
+        groups[sample.label].add(sample.group)
     for label in dataset.classes:
         samples = dataset.of_class(label)
         sizes: dict[str, int] = defaultdict(int)
@@ -63,10 +66,10 @@ def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample]
         spread = min(pool, len(names) // 2)
         for name in [names[index] for index in order]:
             mine = taken & set(names)
-            enough = sum(sizes[group] for group in mine) >= pool and len(mine) >= spread
-            if enough or len(mine) == len(names) - 1:
+            if sum(sizes[group] for group in mine) >= pool and len(mine) >= spread:
                 break
-            taken.add(name)
+            if not any(group <= taken | {name} for group in groups.values()):
+                taken.add(name)
     if faults:
         raise DatasetError(dataset.folder, faults)
     return (

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.evaluate import Evaluate, per_class_table
+from benchmarks.evaluate import evaluate as metrics_of
+from calibration.dataset import load_dataset
 from calibration.errors import DatasetError
 from export.build_engine import main as build
 from export.synthetic import write_dataset
+from runtime import Predictor, PredictorError
 
 
 @pytest.fixture(scope="module")
@@ -98,3 +102,35 @@ def test_a_class_absent_from_the_test_is_named() -> None:
     assert "| iAUROC | needs good and defect frames |" in table
     assert "| hole | 0 | absent from the test | | |" in table
     assert "| good | 3 | 100.0 | 100.0 | 100.0 |" in table
+
+
+def test_ignored_rows_are_neither_right_nor_wrong(fake_bundle: Path, tmp_path: Path) -> None:
+    """The fake backend's map is bright where the frame is; the mask says so too, but in the text bar."""
+    rng = np.random.default_rng(0)
+    for label in ("good", "bridge"):
+        for number in range(3):
+            pixels, mask = rng.integers(0, 60, (96, 64), np.uint8), np.zeros((96, 64), np.uint8)
+            if label == "bridge":
+                pixels[16:32, 16:32] = 250
+                mask[16:32, 16:32] = mask[70:90] = 255
+                (tmp_path / "masks" / label).mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(tmp_path / "masks" / label / f"{number}.png")
+            (tmp_path / "images" / label).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / "images" / label / f"{number}.png")
+    dataset = load_dataset(tmp_path)
+    with Predictor(fake_bundle, backend="fake", ignore_bottom=32) as predictor:
+        cut = metrics_of(predictor, dataset, list(dataset.samples))
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        whole = metrics_of(predictor, dataset, list(dataset.samples))
+    assert cut["pauroc"] > 0.98 > whole["pauroc"]
+    assert cut["masked_frames"] == 3
+
+
+def test_a_place_below_a_file_is_refused_before_anything_is_measured(
+    taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle, data = taught
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PredictorError, match="nothing can be written below it"):
+        evaluate(bundle, data, "--out", tmp_path / "file")
+    assert capsys.readouterr().out == ""

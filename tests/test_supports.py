@@ -132,3 +132,17 @@ def test_every_class_with_a_single_group_is_named() -> None:
         "class good has a single group",
         "class hole has a single group",
     ]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_classes_that_share_groups_all_stay_in_the_test(seed: int) -> None:
+    sites = {"good": range(6), "bridge": range(2), "hole": range(6)}
+    samples = [
+        Sample(Path(f"images/{label}/{site}-{n}.png"), label, f"site-{site}", None)
+        for label, places in sites.items()
+        for site in places
+        for n in range(6)
+    ]
+    pool, test = split_by_group(Dataset(Path(), tuple(sites), tuple(samples)), 10, seed)
+    assert {sample.label for sample in test} == set(sites)
+    assert not {sample.group for sample in pool} & {sample.group for sample in test}
