@@ -10,9 +10,9 @@ from typing import Any
 
 from runtime.errors import RecipeError
 from runtime.files import read_bounded, write_atomically
-from runtime.jsonfields import Fields
-from runtime.manifest import load_bundle, replace_recipe
-from runtime.operating_point import OperatingPoint
+from runtime.jsonfields import Fields, parse_json
+from runtime.manifest import REPLACED_MEANWHILE, load_bundle, replace_recipe
+from runtime.operating_point import CHANGED_BY_HAND, OperatingPoint
 from runtime.recipe import Recipe
 
 from .dataset import GOOD
@@ -24,7 +24,6 @@ from .temperature import choose_temperature, reliability
 from .thresholds import choose_defect_threshold, choose_pixel_threshold
 
 MAX_JSON_BYTES = 2**20
-BY_HAND = "changed_by_hand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +119,11 @@ def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[st
         choices["defect_threshold"] = choose_defect_threshold(request.defect_rule, scored.score, scored.defect)
     if request.pixel_rule:
         assert scored.pixels is not None
+        assert scored.good_pixels is not None
         assert scored.good_peaks is not None
-        choices["pixel_threshold"] = choose_pixel_threshold(request.pixel_rule, scored.pixels, scored.good_peaks)
+        choices["pixel_threshold"] = choose_pixel_threshold(
+            request.pixel_rule, scored.pixels, scored.good_pixels, scored.good_peaks
+        )
     if request.temperature:
         choices["temperature"] = choose_temperature(scored.probabilities, scored.truth)
     if request.novelty_quantile is not None:
@@ -134,10 +136,10 @@ def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[st
         choices["confidence_thresholds"] = choose_for_max_reject(scored, point, request.max_reject)
     point = _applied(point, choices)
     before, after = scored.summary(old), scored.summary(point)
-    record = {name: value for name, value in recipe.calibration.items() if name != BY_HAND}
-    by_hand = [name for name in recipe.calibration.get(BY_HAND, ()) if name not in choices]
+    record = {name: value for name, value in recipe.calibration.items() if name != CHANGED_BY_HAND}
+    by_hand = [name for name in _by_hand(recipe) if name not in choices]
     record |= {name: {**choice.to_dict(), "data": data.get("folder")} for name, choice in choices.items()}
-    record |= {"data": dict(data), "before": before, "after": after} | ({BY_HAND: by_hand} if by_hand else {})
+    record |= {"data": dict(data), "before": before, "after": after} | ({CHANGED_BY_HAND: by_hand} if by_hand else {})
     return Calibrated(replace(recipe, operating_point=point, calibration=record), choices, before, after)
 
 
@@ -164,11 +166,16 @@ def load_recipe(target: Path) -> Recipe:
     return load_bundle(target)[1] if target.is_dir() else Recipe.load(target)
 
 
-def store_recipe(target: Path, recipe: Recipe) -> None:
-    """Put it back into a bundle folder or a recipe file, whole or not at all. Raises BundleError, RecipeError."""
+def store_recipe(target: Path, recipe: Recipe, *, instead_of: Recipe) -> None:
+    """Put it back into a bundle folder or a recipe file, whole or not at all, in place of the one it was made from.
+
+    Raises BundleError, RecipeError; if another recipe is there by now, nothing is written.
+    """
     if target.is_dir():
-        replace_recipe(target, recipe)
+        replace_recipe(target, recipe, instead_of=instead_of)
         return
+    if Recipe.load(target).to_bytes() != instead_of.to_bytes():
+        raise RecipeError(target, REPLACED_MEANWHILE)
     try:
         recipe.save(target)
     except OSError as exc:
@@ -196,9 +203,7 @@ def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
     """
     faults: list[str] = []
     try:
-        document = json.loads(
-            read_bounded(path, MAX_JSON_BYTES, RecipeError), object_pairs_hook=lambda pairs: _unique(pairs, faults)
-        )
+        document = parse_json(read_bounded(path, MAX_JSON_BYTES, RecipeError), faults)
     except (ValueError, RecursionError) as exc:
         raise RecipeError(path, f"is not readable JSON ({exc})") from exc
     point = OperatingPoint.read(Fields(document, "operating_point", faults), recipe.classes)
@@ -208,8 +213,7 @@ def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
     changed = [name for name in new if new[name] != old[name]]
     if not changed:
         return recipe, []
-    before = recipe.calibration.get(BY_HAND, ())
-    record = {**recipe.calibration, BY_HAND: sorted({*before, *changed})}
+    record = {**recipe.calibration, CHANGED_BY_HAND: sorted({*_by_hand(recipe), *changed})}
     return replace(recipe, operating_point=point, calibration=record), changed
 
 
@@ -217,7 +221,7 @@ def _applied(point: OperatingPoint, choices: Mapping[str, Choice]) -> OperatingP
     return replace(point, **{name: choice.value for name, choice in choices.items()})
 
 
-def _unique(pairs: list[tuple[str, Any]], faults: list[str]) -> dict[str, Any]:
-    names = [name for name, _ in pairs]
-    faults.extend(f'"{name}" appears twice' for name in sorted({n for n in names if names.count(n) > 1}))
-    return dict(pairs)
+def _by_hand(recipe: Recipe) -> list[str]:
+    """What was edited since it was calibrated. The record is informative, so whatever else stands there is no error."""
+    names = recipe.calibration.get(CHANGED_BY_HAND)
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

@@ -26,7 +26,7 @@ def read_table(folder: Path) -> list[tuple[Path, str, Path | None]]:
             rows = csv.DictReader(stream, delimiter=";")
             lacking = _COLUMNS - set(rows.fieldnames or ())
             if lacking:
-                raise DatasetError(folder, f"{TABLE} lacks the columns {', '.join(sorted(lacking))}")
+                raise DatasetError(folder, f"{TABLE} lacks the columns {', '.join(sorted(lacking))} (separated by ;)")
             for line, row in enumerate(rows, start=2):
                 image, mask, label = ((row[name] or "").strip() for name in ("image_path", "mask_path", "label"))
                 if label not in {"1", "2", "3", "4", "5", GOOD_LABEL}:

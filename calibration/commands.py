@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime import Predictor
-from runtime.files import write_atomically
+from runtime.arguments import at_least
+from runtime.files import require_folder, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.recipe import Recipe
 
@@ -86,8 +87,8 @@ class Calibrate:
         out.add_argument("--force", action="store_true", help="replace pictures and FILE.json if they are there")
         engine = parser.add_argument_group("how to run")
         engine.add_argument("--backend", default="auto", help="as for predict (default: auto)")
-        engine.add_argument("--precision", help="which ONNX artifact: fp32 (default) or fp16")
-        engine.add_argument("--threads", type=int, default=0, help="cores for the engine (default: all)")
+        engine.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
+        engine.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
 
     def run(self, args: argparse.Namespace) -> int:
         """Score, choose, say what changed, store."""
@@ -106,7 +107,7 @@ class Calibrate:
         require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)
         _say_what_is_used(fresh, supports, recipe, flat=dataset.flat)
         with Predictor(
-            args.bundle, backend=args.backend, precision=args.precision, recipe=recipe, threads=max(0, args.threads)
+            args.bundle, backend=args.backend, precision=args.precision, recipe=recipe, threads=args.threads
         ) as predictor:
             print(predictor.backend.description, file=sys.stderr)
             scored = score_frames(
@@ -123,7 +124,7 @@ class Calibrate:
         _print_choices(done, recipe)
         _print_rates(done)
         _write_files(args, pictures, done, scored, recipe)
-        store_recipe(target, done.recipe)
+        store_recipe(target, done.recipe, instead_of=recipe)
         print(f"\nwritten   {target}; edit it by hand with: sem-clip operating-point {target} --write point.json")
         return 0
 
@@ -157,7 +158,7 @@ class EditOperatingPoint:
         elif args.apply:
             edited, changed = apply_by_hand(recipe, args.apply)
             if changed:
-                store_recipe(args.target, edited)
+                store_recipe(args.target, edited, instead_of=recipe)
             old, new = recipe.operating_point.to_dict(), edited.operating_point.to_dict()
             for name in changed:
                 print(f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}")
@@ -244,8 +245,7 @@ def _refuse_existing(paths: list[Path], *, force: bool) -> None:
     for path in paths:
         if path.is_dir():
             raise CalibrationError(f"{path} is a folder; give the name of a file")
-        if path.parent.exists() and not path.parent.is_dir():
-            raise CalibrationError(f"{path.parent} is not a folder")
+        require_folder(path.parent)
         if path.exists() and not force:
             raise CalibrationError(f"{path} exists; add --force to replace it, or choose another name")
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from runtime.errors import FrameError
 from runtime.frames import SUFFIXES, read_frame
-from runtime.operating_point import is_verdict
+from runtime.operating_point import is_verdict, unprintable
 from runtime.recipe import MAX_CLASSES, FrameOptions
 
 from . import carinthia
@@ -44,7 +44,8 @@ class Sample:
     def read_mask(self, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
         """The mask as 0/1 uint8 of the frame's `shape`; zeros for a good frame without one; None if unknown.
 
-        Raises DatasetError if it is unreadable or of another size.
+        White (128 and above) is defect. The mask of a defect frame that is black throughout shows no one where the
+        defect is: None. Raises DatasetError if it is unreadable, of another size, or holds numbers instead of white.
         """
         if self.mask is None:
             return np.zeros(shape, np.uint8) if self.label == GOOD else None
@@ -57,7 +58,14 @@ class Sample:
                 self.mask,
                 f"the mask is {pixels.shape[0]}x{pixels.shape[1]}, its frame {self.path} {shape[0]}x{shape[1]}",
             )
-        return (pixels >= 128).astype(np.uint8)
+        mask = (pixels >= 128).astype(np.uint8)
+        if self.label != GOOD and not mask.any():
+            if pixels.any():
+                raise DatasetError(
+                    self.mask, f"the mask's brightest value is {pixels.max()}: white (255) is defect, black (0) is not"
+                )
+            return None
+        return mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +168,7 @@ def _class_faults(names: Sequence[str], *, good_only: bool) -> list[str]:
     if len(names) > MAX_CLASSES:
         faults.append(f"there are {len(names)} classes, more than {MAX_CLASSES}")
     faults += [f'no class may be called "{name}": that is a verdict' for name in names if is_verdict(name)]
+    faults += [f"no class may be called {name!a}: it cannot be printed" for name in names if unprintable(name)]
     by_folded: dict[str, list[str]] = defaultdict(list)
     for name in names:
         by_folded[name.casefold().strip()].append(name)
@@ -172,6 +181,9 @@ def _index_masks(folder: Path, labels: Sequence[str], faults: list[str]) -> dict
     masks: dict[tuple[str, str], Path] = {}
     if not (folder / "masks").is_dir():
         return masks
+    loose = _frames_in(folder / "masks")
+    if loose:
+        faults.append(f"masks/ holds {len(loose)} files such as {loose[0].name}; expected masks/<class>/<frame>.png")
     for inner in sorted(path for path in (folder / "masks").iterdir() if path.is_dir()):
         if inner.name not in labels:
             faults.append(f"masks/{inner.name} belongs to no class of images/")

@@ -82,6 +82,11 @@ def choose_for_purity(scored: Scored, point: OperatingPoint, target: float) -> C
             f"no confidence reaches a purity of {target:g} for some classes; ask for less, teach with more shots, or "
             f"bring more frames:{listed}"
         )
+    if not decided:
+        raise CalibrationError(
+            f"purity={target:g} has no frame to choose by: novelty or disagreement rejects all {len(scored.labels)}; "
+            "raise the novelty threshold, or turn off the review of disagreement"
+        )
     promise = (
         f"{correct} of the {decided} frames decided here are right; had they not chosen the thresholds, that would "
         f"show a purity of at least {at_least(correct, decided):.1%} with {CONFIDENCE:.0%} confidence"

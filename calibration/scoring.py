@@ -26,8 +26,9 @@ class Scored:
     """What the recipe says about n frames, before any operating point.
 
     classes: the recipe's. labels: [n] the true class names. probabilities: float32 [n, K] at temperature 1.
-    score, novelty: float64 [n] as in `Prediction`. pixels: map values and masks, good_peaks: the highest map value of
-    every good frame; None where pixels were not asked for. flat: the frames had no labels and were taken to be good.
+    score, novelty: float64 [n] as in `Prediction`. pixels: map values and masks; good_pixels: map values of the good
+    frames alone; good_peaks: the highest map value of each of these; all None where pixels were not asked for. flat:
+    the frames had no labels and were taken to be good.
     """
 
     classes: tuple[str, ...]
@@ -36,6 +37,7 @@ class Scored:
     score: NDArray[np.float64]
     novelty: NDArray[np.float64]
     pixels: ScoreHistogram | None = None
+    good_pixels: ScoreHistogram | None = None
     good_peaks: NDArray[np.float64] | None = None
     flat: bool = False
 
@@ -124,11 +126,11 @@ def score_frames(
     """Run the frames through `predictor`, by its recipe at temperature 1.
 
     pixels: also compare maps with masks, which reads every mask. Raises CalibrationError if a frame cannot be scored
-    (it names them) or a score is NaN; DatasetError for a mask that cannot be used; BackendError.
+    (it names them); DatasetError for a mask that cannot be used; BackendError.
     """
     recipe = predictor.recipe
     predictor.use(replace(recipe, operating_point=replace(recipe.operating_point, temperature=1.0)))
-    histogram = ScoreHistogram() if pixels else None
+    histogram, of_good = (ScoreHistogram(), ScoreHistogram()) if pixels else (None, None)
     peaks: list[float] = []
     results: list[Prediction] = []
     failed: list[FailedFrame] = []
@@ -141,10 +143,10 @@ def score_frames(
             failed.append(result)
             continue
         results.append(replace(result, patch_map=_NOTHING, features=_NOTHING))
-        if histogram is not None:
-            _count_pixels(histogram, peaks, sample, result)
+        if histogram is not None and of_good is not None:
+            _count_pixels(histogram, of_good, peaks, sample, result)
     predictor.use(recipe)
-    _require_scores(samples, failed, results)
+    _require_scores(samples, failed)
     return Scored(
         classes=recipe.classes,
         labels=tuple(sample.label for sample in samples),
@@ -152,6 +154,7 @@ def score_frames(
         score=np.array([result.score for result in results]),
         novelty=np.array([result.novelty for result in results]),
         pixels=histogram,
+        good_pixels=of_good,
         good_peaks=np.array(peaks) if pixels else None,
         flat=flat,
     )
@@ -160,31 +163,25 @@ def score_frames(
 _NOTHING = np.zeros((0, 0), np.float32)
 
 
-def _count_pixels(histogram: ScoreHistogram, peaks: list[float], sample: Sample, result: Prediction) -> None:
+def _count_pixels(
+    histogram: ScoreHistogram, of_good: ScoreHistogram, peaks: list[float], sample: Sample, result: Prediction
+) -> None:
     mask = sample.read_mask(result.frame_size)
-    top, bottom = result.ignored_rows
-    kept = slice(top, result.frame_size[0] - bottom)
-    full = result.defect_map()[kept]
+    full = result.defect_map()[result.judged_rows]
     if sample.label == GOOD:
         peaks.append(float(full.max()))
+        of_good.add(full, np.zeros(full.shape, bool))
     if mask is not None:
-        histogram.add(full, mask[kept] > 0)
+        histogram.add(full, mask[result.judged_rows] > 0)
 
 
-def _require_scores(samples: Sequence[Sample], failed: Sequence[FailedFrame], results: Sequence[Prediction]) -> None:
+def _require_scores(samples: Sequence[Sample], failed: Sequence[FailedFrame]) -> None:
     if failed:
         shown = "".join(f"\n  - {failure.source}: {failure.error.reason}" for failure in failed[:5])
         more = f"\n  - ... and {len(failed) - 5} more" if len(failed) > 5 else ""
         raise CalibrationError(
             f"{len(failed)} of {len(samples)} frames cannot be scored; calibrate on frames as the tool delivers them, "
             f"and remove the others:{shown}{more}"
-        )
-    numbers = ((r.source, [r.score, r.novelty, *r.probabilities.values()]) for r in results)
-    broken = [source for source, values in numbers if not np.isfinite(values).all()]
-    if broken:
-        raise CalibrationError(
-            f"the scores of {len(broken)} of {len(samples)} frames are NaN or infinite, {broken[0]} the first: the "
-            "engine or the recipe is broken"
         )
 
 

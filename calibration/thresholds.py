@@ -51,10 +51,13 @@ def choose_defect_threshold(rule: Rule, scores: ArrayLike, defect: ArrayLike) ->
     return Choice(cut, str(rule), *_promise("good frames", "called defective", called, good.size))
 
 
-def choose_pixel_threshold(rule: Rule, pixels: ScoreHistogram, good_peaks: ArrayLike) -> Choice:
+def choose_pixel_threshold(
+    rule: Rule, pixels: ScoreHistogram, good_pixels: ScoreHistogram, good_peaks: ArrayLike
+) -> Choice:
     """The pixel threshold t ("map value >= t" is in the mask) by `rule`.
 
-    pixels: map values with their truth. good_peaks: the highest map value of every good frame. f1-max needs masks;
+    pixels: map values with their truth, of frames with masks and good ones. good_pixels: of the good frames alone, for
+    the map is raised around a defect too. good_peaks: the highest map value of every good frame. f1-max needs masks;
     good-quantile passes a share of the good frames' pixels; conformal bounds the share of good frames with any pixel
     in the mask, since the pixels of one frame are not independent. Raises CalibrationError.
     """
@@ -66,9 +69,12 @@ def choose_pixel_threshold(rule: Rule, pixels: ScoreHistogram, good_peaks: Array
         )
     assert rule.share is not None
     if rule.name == GOOD_QUANTILE:
-        value = pixels.negative_quantile(rule.share)
-        count = int(pixels.negative.sum())
-        promise = f"{rule.share:.2%} of the {count:,} good pixels here stay out of the mask; nothing for frames to come"
+        value = good_pixels.negative_quantile(rule.share)
+        count = int(good_pixels.negative.sum())
+        promise = (
+            f"{rule.share:.2%} of the {count:,} pixels of good frames here stay out of the mask; nothing for frames "
+            "to come"
+        )
         return Choice(value, str(rule), promise, {"good_pixels": count})
     peaks = np.sort(np.asarray(good_peaks, dtype=np.float64).ravel())
     if not peaks.size:

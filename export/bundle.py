@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.files import sha256_of
+from runtime.errors import BundleError
+from runtime.files import require_folder, sha256_of
 from runtime.manifest import FILE_NAME, Artifact, Encoder, Manifest, load_bundle
 
 from .checkpoint import LoadedModel
@@ -58,7 +59,8 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExistsError if something is at `path` and may not be replaced."""
+    """Raise OutputExistsError if something is at `path` and may not be replaced, PredictorError if no folder can be."""
+    require_folder(path.parent)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputExistsError(f"{path} exists and is not a folder; choose another --out")
     if path.exists() and any(path.iterdir()):
@@ -111,9 +113,12 @@ def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
     """A copy of a bundle to add artifacts to, and its manifest; it takes the bundle's place when the block ends well.
 
     Unchanged files are linked, not copied, where the file system can. Write new files aside of the old names, or
-    unlink a name before writing it, and end with `write_manifest`. Raises BundleError.
+    unlink a name before writing it, and end with `write_manifest`. Raises BundleError, also where another process
+    changed the bundle meanwhile; then it stays as that left it.
     """
+    bundle = bundle.resolve()  # where the name is a link, the folder is meant
     manifest, _ = load_bundle(bundle)
+    before = (bundle / FILE_NAME).read_bytes()
     with replacing_folder(bundle) as folder:
         for file in (*(artifact.file for artifact in manifest.artifacts), manifest.recipe_file):
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
@@ -122,6 +127,8 @@ def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
             except OSError:
                 shutil.copy2(bundle / file, folder / file)
         yield folder, manifest
+        if (bundle / FILE_NAME).read_bytes() != before:
+            raise BundleError(bundle, "was changed by another process meanwhile; run the command again")
 
 
 def with_artifact(manifest: Manifest, artifact: Artifact) -> Manifest:

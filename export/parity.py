@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from runtime.backends import Outputs
 from runtime.backends.ort import OrtCpuBackend
-from runtime.manifest import Artifact
+from runtime.manifest import Artifact, Encoder
 from runtime.recipe import TENSORS, Recipe
 
 from .errors import ParityError
@@ -33,9 +33,11 @@ def torch_outputs(graph: SemClipGraph, frames: NDArray[np.uint8], recipe: Recipe
     return Outputs(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
 
-def artifact_outputs(folder: Path, artifact: Artifact, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
+def artifact_outputs(
+    folder: Path, artifact: Artifact, encoder: Encoder, frames: NDArray[np.uint8], recipe: Recipe
+) -> Outputs:
     """What the artifact answers through the production backend."""
-    with OrtCpuBackend(folder, artifact) as backend:
+    with OrtCpuBackend(folder, artifact, encoder) as backend:
         parts = [backend.run(frames[i : i + _BATCH], recipe) for i in range(0, len(frames), _BATCH)]
     return Outputs(
         np.concatenate([part.probabilities for part in parts]),

@@ -160,8 +160,8 @@ def add_int8(
         artifact = record_artifact(folder, file, "int8", dict(report.operators))
         artifact = replace(artifact, target={} if runs_on == "cpu" else {"engine": runs_on})
         with stages.stage("compare with fp32"):
-            reference = artifact_outputs(folder, source, proof, recipe)
-            outputs = artifact_outputs(folder, artifact, proof, recipe)
+            reference = artifact_outputs(folder, source, manifest.encoder, proof, recipe)
+            outputs = artifact_outputs(folder, artifact, manifest.encoder, proof, recipe)
         parity = {
             **_parity(reference, outputs, report, source.file, len(fitted)),
             "feature_change": feature_change(reference.features, outputs.features),
@@ -186,7 +186,9 @@ def _frame_files(data: Path, wanted: int) -> list[Path]:
     found = sorted(
         path
         for path in data.rglob("*")
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and "masks" not in path.parts
+        if path.suffix.lower() in SUFFIXES
+        and not path.name.startswith(".")
+        and "masks" not in path.relative_to(data).parts
     )
     least = 2 * LEAST_FRAMES
     if len(found) < least:

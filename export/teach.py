@@ -149,7 +149,7 @@ def build_bundle(
         with stages.stage("parity with torch"):
             reference = torch_outputs(graph, frames, recipe)
             for index, artifact in enumerate(artifacts):
-                outputs = artifact_outputs(folder, artifact, frames, recipe)
+                outputs = artifact_outputs(folder, artifact, encoder, frames, recipe)
                 report = measure_parity(
                     reference, outputs, artifact.precision, "supports and further frames of the set"
                 )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -52,12 +53,17 @@ def describe(parser: argparse.ArgumentParser, command: Command) -> argparse.Argu
 
 
 def run(command: Command, args: argparse.Namespace) -> int:
-    """Run a command; errors of this project become one message and status 2, others keep their traceback."""
+    """Run a command; errors of this project and of the system become one message and status 2, bugs keep their
+    traceback."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         return command.run(args)
     except SemClipError as exc:
         print(f"error: {exc}", file=sys.stderr)
+    except BrokenPipeError:  # whoever read our output has left, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the flush at exit would complain
+    except OSError as exc:
+        print(f"error: {exc.filename or 'input or output'}: {exc.strerror or exc}", file=sys.stderr)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
     return 2

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from .arguments import at_least
 from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
+from .files import require_folder, write_atomically
 from .frames import SUFFIXES, page_count
 from .manifest import load_bundle
-from .operating_point import VERDICTS
+from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import SCALARS, Recipe
@@ -45,8 +48,8 @@ class Predict:
         parser.add_argument("--recipe", type=Path, help="judge by this recipe instead of the bundle's own")
         parser.add_argument("--backend", default="auto", help=f"{', '.join(NAMES)} (default: auto)")
         parser.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
-        parser.add_argument("--batch-size", type=_at_least(1), default=8, help="frames per engine run (default: 8)")
-        parser.add_argument("--threads", type=_at_least(0), default=0, help="cores for the engine (default: all)")
+        parser.add_argument("--batch-size", type=at_least(1), default=8, help="frames per engine run (default: 8)")
+        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -56,12 +59,10 @@ class Predict:
         if args.overlays is not None and args.overlays.exists() and not args.overlays.is_dir():
             raise PredictorError(f"{args.overlays} is not a folder; --overlays takes the name of one")
         for path in (args.json, args.overlays):
-            if (
-                path is not None
-                and path.exists()
-                and not args.force
-                and not (path.is_dir() and not any(path.iterdir()))
-            ):
+            if path is None:
+                continue
+            require_folder(path.parent)
+            if path.exists() and not args.force and not (path.is_dir() and not any(path.iterdir())):
                 raise PredictorError(f"{path} exists; add --force to replace it, or choose another name")
         frames = find_frames(args.paths)
         from tqdm import tqdm  # a bar for people; the Predictor itself does not need it
@@ -69,6 +70,7 @@ class Predict:
         verdicts: Counter[str] = Counter()
         defects = 0
         failures: list[FailedFrame] = []
+        undrawn: list[FrameError] = []
         with (
             Predictor(
                 args.bundle,
@@ -91,7 +93,10 @@ class Predict:
                 defects += result.is_defect
                 verdicts[result.verdict] += 1
                 if args.overlays is not None:
-                    _save_overlay(result, args.overlays / names[frame])
+                    try:
+                        _save_overlay(result, args.overlays / names[frame])
+                    except FrameError as exc:  # gone or changed since it was judged
+                        undrawn.append(exc)
         open_ones = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS)
         print(
             f"{len(frames)} frames: {defects} defects, {open_ones}, {len(failures)} could not be read", file=sys.stderr
@@ -100,7 +105,11 @@ class Predict:
             print(f"  {failure.error}", file=sys.stderr)
         if len(failures) > REASONS_SHOWN:
             print(f"  and {len(failures) - REASONS_SHOWN} more; the JSON lines give every reason", file=sys.stderr)
-        return 1 if failures else 0
+        for error in undrawn[:REASONS_SHOWN]:
+            print(f"  no overlay: {error}", file=sys.stderr)
+        if len(undrawn) > REASONS_SHOWN:
+            print(f"  and {len(undrawn) - REASONS_SHOWN} more without an overlay", file=sys.stderr)
+        return 1 if failures or undrawn else 0
 
 
 class Inspect:
@@ -166,8 +175,12 @@ def _print_operating_point(recipe: Recipe) -> None:
     floors = ", ".join(f"{name} {value:.3f}" for name, value in point.confidence_thresholds.items())
     print(f"            temperature {point.temperature:.4g}; unknown: {novelty}")
     print(f"            cannot decide: below confidence {floors}; {review} where class and map disagree")
+    by_hand = recipe.calibration.get(CHANGED_BY_HAND)
+    edited = by_hand if isinstance(by_hand, list) else []
+    for name in edited:
+        print(f"            {name} changed by hand: no promise speaks of it")
     for name, section in recipe.calibration.items():
-        if isinstance(section, dict) and "rule" in section:
+        if name not in edited and isinstance(section, dict) and "rule" in section:
             print(f"            {name} by {section['rule']}: {section.get('promise')}")
     if not recipe.calibration:
         print("            as taught, never calibrated")
@@ -175,16 +188,6 @@ def _print_operating_point(recipe: Recipe) -> None:
 
 def _distance(value: object) -> str:
     return f"{value:.1e}" if isinstance(value, int | float) else "unknown"
-
-
-def _at_least(least: int) -> Callable[[str], int]:
-    def whole(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        return value
-
-    return whole
 
 
 def find_frames(paths: list[str]) -> list[str]:
@@ -199,7 +202,10 @@ def find_frames(paths: list[str]) -> list[str]:
             frames += _pages(name)
             continue
         root = path / "images" if (path / "images").is_dir() else path
-        found = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        # Hidden ones are not meant: macOS leaves a `._a.png` beside `a.png` on shares.
+        found = sorted(
+            p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
+        )
         if not found:
             raise FrameError(name, f"the folder holds no frames ({', '.join(SUFFIXES)})")
         for file in found:
@@ -237,8 +243,9 @@ def _picture_name(frame: Path, depth: int) -> str:
 
 
 def _save_overlay(result: Prediction, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    result.overlay().save(path)
+    picture = io.BytesIO()
+    result.overlay().save(picture, "PNG")
+    write_atomically(path, picture.getvalue())
 
 
 @contextmanager

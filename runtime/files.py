@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import io
 import os
+import stat
 import tempfile
 from pathlib import Path
 
-from .errors import BundleError
+from .errors import BundleError, PredictorError
 
 
 def read_bounded(path: Path, max_bytes: int, error: type[BundleError]) -> bytes:
-    """The file's bytes; `error` if it is missing, unreadable or larger than `max_bytes`."""
+    """The file's bytes; `error` if it is missing, unreadable, no plain file, or larger than `max_bytes`."""
     try:
-        size = path.stat().st_size
-        if size > max_bytes:
-            raise error(path, f"is {size:,} bytes, more than the {max_bytes:,} allowed here")
-        return path.read_bytes()
+        with io.BufferedReader(open_plain(path)) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > max_bytes:
+                raise error(path, f"is {size:,} bytes, more than the {max_bytes:,} allowed here")
+            return stream.read(size)  # and no more, if it grows meanwhile
     except FileNotFoundError:
         raise error(path, "does not exist") from None
     except OSError as exc:
         raise error(path, f"cannot be read ({exc.strerror})") from exc
     except ValueError as exc:  # a name that no file can have
         raise error(path, f"cannot be read ({exc})") from exc
+
+
+def open_plain(path: str | Path) -> io.FileIO:
+    """Open a file to read, and nothing else: a pipe would be waited for, a device has no end. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(handle).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a device or a pipe, not a file", str(path))
+        return io.FileIO(handle)
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def require_folder(folder: Path) -> None:
+    """Raise PredictorError unless `folder` is one or can be made: before the work whose result goes there."""
+    nearest = next(path for path in (folder, *folder.parents, Path()) if path.exists())
+    if not nearest.is_dir():
+        raise PredictorError(f"{nearest} is a file, so nothing can be written below it: choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PredictorError(f"{nearest} may not be written to: choose another place")
 
 
 def sha256_of(path: Path) -> str:

@@ -20,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 
 from . import png
 from .errors import FrameError
+from .files import open_plain
 from .manifest import Encoder
 from .recipe import FrameOptions
 from .resize import resize
@@ -33,6 +34,7 @@ MAX_SIDE = 65_535
 _READ_WHOLE = 1 << 25
 """Bytes of a file up to which it is read at once. Larger ones, stacks of many pages mostly, are read as needed."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 _PAGE = re.compile(r"(?P<file>.+)#(?P<page>[0-9]{1,9})")
 
@@ -79,6 +81,7 @@ def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Pixel
         return _from_file(str(source), options, name)
     if isinstance(source, Image.Image):
         with _decoding(name):
+            _check_stored(source, options, name)
             return _from_image(source, options, name)
     if isinstance(source, np.ndarray):
         return _from_array(source, options, name)
@@ -127,7 +130,7 @@ def page_count(path: str | Path) -> int:
 
 def _open(path: str, name: str) -> Image.Image:
     try:
-        with open(path, "rb", buffering=0) as file:  # noqa: PTH123 (the path "" is no file; Path("") is a folder)
+        with open_plain(path) as file:
             # Pillow's many small reads and seeks of a file each hand over the GIL, and decoders wait for each other.
             size = os.fstat(file.fileno()).st_size
             source = path if size > _READ_WHOLE else io.BytesIO(_read(file, size))
@@ -179,6 +182,7 @@ def _from_file(path: str, options: FrameOptions, name: str) -> Pixels | Image.Im
             raise FrameError(name, f"there is no page {page}; the file holds pages 1 to {pages}")
         if page is not None:
             image.seek(page - 1)
+        _check_stored(image, options, name)
         return _from_image(png.decoded(image), options, name)
 
 
@@ -192,6 +196,19 @@ def _split_page(path: str) -> tuple[str, int | None]:
     except OSError:  # a name too long, for example; opening it will say so
         named = False
     return (path, None) if named else (match["file"], int(match["page"]))
+
+
+def _check_stored(image: Image.Image, options: FrameOptions, name: str) -> None:
+    """Refuse what Pillow would read as other pixels than were meant, without a word. Before the pixels are decoded."""
+    wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
+    if not wide and options.white_level != 65535 and any(";16" in mode for mode in raw_modes):
+        # Of 16-bit colour Pillow keeps the upper eight bits, which knows nothing of another white.
+        raise FrameError(
+            name, f"holds 16-bit colour, which cannot be scaled to white_level={options.white_level}; save it as grey"
+        )
+    if wide and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise FrameError(name, "stores white as 0, which is understood up to 8 bits only; save it with black as 0")
 
 
 def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Pixels | Image.Image:

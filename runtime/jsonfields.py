@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 _MISSING = object()
+
+
+def parse_json(text: str | bytes, faults: list[str]) -> Any:
+    """The document. A name that stands twice in one object goes to `faults`: which is meant would be a guess.
+
+    Raises ValueError, RecursionError.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            names = [name for name, _ in pairs]
+            faults.extend(f'"{name}" appears twice' for name in sorted({n for n in names if names.count(n) > 1}))
+        return found
+
+    return json.loads(text, object_pairs_hook=unique)
 
 
 class Fields:
@@ -131,7 +148,13 @@ class Fields:
         value = self._take(key, _MISSING)
         if value is not _MISSING and not isinstance(value, dict):
             self.fault(key, f"must be an object, not {_kind(value)}")
-        return value if isinstance(value, dict) else {}
+        if not isinstance(value, dict):
+            return {}
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            self.fault(key, "holds a number that is not finite, which JSON has not")
+        return value
 
     def inner(self, key: str) -> Fields:
         """An object to be read in its turn."""

@@ -13,7 +13,8 @@ from typing import Any
 
 from .errors import BundleError, RecipeError
 from .files import read_bounded, sha256_of, write_atomically
-from .jsonfields import Fields
+from .jsonfields import Fields, parse_json
+from .recipe import MAX_BYTES as MAX_RECIPE_BYTES
 from .recipe import MEMORY_ROWS, Recipe
 
 FORMAT = "sem-clip-bundle"
@@ -24,6 +25,7 @@ MAX_SIDE = 16384
 PRECISIONS = ("fp32", "fp16", "int8")
 KINDS = ("onnx", "engine")
 REDUNDANCY = ("cls_weight", "class_mean")
+REPLACED_MEANWHILE = "its recipe was replaced by another process meanwhile; nothing was written: run the command again"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -141,11 +143,11 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str | bytes, where: str = FILE_NAME) -> Manifest:
         """Parse and check; BundleError lists all faults."""
+        faults: list[str] = []
         try:
-            document = json.loads(text)
+            document = parse_json(text, faults)
         except (ValueError, RecursionError) as exc:
             raise BundleError(where, f"is not readable JSON ({exc})") from exc
-        faults: list[str] = []
         fields = Fields(document, "manifest", faults)
         name = fields.text("format")
         version = fields.whole("version", 1, 10**6)
@@ -181,7 +183,7 @@ def load_bundle(folder: str | Path, *, verify_all: bool = False) -> tuple[Manife
     """Read and check a bundle: its manifest, that each file is there with its size, and the recipe with its hash.
 
     The hash of an artifact is checked by `check_artifact` just before an engine opens it, or of all of them here with
-    `verify_all`. Raises BundleError with all faults.
+    `verify_all`. Another process may replace the recipe meanwhile. Raises BundleError with all faults.
     """
     folder = Path(folder)
     try:
@@ -190,30 +192,48 @@ def load_bundle(folder: str | Path, *, verify_all: bool = False) -> tuple[Manife
         there = False
     if not there:
         raise BundleError(folder, "is not a bundle folder; build one with: python export/build_engine.py --out FOLDER")
-    content = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError)
+    while True:
+        content = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError)
+        try:
+            return _load(folder, content, verify_all=verify_all)
+        except BundleError:  # the recipe that the manifest named a moment ago may have been replaced since
+            if read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError) == content:
+                raise
+
+
+def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, Recipe]:
     manifest = Manifest.from_json(content, where=str(folder / FILE_NAME))
     faults: list[str] = []
     for artifact in manifest.artifacts:
         faults.extend(_artifact_faults(folder, artifact, hashed=verify_all))
-    faults.extend(_file_faults(folder, manifest.recipe_file, None, manifest.recipe_sha256))
+    recipe_path, taught = folder / manifest.recipe_file, b""
+    missing = _file_faults(folder, manifest.recipe_file, None, None)
+    if not missing:
+        # Read once: what is parsed is what was hashed.
+        taught = read_bounded(recipe_path, MAX_RECIPE_BYTES, BundleError)
+        if hashlib.sha256(taught).hexdigest() != manifest.recipe_sha256:
+            missing = [_other_hash(manifest.recipe_file)]
+    faults += missing
     if faults:
         raise BundleError(folder, faults)
-    recipe_path = folder / manifest.recipe_file
-    recipe = Recipe.load(recipe_path)
+    recipe = Recipe.from_bytes(taught, where=str(recipe_path))
     manifest.encoder.check(recipe, where=str(recipe_path))
     return manifest, recipe
 
 
-def replace_recipe(folder: str | Path, recipe: Recipe) -> None:
+def replace_recipe(folder: str | Path, recipe: Recipe, *, instead_of: Recipe | None = None) -> None:
     """Make `recipe` the bundle's own. Artifacts and engines are not touched.
 
     The new file gets a name of its own, then manifest.json is replaced in one step, then the old file goes: a process
-    that dies at any point leaves a whole bundle, with the old recipe or with the new one. Raises BundleError if the
-    bundle is faulty or the recipe is not of its encoder.
+    that dies at any point leaves a whole bundle, with the old recipe or with the new one. instead_of: the recipe that
+    the bundle must still hold. Raises BundleError if it holds another, if it is faulty, or if the recipe is not of its
+    encoder.
     """
     folder = Path(folder)
-    manifest, _ = load_bundle(folder)
+    manifest, present = load_bundle(folder)
     manifest.encoder.check(recipe)
+    if instead_of is not None and present.to_bytes() != instead_of.to_bytes():
+        raise BundleError(folder, REPLACED_MEANWHILE)
     content = recipe.to_bytes()
     digest = hashlib.sha256(content).hexdigest()
     if digest == manifest.recipe_sha256:
@@ -221,10 +241,10 @@ def replace_recipe(folder: str | Path, recipe: Recipe) -> None:
     old = folder / manifest.recipe_file
     new = old.with_name(f"recipe-{digest[:12]}.safetensors")
     file = new.relative_to(folder).as_posix()
+    changed = replace(manifest, recipe_file=file, recipe_sha256=digest).to_json()
     try:
         write_atomically(new, content)
-        changed = replace(manifest, recipe_file=file, recipe_sha256=digest)
-        write_atomically(folder / FILE_NAME, changed.to_json().encode())
+        write_atomically(folder / FILE_NAME, changed.encode())
     except OSError as exc:
         raise BundleError(folder, f"the recipe cannot be written ({exc.strerror})") from exc
     with suppress(OSError):  # one file too many does no harm
@@ -239,6 +259,17 @@ def check_artifact(folder: Path, artifact: Artifact) -> Path:
     return folder / artifact.file
 
 
+def read_artifact(folder: Path, artifact: Artifact) -> bytes:
+    """The artifact's content, read once, of the size and SHA-256 that the manifest records; BundleError otherwise."""
+    faults = _artifact_faults(folder, artifact, hashed=False)
+    if faults:
+        raise BundleError(folder, faults)
+    content = read_bounded(folder / artifact.file, artifact.bytes, BundleError)
+    if hashlib.sha256(content).hexdigest() != artifact.sha256:
+        raise BundleError(folder, _other_hash(artifact.file))
+    return content
+
+
 def _artifact_faults(folder: Path, artifact: Artifact, *, hashed: bool) -> list[str]:
     return _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if hashed else None)
 
@@ -249,14 +280,20 @@ def _file_faults(folder: Path, file: str, size: int | None, sha256: str | None) 
     try:
         if not path.is_file():
             return [f"{file} is missing"]
+        if not path.resolve().is_relative_to(folder.resolve()):
+            return [f"{file} is a link that leads out of the bundle: put the file itself there"]
         found = path.stat().st_size
         if size is not None and found != size:
             return [f"{file} is {found:,} bytes, the manifest records {size:,}: copy the bundle again"]
         if sha256 is not None and sha256_of(path) != sha256:
-            return [f"{file} does not have the SHA-256 that the manifest records: copy the bundle again"]
+            return [_other_hash(file)]
     except OSError as exc:
         return [f"{file} cannot be read ({exc.strerror})"]
     return []
+
+
+def _other_hash(file: str) -> str:
+    return f"{file} does not have the SHA-256 that the manifest records: copy the bundle again"
 
 
 def _read_encoder(fields: Fields) -> Encoder:

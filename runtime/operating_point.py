@@ -15,12 +15,19 @@ UNKNOWN = "unknown"
 CANNOT_DECIDE = "cannot decide"
 VERDICTS = (UNKNOWN, CANNOT_DECIDE)
 """Verdicts that are no class; no class may be called so."""
+CHANGED_BY_HAND = "changed_by_hand"
+"""In a recipe's `calibration`: names of what was edited since, of which its promises no longer speak."""
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
 def is_verdict(name: str) -> bool:
     """Whether a class of this name could be taken for a verdict that is no class."""
     return name.casefold().strip() in VERDICTS
+
+
+def unprintable(name: str) -> bool:
+    """Whether a class of this name would leave a hole in a report, or garble it."""
+    return not name.strip() or not name.isprintable()
 
 
 @dataclass(frozen=True, slots=True)

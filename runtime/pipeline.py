@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .backends import Backend, Outputs
+from .backends import OUTPUTS, Backend, Outputs
+from .errors import BackendError
 from .frames import FrameSource, Prepared, decode_frame, describe, prepare
 from .manifest import Encoder
 from .prediction import Prediction, summarize
@@ -56,10 +57,20 @@ class Pipeline:
         return Job(Prepared(ready, size, name, path, time.perf_counter() - began), setup)
 
     def infer(self, jobs: Sequence[Job]) -> tuple[Outputs, float]:
-        """Run the engine on at most `batch_size` jobs of one setup: outputs and seconds. Raises BackendError."""
+        """Run the engine on at most `batch_size` jobs of one setup: outputs and seconds.
+
+        Raises BackendError, also for answers that are NaN or infinite: every threshold would let them pass.
+        """
         began = time.perf_counter()
         frames = np.stack([job.frame.pixels for job in jobs])
         outputs = self.backend.run(frames, jobs[0].setup.recipe)
+        for name in OUTPUTS:
+            sound = np.isfinite(getattr(outputs, name).reshape(len(jobs), -1)).all(axis=1)
+            if not sound.all():
+                raise BackendError(
+                    f"{self.backend.description}: {name} of {jobs[int(sound.argmin())].frame.source} is NaN or "
+                    "infinite: the engine or the recipe is broken; try another precision, or build it again"
+                )
         return outputs, time.perf_counter() - began
 
     def finish(self, jobs: Sequence[Job], outputs: Outputs, infer_seconds: float) -> list[Prediction]:

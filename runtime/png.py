@@ -46,6 +46,8 @@ def decoded(image: Image.Image) -> Image.Image:
     source, tiles = getattr(image, "fp", None), getattr(image, "tile", [])
     if image.format != "PNG" or not isinstance(source, io.BytesIO) or len(tiles) != 1 or image.info.get("interlace"):
         return image
+    if getattr(image, "n_frames", 1) != 1:  # later pages are stored in chunks of another kind
+        return image
     codec, extents, offset, raw_mode = tiles[0]
     if codec != "zip" or extents != (0, 0, *image.size) or raw_mode not in _BYTES_A_PIXEL:
         return image

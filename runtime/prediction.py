@@ -61,6 +61,12 @@ class Prediction:
     path: str | None = field(default=None, repr=False)
     frame_options: FrameOptions = field(default_factory=FrameOptions, repr=False)
 
+    @property
+    def judged_rows(self) -> slice:
+        """The rows of the frame that are not ignored."""
+        top, bottom = self.ignored_rows
+        return slice(top, self.frame_size[0] - bottom)
+
     def defect_map(self, size: tuple[int, int] | None = None) -> Map:
         """The map, up-sampled and smoothed: float32 [height, width] in [0, 1], 0 in the ignored rows.
 

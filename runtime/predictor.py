@@ -11,18 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
+import numpy as np
 from PIL import Image
 
 from .backends import Backend, open_backend
 from .batching import MicroBatcher
 from .errors import FrameError, PredictorError
 from .frames import FrameSource
+from .host import find_gpu
 from .manifest import load_bundle
 from .pipeline import Pipeline, Setup
 from .prediction import FailedFrame, Prediction
 from .recipe import Recipe
 from .stream import stream
 
+MAX_DELAY_MS = 3_600_000
 _log = logging.getLogger("sem_clip")
 
 
@@ -38,7 +41,8 @@ class Predictor:
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
     max_delay_ms, queue_size: for `submit`: how long a frame may wait for company, and how many may wait.
 
-    Raises BundleError (all faults of the bundle at once), BackendUnavailable, RecipeError.
+    Raises BundleError (all faults of the bundle at once), BackendUnavailable, RecipeError; ValueError for a size, a
+    delay or rows out of range.
     """
 
     def __init__(
@@ -62,6 +66,8 @@ class Predictor:
         ):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
+        if not 0 <= max_delay_ms <= MAX_DELAY_MS:
+            raise ValueError(f"max_delay_ms must lie in [0, {MAX_DELAY_MS}], not {max_delay_ms}")
         folder = Path(bundle)
         self.manifest, bundled = load_bundle(folder)
         opened = (
@@ -84,7 +90,9 @@ class Predictor:
             raise
         _log.info("%s: backend %s: %s", folder, backend if isinstance(backend, str) else "given", opened.description)
         if opened.why:
-            _log.info("%s: %s", folder, opened.why)
+            # Where a GPU was meant, that another backend answers is news; on an embedded CPU it is the rule.
+            meant = any(a.kind == "engine" for a in self.manifest.artifacts) or find_gpu()[0] is not None
+            _log.log(logging.WARNING if meant else logging.INFO, "%s: %s", folder, opened.why)
 
     @property
     def recipe(self) -> Recipe:
@@ -129,12 +137,20 @@ class Predictor:
         frame yields a FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one: `submit`.
         decoders: threads that decode and resize; by default one a core and 8 at most. One does some 400 PNG frames of
             480 x 480 a second.
-        Raises BackendError; FrameError if `frames` is one frame and not an iterable of them.
+        Raises BackendError; PredictorError when the Predictor is closed before the last frame is drawn; FrameError if
+        `frames` is one frame and not an iterable of them.
         """
         self._check_open()
+        if isinstance(frames, np.ndarray) and (frames.ndim == 2 or (frames.ndim == 3 and frames.shape[-1] in (1, 3))):
+            raise FrameError("stream", f"takes many frames, not one of shape {list(frames.shape)}; put it in a list")
         if isinstance(frames, str | Path | Image.Image):
             raise FrameError("stream", f"takes an iterable of frames, not {type(frames).__name__}; put it in a list")
-        return stream(self._pipeline, frames, lambda: self._setup, decoders or min(8, os.cpu_count() or 1))
+
+        def setup() -> Setup:
+            self._check_open()
+            return self._setup
+
+        return stream(self._pipeline, frames, setup, decoders or min(8, os.cpu_count() or 1))
 
     def submit(self, frame: FrameSource, *, timeout_s: float | None = None) -> Future[Prediction]:
         """Judge one frame in the background; frames submitted by any threads share batches.
@@ -157,7 +173,7 @@ class Predictor:
         self._setup = setup
 
     def close(self) -> None:
-        """Answer what was submitted, then free the engine. Closing twice is allowed."""
+        """Answer what was submitted and the batches under way, then free the engine. Closing twice is allowed."""
         with self._lock:
             already, self._closed = self._closed, True
         if already:

@@ -20,8 +20,8 @@ from safetensors.numpy import save as serialize_safetensors
 
 from .errors import RecipeError
 from .files import read_bounded, write_atomically
-from .jsonfields import Fields
-from .operating_point import OperatingPoint, is_verdict
+from .jsonfields import Fields, parse_json
+from .operating_point import OperatingPoint, is_verdict, unprintable
 from .verdict import unit_rows
 
 FORMAT = "sem-clip-recipe"
@@ -52,9 +52,12 @@ _STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F"
 """All tensors of the file. The features of the S supports are no input: the host measures novelty by them."""
 
 
+FRAME_OPTION_RANGES = (("ignore_top", 0, 10**6), ("ignore_bottom", 0, 10**6), ("white_level", 1, 65535))
+
+
 @dataclass(frozen=True, slots=True)
 class FrameOptions:
-    """How frames of this layer and tool are read; the same for teaching and for serving.
+    """How frames of this layer and tool are read; the same for teaching and for serving. ValueError out of range.
 
     ignore_top, ignore_bottom: rows (pixels of the original frame) that hold text bars. They are cut off before the
         encoder sees the frame, so they touch neither map nor score nor teaching.
@@ -64,6 +67,12 @@ class FrameOptions:
     ignore_top: int = 0
     ignore_bottom: int = 0
     white_level: int = 65535
+
+    def __post_init__(self) -> None:
+        for name, low, high in FRAME_OPTION_RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise ValueError(f"{name} must lie in [{low}, {high}], not {value}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -147,17 +156,13 @@ class Recipe:
             metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
         except (SafetensorError, ValueError, UnicodeDecodeError) as exc:
             raise RecipeError(where, f"is not a readable safetensors file ({exc}); copy or teach it again") from exc
-        header = _read_header(metadata, where)
         faults: list[str] = []
+        header = _read_header(metadata, where, faults)
         fields = Fields(header, "recipe", faults)
         fields.text("format")
         fields.whole("version", VERSION, VERSION)
         frame = fields.inner("frame")
-        options = FrameOptions(
-            ignore_top=frame.whole("ignore_top", 0, 10**6),
-            ignore_bottom=frame.whole("ignore_bottom", 0, 10**6),
-            white_level=frame.whole("white_level", 1, 65535),
-        )
+        options = FrameOptions(**{name: frame.whole(name, low, high) for name, low, high in FRAME_OPTION_RANGES})
         frame.finish()
         encoder_id = fields.text("encoder_id")
         classes = fields.texts("classes")
@@ -176,9 +181,9 @@ class Recipe:
         return cls(classes, tensors, supports, encoder_id, point, text, options, teaching, calibration)
 
 
-def _read_header(metadata: Mapping[str, str], where: str) -> object:
+def _read_header(metadata: Mapping[str, str], where: str, faults: list[str]) -> object:
     try:
-        header = json.loads(metadata[METADATA_KEY])
+        header = parse_json(metadata[METADATA_KEY], faults)
     except KeyError:
         raise RecipeError(where, f"has no {METADATA_KEY} metadata: it is not a recipe") from None
     except (ValueError, RecursionError) as exc:
@@ -218,6 +223,7 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
     if not classes or classes[0] != "good":
         faults.append('classes must begin with "good"')
     faults.extend(f'no class may be called "{name}": that is a verdict' for name in classes if is_verdict(name))
+    faults.extend(f"no class may be called {name!a}: it cannot be printed" for name in classes if unprintable(name))
     sizes: dict[str, int] = {"K": len(classes), "M": MEMORY_ROWS, "2": 2, "6": len(SCALARS)}
     for name, dims in _STORED.items():
         array = tensors.get(name)

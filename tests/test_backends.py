@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,21 @@ import pytest
 from conftest import make_encoder, make_recipe
 
 from runtime.backends import NAMES, Backend, FakeBackend, open_backend
+from runtime.backends.base import graph_inputs, graph_outputs
 from runtime.errors import BackendError, BackendUnavailable, BundleError
 from runtime.manifest import Manifest, load_bundle
 
 
 def manifest_of(folder: Path) -> Manifest:
     return load_bundle(folder)[0]
+
+
+def manifest_of_changed(folder: Path, onnx: bytes) -> Manifest:
+    """As it would be had the bundle been written with this ONNX file."""
+    manifest = Manifest.from_json((folder / "manifest.json").read_text())
+    (artifact,) = manifest.artifacts
+    changed = replace(artifact, bytes=len(onnx), sha256=hashlib.sha256(onnx).hexdigest())
+    return replace(manifest, artifacts=(changed,))
 
 
 def frames(*first_pixels: int) -> np.ndarray:
@@ -111,9 +121,14 @@ def test_an_artifact_is_checked_before_the_engine_sees_it(
     assert opened == []
 
 
+SIGNATURE = graph_inputs(make_encoder()) | graph_outputs(make_encoder())
+
+
 class Node:
     def __init__(self, name: str) -> None:
-        self.name = name
+        kind, shape = SIGNATURE[name]
+        self.name, self.type = name, f"tensor({kind})"
+        self.shape = [side if side >= 0 else "n" for side in shape]
 
 
 class Session:
@@ -154,7 +169,10 @@ def test_a_graph_without_the_recipe_inputs_is_refused(fake_bundle: Path, monkeyp
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
     with pytest.raises(BundleError) as caught:
         open_backend("cpu", fake_bundle, manifest_of(fake_bundle))
-    assert caught.value.faults == ("model.onnx lacks the inputs or outputs text_cls, text_seg, defect_map, features",)
+    assert caught.value.faults == tuple(
+        f"model.onnx: {name} is missing, not {SIGNATURE[name]} of the bundle's format"
+        for name in ("text_seg", "text_cls", "defect_map", "features")
+    )
 
 
 def test_whatever_the_engine_raises_is_a_backend_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,3 +257,31 @@ def test_a_backend_of_ones_own_needs_only_run() -> None:
         backend.close()
     with pytest.raises(TypeError):
         Backend()  # type: ignore[abstract]
+
+
+def test_weights_that_no_hash_covers_are_refused(fake_bundle: Path) -> None:
+    """ONNX may keep weights in a file beside, which the manifest knows nothing of."""
+    import onnx
+
+    tensor = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [1], [0.0])
+    tensor.ClearField("float_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    value = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [1])
+    graph = onnx.helper.make_graph([], "g", [], [value], [tensor])
+    content = onnx.helper.make_model(graph).SerializeToString()
+    (fake_bundle / "model.onnx").write_bytes(content)
+    manifest = manifest_of_changed(fake_bundle, content)
+    with pytest.raises(BundleError, match="keeps weights in a file of their own, which no hash covers"):
+        open_backend("cpu", fake_bundle, manifest)
+
+
+def test_a_graph_of_another_encoder_is_refused_with_every_difference(toy_bundle: Path) -> None:
+    manifest = manifest_of(toy_bundle)
+    height, width = manifest.encoder.input_size
+    encoder = replace(manifest.encoder, input_size=(height // 2, width), grid=(1, 1))
+    with pytest.raises(BundleError) as caught:
+        open_backend("cpu", toy_bundle, replace(manifest, encoder=encoder))
+    assert len(caught.value.faults) == 2
+    assert "frames is ('uint8'" in caught.value.faults[0]
+    assert "defect_map is ('float'" in caught.value.faults[1]

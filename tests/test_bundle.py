@@ -23,8 +23,9 @@ from export.graph import SemClipGraph
 from export.progress import Stages
 from export.teach import build_bundle, parity_samples
 from runtime import Predictor
+from runtime.errors import BundleError, PredictorError
 from runtime.files import sha256_of
-from runtime.manifest import Encoder, load_bundle
+from runtime.manifest import Encoder, load_bundle, replace_recipe
 
 
 @pytest.fixture(scope="module")
@@ -299,3 +300,30 @@ def test_an_artifact_that_disagrees_with_torch_is_never_written(
         build_bundle(model, SemClipGraph(model.encoder()), recipe, samples, out, Stages(), force=force)
     assert content_of(tmp_path) == before
     assert names_in(tmp_path) == (["bundle"] if force else [])
+
+
+def test_a_bundle_behind_a_link_is_changed_where_it_is(fake_bundle: Path, tmp_path: Path) -> None:
+    link = tmp_path / "current"
+    link.symlink_to(fake_bundle)
+    with bundle.changing_bundle(link) as (folder, manifest):
+        bundle.write_manifest(folder, replace(manifest, notes=("changed",)))
+    assert link.is_symlink()
+    assert load_bundle(fake_bundle)[0].notes == ("changed",)
+    assert names_in(tmp_path) == ["bundle", "current"]
+
+
+def test_what_another_process_changed_meanwhile_is_kept(fake_bundle: Path) -> None:
+    with (  # noqa: PT012
+        pytest.raises(BundleError, match="was changed by another process meanwhile"),
+        bundle.changing_bundle(fake_bundle) as (folder, manifest),
+    ):
+        replace_recipe(fake_bundle, make_recipe(defect_threshold=0.7))
+        bundle.write_manifest(folder, replace(manifest, notes=("mine",)))
+    changed, recipe = load_bundle(fake_bundle)
+    assert (changed.notes, recipe.operating_point.defect_threshold) == (("made for tests",), 0.7)
+
+
+def test_a_bundle_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PredictorError, match="nothing can be written below it"):
+        refuse_existing(tmp_path / "file" / "bundle", force=True)

@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import make_encoder
 
 from runtime import Predictor, backends
 from runtime.backends import ENGINES, FakeBackend, choice, obstacles, open_backend
+from runtime.backends.base import Signature, graph_inputs, graph_outputs
 from runtime.backends.choice import engine_artifact
 from runtime.backends.ort import OrtCudaBackend
 from runtime.cli import main
@@ -222,6 +224,13 @@ class Binding:
         return [np.full(1, len(self.inputs["frames"])), np.zeros(1), np.zeros(1)]
 
 
+def _nodes(signature: Signature) -> list[Any]:
+    return [
+        SimpleNamespace(name=name, type=f"tensor({kind})", shape=[side if side >= 0 else "n" for side in shape])
+        for name, (kind, shape) in signature.items()
+    ]
+
+
 class Session:
     """As InferenceSession, with the providers that it was told to end up with."""
 
@@ -234,13 +243,13 @@ class Session:
         return list(self.running)
 
     def get_inputs(self) -> list[Any]:
-        return [SimpleNamespace(name="frames")]
+        return _nodes({"frames": graph_inputs(make_encoder())["frames"]})
 
     def get_overridable_initializers(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in TENSORS]
+        return _nodes({name: kind for name, kind in graph_inputs(make_encoder()).items() if name in TENSORS})
 
     def get_outputs(self) -> list[Any]:
-        return [SimpleNamespace(name=name) for name in ("probabilities", "defect_map", "features")]
+        return _nodes(graph_outputs(make_encoder()))
 
     def io_binding(self) -> Binding:
         return Binding()
@@ -266,7 +275,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, fake_bundle: Path) -> tuple[Callable[[
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
     monkeypatch.setattr(onnxruntime.OrtValue, "ortvalue_from_numpy", to_device)
     artifact = load_bundle(fake_bundle)[0].artifacts[0]
-    return (lambda: OrtCudaBackend(fake_bundle, artifact)), uploads
+    return (lambda: OrtCudaBackend(fake_bundle, artifact, make_encoder())), uploads
 
 
 def test_cuda_keeps_the_recipe_on_the_gpu(
@@ -304,6 +313,6 @@ def test_onnx_runtime_without_cuda_says_what_to_install(fake_bundle: Path, monke
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     artifact = load_bundle(fake_bundle)[0].artifacts[0]
     with pytest.raises(BackendUnavailable, match=r"pip uninstall onnxruntime, then pip install \"sem-clip\[cuda\]\""):
-        OrtCudaBackend(fake_bundle, artifact)
+        OrtCudaBackend(fake_bundle, artifact, make_encoder())
     with pytest.raises(BackendUnavailable, match="int8 is for the CPU"):
-        OrtCudaBackend(fake_bundle, replace(artifact, precision="int8"))
+        OrtCudaBackend(fake_bundle, replace(artifact, precision="int8"), make_encoder())

@@ -16,7 +16,7 @@ import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 from PIL import Image
 
-from runtime import FakeBackend, Predictor, SemClipError
+from runtime import FakeBackend, Prediction, Predictor, SemClipError
 from runtime import predictor as predictor_module
 from runtime.cli import main, run
 from runtime.manifest import Manifest
@@ -492,3 +492,60 @@ def test_expected_ends_are_said_without_a_traceback(error: BaseException, said: 
 def test_a_bug_keeps_its_traceback() -> None:
     with pytest.raises(ZeroDivisionError):
         run(Raises(ZeroDivisionError()), argparse.Namespace())
+
+
+def test_a_place_that_cannot_be_written_is_said_before_a_frame_is_read(
+    fake_bundle: Path, frames: Path, capsys: Capture
+) -> None:
+    for option, place in (("--json", frames / "a.png" / "v.jsonl"), ("--overlays", frames / "a.png" / "o")):
+        assert predict(fake_bundle, frames, option, place) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert "a.png is a file, so nothing can be written below it" in err
+
+
+def test_a_frame_that_is_gone_costs_its_overlay_and_nothing_else(
+    fake_bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    drawn = Prediction.overlay
+
+    def overlay(prediction: Prediction) -> Image.Image:
+        if prediction.source.endswith("b.png"):
+            Path(prediction.source).unlink()
+        return drawn(prediction)
+
+    monkeypatch.setattr(Prediction, "overlay", overlay)
+    out, pictures = tmp_path / "v.jsonl", tmp_path / "o"
+    assert predict(fake_bundle, frames, "--json", out, "--overlays", pictures) == 1
+    assert [line["label"] for line in lines_of(out.read_text())] == ["good", "bridge", "hole"]
+    assert names_in(pictures) == ["a.png", "c.png"]
+    assert f"no overlay: {frames / 'b.png'}: no such file" in capsys.readouterr().err
+
+
+def test_hidden_files_of_a_folder_are_not_meant(fake_bundle: Path, frames: Path, capsys: Capture) -> None:
+    (frames / "._a.png").write_bytes(b"what macOS leaves on shares")
+    assert predict(fake_bundle, frames) == 0
+    assert len(lines_of(capsys.readouterr().out)) == 3
+
+
+def test_inspect_says_which_promises_were_voided_by_hand(tmp_path: Path, capsys: Capture) -> None:
+    promise = {"rule": "conformal=0.05", "promise": "at most 5 %"}
+    calibration = {"defect_threshold": promise, "novelty_threshold": promise, "changed_by_hand": ["defect_threshold"]}
+    folder = write_bundle(tmp_path / "bundle", recipe=make_recipe(calibration=calibration))
+    assert main(["inspect", str(folder)]) == 0
+    out = capsys.readouterr().out
+    assert "defect_threshold changed by hand: no promise speaks of it" in out
+    assert "defect_threshold by" not in out
+    assert "novelty_threshold by conformal=0.05: at most 5 %" in out
+
+
+def test_a_reader_that_leaves_ends_the_run_without_a_word(fake_bundle: Path, frames: Path) -> None:
+    words = [sys.executable, "-m", "runtime.cli", "predict", str(fake_bundle), "--backend", "fake", *[str(frames)]]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        err = process.stderr.read()
+    assert process.returncode == 2
+    assert "Traceback" not in err
+    assert "BrokenPipe" not in err

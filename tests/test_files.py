@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from runtime.errors import BundleError
-from runtime.files import read_bounded, sha256_of, write_atomically
+from runtime.errors import BundleError, PredictorError
+from runtime.files import read_bounded, require_folder, sha256_of, write_atomically
 
 
 def test_a_file_larger_than_allowed_is_not_read(tmp_path: Path) -> None:
@@ -53,3 +53,22 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path, mon
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["f"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="devices and pipes are files of POSIX systems")
+def test_devices_and_pipes_are_not_read(tmp_path: Path) -> None:
+    """The one has no end, the other would be waited for."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/zero")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(BundleError, match="a device or a pipe, not a file"):
+            read_bounded(path, 10, BundleError)
+
+
+def test_a_place_below_a_file_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    require_folder(tmp_path / "new" / "newer")
+    assert not (tmp_path / "new").exists()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(PredictorError, match="file is a file, so nothing can be written below it"):
+            require_folder(place)

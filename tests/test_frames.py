@@ -601,3 +601,54 @@ def test_all_real_tiffs_are_read_as_they_are(shared: Path) -> None:
         pixels = read_frame(path)
         assert pixels.shape == size[::-1]
         assert pixels.std() > 0
+
+
+def wide_colour_png(path: Path) -> Path:
+    """A 16-bit RGB file, which Pillow does not write."""
+    pixels = np.repeat(np.array([[0, 1024, 2048, 4095]], ">u2")[:, :, None], 3, axis=2)
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 4, 1, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"\x00" + pixels.tobytes())
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
+    return path
+
+
+def test_16_bit_colour_is_not_read_with_another_white_than_its_own(tmp_path: Path) -> None:
+    path = wide_colour_png(tmp_path / "a.png")
+    assert read_frame(path).tolist() == [[0, 4, 8, 15]]
+    with Image.open(path) as image:
+        for source in (path, image):
+            said = reason(source, FrameOptions(white_level=4095))
+            assert "holds 16-bit colour, which cannot be scaled to white_level=4095" in said
+
+
+def test_a_tiff_that_stores_white_as_0_is_read_or_refused_but_not_inverted(tmp_path: Path) -> None:
+    ramp = np.array([[0, 100, 255]])
+    plain = Image.fromarray(ramp.astype(np.uint8))
+    plain.save(tmp_path / "8.tif", tiffinfo={262: 0})
+    with Image.open(tmp_path / "8.tif") as image:
+        assert image.tag_v2[262] == 0
+        expected = np.asarray(image)
+    assert read_frame(tmp_path / "8.tif").tolist() == expected.tolist()
+    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "16.tif", tiffinfo={262: 0})
+    Image.fromarray((ramp / 255).astype(np.float32)).save(tmp_path / "float.tif", tiffinfo={262: 0})
+    for name in ("16.tif", "float.tif"):
+        with Image.open(tmp_path / name) as image:
+            assert image.tag_v2[262] == 0
+        assert "stores white as 0, which is understood up to 8 bits only" in reason(tmp_path / name)
+
+
+def test_later_pages_of_a_moving_png_are_read(tmp_path: Path) -> None:
+    first, second = (np.full((8, 9), value, np.uint8) for value in (10, 200))
+    Image.fromarray(first).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(second)])
+    assert_grey(read_frame(f"{tmp_path / 'a.png'}#1"), first)
+    assert_grey(read_frame(f"{tmp_path / 'a.png'}#2"), second)
+
+
+def test_options_out_of_range_are_refused() -> None:
+    for options in ({"ignore_top": -1}, {"ignore_bottom": -58}, {"white_level": 0}, {"white_level": 65536}):
+        with pytest.raises(ValueError, match="must lie in"):
+            FrameOptions(**options)

@@ -30,7 +30,7 @@ FORBIDDEN = {
 }
 LAYERS = (
     {"runtime.errors"},
-    {"runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
+    {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
     {"runtime.operating_point"},
     {"runtime.verdict"},
     {"runtime.recipe"},

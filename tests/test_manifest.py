@@ -14,7 +14,15 @@ from conftest import make_encoder, make_recipe, write_bundle
 
 from runtime import manifest as manifest_module
 from runtime.errors import BundleError, RecipeError
-from runtime.manifest import MAX_BYTES, Artifact, Manifest, check_artifact, load_bundle, replace_recipe
+from runtime.manifest import (
+    MAX_BYTES,
+    Artifact,
+    Manifest,
+    check_artifact,
+    load_bundle,
+    read_artifact,
+    replace_recipe,
+)
 
 GOLDEN = """{
   "format": "sem-clip-bundle",
@@ -442,10 +450,7 @@ def test_a_file_that_may_not_be_read_is_a_fault(fake_bundle: Path, monkeypatch: 
     monkeypatch.setattr(manifest_module, "sha256_of", deny)
     with pytest.raises(BundleError) as caught:
         load_bundle(fake_bundle, verify_all=True)
-    assert caught.value.faults == (
-        "model.onnx cannot be read (Permission denied)",
-        "recipe.safetensors cannot be read (Permission denied)",
-    )
+    assert caught.value.faults == ("model.onnx cannot be read (Permission denied)",)
 
 
 def test_a_recipe_of_another_encoder_is_refused(tmp_path: Path) -> None:
@@ -545,3 +550,68 @@ def test_a_recipe_of_another_encoder_or_a_faulty_bundle_is_refused(tmp_path: Pat
     (bundle / "model.onnx").unlink()
     with pytest.raises(BundleError, match=r"model\.onnx is missing"):
         replace_recipe(bundle, make_recipe(defect_threshold=0.9))
+
+
+def test_a_link_that_leads_out_of_the_bundle_is_refused(fake_bundle: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.onnx"
+    (fake_bundle / "model.onnx").rename(outside)
+    (fake_bundle / "model.onnx").symlink_to(outside)
+    with pytest.raises(BundleError, match="onnx is a link that leads out of the bundle"):
+        load_bundle(fake_bundle)
+
+
+def test_a_name_that_stands_twice_is_a_fault(fake_bundle: Path) -> None:
+    path = fake_bundle / "manifest.json"
+    path.write_text(path.read_text().replace('"smoothing_px"', '"smoothing_px": 900, "smoothing_px"'))
+    with pytest.raises(BundleError, match='"smoothing_px" appears twice'):
+        load_bundle(fake_bundle)
+
+
+def test_a_report_with_a_number_that_json_has_not_is_a_fault(fake_bundle: Path) -> None:
+    """It could be read, and then never be written again."""
+    path = fake_bundle / "manifest.json"
+    document = json.loads(path.read_text())
+    document["artifacts"][0]["parity"] = {"max_abs_probability": float("nan")}
+    path.write_text(json.dumps(document))
+    with pytest.raises(BundleError, match=r"artifacts\[0\].parity holds a number that is not finite"):
+        load_bundle(fake_bundle)
+
+
+def test_a_recipe_that_was_replaced_meanwhile_is_not_overwritten(fake_bundle: Path) -> None:
+    _, mine = load_bundle(fake_bundle)
+    theirs = make_recipe(defect_threshold=0.7)
+    replace_recipe(fake_bundle, theirs, instead_of=mine)
+    before = {path.name: path.read_bytes() for path in fake_bundle.iterdir()}
+    with pytest.raises(BundleError, match="replaced by another process meanwhile; nothing was written"):
+        replace_recipe(fake_bundle, make_recipe(defect_threshold=0.8), instead_of=mine)
+    assert {path.name: path.read_bytes() for path in fake_bundle.iterdir()} == before
+
+
+def test_a_reader_survives_a_recipe_that_is_replaced_under_it(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parse, readings = Manifest.from_json, []
+
+    def replaced_just_then(content: bytes, where: str = "") -> Manifest:
+        readings.append(content)
+        if len(readings) == 1:
+            manifest = parse(content)
+            monkeypatch.setattr(Manifest, "from_json", parse)
+            replace_recipe(fake_bundle, make_recipe(defect_threshold=0.7))
+            monkeypatch.setattr(Manifest, "from_json", replaced_just_then)
+            return manifest
+        return parse(content)
+
+    monkeypatch.setattr(Manifest, "from_json", replaced_just_then)
+    assert load_bundle(fake_bundle)[1].operating_point.defect_threshold == 0.7
+    assert len(readings) == 2
+
+
+def test_an_artifact_is_read_once_and_whole_or_not_at_all(fake_bundle: Path) -> None:
+    artifact = load_bundle(fake_bundle)[0].artifacts[0]
+    assert read_artifact(fake_bundle, artifact) == (fake_bundle / "model.onnx").read_bytes()
+    with pytest.raises(BundleError, match="does not have the SHA-256"):
+        read_artifact(fake_bundle, replace(artifact, sha256="0" * 64))
+    (fake_bundle / "model.onnx").write_bytes(b"")
+    with pytest.raises(BundleError, match="copy the bundle again"):
+        read_artifact(fake_bundle, artifact)

@@ -164,12 +164,14 @@ def test_artifacts_of_the_toy_bundle_agree_with_torch(toy_bundle: Path, toy_fram
     frames = np.stack([prepare(s.read(FrameOptions()), manifest.encoder, recipe.frame, "") for s in samples])
     graph = SemClipGraph(load_model("toy", random_seed=0).encoder())
     reference = torch_outputs(graph, frames, recipe)
-    report = measure_parity(reference, artifact_outputs(toy_bundle, artifact, frames, recipe), precision, "")
+    report = measure_parity(
+        reference, artifact_outputs(toy_bundle, artifact, manifest.encoder, frames, recipe), precision, ""
+    )
     assert report["passed"], report
     assert report["frames"] == 19
     assert report["max_abs_features"] <= TOLERANCE[precision]
 
-    inverted = artifact_outputs(toy_bundle, artifact, 255 - frames, recipe)
+    inverted = artifact_outputs(toy_bundle, artifact, manifest.encoder, 255 - frames, recipe)
     assert not measure_parity(reference, inverted, precision, "")["passed"]
 
 

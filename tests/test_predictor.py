@@ -613,3 +613,62 @@ def test_a_closed_predictor_says_so(
         use(predictor)
     assert type(caught.value) is PredictorError
     assert threads_left() == []
+
+
+class BrokenBackend(FakeBackend):
+    """Of a frame whose first pixel is 7, one of the answers is NaN."""
+
+    def __init__(self, spoilt: str) -> None:
+        super().__init__(make_encoder())
+        self.spoilt = spoilt
+
+    def run(self, frames: Any, recipe: Any) -> Any:
+        outputs = super().run(frames, recipe)
+        getattr(outputs, self.spoilt)[frames[:, 0, 0] == 7] = np.nan
+        return outputs
+
+
+@pytest.mark.parametrize("spoilt", ["probabilities", "defect_map", "features"])
+def test_an_answer_that_is_nan_passes_for_nothing(spoilt: str, fake_bundle: Path) -> None:
+    with Predictor(fake_bundle, backend=BrokenBackend(spoilt)) as predictor:
+        assert number_of(predictor(frame(6))) == 6
+        with pytest.raises(BackendError, match=rf"fake backend.*: {spoilt} of frame\[1\] is NaN or infinite"):
+            predictor.predict([frame(6), frame(7), frame(8)])
+        answered = []
+        with pytest.raises(BackendError, match=r"without an answer: frame\[8\]") as caught:
+            answered.extend(predictor.stream(frame(number if number < 7 else 7) for number in [*range(7), 1, 7, 1]))
+        assert caught.value.unanswered[0] == "frame[8]"
+
+
+@pytest.mark.parametrize("delay", [-1.0, float("nan"), float("inf"), 1e14])
+def test_a_delay_that_no_clock_can_wait_for_is_refused(delay: float, fake_bundle: Path) -> None:
+    with pytest.raises(ValueError, match="max_delay_ms must lie in"):
+        Predictor(fake_bundle, backend="fake", max_delay_ms=delay)
+
+
+@pytest.mark.parametrize("rows", [{"ignore_top": -5}, {"ignore_bottom": -1}, {"ignore_top": 10**7}])
+def test_rows_that_cannot_be_ignored_are_refused(rows: dict[str, int], fake_bundle: Path) -> None:
+    backend = FakeBackend(make_encoder())
+    with pytest.raises(ValueError, match=f"{next(iter(rows))} must lie in"):
+        Predictor(fake_bundle, backend=backend, **rows)  # type: ignore[arg-type]
+    assert backend.closed
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (64, 64, 3), (64, 64, 1)])
+def test_a_stream_of_one_array_is_not_taken_for_frames(shape: tuple[int, ...], fake_bundle: Path) -> None:
+    with (
+        Predictor(fake_bundle, backend="fake") as predictor,
+        pytest.raises(FrameError, match=r"takes many frames, not one of shape \[64, 64"),
+    ):
+        predictor.stream(np.zeros(shape, np.uint8))
+
+
+def test_a_stream_ends_with_the_predictor(fake_bundle: Path, threads_left: Callable[[], list[str]]) -> None:
+    predictor = Predictor(fake_bundle, backend="fake", batch_size=2)
+    answers = predictor.stream(frame(number % 200) for number in range(500))
+    assert number_of(next(answers)) == 0  # type: ignore[arg-type]
+    predictor.close()
+    with pytest.raises(PredictorError, match="the Predictor is closed"):
+        for _ in answers:
+            pass
+    assert threads_left() == []

@@ -581,3 +581,23 @@ def test_saving_replaces_the_old_file_and_leaves_nothing_beside_it(tmp_path: Pat
 def test_recipe_errors_are_bundle_errors() -> None:
     with pytest.raises(BundleError):
         Recipe.from_bytes(b"")
+
+
+@pytest.mark.parametrize("name", ["", "  ", "a\nb", "\ud800", "\x1b[31m"])
+def test_a_class_that_no_report_could_show_is_refused(name: str) -> None:
+    with pytest.raises(RecipeError, match=r"no class may be called .*: it cannot be printed"):
+        make_recipe(("good", name))
+
+
+def test_a_header_entry_that_stands_twice_is_a_fault() -> None:
+    recipe = make_recipe()
+    text = json.dumps(header_of(recipe.to_bytes())).replace('"text":', '"text": "tower", "text":')
+    content = save(stored(recipe), {METADATA_KEY: text})
+    assert faults_of(content) == ('"text" appears twice',)
+
+
+def test_a_record_with_a_number_that_json_has_not_is_a_fault() -> None:
+    """It could be read, and then never be written again."""
+    assert faults_of(changed("teaching", {"loss": float("nan")})) == (
+        "recipe.teaching holds a number that is not finite, which JSON has not",
+    )

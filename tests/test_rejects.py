@@ -138,3 +138,9 @@ def test_the_curve_is_purity_over_coverage_of_one_falling_threshold() -> None:
         kept = confidence >= threshold
         assert (coverage, purity) == (pytest.approx(kept.mean()), pytest.approx(right[kept].mean()))
     assert curve.coverage[-1] == 1
+
+
+def test_purity_without_a_frame_to_choose_by_is_an_error_and_no_threshold() -> None:
+    point = replace(TAUGHT, novelty_threshold=0.0)
+    with pytest.raises(CalibrationError, match="novelty or disagreement rejects all 300"):
+        choose_for_purity(scored(), point, 0.9)

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_encoder, make_recipe
+from conftest import make_recipe
 from PIL import Image
 
 from calibration.dataset import Sample
 from calibration.errors import CalibrationError
 from calibration.scoring import Scored, score_frames
-from runtime import FakeBackend, Predictor
+from runtime import Predictor
 from runtime.operating_point import OperatingPoint
 
 CLASSES = ("good", "bridge")
@@ -69,25 +69,6 @@ def test_frames_are_scored_at_temperature_1_and_the_recipe_stays(fake_bundle: Pa
     assert (scored.pixels.negative.sum(), scored.pixels.positive.sum()) == (3 * 64 * 64, 0)
     assert scored.good_peaks is not None
     assert len(scored.good_peaks) == 3
-
-
-class BrokenBackend(FakeBackend):
-    """The second frame's map is NaN."""
-
-    def run(self, frames, recipe):  # type: ignore[no-untyped-def]
-        outputs = super().run(frames, recipe)
-        outputs.defect_map[frames[:, 0, 0] == 20] = np.nan
-        return outputs
-
-
-def test_scores_that_are_nan_are_refused_and_the_frame_is_named(fake_bundle: Path, tmp_path: Path) -> None:
-    frames = samples(tmp_path)
-    Image.fromarray(np.full((64, 64), 20, np.uint8)).save(frames[1].path)
-    with (
-        Predictor(fake_bundle, backend=BrokenBackend(make_encoder())) as predictor,
-        pytest.raises(CalibrationError, match=r"scores of 1 of 5 frames are NaN or infinite, .*1\.png the first"),
-    ):
-        score_frames(predictor, [*frames[:2], *frames[2:]], pixels=False)
 
 
 def test_frames_that_cannot_be_read_are_listed(fake_bundle: Path, tmp_path: Path) -> None:

@@ -263,12 +263,18 @@ def test_pixel_rules() -> None:
     good, bad = 0.5 * rng.random(20_000), 0.4 + 0.5 * rng.random(1000)
     pixels = ScoreHistogram()
     pixels.add(np.append(good, bad), np.append(np.zeros(20_000, bool), np.ones(1000, bool)))
+    raised = ScoreHistogram()  # as the map is around a defect, on pixels that are of no good frame
+    raised.add(
+        np.concatenate([good, bad, np.full(20_000, 0.7)]), np.repeat([False, True, False], [20_000, 1000, 20_000])
+    )
+    clean = ScoreHistogram()
+    clean.add(good, np.zeros(20_000, bool))
     peaks = good.reshape(40, 500).max(axis=1).astype(np.float32)
-    quantile = choose_pixel_threshold(Rule.parse("good-quantile=0.999", PIXEL_RULES), pixels, peaks)
+    quantile = choose_pixel_threshold(Rule.parse("good-quantile=0.999", PIXEL_RULES), raised, clean, peaks)
     assert np.mean(good < quantile.value) == pytest.approx(0.999, abs=2e-4)
-    best = choose_pixel_threshold(Rule.parse("f1-max", PIXEL_RULES), pixels, peaks)
+    best = choose_pixel_threshold(Rule.parse("f1-max", PIXEL_RULES), pixels, clean, peaks)
     assert 0.45 < best.value < 0.51
-    conformal = choose_pixel_threshold(Rule.parse("conformal=0.05", PIXEL_RULES), pixels, peaks)
+    conformal = choose_pixel_threshold(Rule.parse("conformal=0.05", PIXEL_RULES), pixels, clean, peaks)
     assert np.sum(peaks >= conformal.value) == 1  # floor(41 * 0.05) - 1
     assert np.float32(conformal.value) == conformal.value, "maps are compared in float32"
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from ..errors import BackendUnavailable
 from ..manifest import Manifest
-from .base import Backend, Outputs
+from .base import OUTPUTS, Backend, Outputs
 from .choice import engine_artifact, onnx_artifact
 from .fake import FakeBackend
 from .ort import OrtCpuBackend, OrtCudaBackend, check_provider
 from .trt import MODULES, TensorRtBackend
 
-__all__ = ["NAMES", "Backend", "FakeBackend", "Outputs", "obstacles", "open_backend"]
+__all__ = ["NAMES", "OUTPUTS", "Backend", "FakeBackend", "Outputs", "obstacles", "open_backend"]
 
 ENGINES = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
 """The fastest first; "auto" takes the first that this host can run."""
@@ -66,7 +66,8 @@ def obstacles(folder: Path, manifest: Manifest) -> dict[str, str]:
 
 def _open(name: str, folder: Path, manifest: Manifest, precision: str | None, threads: int) -> Backend:
     if name == "cpu":
-        return OrtCpuBackend(folder, onnx_artifact(folder, manifest, precision or "fp32"), threads=threads)
+        artifact = onnx_artifact(folder, manifest, precision or "fp32")
+        return OrtCpuBackend(folder, artifact, manifest.encoder, threads=threads)
     if name == "cuda":
-        return OrtCudaBackend(folder, onnx_artifact(folder, manifest, precision or "fp16"))
+        return OrtCudaBackend(folder, onnx_artifact(folder, manifest, precision or "fp16"), manifest.encoder)
     return TensorRtBackend(folder, engine_artifact(name, folder, manifest, precision), manifest.encoder, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailable, BundleError
-from ..manifest import Artifact, check_artifact
+from ..manifest import Artifact, Encoder, check_artifact
 from ..recipe import TENSORS, Recipe
-from .base import OUTPUTS, Backend, Outputs
+from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 
 _ERRORS_ONLY = 3
 _CUDA = "CUDAExecutionProvider"
@@ -41,38 +42,43 @@ def check_provider(backend: str) -> Any:
 class _OrtBackend(Backend):
     """An ONNX Runtime session with one provider, and with no other."""
 
-    def __init__(self, folder: Path, artifact: Artifact, providers: list[Any], threads: int = 0) -> None:
+    def __init__(
+        self, folder: Path, artifact: Artifact, encoder: Encoder, providers: list[Any], threads: int = 0
+    ) -> None:
         self._ort = onnxruntime = check_provider(self.name)
         path = check_artifact(folder, artifact)
+        _refuse_external_data(folder, path)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Recipe tensors are inputs with defaults, and the engine warns about each of them; that is the design.
         options.log_severity_level = _ERRORS_ONLY
-        self._session: Any
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
         except Exception as exc:  # the engine's exception types are its own business
             raise BundleError(folder, f"{artifact.file} cannot be opened by ONNX Runtime: {_first_line(exc)}") from exc
-        self._check_signature(folder, artifact)
-
-    def _check_signature(self, folder: Path, artifact: Artifact) -> None:
-        names = {node.name for node in (*self._session.get_inputs(), *self._session.get_overridable_initializers())}
-        missing = sorted({"frames", *TENSORS} - names)
-        missing += sorted(set(OUTPUTS) - {node.name for node in self._session.get_outputs()})
-        if missing:
-            raise BundleError(folder, f"{artifact.file} lacks the inputs or outputs {', '.join(missing)}")
+        nodes = (*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs())
+        found = {node.name: (node.type.removeprefix("tensor(").removesuffix(")"), tuple(node.shape)) for node in nodes}
+        faults = [
+            f"{artifact.file}: {name} is {found.get(name, 'missing')}, not {needed} of the bundle's format"
+            for name, needed in (graph_inputs(encoder) | graph_outputs(encoder)).items()
+            if name not in found or not _agree(found[name], needed)
+        ]
+        if faults:
+            raise BundleError(folder, faults)
+        self._session: Any = session
 
     def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
         """As `Backend.run`."""
-        if self._session is None:
+        session = self._session  # close() may come while this runs; the session then lives as long as it does
+        if session is None:
             raise BackendError("the ONNX Runtime session is closed")
         try:
-            return self._answer(frames, recipe)
+            return self._answer(session, frames, recipe)
         except Exception as exc:
             raise BackendError(f"ONNX Runtime failed on a batch of {len(frames)}: {_first_line(exc)}") from exc
 
-    def _answer(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
-        return Outputs(*self._session.run(OUTPUTS, {"frames": frames, **recipe.tensors}))
+    def _answer(self, session: Any, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
+        return Outputs(*session.run(OUTPUTS, {"frames": frames, **recipe.tensors}))
 
     def close(self) -> None:
         """Free the session."""
@@ -89,8 +95,8 @@ class OrtCpuBackend(_OrtBackend):
     name = "cpu"
     max_batch = 64
 
-    def __init__(self, folder: Path, artifact: Artifact, *, threads: int = 0) -> None:
-        super().__init__(folder, artifact, ["CPUExecutionProvider"], threads)
+    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder, *, threads: int = 0) -> None:
+        super().__init__(folder, artifact, encoder, ["CPUExecutionProvider"], threads)
         version = self._ort.__version__
         self.description = f"ONNX Runtime {version} on the CPU, {artifact.file} ({artifact.precision})"
 
@@ -106,13 +112,15 @@ class OrtCudaBackend(_OrtBackend):
     max_batch = 256
     in_flight = 2
 
-    def __init__(self, folder: Path, artifact: Artifact) -> None:
+    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder) -> None:
         if artifact.precision == "int8":
             raise BackendUnavailable('backend "cuda" runs fp16 and fp32; int8 is for the CPU')
         self._lock = threading.Lock()
         self._resident: tuple[Recipe, dict[str, Any]] | None = None
-        options = {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC"}
-        super().__init__(folder, artifact, [(_CUDA, options)])
+        # TF32 has the mantissa of fp16: not what fp32 says. What fp16 keeps in fp32 beside its products loses little.
+        tf32 = "0" if artifact.precision == "fp32" else "1"
+        options = {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
+        super().__init__(folder, artifact, encoder, [(_CUDA, options)])
         running = self._session.get_providers()
         if not running or running[0] != _CUDA:
             self._session = None
@@ -124,14 +132,14 @@ class OrtCudaBackend(_OrtBackend):
         version = self._ort.__version__
         self.description = f"ONNX Runtime {version} on CUDA, {artifact.file} ({artifact.precision})"
 
-    def _answer(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
-        binding = self._session.io_binding()
+    def _answer(self, session: Any, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
+        binding = session.io_binding()
         binding.bind_cpu_input("frames", np.ascontiguousarray(frames))
         for name, value in self._on_device(recipe).items():
             binding.bind_ortvalue_input(name, value)
         for name in OUTPUTS:
             binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding)
+        session.run_with_iobinding(binding)
         return Outputs(*binding.copy_outputs_to_cpu())
 
     def _on_device(self, recipe: Recipe) -> dict[str, Any]:
@@ -146,6 +154,21 @@ class OrtCudaBackend(_OrtBackend):
         """Free the session and the recipe."""
         self._resident = None
         super().close()
+
+
+def _refuse_external_data(folder: Path, path: Path) -> None:
+    """Weights in files of their own are named by a field `location` (onnx.proto, TensorProto); no hash covers them."""
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if content.find(b"\x0a\x08location") >= 0:
+            raise BundleError(folder, f"{path.name} keeps weights in a file of their own, which no hash covers")
+
+
+def _agree(found: tuple[str, tuple[Any, ...]], needed: tuple[str, tuple[int, ...]]) -> bool:
+    """Whether type, rank and every side that both know are the same; names stand for sides that change."""
+    (kind, shape), (needed_kind, needed_shape) = found, needed
+    sides = zip(shape, needed_shape, strict=False)
+    known = [(side, needed_side) for side, needed_side in sides if isinstance(side, int) and needed_side >= 0]
+    return kind == needed_kind and len(shape) == len(needed_shape) and all(a == b for a, b in known)
 
 
 def _first_line(exc: Exception) -> str:
