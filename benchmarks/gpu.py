@@ -43,8 +43,8 @@ from runtime.stream import stream
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-FRAMES_A_RUN = 512
-"""So many frames, in batches, are one timed run: long enough that filling the pipeline does not count."""
+FRAMES_A_RUN, LEAST_BATCHES = 512, 16
+"""So many frames, in so many batches at least, are one timed run: filling the pipeline then counts little."""
 STREAMED = 1024
 PEAK_SIZE = 8192
 STATE = "name,driver_version,temperature.gpu,clocks.sm,clocks.mem,power.draw,utilization.gpu,memory.used"
@@ -136,7 +136,7 @@ def engine_throughput(
             for name, backend in subject.engines.items()
         }
         for batch in batches:
-            count = max(4, FRAMES_A_RUN // batch)
+            count = max(LEAST_BATCHES, FRAMES_A_RUN // batch)
             frames = pixels[:batch]
             runs: dict[str, Callable[[], object]] = {
                 name: partial(_repeat, partial(run, frames, subject.recipe), count) for name, run in others.items()
