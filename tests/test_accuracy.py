@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 from conftest import make_recipe
 
-from benchmarks.accuracy import ABLATIONS, ENCODED_ABLATIONS, Accuracy, ablate, agreement, summarize
+from benchmarks.accuracy import (
+    ABLATIONS,
+    ENCODED_ABLATIONS,
+    Accuracy,
+    _in_no_test,
+    ablate,
+    agreement,
+    summarize,
+)
+from calibration.dataset import Dataset, Sample
+from calibration.errors import DatasetError
 from export.synthetic import write_dataset
 from runtime.recipe import SCALARS
 
@@ -30,7 +41,28 @@ def test_table_says_where_there_are_no_masks() -> None:
 
 def test_a_baseline_without_a_map_is_not_a_set_without_masks() -> None:
     table = summarize([{**ROW, **NO_MASKS, "method": "class_mean", "iauroc": None, "seed": 0}], [1])
-    assert "| class_mean | 1 | 1 | 9-9 | 50.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 0.0 | 50.0 ± 0.0 | - | - | - |" in table
+    assert "| class_mean | 1 | 1 | 9-9 | 50.0 | 40.0 | 60.0 | 50.0 | - | - | - |" in table, "one seed spreads over none"
+    table = summarize([{**ROW, **NO_MASKS, "method": "patch_memory", "seed": 0}], [1])
+    assert "| 75.0 | no masks | no masks |" in table
+
+
+def test_what_int8_is_fitted_on_is_in_no_test() -> None:
+    samples = [Sample(Path(f"{n}.png"), "good", str(n), None) for n in range(40)]
+    dataset = Dataset(Path("data"), ("good",), tuple(samples))
+    splits = {0: (samples[:20], samples[20:]), 1: (samples[2:22], [*samples[:2], *samples[22:]])}
+    assert _in_no_test(dataset, splits) == samples[2:20]
+    with pytest.raises(DatasetError, match="4 frames are in no test set of the 1 seeds"):
+        _in_no_test(dataset, {0: (samples[:4], samples[4:])})
+
+
+@pytest.mark.parametrize("words", [["--seeds", "0"], ["--first-seed", "-1"], ["--generated", "0"]])
+def test_numbers_that_make_no_sense_are_explained(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    Accuracy().add_arguments(parser)
+    source = [] if "--generated" in words else ["--generated", "8"]
+    with pytest.raises(SystemExit):
+        parser.parse_args([*source, *words, "--arch", "toy"])
+    assert "must be at least" in capsys.readouterr().err
 
 
 def test_agreement_of_all_frames_and_of_the_sure_ones() -> None:
@@ -68,8 +100,6 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     """Two classes' worth of frames, an untrained toy encoder: the protocol runs through, and twice the same."""
     write_dataset(tmp_path / "data", per_class=4, size=(64, 64))
     command = Accuracy()
-    import argparse
-
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     base = ["--data", str(tmp_path / "data"), "--arch", "toy", "--random-weights", "--shots", "1", "--seeds", "1"]
@@ -85,6 +115,7 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     assert 0 <= rows["patch_memory"]["pauroc"] <= 1
     assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in PICTURES)
     assert "| linear_probe | 1 | 1 |" in (tmp_path / "out/accuracy.md").read_text()
+    assert "| class | frames | precision | recall | F1 |" in (tmp_path / "out/accuracy.md").read_text()
 
     command.run(parser.parse_args([*base, "--classes", "hole,good", "--out", str(tmp_path / "two")]))
     two = json.loads((tmp_path / "two/accuracy.json").read_text())

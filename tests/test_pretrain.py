@@ -170,8 +170,8 @@ def test_large_defects_are_trained_on_less_than_small_ones() -> None:
 
     assert kept(MIN_REDUCED_PX - 0.1) == 0
     assert kept(MIN_REDUCED_PX) == kept(80.0) == 1
-    assert kept(320.0) == pytest.approx(0.5, abs=0.05)
-    assert kept(20_000.0) == pytest.approx(0.3, abs=0.05)
+    assert kept(160.0) == pytest.approx(0.5**0.5, abs=0.05)
+    assert kept(20_000.0) == pytest.approx(0.5, abs=0.05)
 
 
 def test_held_out_layouts_are_never_trained_on(monkeypatch: pytest.MonkeyPatch) -> None:
