@@ -146,7 +146,7 @@ def _open(path: str, name: str) -> Image.Image:
     except Image.DecompressionBombError as exc:
         raise FrameError(name, f"is larger than {MAX_PIXELS / 1e6:g} megapixels") from exc
     except Exception as exc:  # Pillow's plugins raise almost anything on hostile headers.
-        raise FrameError(name, f"cannot be opened ({exc})") from exc
+        raise FrameError(name, f"cannot be opened ({getattr(exc, 'strerror', None) or exc})") from exc
     try:
         _check_pixels(image.width, image.height, name)
     except FrameError:

@@ -648,6 +648,12 @@ def test_later_pages_of_a_moving_png_are_read(tmp_path: Path) -> None:
     assert_grey(read_frame(f"{tmp_path / 'a.png'}#2"), second)
 
 
+def test_a_device_is_no_frame() -> None:
+    if not Path("/dev/zero").exists():
+        pytest.skip("no devices among the files of this system")
+    assert reason("/dev/zero") == "cannot be opened (it is a device or a pipe, not a file)"
+
+
 def test_options_out_of_range_are_refused() -> None:
     for options in ({"ignore_top": -1}, {"ignore_bottom": -58}, {"white_level": 0}, {"white_level": 65536}):
         with pytest.raises(ValueError, match="must lie in"):
