@@ -93,13 +93,17 @@ def test_a_class_absent_from_the_test_is_named() -> None:
         "iauroc": None,
         "pauroc": 0.5,
         "f1_max": 0.25,
+        "masked_frames": 0,
         "accuracy": 1.0,
+        "precision": 1.0,
+        "recall": 1.0,
         "f1": 1.0,
         "confusion": [[3, 0], [0, 0]],
         "classes": ["good", "hole"],
     }
     table = per_class_table(metrics)
     assert "| iAUROC | needs good and defect frames |" in table
+    assert "| macro precision | 100.0 |" in table
     assert "| hole | 0 | absent from the test | | |" in table
     assert "| good | 3 | 100.0 | 100.0 | 100.0 |" in table
 
