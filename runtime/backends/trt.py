@@ -38,7 +38,8 @@ SLOTS = 3
 RECIPES_READY = 3
 """Numbers of classes for which contexts are kept; the one unused for longest makes room."""
 RTX_WARM_UPS = 3
-"""Runs after which TensorRT for RTX has taken its own graph of a context; it takes none in the first one or two."""
+"""Runs of a new context before it counts as ready: TensorRT for RTX takes a graph of its own only after some. How many
+is nowhere said, and no GPU has run this yet."""
 ALIGNMENT = 256
 MAX_CACHE_BYTES = 2**30
 _log = logging.getLogger("sem_clip")
