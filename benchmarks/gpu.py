@@ -4,7 +4,8 @@
 
 Everything alternates in one process. "engine" is `Backend.run` from as many threads as keep the backend busy: frames on
 the host in, answers on the host out. "end to end" is `Predictor.stream` over image files. PyTorch gets the same frames
-and gives the same answers: eager, torch.compile, and each with fp16 accumulation allowed.
+and gives the same answers, with as many batches in flight: eager, torch.compile with CUDA graphs, and each with fp16
+accumulation allowed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import asdict
 from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.engines import EngineName, Skipped, Subject
 from benchmarks.frames import suitable_size, write_frames
@@ -30,7 +31,7 @@ from benchmarks.latency import warm_latency
 from benchmarks.machine import describe_machine
 from benchmarks.report import table
 from benchmarks.roofline import count_flops
-from benchmarks.throughput import Run, prepared_frames
+from benchmarks.throughput import prepared_frames
 from benchmarks.timing import alternate, per_second, ratio
 from runtime.backends import Backend, open_backend
 from runtime.cli import run as run_command
@@ -40,6 +41,9 @@ from runtime.files import write_atomically
 from runtime.host import find_gpu
 from runtime.manifest import load_bundle
 from runtime.stream import stream
+
+if TYPE_CHECKING:
+    from benchmarks.torch_runs import Repeated
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -125,7 +129,7 @@ def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dic
 
 
 def engine_throughput(
-    subject: Subject, others: Mapping[str, Run], batches: Sequence[int], rounds: int
+    subject: Subject, others: Mapping[str, Repeated], batches: Sequence[int], rounds: int
 ) -> list[dict[str, Any]]:
     """A row for each batch size and runner; `times_base` compares with the first runner of its batch size."""
     pixels = prepared_frames(subject, max(batches))
@@ -139,7 +143,7 @@ def engine_throughput(
             count = max(LEAST_BATCHES, FRAMES_A_RUN // batch)
             frames = pixels[:batch]
             runs: dict[str, Callable[[], object]] = {
-                name: partial(_repeat, partial(run, frames, subject.recipe), count) for name, run in others.items()
+                name: partial(run, frames, subject.recipe, count) for name, run in others.items()
             }
             for name, backend in subject.engines.items():
                 if batch <= backend.max_batch:
@@ -192,10 +196,13 @@ def shares(
 
 
 def gpu_state() -> dict[str, str] | None:
-    """Name, driver, temperature, clocks, power, as nvidia-smi tells them; None where it is not installed."""
-    if shutil.which("nvidia-smi") is None:
+    """Name, driver, temperature, clocks, power of the GPU that is measured, as nvidia-smi tells them; None where it is
+    not installed."""
+    found, _ = find_gpu()
+    if found is None or shutil.which("nvidia-smi") is None:
         return None
-    query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader", "--id=0"]
+    # By its place: nvidia-smi counts all cards, CUDA those of CUDA_VISIBLE_DEVICES and in an order of its own.
+    query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader", f"--id={found.bus}"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -275,7 +282,7 @@ def _opened(
 
 def _torch(
     args: argparse.Namespace, subject: Subject, most: int, skipped: list[Skipped]
-) -> tuple[dict[str, Run], dict[str, float] | None]:
+) -> tuple[dict[str, Repeated], dict[str, float] | None]:
     """PyTorch's runners on the GPU and the peaks it measures there."""
     from benchmarks.torch_runs import gpu_matrix_peaks, gpu_torch_runs
 
@@ -285,11 +292,6 @@ def _torch(
     )
     skipped += left_out
     return runs, gpu_matrix_peaks(PEAK_SIZE) if runs else None
-
-
-def _repeat(call: Callable[[], object], count: int) -> None:
-    for _ in range(count):
-        call()
 
 
 def _together(pool: ThreadPoolExecutor, call: Callable[[], object], count: int) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -17,6 +20,13 @@ from export.graph import SemClipGraph
 from runtime.errors import PredictorError
 from runtime.manifest import Manifest
 from runtime.recipe import TENSORS, Recipe
+
+Repeated: TypeAlias = "Callable[[NDArray[np.uint8], Recipe, int], object]"
+"""A batch, what to judge it by, and how often; the last answers."""
+Graph: TypeAlias = "Callable[..., tuple[torch.Tensor, ...]]"
+DEVICE = "cuda"
+IN_FLIGHT = 3
+"""Batches that are queued on the GPU before the first of them is waited for, as with the engines."""
 
 
 def torch_runs(
@@ -45,38 +55,42 @@ def torch_runs(
 
 def gpu_torch_runs(
     manifest: Manifest, recipe: Recipe, arch: str, weights: Path | None, frames: NDArray[np.uint8], *, compiled: bool
-) -> tuple[dict[str, Run], list[Skipped]]:
+) -> tuple[dict[str, Repeated], list[Skipped]]:
     """The same in fp16 on the GPU, each with sums in fp32 and with sums in fp16 allowed.
 
-    frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32, as at export. The recipe's
-    tensors stay on the GPU, as with the engines. Raises CheckpointError, PredictorError.
+    frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32, as at export. PyTorch gets
+    what the engines get: page-locked memory, several batches in flight, the recipe's tensors resident, and, compiled,
+    CUDA graphs. Raises CheckpointError, PredictorError.
     """
     if not torch.cuda.is_available():
         return {}, [Skipped("torch", f"torch {torch.__version__} finds no GPU")]
-    half = _graph(manifest, arch, weights).half_precision(torch.from_numpy(frames[:8])).cuda()
-    variants: dict[str, Callable[..., tuple[torch.Tensor, ...]]] = {"torch eager/fp16": half}
-    skipped = []
-    if compiled:
-        torch._dynamo.config.recompile_limit = 64
-        whole = torch.compile(half, dynamic=False, fullgraph=True)
-        try:
-            _GpuRunner(whole, fp16_sums=False)(frames[:1], recipe)
-            variants["torch compile/fp16"] = whole
-        except Exception as exc:  # inductor raises what it likes
-            skipped.append(
-                Skipped("torch compile/fp16", f"does not work here: {str(exc).strip().splitlines()[0][:200]}")
-            )
-    else:
-        skipped.append(Skipped("torch compile/fp16", "left out by --no-compile"))
-    runs: dict[str, Run] = {name: _GpuRunner(call, fp16_sums=False) for name, call in variants.items()}
-    runs |= {f"{name}, sums in fp16": _GpuRunner(call, fp16_sums=True) for name, call in variants.items()}
-    return runs, skipped
+    half = _graph(manifest, arch, weights).half_precision(torch.from_numpy(frames[:8])).to(DEVICE)
+    runs: dict[str, Repeated] = {
+        "torch eager/fp16": _GpuRunner(half, fp16_sums=False),
+        "torch eager/fp16, sums in fp16": _GpuRunner(half, fp16_sums=True),
+    }
+    if not compiled:
+        return runs, [Skipped("torch compile/fp16", "left out by --no-compile")]
+    torch._dynamo.config.recompile_limit = 64
+    # A captured graph keeps the way of summing that it was captured with: one copy for each.
+    whole = {
+        f"torch compile/fp16{note}": _GpuRunner(
+            torch.compile(deepcopy(half), mode="reduce-overhead", dynamic=False, fullgraph=True), fp16_sums=fp16_sums
+        )
+        for note, fp16_sums in (("", False), (", sums in fp16", True))
+    }
+    try:
+        for runner in whole.values():
+            runner(frames[:1], recipe, 1)
+    except Exception as exc:  # inductor raises what it likes
+        return runs, [Skipped("torch compile/fp16", f"does not work here: {str(exc).strip().splitlines()[0][:200]}")]
+    return {**runs, **whole}, []
 
 
 def gpu_matrix_peaks(size: int, repeats: int = 20) -> dict[str, float]:
     """TFLOP/s of the best of `repeats` fp16 products of size x size, with sums in fp32 and in fp16."""
     peaks = {}
-    square = torch.randn((size, size), device="cuda", dtype=torch.float16)
+    square = torch.randn((size, size), device=DEVICE, dtype=torch.float16)
     for name, allowed in (("fp32_sums", False), ("fp16_sums", True)):
         torch.backends.cuda.matmul.allow_fp16_accumulation = allowed
         best = float("inf")
@@ -111,7 +125,7 @@ def _graph(manifest: Manifest, arch: str, weights: Path | None) -> SemClipGraph:
 class _Runner:
     """Calls the graph on numpy frames as `Backend.run` does, without splitting the batch."""
 
-    def __init__(self, graph: Callable[..., tuple[torch.Tensor, ...]]) -> None:
+    def __init__(self, graph: Graph) -> None:
         self.graph = graph
 
     def __call__(self, frames: NDArray[np.uint8], recipe: Recipe) -> object:
@@ -121,17 +135,55 @@ class _Runner:
 
 
 class _GpuRunner:
-    """The same on the GPU: frames are copied there, answers back."""
+    """Answers batch after batch on the GPU, with IN_FLIGHT of them queued. One stream: copies are a small part."""
 
-    def __init__(self, graph: Callable[..., tuple[torch.Tensor, ...]], *, fp16_sums: bool) -> None:
+    def __init__(self, graph: Graph, *, fp16_sums: bool) -> None:
         self.graph = graph
         self.fp16_sums = fp16_sums
         self.resident: tuple[Recipe, list[torch.Tensor]] | None = None
+        self.staged: dict[tuple[int, torch.Size], torch.Tensor] = {}
 
-    def __call__(self, frames: NDArray[np.uint8], recipe: Recipe) -> object:
+    def __call__(self, frames: NDArray[np.uint8], recipe: Recipe, count: int) -> list[NDArray[np.float32]]:
         if self.resident is None or self.resident[0] is not recipe:
-            self.resident = recipe, [torch.tensor(recipe.tensors[name], device="cuda") for name in TENSORS]
+            self.resident = recipe, [torch.tensor(recipe.tensors[name], device=DEVICE) for name in TENSORS]
         torch.backends.cuda.matmul.allow_fp16_accumulation = self.fp16_sums
+        pixels = torch.from_numpy(frames)
+        waiting: deque[tuple[torch.cuda.Event, list[torch.Tensor]]] = deque()
+        answers: list[NDArray[np.float32]] = []
         with torch.inference_mode():
-            parts = self.graph(torch.from_numpy(frames).cuda(non_blocking=True), *self.resident[1])
-            return [part.cpu().numpy() for part in parts]
+            for index in range(count):
+                if len(waiting) == IN_FLIGHT:
+                    answers = _collect(*waiting.popleft())
+                waiting.append(self._queue(index % IN_FLIGHT, pixels, self.resident[1]))
+        while waiting:
+            answers = _collect(*waiting.popleft())
+        return answers
+
+    def _queue(
+        self, slot: int, pixels: torch.Tensor, recipe: Sequence[torch.Tensor]
+    ) -> tuple[torch.cuda.Event, list[torch.Tensor]]:
+        """Queue one batch: the event after which its answers stand in the tensors."""
+        staged = self._staged(slot, pixels).copy_(pixels)
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        parts = self.graph(staged.to(DEVICE, non_blocking=True), *recipe)
+        # A graph overwrites its outputs when it runs again; the copies are queued before that.
+        answers = [self._staged(slot, part).copy_(part, non_blocking=True) for part in parts]
+        done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        done.record()
+        return done, answers
+
+    def _staged(self, slot: int, like: torch.Tensor) -> torch.Tensor:
+        """Page-locked memory of this slot for a tensor of this shape."""
+        key = (slot, like.shape)
+        if key not in self.staged:
+            self.staged[key] = _page_locked(like.shape, like.dtype)
+        return self.staged[key]
+
+
+def _page_locked(shape: torch.Size, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, pin_memory=True)
+
+
+def _collect(done: torch.cuda.Event, answers: Sequence[torch.Tensor]) -> list[NDArray[np.float32]]:
+    done.synchronize()
+    return [part.numpy().copy() for part in answers]

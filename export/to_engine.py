@@ -95,12 +95,14 @@ class Builder:
     """An installed builder and the GPU it will build for; found before any long work begins.
 
     version: the product's full version. compute_capability: such as "8.9", of the GPU of this machine where none was
-    asked for.
+    asked for. gpu: its model, where the engine is tied to that too: TensorRT picks kernels by timing them on the GPU,
+    and warns of engines from another model of the same capability, as H100 and H200 are.
     """
 
     target: EngineTarget
     version: str
     compute_capability: str
+    gpu: str = ""
 
     @classmethod
     def find(cls, target: EngineTarget) -> Builder:
@@ -124,7 +126,7 @@ class Builder:
                 else "build on the machine that will run the engine (sem-clip build-engine BUNDLE), or use tensorrt-rtx"
             )
             raise ExportError(f"{target.product} has no GPU here to build for ({why}): {advice}")
-        return cls(target, version, gpu.compute_capability)
+        return cls(target, version, gpu.compute_capability, gpu.name if target.product == "tensorrt" else "")
 
     def describe(self, onnx_sha256: str) -> dict[str, Any]:
         """The manifest's record of the target; equal records mean equal engines. `key` is its hash."""
@@ -132,6 +134,7 @@ class Builder:
             "product": self.target.product,
             "version": self.version,
             "compute_capability": self.compute_capability,
+            **({"gpu": self.gpu} if self.gpu else {}),
             "os": operating_system(),
             "precision": self.target.precision,
             "batch": list(self.target.batch),
@@ -392,7 +395,9 @@ def _sum_in_fp32(model: Any) -> None:
 def _file_name(record: dict[str, Any]) -> str:
     batch = "-".join(map(str, record["batch"]))
     capability = record["compute_capability"].replace(".", "")
+    model = re.sub(r"[^a-z0-9]+", "-", record.get("gpu", "").lower()).strip("-")
+    place = f"sm{capability}{f'-{model}' if model else ''}_{record['os']}"
     return (
-        f"{record['product']}-{record['version']}_sm{capability}_{record['os']}_{record['precision']}_b{batch}"
+        f"{record['product']}-{record['version']}_{place}_{record['precision']}_b{batch}"
         f"_k{record['most_classes']}_sum{record['accumulate']}.plan"
     )

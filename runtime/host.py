@@ -11,12 +11,14 @@ class Gpu:
     """The first NVIDIA GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses another).
 
     compute_capability: such as "8.9". driver: the newest CUDA that the driver runs, such as "13.0". memory: bytes.
+    bus: where on PCI it is, as nvidia-smi takes it: "0000:01:00.0".
     """
 
     name: str
     compute_capability: str
     driver: str
     memory: int
+    bus: str
 
 
 def operating_system() -> str:
@@ -39,16 +41,21 @@ def find_gpu() -> tuple[Gpu | None, str]:
         if int(error) or count == 0:
             return None, f"no NVIDIA GPU can be used ({_name(cuda, error)}, driver for CUDA {driver})"
         error, properties = cuda.cudaGetDeviceProperties(0)
+        bus = "" if int(error) else _text(cuda.cudaDeviceGetPCIBusId(32, 0)[1])
     except RuntimeError as exc:  # cuda-bindings without the libraries of the driver
         return None, f"no NVIDIA driver was found ({str(exc).splitlines()[0]})"
     if int(error):
         return None, f"the GPU does not answer ({_name(cuda, error)})"
-    name = properties.name
-    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
     capability = f"{properties.major}.{properties.minor}"
-    return Gpu(text.strip("\0 "), capability, driver, int(properties.totalGlobalMem)), ""
+    return Gpu(_text(properties.name), capability, driver, int(properties.totalGlobalMem), bus), ""
 
 
 def _name(cuda: object, error: object) -> str:
     _, name = cuda.cudaGetErrorName(error)  # type: ignore[attr-defined]
-    return name.decode() if isinstance(name, bytes) else str(error)
+    return _text(name) if isinstance(name, bytes) else str(error)
+
+
+def _text(said: bytes | str) -> str:
+    """What the bindings say as bytes of C, which end at the first NUL."""
+    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+    return text.split("\0", 1)[0].strip()

@@ -159,7 +159,7 @@ class FakeDevice:
         stream.queue.append(run)
 
     def memory(self) -> tuple[int, int]:
-        return self.room, self.room
+        return self.room - sum(len(block) for block in self.blocks.values()), self.room
 
     def close(self) -> None:
         self.blocks.clear()

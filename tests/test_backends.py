@@ -194,7 +194,7 @@ def test_the_first_artifact_of_a_precision_is_opened(fake_bundle: Path, monkeypa
     onnxruntime = pytest.importorskip("onnxruntime")
     opened: list[str] = []
 
-    def open_session(path: str, options: object, providers: list[str]) -> Session:
+    def open_session(path: str, options: object, providers: list[str], enable_fallback: int) -> Session:
         assert providers == ["CPUExecutionProvider"]
         opened.append(path)
         return Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])

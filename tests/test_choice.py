@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from importlib import metadata
@@ -17,14 +18,14 @@ from runtime import Predictor, backends
 from runtime.backends import ENGINES, FakeBackend, choice, obstacles, open_backend
 from runtime.backends.base import Signature, graph_inputs, graph_outputs
 from runtime.backends.choice import engine_artifact
-from runtime.backends.ort import OrtCudaBackend
+from runtime.backends.ort import OrtCpuBackend, OrtCudaBackend, _left_to_others
 from runtime.cli import main
-from runtime.errors import BackendError, BackendUnavailable, BundleError
+from runtime.errors import BackendError, BackendUnavailable, BundleError, PredictorError
 from runtime.host import Gpu, find_gpu, operating_system
 from runtime.manifest import Artifact, Manifest, load_bundle
 from runtime.recipe import TENSORS
 
-RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", 24 * 2**30)
+RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", 24 * 2**30, "0000:01:00.0")
 PRODUCT, VERSION = "tensorrt-rtx", "1.7.1"
 
 
@@ -67,6 +68,7 @@ def test_the_engine_built_for_this_host_is_taken(manifest: Manifest) -> None:
             {"compute_capability": "8.6"},
             "was built for compute capability 8.6, the GPU here (NVIDIA GeForce RTX 4090) has 8.9",
         ),
+        ({"gpu": "NVIDIA L40S"}, "was built on NVIDIA L40S, here is NVIDIA GeForce RTX 4090"),
         ({"os": "windows-amd64"}, f"was built for windows-amd64, this is {operating_system()}"),
         ({"onnx_sha256": "ff" * 32}, "was built from another fp16 ONNX file than the bundle's"),
         (
@@ -232,15 +234,31 @@ def _nodes(signature: Signature) -> list[Any]:
 
 
 class Session:
-    """As InferenceSession, with the providers that it was told to end up with."""
+    """As InferenceSession, with the providers that it was told to end up with, and operators on each."""
 
     running: tuple[str, ...] = ("CUDAExecutionProvider", "CPUExecutionProvider")
+    assigned: tuple[tuple[str, str], ...] = (
+        ("CUDAExecutionProvider", "MatMul"),
+        ("CPUExecutionProvider", "Shape"),
+        ("CPUExecutionProvider", "Concat"),
+    )
+    fails: str | None = None
 
-    def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+    def __init__(self, path: str, options: Any, providers: list[Any], enable_fallback: int) -> None:
+        assert enable_fallback == 0, "ONNX Runtime would go on with the CPU"
+        assert options.get_session_config_entry("session.record_ep_graph_assignment_info") == "1"
+        if self.fails is not None:
+            raise RuntimeError(self.fails)
         self.asked = [provider[0] for provider in providers]
 
     def get_providers(self) -> list[str]:
         return list(self.running)
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        return [
+            SimpleNamespace(ep_name=name, get_nodes=lambda kind=kind: [SimpleNamespace(op_type=kind)])
+            for name, kind in self.assigned
+        ]
 
     def get_inputs(self) -> list[Any]:
         return _nodes({"frames": graph_inputs(make_encoder())["frames"]})
@@ -303,7 +321,51 @@ def test_a_provider_that_fell_back_is_an_error(
     cuda: tuple[Callable[[], OrtCudaBackend], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Session, "running", ("CPUExecutionProvider",))
-    with pytest.raises(BackendUnavailable, match="could not start its CUDA provider and offers CPUExecutionProvider"):
+    with pytest.raises(BackendUnavailable, match=r"could not start its CUDA provider \(it offers CPUExecutionProvider"):
+        cuda[0]()
+
+
+def test_operators_that_fell_back_are_an_error(
+    cuda: tuple[Callable[[], OrtCudaBackend], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Session, "assigned", (*Session.assigned, ("CPUExecutionProvider", "ReduceMax")))
+    with pytest.raises(BackendUnavailable, match=r"has no CUDA kernel for ReduceMax and would go to the CPU"):
+        cuda[0]()
+    monkeypatch.delattr(Session, "get_provider_graph_assignment_info")  # as before 1.32
+    cuda[0]().close()
+
+
+def test_where_operators_run_is_what_onnx_runtime_says(toy_bundle: Path) -> None:
+    manifest, _ = load_bundle(toy_bundle)
+    with open_backend("cpu", toy_bundle, manifest) as backend:
+        assert isinstance(backend, OrtCpuBackend)
+        if not hasattr(backend._session, "get_provider_graph_assignment_info"):
+            pytest.skip("this ONNX Runtime does not tell")
+        elsewhere = _left_to_others(backend._session)
+    assert {"MatMul", "Softmax", "LayerNormalization"} <= set(elsewhere)
+    assert "Shape" not in elsewhere
+
+
+@pytest.mark.parametrize(
+    ("said", "kind", "says"),
+    [
+        (
+            "CUDA failure 35: CUDA driver version is insufficient\nand more",
+            BackendUnavailable,
+            "could not start its CUDA provider (CUDA failure 35: CUDA driver version is insufficient)",
+        ),
+        ("[ONNXRuntimeError] : 10 : INVALID_GRAPH", BundleError, "cannot be opened by ONNX Runtime"),
+    ],
+)
+def test_a_session_that_does_not_open_says_whose_fault_it_is(
+    cuda: tuple[Callable[[], OrtCudaBackend], list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    kind: type[PredictorError],
+    says: str,
+) -> None:
+    monkeypatch.setattr(Session, "fails", said)
+    with pytest.raises(kind, match=re.escape(says)):
         cuda[0]()
 
 

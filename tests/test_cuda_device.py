@@ -13,7 +13,7 @@ import pytest
 
 from runtime.backends.cuda_device import CudaDevice, GpuError, OutOfDeviceMemory
 from runtime.errors import BackendError
-from runtime.host import find_gpu, operating_system
+from runtime.host import Gpu, find_gpu, operating_system
 
 OUT_OF_MEMORY, LAUNCH_FAILED, NO_DEVICE = 2, 719, 100
 
@@ -50,6 +50,7 @@ class Bindings(ModuleType):
         self.call("cudaDriverGetVersion", lambda: 13020)
         self.call("cudaGetDeviceCount", lambda: 1)
         self.call("cudaGetDeviceProperties", lambda number: self.properties)
+        self.call("cudaDeviceGetPCIBusId", lambda length, number: b"0000:41:00.0\0".ljust(length, b"\0"))
         quiet = "SetDevice EventRecord StreamWaitEvent StreamSynchronize StreamBeginCapture GraphLaunch GetLastError"
         for name in (*quiet.split(), "DeviceSynchronize"):
             self.call(f"cuda{name}", lambda *a: None)
@@ -156,7 +157,8 @@ def test_a_capture_that_fails_is_ended_and_leaves_nothing(bindings: Bindings) ->
 def test_the_gpu_is_described(bindings: Bindings) -> None:
     gpu, why = find_gpu()
     assert gpu is not None
-    assert (gpu.name, gpu.compute_capability, gpu.driver, gpu.memory, why) == ("Some GPU", "8.9", "13.2", 123, "")
+    assert gpu == Gpu("Some GPU", "8.9", "13.2", 123, "0000:41:00.0")
+    assert why == ""
     bindings.properties.name = "Other GPU"
     gpu, _ = find_gpu()
     assert gpu is not None

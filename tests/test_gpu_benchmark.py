@@ -45,7 +45,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
     state = "NVIDIA GeForce RTX 4090, 580.1, 41, 2520 MHz, 10501 MHz, 300 W, 99 %, 1000 MiB\n"
     monkeypatch.setattr(gpu, "open_backend", opened)
-    monkeypatch.setattr(gpu, "find_gpu", lambda: (SimpleNamespace(), ""))
+    monkeypatch.setattr(gpu, "find_gpu", lambda: (SimpleNamespace(bus="0000:41:00.0"), ""))
     monkeypatch.setattr(gpu.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(gpu.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=state))
     monkeypatch.setattr(gpu, "FRAMES_A_RUN", 16)
@@ -106,6 +106,22 @@ def test_without_a_gpu_there_is_nothing_to_measure(fake_bundle: Path, monkeypatc
         Gpu().run(arguments(str(fake_bundle)))
 
 
+@pytest.mark.usefixtures("card")
+def test_the_state_is_that_of_the_card_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(query: list[str], **more: Any) -> SimpleNamespace:
+        asked.append(query)
+        return SimpleNamespace(stdout="NVIDIA H100, 580.1, 41\n")
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    assert gpu_state() == {"name": "NVIDIA H100", "driver_version": "580.1", "temperature.gpu": "41"}
+    assert "--id=0000:41:00.0" in asked[0]
+    monkeypatch.setattr(gpu, "find_gpu", lambda: (None, "no GPU"))
+    assert gpu_state() is None
+
+
+@pytest.mark.usefixtures("card")
 def test_the_state_of_the_card_is_left_out_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
     assert gpu_state() is None

@@ -23,6 +23,7 @@ from runtime import Predictor
 from runtime.cli import main
 from runtime.errors import BundleError
 from runtime.files import sha256_of
+from runtime.host import Gpu
 from runtime.manifest import load_bundle
 from runtime.recipe import TENSORS
 
@@ -89,6 +90,7 @@ def test_the_key_changes_with_everything_that_a_plan_is_tied_to() -> None:
     others = [
         (replace(builder, version="1.2.3.5"), "a"),
         (replace(builder, compute_capability="8.6"), "a"),
+        (replace(builder, gpu="NVIDIA L40S"), "a"),
         (replace(builder, target=replace(RTX_4090, batch=(1, 2, 8))), "a"),
         (replace(builder, target=replace(RTX_4090, most_classes=9)), "a"),
         (replace(builder, target=replace(RTX_4090, accumulate="fp16")), "a"),
@@ -97,6 +99,19 @@ def test_the_key_changes_with_everything_that_a_plan_is_tied_to() -> None:
     ]
     keys = [maker.describe(sha)["key"] for maker, sha in [(builder, "a"), *others]]
     assert len(set(keys)) == len(keys)
+    names = [to_engine._file_name(maker.describe("a")) for maker, sha in [(builder, "a"), *others] if sha == "a"]
+    assert len(set(names)) == len(names), "one does not overwrite another"
+
+
+def test_tensorrt_is_tied_to_the_model_of_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0", 80 * 2**30, "0000:01:00.0")
+    monkeypatch.setattr(to_engine, "find_gpu", lambda: (gpu, ""))
+    monkeypatch.setattr(metadata, "version", lambda _: VERSION)
+    monkeypatch.setattr(to_engine.util, "find_spec", lambda _: object())
+    record = Builder.find(EngineTarget("tensorrt")).describe("a")
+    assert (record["gpu"], record["compute_capability"]) == (gpu.name, "9.0")
+    assert "_sm90-nvidia-h100-80gb-hbm3_" in to_engine._file_name(record)
+    assert "gpu" not in Builder.find(EngineTarget("tensorrt-rtx")).describe("a"), "built without looking at one"
 
 
 # ---- a builder that behaves as told ----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from runtime import Predictor
 from runtime.backends.buckets import bucket_for, bucket_sizes, pieces
 from runtime.backends.cuda_device import GpuError
-from runtime.backends.trt import MODULES, RTX_WARM_UPS, SLOTS, TensorRtBackend
+from runtime.backends.trt import MODULES, RESERVE, RTX_WARM_UPS, SLOTS, TensorRtBackend
 from runtime.errors import BackendError, BackendUnavailable, BundleError
 from runtime.manifest import Artifact
 from runtime.recipe import Recipe
@@ -176,6 +177,30 @@ def test_after_the_warm_up_nothing_is_made_or_captured_any_more(opened: Opened) 
     assert device.launched == 30 * 9
 
 
+def test_batches_go_on_while_another_recipe_is_prepared(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Preparing holds up a batch by one context, not by all."""
+    backend, recipe, other = opened.backend, recipe_of(3), recipe_of(4, 0.25)
+    backend.warm_up(recipe)
+    begun, context = threading.Event(), backend._context
+
+    def slow() -> Any:
+        begun.set()
+        time.sleep(0.02)
+        return context()
+
+    monkeypatch.setattr(backend, "_context", slow)
+    answered = 0
+    with ThreadPoolExecutor(1) as pool:
+        preparing = pool.submit(backend.warm_up, other)
+        assert begun.wait(10)
+        while not preparing.done():
+            check(backend, frames(1, 2, 3), recipe)
+            answered += 1
+        preparing.result()
+    assert answered > 1, "the first of them waited for all of it"
+    check(backend, frames(1), other)
+
+
 def test_rtx_runs_its_own_graphs(tmp_path: Path) -> None:
     opened = Opened(tmp_path, "tensorrt-rtx")
     opened.backend.warm_up(recipe_of(3))
@@ -227,11 +252,18 @@ def test_little_memory_means_smaller_batches_and_a_word_about_it(
     (needed,) = (len(block) for block in full.device.blocks.values())
     assert full.backend.max_batch == 8
     assert caplog.text == ""
-    small = Opened(tmp_path, device=FakeDevice(room=needed - 1))
+    small = Opened(tmp_path, device=FakeDevice(room=needed + RESERVE - 1))
     assert small.backend.max_batch == 4
     assert "batches of 4 for want of memory (it takes 8)" in small.backend.description
     assert small.backend.description in caplog.text
     check(small.backend, frames(*range(21)), recipe_of(3))
+
+
+def test_memory_that_was_free_and_is_not_had_means_smaller_batches_too(tmp_path: Path) -> None:
+    (needed,) = (len(block) for block in Opened(tmp_path).device.blocks.values())
+    device = FakeDevice(room=needed - 1)
+    device.memory = lambda: (1 << 40, 1 << 40)  # type: ignore[method-assign]
+    assert Opened(tmp_path, device=device).backend.max_batch == 4
 
 
 def test_no_memory_at_all_is_an_error_that_says_how_much_it_takes(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ def _differences(artifact: Artifact, manifest: Manifest, version: str, gpu: Gpu)
             f"was built for compute capability {target.get('compute_capability')}, the GPU here ({gpu.name}) has "
             f"{gpu.compute_capability}"
         )
+    elif target.get("gpu", gpu.name) != gpu.name:
+        found.append(f"was built on {target.get('gpu')}, here is {gpu.name}")
     if target.get("os") != system:
         found.append(f"was built for {target.get('os')}, this is {system}")
     if target.get("onnx_sha256") not in source:

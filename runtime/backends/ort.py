@@ -10,13 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, BackendUnavailable, BundleError
+from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError
 from ..manifest import Artifact, Encoder, check_artifact
 from ..recipe import TENSORS, Recipe
 from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 
 _ERRORS_ONLY = 3
 _CUDA = "CUDAExecutionProvider"
+# fmt: off
+_OF_SHAPES = frozenset({
+    "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Max",
+    "Min", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
+})
+# fmt: on
+"""Operators that work out the sides of tensors: ONNX Runtime keeps these few numbers on the CPU on purpose."""
 
 
 def check_provider(backend: str) -> Any:
@@ -52,10 +59,13 @@ class _OrtBackend(Backend):
         options.intra_op_num_threads = threads
         # Recipe tensors are inputs with defaults, and the engine warns about each of them; that is the design.
         options.log_severity_level = _ERRORS_ONLY
+        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+            # Left to itself, ONNX Runtime's Python layer would print a word and go on with other providers, both here
+            # and where a batch fails.
+            session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
         except Exception as exc:  # the engine's exception types are its own business
-            raise BundleError(folder, f"{artifact.file} cannot be opened by ONNX Runtime: {_first_line(exc)}") from exc
+            raise self._unopened(folder, artifact, exc) from exc
         nodes = (*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs())
         found = {node.name: (node.type.removeprefix("tensor(").removesuffix(")"), tuple(node.shape)) for node in nodes}
         faults = [
@@ -66,6 +76,10 @@ class _OrtBackend(Backend):
         if faults:
             raise BundleError(folder, faults)
         self._session: Any = session
+
+    def _unopened(self, folder: Path, artifact: Artifact, exc: Exception) -> PredictorError:
+        """What to say of an artifact that ONNX Runtime does not open."""
+        return BundleError(folder, f"{artifact.file} cannot be opened by ONNX Runtime: {_first_line(exc)}")
 
     def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
         """As `Backend.run`."""
@@ -104,8 +118,9 @@ class OrtCpuBackend(_OrtBackend):
 class OrtCudaBackend(_OrtBackend):
     """Runs an ONNX artifact on the first NVIDIA GPU. The recipe's tensors stay there until another recipe comes.
 
-    Raises BackendUnavailable if ONNX Runtime or its CUDA provider is not installed or finds no GPU it can use: ONNX
-    Runtime itself would go on with the CPU. BundleError if the artifact cannot be loaded.
+    Raises BackendUnavailable if ONNX Runtime or its CUDA provider is not installed or finds no GPU it can use, and if
+    it would compute a part of the graph on the CPU: ONNX Runtime itself goes on with the CPU in all of these.
+    BundleError if the artifact cannot be loaded.
     """
 
     name = "cuda"
@@ -121,16 +136,31 @@ class OrtCudaBackend(_OrtBackend):
         tf32 = "0" if artifact.precision == "fp32" else "1"
         options = {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
         super().__init__(folder, artifact, encoder, [(_CUDA, options)])
+        version = self._ort.__version__
         running = self._session.get_providers()
         if not running or running[0] != _CUDA:
             self._session = None
+            raise self._not_started(f"it offers {', '.join(running) or 'nothing'} instead")
+        elsewhere = _left_to_others(self._session)
+        if elsewhere:
+            self._session = None
             raise BackendUnavailable(
-                f'backend "cuda" cannot run here: ONNX Runtime {self._ort.__version__} could not start its CUDA '
-                f"provider and offers {', '.join(running) or 'nothing'} instead. It needs an NVIDIA driver, and CUDA "
-                'and cuDNN of its own version: pip install "onnxruntime-gpu[cuda,cudnn]"'
+                f'backend "cuda" cannot run {artifact.file} here: ONNX Runtime {version} has no CUDA kernel for '
+                f"{', '.join(elsewhere)} and would go to the CPU for it: pip install --upgrade onnxruntime-gpu"
             )
-        version = self._ort.__version__
         self.description = f"ONNX Runtime {version} on CUDA, {artifact.file} ({artifact.precision})"
+
+    def _not_started(self, why: str) -> BackendUnavailable:
+        return BackendUnavailable(
+            f'backend "cuda" cannot run here: ONNX Runtime {self._ort.__version__} could not start its CUDA provider '
+            f"({why}). It needs an NVIDIA driver, and CUDA and cuDNN of its own version: "
+            'pip install "onnxruntime-gpu[cuda,cudnn]"'
+        )
+
+    def _unopened(self, folder: Path, artifact: Artifact, exc: Exception) -> PredictorError:
+        if any(part in str(exc).lower() for part in ("cuda", "cudnn", "cublas")):
+            return self._not_started(_first_line(exc))
+        return super()._unopened(folder, artifact, exc)
 
     def _answer(self, session: Any, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
         binding = session.io_binding()
@@ -161,6 +191,14 @@ def _refuse_external_data(folder: Path, path: Path) -> None:
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if content.find(b"\x0a\x08location") >= 0:
             raise BundleError(folder, f"{path.name} keeps weights in a file of their own, which no hash covers")
+
+
+def _left_to_others(session: Any) -> list[str]:
+    """Operators, other than those on shapes, that are not on the GPU. Versions before 1.32 do not tell: none."""
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return []
+    parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != _CUDA]
+    return sorted({node.op_type for part in parts for node in part.get_nodes()} - _OF_SHAPES)
 
 
 def _agree(found: tuple[str, tuple[Any, ...]], needed: tuple[str, tuple[int, ...]]) -> bool:

@@ -14,6 +14,7 @@ import logging
 import math
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -42,6 +43,9 @@ RTX_WARM_UPS = 3
 is nowhere said, and no GPU has run this yet."""
 ALIGNMENT = 256
 MAX_CACHE_BYTES = 2**30
+RESERVE = 256 * 2**20
+"""Bytes of device memory left free for contexts, graphs and kernels, which the product and CUDA allocate themselves.
+How much they take is nowhere said, and no GPU has run this yet."""
 _log = logging.getLogger("sem_clip")
 
 
@@ -208,11 +212,13 @@ class TensorRtBackend(Backend):
             activations = _aligned(self._activation_bytes(batch))
             total = activations + sum(recipe_bytes.values()) + SLOTS * (into + out)
             try:
+                free, there = self._device.memory()
+                if count > 1 and free < total + RESERVE:
+                    continue
                 address = self._device.allocate(total)
                 break
             except OutOfDeviceMemory as exc:
                 if count == 1:
-                    free, there = self._device.memory()
                     raise BackendError(
                         f"the GPU has {free / 1e9:.2f} of {there / 1e9:.2f} GB free, batches of {batch} need "
                         f"{total / 1e9:.2f} GB beside the weights: free memory, or build a smaller engine (--batch)"
@@ -252,13 +258,19 @@ class TensorRtBackend(Backend):
     # ---- answering -----------------------------------------------------------------------------------------------
 
     def warm_up(self, recipe: Recipe) -> None:
-        """As `Backend.warm_up`: every slot runs every batch size once with this number of classes."""
+        """As `Backend.warm_up`: every slot runs every batch size once with this number of classes.
+
+        Batches of other threads go on in between, with the recipe that they bring.
+        """
+        for slot in tuple(self._slots):
+            for batch in self._sizes:
+                with self._lock, self._device.current(), self._remembering():
+                    self._check_open()
+                    self._use(recipe)
+                    self._ready(slot, batch, len(recipe.classes))
+                time.sleep(0.001)  # a lock is not fair: without a pause, those who wait for it would not get it
         with self._lock, self._device.current(), self._remembering():
             self._check_open()
-            self._use(recipe)
-            for slot in self._slots:
-                for batch in self._sizes:
-                    self._ready(slot, batch, len(recipe.classes))
             self._keep_cache()
 
     def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
