@@ -5,7 +5,7 @@
 Everything alternates in one process. "engine" is `Backend.run` from as many threads as keep the backend busy: frames on
 the host in, answers on the host out. "end to end" is `Predictor.stream` over image files. PyTorch gets the same frames
 and gives the same answers, with as many batches in flight: eager, torch.compile with CUDA graphs, and each with fp16
-accumulation allowed.
+accumulation allowed. With --arch, the encoder is also measured with and without the V path, by ONNX Runtime's CUDA.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from benchmarks.engines import EngineName, Skipped, Subject
 from benchmarks.frames import suitable_size, write_frames
 from benchmarks.latency import warm_latency
@@ -34,12 +36,15 @@ from benchmarks.roofline import count_flops
 from benchmarks.throughput import prepared_frames
 from benchmarks.timing import alternate, per_second, ratio
 from runtime.backends import Backend, open_backend
+from runtime.backends.cuda_device import CudaDevice
+from runtime.backends.ort import cuda_provider
 from runtime.cli import run as run_command
 from runtime.commands import find_frames
 from runtime.errors import BackendUnavailable, PredictorError
 from runtime.files import write_atomically
 from runtime.host import find_gpu
-from runtime.manifest import load_bundle
+from runtime.manifest import Manifest, load_bundle
+from runtime.recipe import Recipe
 from runtime.stream import stream
 
 if TYPE_CHECKING:
@@ -52,6 +57,7 @@ FRAMES_A_RUN, LEAST_BATCHES = 512, 16
 STREAMED = 1024
 PEAK_SIZE = 8192
 STATE = "name,driver_version,temperature.gpu,clocks.sm,clocks.mem,power.draw,utilization.gpu,memory.used"
+MEMORY_BATCH = 64
 RESULT = "gpu.json"
 PERCENTILES = ("p50", "p95", "p99")
 
@@ -101,13 +107,11 @@ def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dic
     manifest, recipe = load_bundle(args.bundle)
     before = gpu_state()
     with ExitStack() as stack:
-        engines, skipped = _opened(args, manifest, stack)
+        engines, skipped, memory = _opened(args, manifest, recipe, stack)
         size = suitable_size(manifest.encoder, recipe.frame)
         paths = find_frames(args.frames) if args.frames else write_frames(work / "frames", 64, size)
         subject = Subject(args.bundle, manifest, recipe, engines, paths, 0)
-        for backend in engines.values():
-            backend.warm_up(recipe)
-        others, peak = _torch(args, subject, max(batches), skipped) if args.arch else ({}, None)
+        others, peak, value_path = _torch(args, subject, batches, work, skipped) if args.arch else ({}, None, [])
         rows = engine_throughput(subject, others, batches, args.rounds)
         report = {
             "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -116,9 +120,11 @@ def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dic
             "bundle": {"architecture": manifest.encoder.architecture, "weights": manifest.encoder.weights},
             "engines": {str(name): backend.description for name, backend in engines.items()},
             "skipped": [asdict(item) for item in skipped],
+            "device_memory_mb": memory,
             "latency": warm_latency(subject, args.latency_seconds),
             "throughput": rows,
             "end_to_end": end_to_end(subject, max(batches), args.rounds),
+            "value_path": value_path,
             "peak": peak,
         }
         source = next((a.file for a in manifest.artifacts if a.kind == "onnx"), None)
@@ -250,6 +256,12 @@ def markdown(report: Mapping[str, Any]) -> str:
             [(row["engine"], row["frames"], f"{row['frames_per_second']:.0f}") for row in report["end_to_end"]],
         ),
     ]
+    if report["device_memory_mb"]:
+        lines += ["", f"Device memory after batches of {MEMORY_BATCH}, beside CUDA's own context"]
+        lines += [f"- {name}: {found:.0f} MB" for name, found in report["device_memory_mb"].items()]
+    if report["value_path"]:
+        lines += ["", "The V path, ONNX Runtime on CUDA: time of the dual-path encoder in times of the vanilla one"]
+        lines += [f"- batch {row['batch']}: {row['times_vanilla']:.3f}" for row in report["value_path"]]
     if "roofline" in report:
         lines += ["", f"{report['roofline']['gflop_per_frame']:.1f} GFLOP a frame"]
         if report["peak"]:
@@ -262,36 +274,59 @@ def markdown(report: Mapping[str, Any]) -> str:
 
 
 def _opened(
-    args: argparse.Namespace, manifest: Any, stack: ExitStack
-) -> tuple[dict[EngineName, Backend], list[Skipped]]:
+    args: argparse.Namespace, manifest: Manifest, recipe: Recipe, stack: ExitStack
+) -> tuple[dict[EngineName, Backend], list[Skipped], dict[str, float]]:
+    """The engines, warm; those left out; and the device memory, in MB, that each took, beside CUDA's own context."""
     engines: dict[EngineName, Backend] = {}
-    skipped = []
+    skipped, memory = [], {}
+    frames = np.zeros((MEMORY_BATCH, *manifest.encoder.input_size), np.uint8)
     for name in args.backend or GPU_BACKENDS:
+        before = _free_mb()
         try:
-            engines[EngineName(name, "fp16")] = stack.enter_context(
-                open_backend(name, args.bundle, manifest, precision="fp16")
-            )
+            backend = stack.enter_context(open_backend(name, args.bundle, manifest, precision="fp16"))
+            backend.warm_up(recipe)
+            with ThreadPoolExecutor(backend.in_flight) as pool:
+                _together(pool, partial(backend.run, frames[: backend.max_batch], recipe), 2 * backend.in_flight)
+            engines[EngineName(name, "fp16")] = backend
+            memory[str(EngineName(name, "fp16"))] = before - _free_mb()
         except BackendUnavailable as exc:
             if args.backend:
                 raise
             skipped.append(Skipped(name, str(exc)))
     if not engines:
         raise BackendUnavailable("no GPU backend runs here: " + "; ".join(item.reason for item in skipped))
-    return engines, skipped
+    return engines, skipped, memory
+
+
+def _free_mb() -> float:
+    return CudaDevice().memory()[0] / 1e6
 
 
 def _torch(
-    args: argparse.Namespace, subject: Subject, most: int, skipped: list[Skipped]
-) -> tuple[dict[str, Repeated], dict[str, float] | None]:
-    """PyTorch's runners on the GPU and the peaks it measures there."""
-    from benchmarks.torch_runs import gpu_matrix_peaks, gpu_torch_runs
+    args: argparse.Namespace, subject: Subject, batches: Sequence[int], work: Path, skipped: list[Skipped]
+) -> tuple[dict[str, Repeated], dict[str, float] | None, list[dict[str, Any]]]:
+    """PyTorch's runners on the GPU, the peaks it measures there, and what the V path costs the CUDA provider."""
+    from benchmarks.torch_runs import gpu_matrix_peaks, gpu_torch_runs, half_graph
+    from benchmarks.trunk import export_trunks, value_path_cost
 
-    frames = prepared_frames(subject, most)
-    runs, left_out = gpu_torch_runs(
-        subject.manifest, subject.recipe, args.arch, args.weights, frames, compiled=not args.no_compile
-    )
+    frames = prepared_frames(subject, max(batches))
+    half = half_graph(subject.manifest, args.arch, args.weights, frames)
+    rows = []
+    cuda = next((backend for name, backend in subject.engines.items() if name.backend == "cuda"), None)
+    if cuda is not None:
+        count = max(LEAST_BATCHES, FRAMES_A_RUN // max(batches))
+        rows = value_path_cost(
+            export_trunks(half, work),
+            cuda_provider("fp16"),
+            frames,
+            batches,
+            count=count,
+            rounds=args.rounds,
+            in_flight=cuda.in_flight,
+        )
+    runs, left_out = gpu_torch_runs(half, subject.recipe, frames, compiled=not args.no_compile)
     skipped += left_out
-    return runs, gpu_matrix_peaks(PEAK_SIZE) if runs else None
+    return runs, gpu_matrix_peaks(PEAK_SIZE) if runs else None, rows
 
 
 def _together(pool: ThreadPoolExecutor, call: Callable[[], object], count: int) -> None:

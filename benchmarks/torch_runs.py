@@ -53,18 +53,26 @@ def torch_runs(
     return {**runs, "torch compile/fp32": runner}, []
 
 
-def gpu_torch_runs(
-    manifest: Manifest, recipe: Recipe, arch: str, weights: Path | None, frames: NDArray[np.uint8], *, compiled: bool
-) -> tuple[dict[str, Repeated], list[Skipped]]:
-    """The same in fp16 on the GPU, each with sums in fp32 and with sums in fp16 allowed.
+def half_graph(manifest: Manifest, arch: str, weights: Path | None, frames: NDArray[np.uint8]) -> SemClipGraph:
+    """The bundle's graph in fp16.
 
-    frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32, as at export. PyTorch gets
-    what the engines get: page-locked memory, several batches in flight, the recipe's tensors resident, and, compiled,
-    CUDA graphs. Raises CheckpointError, PredictorError.
+    frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32, as at export. Raises
+    CheckpointError, PredictorError as `torch_runs` does.
+    """
+    return _graph(manifest, arch, weights).half_precision(torch.from_numpy(frames[:8]))
+
+
+def gpu_torch_runs(
+    graph: SemClipGraph, recipe: Recipe, frames: NDArray[np.uint8], *, compiled: bool
+) -> tuple[dict[str, Repeated], list[Skipped]]:
+    """Runners of a graph of `half_graph` on the GPU, each with sums in fp32 and with sums in fp16 allowed.
+
+    PyTorch gets what the engines get: page-locked memory, several batches in flight, the recipe's tensors resident,
+    and, compiled, CUDA graphs.
     """
     if not torch.cuda.is_available():
         return {}, [Skipped("torch", f"torch {torch.__version__} finds no GPU")]
-    half = _graph(manifest, arch, weights).half_precision(torch.from_numpy(frames[:8])).to(DEVICE)
+    half = deepcopy(graph).to(DEVICE)
     runs: dict[str, Repeated] = {
         "torch eager/fp16": _GpuRunner(half, fp16_sums=False),
         "torch eager/fp16, sums in fp16": _GpuRunner(half, fp16_sums=True),

@@ -35,7 +35,7 @@ def onnx_from_graph(graph: SemClipGraph, recipe: Mapping[str, NDArray[np.float32
     frames = torch.zeros((2, *graph.input_size), dtype=torch.uint8)
     batch, classes = torch.export.Dim("batch", min=1), torch.export.Dim("classes", min=2)
     dynamic = {name: {0: classes} if name in _CLASS_INPUTS else None for name in TENSORS}
-    with _quiet():
+    with quiet_exporter():
         program = torch.onnx.export(
             graph,
             (frames, *(torch.from_numpy(np.array(recipe[name])) for name in TENSORS)),
@@ -92,7 +92,7 @@ def _strip_provenance(model: onnx.ModelProto) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet_exporter() -> Iterator[None]:
     """The exporter prints a diary and warns about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level

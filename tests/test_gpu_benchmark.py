@@ -48,6 +48,8 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "find_gpu", lambda: (SimpleNamespace(bus="0000:41:00.0"), ""))
     monkeypatch.setattr(gpu.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(gpu.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=state))
+    free = iter(range(9_000_000_000, 0, -500_000_000))
+    monkeypatch.setattr(gpu, "CudaDevice", lambda: SimpleNamespace(memory=lambda: (next(free), 10**10)))
     monkeypatch.setattr(gpu, "FRAMES_A_RUN", 16)
     monkeypatch.setattr(gpu, "STREAMED", 24)
     monkeypatch.setattr(gpu, "count_flops", lambda path: {"gflop_per_frame": 63.4})
@@ -70,6 +72,7 @@ def test_every_batch_size_has_its_row_and_both_files_are_written(
     assert {"p50", "p95", "p99"} <= set(report["latency"][0]["run_ms"])
     assert [item["name"] for item in report["skipped"]] == ["tensorrt-rtx", "cuda"]
     assert report["gpu"]["before"]["temperature.gpu"] == "41"
+    assert report["device_memory_mb"] == {"tensorrt/fp16": 500.0}
     best = max(row["frames_per_second"] for row in report["throughput"])
     assert report["roofline"]["engines"]["tensorrt/fp16"]["tflops"] == pytest.approx(best * 63.4 / 1e3)
     said = capsys.readouterr().out
@@ -152,7 +155,11 @@ def test_the_table_stands_without_the_card_s_state() -> None:
         "latency": [],
         "throughput": [],
         "end_to_end": [],
+        "device_memory_mb": {"tensorrt/fp16": 1234.5},
+        "value_path": [{"batch": 8, "times_vanilla": 1.12345}],
         "peak": None,
     }
     assert "a GPU that nvidia-smi does not show" in markdown(report)
     assert replace(make_encoder()).architecture in markdown(report)
+    assert "- batch 8: 1.123" in markdown(report)
+    assert "- tensorrt/fp16: 1234 MB" in markdown(report)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import torch_runs
+from export.graph import SemClipGraph
 from runtime.manifest import load_bundle
 
 
@@ -27,11 +29,13 @@ class Event:
 
 
 @pytest.fixture(autouse=True)
-def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch_runs, "DEVICE", "cpu")
     monkeypatch.setattr(torch_runs, "_page_locked", lambda shape, dtype: torch.empty(shape, dtype=dtype))
     monkeypatch.setattr(torch_runs.torch.cuda, "Event", Event)
     Event.queued = Event.most = 0
+    yield
+    torch.backends.cuda.matmul.allow_fp16_accumulation = False
 
 
 def test_batches_are_queued_before_the_first_is_waited_for(fake_bundle: Path) -> None:
@@ -56,7 +60,7 @@ def test_batches_are_queued_before_the_first_is_waited_for(fake_bundle: Path) ->
 def test_every_way_of_summing_is_measured_eager_and_compiled(
     fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    manifest, recipe = load_bundle(fake_bundle)
+    _, recipe = load_bundle(fake_bundle)
 
     class Half(torch.nn.Module):
         def forward(self, frames: torch.Tensor, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -68,25 +72,24 @@ def test_every_way_of_summing_is_measured_eager_and_compiled(
         compiled.append((graph, mode))
         return graph
 
-    monkeypatch.setattr(torch_runs, "_graph", lambda *given: SimpleNamespace(half_precision=lambda frames: Half()))
     monkeypatch.setattr(torch_runs.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch_runs.torch, "compile", compile)
     frames = np.zeros((2, 4, 4), np.uint8)
-    runs, skipped = torch_runs.gpu_torch_runs(manifest, recipe, "toy", None, frames, compiled=True)
+    runs, skipped = torch_runs.gpu_torch_runs(cast("SemClipGraph", Half()), recipe, frames, compiled=True)
     assert list(runs) == [f"torch {how}/fp16{sums}" for how in ("eager", "compile") for sums in ("", ", sums in fp16")]
     assert skipped == []
     assert compiled[0][0] is not compiled[1][0], "a captured graph sums as it was captured"
     assert {mode for _, mode in compiled} == {"reduce-overhead"}
-    runs, skipped = torch_runs.gpu_torch_runs(manifest, recipe, "toy", None, frames, compiled=False)
+    runs, skipped = torch_runs.gpu_torch_runs(cast("SemClipGraph", Half()), recipe, frames, compiled=False)
     assert [item.reason for item in skipped] == ["left out by --no-compile"]
     assert len(runs) == 2
 
 
 def test_without_a_gpu_pytorch_is_left_out_by_name(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    manifest, recipe = load_bundle(fake_bundle)
+    _, recipe = load_bundle(fake_bundle)
     monkeypatch.setattr(torch_runs.torch.cuda, "is_available", lambda: False)
     runs, skipped = torch_runs.gpu_torch_runs(
-        manifest, recipe, "toy", None, np.zeros((1, 4, 4), np.uint8), compiled=True
+        cast("SemClipGraph", None), recipe, np.zeros((1, 4, 4), np.uint8), compiled=True
     )
     assert runs == {}
     assert "finds no GPU" in skipped[0].reason

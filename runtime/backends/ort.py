@@ -46,6 +46,13 @@ def check_provider(backend: str) -> Any:
     return onnxruntime
 
 
+def cuda_provider(precision: str) -> tuple[str, dict[str, Any]]:
+    """The CUDA provider and its options for an artifact of a precision."""
+    # TF32 has the mantissa of fp16: not what fp32 says. What fp16 keeps in fp32 beside its products loses little.
+    tf32 = "0" if precision == "fp32" else "1"
+    return _CUDA, {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
+
+
 class _OrtBackend(Backend):
     """An ONNX Runtime session with one provider, and with no other."""
 
@@ -132,10 +139,7 @@ class OrtCudaBackend(_OrtBackend):
             raise BackendUnavailable('backend "cuda" runs fp16 and fp32; int8 is for the CPU')
         self._lock = threading.Lock()
         self._resident: tuple[Recipe, dict[str, Any]] | None = None
-        # TF32 has the mantissa of fp16: not what fp32 says. What fp16 keeps in fp32 beside its products loses little.
-        tf32 = "0" if artifact.precision == "fp32" else "1"
-        options = {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
-        super().__init__(folder, artifact, encoder, [(_CUDA, options)])
+        super().__init__(folder, artifact, encoder, [cuda_provider(artifact.precision)])
         version = self._ort.__version__
         running = self._session.get_providers()
         if not running or running[0] != _CUDA:
