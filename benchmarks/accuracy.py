@@ -32,7 +32,7 @@ from calibration.errors import DatasetError
 from calibration.plots import require_matplotlib
 from export.bundle import describe_encoder
 from export.checkpoint import LoadedModel, load_model
-from export.commands import pixel_size
+from export.commands import add_frame_arguments, frame_options, pixel_size
 from export.errors import ExportError
 from export.fit_memory import MEMORY_SHARE
 from export.graph import SemClipGraph
@@ -60,26 +60,25 @@ from runtime.files import require_folder, write_atomically
 from runtime.manifest import Encoder
 from runtime.recipe import SCALARS
 
-SCALAR_ABLATIONS = {
-    "no_p_s": {"alpha": 1.0},
-    "no_p_c": {"alpha": 0.0},
-    "no_value_path": {"lambda_v": 0.0},
-    "no_memory": {"lambda_m": 0.0},
-    "no_transform": {"lambda_v": 1e6},
-}
-"""Rows of the paper's Table 3 that are scalars of the recipe, and the memory, which is beyond the paper. no_transform:
-the V path has the map to itself."""
+SCALAR_ABLATIONS = {"no_p_s": {"alpha": 1.0}, "no_p_c": {"alpha": 0.0}}
+"""Rows of the paper's Table 3 that are scalars of the recipe: nothing else that was taught depends on them."""
 FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
     "paper": {"head": "paper"},
     "last_level": {"last_level_only": True},
     "value_path": {"lambda_v": 1.0},
     "no_frame_loss": {"frame_loss": 0.0},
+    "maps_of_others": {"head_maps": "others"},
     "memory": {"memory_share": MEMORY_SHARE},
+    "no_value_path": {"lambda_v": 0.0},
+    "no_memory": {"memory_share": 0.0},
+    "no_transform": {"lambda_v": 1e6, "memory_share": 0.0},
 }
 """Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens alone, the V
 path with its full share, and a map that is taught by its cells alone; value_path: that share with the head as it is;
-no_frame_loss: such a map with the head as it is; memory: the good supports' patches in the map, whatever the supports
-say of it."""
+no_frame_loss: such a map with the head as it is; maps_of_others: a head that learns on maps of layers that were taught
+without the frame; memory: the good supports' patches in the map, whatever the supports say of it; no_value_path,
+no_memory: maps without the one or the other, and a head that was taught on such maps; no_transform: the V path has the
+map to itself."""
 GENERIC_PROMPTS = "generic_prompts"
 CLASS_MEAN = "class_mean_redundancy"
 ENCODED_ABLATIONS = (GENERIC_PROMPTS, CLASS_MEAN)
@@ -145,6 +144,7 @@ class Accuracy:
         parser.add_argument("--seeds", type=at_least(1), default=5, help="how many (default: 5)")
         parser.add_argument("--first-seed", type=at_least(0), default=0, help="the first of them (default: 0)")
         parser.add_argument("--head", choices=("pooled", "paper"), default="pooled", help="what the class head reads")
+        add_frame_arguments(parser)
         parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
         parser.add_argument(
             "--ablations", action="store_true", help=f"also judge {', '.join((*ABLATIONS, *ENCODED_ABLATIONS))}"
@@ -160,7 +160,7 @@ class Accuracy:
             return self._measure(args, Path(work))
 
     def _measure(self, args: argparse.Namespace, work: Path) -> int:
-        shots, precisions = _numbers(args.shots), _precisions(args.precisions)
+        shots, precisions, options = _numbers(args.shots), _precisions(args.precisions), frame_options(args)
         if args.out:  # before hours of measuring, not after
             require_folder(args.out)
             require_matplotlib()
@@ -183,6 +183,16 @@ class Accuracy:
             draw_supports(dataset, max(shots), seed, allowed=pool)
         prompts = load_prompts()
         settings = TeachSettings(head=args.head)
+        about = {
+            "data": dataset.folder.name,
+            "classes": dataset.classes,
+            "architecture": model.architecture,
+            "weights": model.origin,
+            "trained": model.trained,
+            "head": args.head,
+            "image_size": encoder.image_size,
+            "machine": describe_machine(),
+        }
         rows: list[dict[str, Any]] = []
         predictors: dict[str, Predictor] = {}
         pictures = b""
@@ -190,7 +200,7 @@ class Accuracy:
             baselines = None
             for k in shots:
                 stages = Stages()
-                request = TeachRequest(dataset, prompts, k, seed, settings=settings, allowed=tuple(pool))
+                request = TeachRequest(dataset, prompts, k, seed, options, settings, tuple(pool))
                 encoded = encode_request(model, graph, request, stages)
                 recipe = fit_supports(encoded, encoder, stages)
                 if not predictors:
@@ -220,7 +230,7 @@ class Accuracy:
                 if args.baselines:
                     if baselines is None:
                         pixels = smoothing_px(encoder)
-                        baselines = Baselines(model, graph, encoder, dataset, test, request.options, pixels)
+                        baselines = Baselines(model, graph, encoder, dataset, test, options, pixels, work)
                     for name, metrics in baselines.judge(encoded).items():
                         none = dict.fromkeys(METRICS)
                         rows.append(
@@ -229,22 +239,14 @@ class Accuracy:
                 if not pictures and k == max(shots) and args.out:
                     predictors["fp32"].use(recipe)
                     pictures = overlays(predictors["fp32"], dataset.classes, test)
+                if args.out:
+                    about |= {"complete": (seed, k) == (max(splits), max(shots)), "peak_memory_mb": peak_memory_mb()}
+                    _write_rows(args.out, about, rows)
         for predictor in predictors.values():
             predictor.close()
         table = summarize(rows, shots)
         print(table)
         if args.out:
-            about = {
-                "data": dataset.folder.name,
-                "classes": dataset.classes,
-                "architecture": model.architecture,
-                "weights": model.origin,
-                "trained": model.trained,
-                "head": args.head,
-                "image_size": encoder.image_size,
-                "machine": describe_machine(),
-                "peak_memory_mb": peak_memory_mb(),
-            }
             _write(args.out, about, rows, table, pictures)
         return 0
 
@@ -322,6 +324,11 @@ def _mean(values: Sequence[float | None], method: str, name: str) -> str:
     return "no masks" if name in ("pauroc", "f1_max") and method not in NO_MAP else "-"
 
 
+def _write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """After each seed and number of shots: what was measured is kept, whatever happens to the rest."""
+    write_atomically(folder / "accuracy.json", json.dumps({**about, "rows": rows}, indent=1).encode())
+
+
 def _write(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]], table: str, pictures: bytes) -> None:
     from benchmarks.accuracy_plots import draw_confusion, draw_shots
 
@@ -331,7 +338,6 @@ def _write(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]], tabl
     by_class = per_class(confusion, about["classes"])
     table += f"\n\nPer cent by class, K = {most}, all seeds together:\n\n" + "\n".join(by_class)
     files = {
-        "accuracy.json": json.dumps({**about, "rows": rows}, indent=1).encode(),
         "accuracy.md": (table + "\n").encode(),
         "shots.png": draw_shots(ours, {name: METRICS[name] for name in CURVES}),
         "overlays.png": pictures,

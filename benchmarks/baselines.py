@@ -9,7 +9,9 @@ winclip: WinCLIP+ (benchmarks/winclip.py), where there is a text tower. It names
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,7 +42,10 @@ _BATCH = 8
 
 
 class Baselines:
-    """The test frames of one split, encoded once; `judge` then takes the supports of any number of shots."""
+    """The test frames of one split, encoded once; `judge` then takes the supports of any number of shots.
+
+    work: a folder for features that are kept on disk.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,7 @@ class Baselines:
         test: list[Sample],
         options: FrameOptions,
         smoothing_px: float,
+        work: Path,
     ) -> None:
         self.graph, self.encoder, self.dataset, self.test, self.options = graph, encoder, dataset, test, options
         self.smoothing_px = smoothing_px
@@ -58,16 +64,21 @@ class Baselines:
         self.masks: list[NDArray[np.uint8] | None] = []
         # Where text and frames were never brought together, WinCLIP has nothing to compare.
         self.scale = float(model.clip.logit_scale.exp()) if model.has_text and model.trained else None
-        tokens, cls, windows = [], [], []
+        cls, windows = [], []
+        # On disk: those of a few thousand frames by a large encoder are more than most machines have memory for.
+        shape = (len(test), len(encoder.levels), encoder.grid[0] * encoder.grid[1], encoder.width)
+        with tempfile.NamedTemporaryFile(dir=work) as file:
+            self.tokens = np.memmap(file, np.float16, "w+", shape=shape)
         for start in range(0, len(test), _BATCH):
             frames = self._read(test[start : start + _BATCH], self.masks)
             with torch.inference_mode():
                 levels = graph.encode(frames)
             cls.append(heads.unit(levels.tokens[-1][:, 0]))
-            tokens.append(torch.stack([heads.unit(z[:, 1:]).half() for z in levels.tokens], dim=1))
+            unit = torch.stack([heads.unit(z[:, 1:]).half() for z in levels.tokens], dim=1)
+            self.tokens[start : start + len(unit)] = unit.numpy()
             if self.scale is not None:
                 windows.append(winclip.encode_windows(graph.encoder, graph.pixels(frames)))
-        self.cls, self.tokens = torch.cat(cls), torch.cat(tokens)
+        self.cls = torch.cat(cls)
         self.windows = winclip.join(windows) if windows else None
 
     def judge(self, encoded: EncodedSupports) -> dict[str, dict[str, Any]]:
@@ -82,7 +93,7 @@ class Baselines:
         result = {
             "class_mean": self._classified((self.cls @ heads.unit(means).T).argmax(1)),
             "linear_probe": self._classified(probe.argmax(1)),
-            "patch_memory": self._mapped(lambda i: (self._oddness(self.tokens[i].float(), memory), None)),
+            "patch_memory": self._mapped(lambda i: (self._oddness(torch.tensor(self.tokens[i]).float(), memory), None)),
         }
         if self.windows is not None:
             result[WINCLIP] = self._winclip(self.windows, encoded)
@@ -95,7 +106,9 @@ class Baselines:
             pixels = sample.read(self.options)
             frames.append(prepare(pixels, self.encoder, self.options, str(sample.path)))
             if masks is not None:
-                masks.append(sample.read_mask((pixels.shape[0], pixels.shape[1])))
+                mask = sample.read_mask((pixels.shape[0], pixels.shape[1]))
+                judged = slice(self.options.ignore_top, pixels.shape[0] - self.options.ignore_bottom)
+                masks.append(None if mask is None else mask[judged])
         return torch.from_numpy(np.stack(frames))
 
     def _winclip(self, windows: winclip.WindowFeatures, encoded: EncodedSupports) -> dict[str, Any]:

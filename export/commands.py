@@ -13,6 +13,7 @@ from .errors import CheckpointError, ExportError, OutputExistsError
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
+    from runtime.recipe import FrameOptions
 
     from .checkpoint import LoadedModel
     from .progress import Stages
@@ -266,11 +267,7 @@ def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
         help="what the class head reads: class tokens and what lies under the defect map, or, as in the paper, class "
         "tokens alone (default: pooled)",
     )
-    data.add_argument("--ignore-top", type=int, default=0, metavar="ROWS", help="text bar to cut off at the top")
-    data.add_argument("--ignore-bottom", type=int, default=0, metavar="ROWS", help="text bar to cut off at the bottom")
-    data.add_argument(
-        "--white-level", type=int, default=65535, help="value of a 16-bit frame that is white (default: 65535)"
-    )
+    add_frame_arguments(data)
     encoder = parser.add_argument_group("with which encoder")
     encoder.add_argument(
         "--arch", metavar="NAME|FILE", help=f"architecture or open_clip configuration file (default: {DEFAULT_ARCH})"
@@ -281,21 +278,38 @@ def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--random-weights", action="store_true", help="untrained, for tests and speed measurements")
 
 
-def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachRequest:
+def add_frame_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare how frames are read; `frame_options` takes them."""
+    parser.add_argument("--ignore-top", type=int, default=0, metavar="ROWS", help="text bar to cut off at the top")
+    parser.add_argument(
+        "--ignore-bottom", type=int, default=0, metavar="ROWS", help="text bar to cut off at the bottom"
+    )
+    parser.add_argument(
+        "--white-level", type=int, default=65535, help="value of a 16-bit frame that is white (default: 65535)"
+    )
+
+
+def frame_options(args: argparse.Namespace) -> FrameOptions:
+    """What `add_frame_arguments` was given. Raises ExportError for what cannot be."""
     from runtime.recipe import FrameOptions
 
+    try:
+        return FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
+    except ValueError as exc:
+        name, _, rest = str(exc).partition(" ")
+        raise ExportError(f"--{name.replace('_', '-')} {rest}") from None
+
+
+def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachRequest:
     from .checkpoint import require_one_source
     from .prompts import load_prompts
     from .teach import TeachRequest
     from .teach_settings import TeachSettings
 
-    for name in ("seed", "ignore_top", "ignore_bottom"):
-        if getattr(args, name) < 0:
-            raise ExportError(f"--{name.replace('_', '-')} must not be negative")
-    if args.views < 1 or not 1 <= args.white_level <= 65535:
-        raise ExportError("--views must be at least 1, and --white-level lie in 1 ... 65535")
+    if args.seed < 0 or args.views < 1:
+        raise ExportError("--seed must not be negative, and --views at least 1")
+    options = frame_options(args)
     require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, args.random_weights or None)
-    options = FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
     dataset = _dataset(args.data, stages, out)
     for stray in dataset.stray:
         print(f"left out, not a frame: {stray}", file=sys.stderr)

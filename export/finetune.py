@@ -2,8 +2,10 @@
 
 The trunk is frozen. Two things are fitted: the transformation layers, with focal and dice loss on the defect map of
 every level, and the classification head, a multinomial logistic regression. A third is remembered: patches of the good
-supports. The head reads what lies under the map, and a map is too good on the frames that taught it; so the head is
-fitted on maps of layers that were taught without the frame. Same features and seed, same bytes.
+supports. The head reads what lies under the map. It is fitted on the recipe's own maps of the supports: they are better
+than those of frames to come will be, but show it the defect itself, where maps of layers that were taught without the
+frame, and on fewer, often show it something else. Only what the map is made of is chosen by those. Same features and
+seed, same bytes.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ from runtime.recipe import FrameOptions, Recipe
 
 from . import heads
 from .fit_head import PRIOR_BIAS_L2, PRIOR_L2, choose_alpha, fit_head, head_input, head_scale, text_prior
-from .fit_map import choose_lambda_v, fit_transforms, maps_of_others
+from .fit_map import choose_lambda_v, fit_transforms, maps_by, maps_of_others
 from .fit_memory import choose_memory_share, fit_memory, with_memory
 from .teach_settings import PAPER_ALPHA, TeachSettings
 from .text_bank import TextBank
 from .views import Progress, SupportFeatures, area_average
+
+HEAD_MAPS = ("own", "others")
 
 
 def fit_recipe(
@@ -47,9 +51,12 @@ def fit_recipe(
 ) -> Recipe:
     """Teach a recipe. Deterministic for equal arguments on one machine.
 
-    Thresholds are those of the highest F1 on the supports themselves: a starting point, optimistic by nature.
+    Thresholds are those of the highest F1 on the supports themselves: a starting point, optimistic by nature. Raises
+    ValueError for settings that are unknown.
     """
     settings = settings or TeachSettings()
+    if settings.head_maps not in HEAD_MAPS:
+        raise ValueError(f'head_maps "{settings.head_maps}" is unknown; there are: {", ".join(HEAD_MAPS)}')
     text_seg = torch.tensor(bank.text_seg)
     weight, bias, taught_by = fit_transforms(
         features, text_seg, encoder.grid, settings, seed, progress, start=bank.projection
@@ -60,8 +67,12 @@ def fit_recipe(
     memory = fit_memory(features)
     share = choose_memory_share(memory, unseen_maps, features, settings)
     lambda_m = share * (1 + lambda_v)
+    head_maps = unseen_maps
+    if settings.head_maps == "own":
+        own = maps_by(features.tokens, weight, bias, text_seg, settings.tau)
+        head_maps = (own + lambda_v * unseen_value) / (1 + lambda_v)
     if memory.maps is not None:
-        unseen_maps = with_memory(unseen_maps, memory.maps, share)
+        head_maps = with_memory(head_maps, memory.maps, share)
     tensors = {
         "text_seg": bank.text_seg,
         "text_cls": bank.text_cls,
@@ -74,7 +85,7 @@ def fit_recipe(
     patch_maps, text = _judge_supports(features, tensors, encoder)
     levels, width = features.tokens.shape[1], features.tokens.shape[3]
     scale = head_scale(levels, width, settings.head, last_level_only=settings.last_level_only)
-    head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), unseen_maps)
+    head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), head_maps)
     prior, believed = text_prior(head, features.labels, bank, settings)
     shots = float((features.plain.sum() / len(classes)).item())
     explained = believed.get("explained", 0.0)

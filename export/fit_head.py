@@ -26,6 +26,10 @@ PRIOR_L2 = 0.8
 PRIOR_BIAS_L2 = 1.0
 """L2 on the bias, times the part that the text explains. Classes weigh the same in the fit and in the text, so what a
 handful of supports would move it by is mostly chance: left free it cost up to five points of accuracy at one shot."""
+MAP_PRIOR = 4.0
+"""A head that starts from the text starts from the map's height too: this, times the height less 0.5, for all defects
+and against good. A handful of supports tells the tokens apart in any number of ways, the height in one, and it is the
+better judge of whether there is a defect: with two or five shots it is worth up to six points of accuracy."""
 BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (0.7, 0.7, 0.5, 0.6)}
 """By kind of head, how strongly z_C, the tokens under the map, their contrast and the map's height are let speak."""
 
@@ -33,11 +37,12 @@ BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (0.7, 0.7, 0.5, 0.6)}
 def text_prior(
     head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings
 ) -> tuple[Layer | None, dict[str, Any]]:
-    """What the text says of a frame's class before any head is fitted, as weight [K, F] and bias [K].
+    """What text and map say of a frame's class before any head is fitted, as weight [K, F] and bias [K].
 
-    With it how far it is believed: the scales of both kinds of cosine, one a level, and `explained`, the part of the
-    log loss of guessing that it takes away on the supports. None and {} where the text is not aligned, and for the
-    paper's head, which knows no such start.
+    The text names the class, the map's height tells defects from good (MAP_PRIOR). With it how far the text is
+    believed: the scales of both kinds of cosine, one a level, and `explained`, the part of the log loss of guessing
+    that it takes away on the supports. None and {} where the text is not aligned, and for the paper's head, which knows
+    no such start.
     """
     if bank.projection is None or settings.head != "pooled" or settings.last_level_only:
         return None, {}
@@ -49,7 +54,11 @@ def text_prior(
     believed: dict[str, Any] = {"class_tokens": by_level[:levels], "tokens_under_map": by_level[levels:]}
     loss = F.cross_entropy(torch.einsum("b,bvk->vk", scales, cosines), labels, weight=1 / torch.bincount(labels))
     believed["explained"] = round(max(0.0, 1 - float(loss) / math.log(len(bank.text_cls))), 4)
-    return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), believed
+    weight, bias = torch.einsum("b,bkf->kf", scales, weight), scales @ bias
+    sign = torch.ones_like(bias)
+    sign[0] = -1
+    weight[:, -1] += MAP_PRIOR * sign
+    return (weight, bias - 0.5 * MAP_PRIOR * sign), believed
 
 
 def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """The transformation layers of the defect map (paper eq. 9), taught on cached support features; and the V path's share.
 
-Focal and dice loss on the map of every level and, beyond the paper, a loss of whole frames. Maps for the class head
-come from layers that were taught without the frame (`maps_of_others`): a map is too good on the frames that taught it.
+Focal and dice loss on the map of every level and, beyond the paper, a loss of whole frames. What the map is made of is
+chosen on maps by layers that were taught without the frame (`maps_of_others`): it is too good on frames that taught it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LEAST_GAIN = 0.01
 """Of the mean of frame and patch AUROC, for the V path to have a say."""
 MAP_FOLDS = 3
 MAP_FOLD_STEPS = 200
-"""Steps of the transformation layers that only make maps for the head: theirs need not be the best."""
+"""Steps of the transformation layers of `maps_of_others`: theirs need not be the best."""
 
 
 def fit_transforms(
@@ -189,11 +189,14 @@ def maps_of_others(
         if not ((labels == 0).any() and (labels > 0).any()):
             others = torch.ones_like(others)
         weight, bias, _ = fit_transforms(features.part(others), text_seg, grid, quick, seed, start=bank.projection)
-        for view in mine.nonzero()[:, 0].tolist():
-            similarity = heads.cosines(heads.transform(features.tokens[view].float(), weight, bias[:, None]), text_seg)
-            vanilla = heads.vanilla_logit(similarity, torch.tensor(settings.tau))
-            maps[view] = torch.sigmoid(vanilla).mean(0)
+        maps[mine] = maps_by(features.tokens[mine], weight, bias, text_seg, settings.tau)
     return maps, torch.sigmoid(settings.tau_v * features.value).mean(1)
+
+
+def maps_by(tokens: Tensor, weight: Tensor, bias: Tensor, text_seg: Tensor, tau: float) -> Tensor:
+    """Maps [n, P] of the vanilla path (eq. 12) by transformation layers, from patch tokens [n, m, P, D]."""
+    similarity = (heads.cosines(heads.transform(z.float(), weight, bias[:, None]), text_seg) for z in tokens)
+    return torch.stack([torch.sigmoid(heads.vanilla_logit(s, torch.tensor(tau))).mean(0) for s in similarity])
 
 
 def _patch_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,8 @@ class TeachSettings:
     lambda_v: the V path's share of the map; None lets the supports choose (`choose_lambda_v`). It is 0 where the text
     vectors are not aligned, and the paper's 1 with head "paper".
     last_level_only: the other levels' layers and head weights are zero, and they have no say (paper, Table 3).
+    head_maps: under which maps of the supports the class head learns to read: "own", those of the recipe; or "others",
+    those of layers that were taught without the frame: honest, but taught on fewer frames and so worse.
     alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
     """
 
@@ -37,6 +39,7 @@ class TeachSettings:
     frame_loss: float = 1.0
     head: str = "pooled"
     head_l2: float = 3e-4
+    head_maps: str = "own"
     last_level_only: bool = False
     alpha: float | None = None
     tau_fit: float = 100.0

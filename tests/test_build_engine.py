@@ -155,7 +155,7 @@ FAULTS: list[tuple[Callable[[Path], list[object]], str]] = [
     (all_rows_ignored, "all of them would be ignored"),
     (no_rows_left_of_the_frame_size, "all of them would be ignored"),
     (negative_seed, "--seed must not be negative"),
-    (negative_rows, "--ignore-top must not be negative"),
+    (negative_rows, "--ignore-top must lie in [0, 1000000], not -1"),
     (no_views, "--views must be at least 1"),
     (no_prompts_file, "there is no prompt file"),
     (no_folder, "there is no folder images/"),

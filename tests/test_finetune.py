@@ -16,7 +16,17 @@ from torch import Tensor
 from export import finetune, fit_map, heads
 from export import fit_head as fit_head_module
 from export.finetune import fit_recipe
-from export.fit_head import ALPHAS, BLOCK_WEIGHTS, MAX_FOLDS, PRIOR_L2, choose_alpha, fit_head, head_scale
+from export.fit_head import (
+    ALPHAS,
+    BLOCK_WEIGHTS,
+    MAP_PRIOR,
+    MAX_FOLDS,
+    PRIOR_L2,
+    choose_alpha,
+    fit_head,
+    head_scale,
+    text_prior,
+)
 from export.fit_map import choose_lambda_v, fit_transforms
 from export.fit_memory import fit_memory
 from export.teach_settings import TeachSettings
@@ -205,7 +215,45 @@ def test_the_text_is_asked_only_where_it_is_aligned_and_not_by_the_paper_s_head(
     assert not paper.tensors["head_weight"][:, LEVELS * WIDTH :].any()
 
 
-def test_the_map_that_the_head_learns_from_was_taught_without_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_head_that_starts_from_the_text_starts_from_the_map_too() -> None:
+    features, aligned = plant(LABELS), replace(BANK, projection=towards_defects())
+    maps = torch.rand(len(LABELS), PATCHES, generator=torch.Generator().manual_seed(0))
+    head = finetune.head_input(features, features.plain, maps)
+    prior, _ = text_prior(head, features.labels, aligned, QUICK)
+    assert prior is not None
+    weight, bias = prior
+    assert weight[:, -1].tolist() == [-MAP_PRIOR, MAP_PRIOR, MAP_PRIOR], "good is the first class"
+    logit = {
+        h: torch.nn.functional.linear(torch.cat([head[0, :-1], torch.tensor([h])]), weight, bias) for h in (0, 0.5, 1)
+    }
+    torch.testing.assert_close(logit[0.5], (logit[0] + logit[1]) / 2)
+    assert float(logit[1][1] - logit[1][0] - (logit[0][1] - logit[0][0])) == pytest.approx(2 * MAP_PRIOR)
+    assert text_prior(head, features.labels, BANK, QUICK) == (None, {})
+
+
+def test_the_head_learns_on_the_recipe_s_own_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = replace(QUICK, steps=20, memory_share=0.0)
+    seen: list[Tensor] = []
+    read = finetune.head_input
+
+    def spy(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
+        seen.append(maps)
+        return read(features, views, maps)
+
+    monkeypatch.setattr(finetune, "head_input", spy)
+    features = plant(LABELS)
+    own = teach(features, settings=settings)
+    learnt, judged = seen  # by the head, and of the supports as the graph will judge them
+    torch.testing.assert_close(learnt[features.plain], judged)
+    others = teach(features, settings=replace(settings, head_maps="others"))
+    assert not torch.allclose(seen[2], learnt)
+    assert not np.array_equal(own.tensors["head_weight"], others.tensors["head_weight"])
+    np.testing.assert_array_equal(own.tensors["transform_weight"], others.tensors["transform_weight"])
+    with pytest.raises(ValueError, match='head_maps "mine" is unknown; there are: own, others'):
+        teach(features, settings=replace(settings, head_maps="mine"))
+
+
+def test_maps_of_others_were_taught_without_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two views a group; each group is left out together, and judged by layers that never saw it."""
     labels = [0] * 6 + [1] * 6 + [2] * 6
     features = replace(plant(labels), group=torch.arange(len(labels)) // 2)
