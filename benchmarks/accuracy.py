@@ -67,6 +67,7 @@ FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
     "last_level": {"last_level_only": True},
     "value_path": {"lambda_v": 1.0},
     "no_frame_loss": {"frame_loss": 0.0},
+    "own_maps": {"head_maps": "own"},
     "maps_of_others": {"head_maps": "others"},
     "memory": {"memory_share": MEMORY_SHARE},
     "no_value_path": {"lambda_v": 0.0},
@@ -75,10 +76,10 @@ FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens alone, the V
 path with its full share, and a map that is taught by its cells alone; value_path: that share with the head as it is;
-no_frame_loss: such a map with the head as it is; maps_of_others: a head that learns on maps of layers that were taught
-without the frame; memory: the good supports' patches in the map, whatever the supports say of it; no_value_path,
-no_memory: maps without the one or the other, and a head that was taught on such maps; no_transform: the V path has the
-map to itself."""
+no_frame_loss: such a map with the head as it is; own_maps, maps_of_others: a head that learns on the recipe's maps of
+its supports, or on those of layers that were taught without the frame; memory: the good supports' patches in the map,
+whatever the supports say of it; no_value_path, no_memory: maps without the one or the other, and a head that was taught
+on such maps; no_transform: the V path has the map to itself."""
 GENERIC_PROMPTS = "generic_prompts"
 CLASS_MEAN = "class_mean_redundancy"
 ENCODED_ABLATIONS = (GENERIC_PROMPTS, CLASS_MEAN)

@@ -2,10 +2,10 @@
 
 The trunk is frozen. Two things are fitted: the transformation layers, with focal and dice loss on the defect map of
 every level, and the classification head, a multinomial logistic regression. A third is remembered: patches of the good
-supports. The head reads what lies under the map. It is fitted on the recipe's own maps of the supports: they are better
-than those of frames to come will be, but show it the defect itself, where maps of layers that were taught without the
-frame, and on fewer, often show it something else. Only what the map is made of is chosen by those. Same features and
-seed, same bytes.
+supports. The head reads what lies under the map, and a map is too good on the frames that taught it. Where the layers
+start at the text, those that were taught without a frame draw it well, and the head is fitted on such honest maps.
+Where they start at random, layers taught on fewer frames often point at something else than the defect, and the
+recipe's own maps are the better teacher. Same features and seed, same bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from runtime.recipe import FrameOptions, Recipe
 
 from . import heads
 from .fit_head import PRIOR_BIAS_L2, PRIOR_L2, choose_alpha, fit_head, head_input, head_scale, text_prior
-from .fit_map import choose_lambda_v, fit_transforms, maps_by, maps_of_others
+from .fit_map import choose_lambda_v, fit_transforms, maps_by, maps_of_others, starts_at_text
 from .fit_memory import choose_memory_share, fit_memory, with_memory
 from .teach_settings import PAPER_ALPHA, TeachSettings
 from .text_bank import TextBank
@@ -55,7 +55,7 @@ def fit_recipe(
     ValueError for settings that are unknown.
     """
     settings = settings or TeachSettings()
-    if settings.head_maps not in HEAD_MAPS:
+    if settings.head_maps not in (None, *HEAD_MAPS):
         raise ValueError(f'head_maps "{settings.head_maps}" is unknown; there are: {", ".join(HEAD_MAPS)}')
     text_seg = torch.tensor(bank.text_seg)
     weight, bias, taught_by = fit_transforms(
@@ -67,8 +67,9 @@ def fit_recipe(
     memory = fit_memory(features)
     share = choose_memory_share(memory, unseen_maps, features, settings)
     lambda_m = share * (1 + lambda_v)
-    head_maps = unseen_maps
-    if settings.head_maps == "own":
+    at_text = starts_at_text(features, bank.projection, text_seg, encoder.grid)
+    head_maps, taken = unseen_maps, settings.head_maps or ("others" if at_text else "own")
+    if taken == "own":
         own = maps_by(features.tokens, weight, bias, text_seg, settings.tau)
         head_maps = (own + lambda_v * unseen_value) / (1 + lambda_v)
     if memory.maps is not None:
@@ -103,6 +104,7 @@ def fit_recipe(
     teaching = {
         "seed": seed,
         "map_taught_by": taught_by,
+        "head_maps": taken,
         "alpha": {"value": alpha, **chosen_by},
         "text_prior": {**believed, "head_l2": l2} if believed else {},
         "settings": asdict(settings),

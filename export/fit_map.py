@@ -67,7 +67,7 @@ def fit_transforms(
     shape = (levels, width, text_seg.shape[1])
     weight = torch.randn(shape, generator=generator) / math.sqrt(width)
     bias = torch.zeros((levels, text_seg.shape[1]))
-    if start is not None and _start_auroc(features, start, text_seg, grid) >= START_AUROC:
+    if start is not None and starts_at_text(features, start, text_seg, grid):
         for level in range(levels):
             layer, shift = start.as_layer(features.tokens[:, level])
             weight[level], bias[level] = layer * std[level][:, None], shift + mean[level] @ layer
@@ -106,6 +106,13 @@ def fit_transforms(
         scale = folded.abs().amax((1, 2)).clamp_min(1e-12)
         folded, shift = folded / scale[:, None, None], shift / scale[:, None]
     return folded.contiguous(), shift.contiguous(), "masks" if masked_defect else "frame labels"
+
+
+def starts_at_text(
+    features: SupportFeatures, start: Projection | None, text_seg: Tensor, grid: tuple[int, int]
+) -> bool:
+    """Whether the layers of `fit_transforms` start where the tower itself leads to the text space, not at random."""
+    return start is not None and _start_auroc(features, start, text_seg, grid) >= START_AUROC
 
 
 def _start_auroc(features: SupportFeatures, start: Projection, text_seg: Tensor, grid: tuple[int, int]) -> float:

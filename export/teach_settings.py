@@ -28,7 +28,8 @@ class TeachSettings:
     vectors are not aligned, and the paper's 1 with head "paper".
     last_level_only: the other levels' layers and head weights are zero, and they have no say (paper, Table 3).
     head_maps: under which maps of the supports the class head learns to read: "own", those of the recipe; or "others",
-    those of layers that were taught without the frame: honest, but taught on fewer frames and so worse.
+    those of layers that were taught without the frame: honest, but taught on fewer frames. None takes "others" where
+    the layers start at the text (`starts_at_text`), "own" where they start at random.
     alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
     """
 
@@ -39,7 +40,7 @@ class TeachSettings:
     frame_loss: float = 1.0
     head: str = "pooled"
     head_l2: float = 3e-4
-    head_maps: str = "own"
+    head_maps: str | None = None
     last_level_only: bool = False
     alpha: float | None = None
     tau_fit: float = 100.0

@@ -245,10 +245,15 @@ def test_the_head_learns_on_the_recipe_s_own_maps(monkeypatch: pytest.MonkeyPatc
     own = teach(features, settings=settings)
     learnt, judged = seen  # by the head, and of the supports as the graph will judge them
     torch.testing.assert_close(learnt[features.plain], judged)
+    assert own.teaching["head_maps"] == "own", "the layers start at random"
     others = teach(features, settings=replace(settings, head_maps="others"))
     assert not torch.allclose(seen[2], learnt)
     assert not np.array_equal(own.tensors["head_weight"], others.tensors["head_weight"])
     np.testing.assert_array_equal(own.tensors["transform_weight"], others.tensors["transform_weight"])
+    monkeypatch.setattr(finetune, "starts_at_text", lambda *given: True)
+    at_text = teach(features, settings=settings)
+    assert at_text.teaching["head_maps"] == "others"
+    np.testing.assert_array_equal(at_text.tensors["head_weight"], others.tensors["head_weight"])
     with pytest.raises(ValueError, match='head_maps "mine" is unknown; there are: own, others'):
         teach(features, settings=replace(settings, head_maps="mine"))
 
