@@ -306,8 +306,10 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     from .teach import TeachRequest
     from .teach_settings import TeachSettings
 
-    if args.seed < 0 or args.views < 1:
-        raise ExportError("--seed must not be negative, and --views at least 1")
+    if args.seed < 0:
+        raise ExportError("--seed must not be negative")
+    if args.views < 1:
+        raise ExportError("--views must be at least 1")
     options = frame_options(args)
     require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, args.random_weights or None)
     dataset = _dataset(args.data, stages, out)

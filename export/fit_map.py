@@ -159,10 +159,10 @@ def choose_lambda_v(
     text means little to the tower; it must gain LEAST_GAIN to have a say. With one support a class its rival has seen
     the answers, and it has none.
     """
-    if not bank.aligned:
-        return 0.0
     if settings.lambda_v is not None:
         return settings.lambda_v
+    if not bank.aligned:
+        return 0.0
     if settings.head == "paper":
         return 1.0
     known = ~features.targets[:, 0, 0].isnan()

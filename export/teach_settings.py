@@ -24,8 +24,8 @@ class TeachSettings:
     starts from what an aligned text tower says it is stronger, the better the text and the fewer the shots (PRIOR_L2).
     memory_share: what the memory's map counts beside the others; None lets the supports choose
     (`choose_memory_share`). It is 0 with head "paper".
-    lambda_v: the V path's share of the map; None lets the supports choose (`choose_lambda_v`). It is 0 where the text
-    vectors are not aligned, and the paper's 1 with head "paper".
+    lambda_v: the V path's share of the map; None lets the supports choose (`choose_lambda_v`), but takes 0 where the
+    text vectors are not aligned, and the paper's 1 with head "paper".
     last_level_only: the other levels' layers and head weights are zero, and they have no say (paper, Table 3).
     head_maps: under which maps of the supports the class head learns to read: "own", those of the recipe; or "others",
     those of layers that were taught without the frame: honest, but taught on fewer frames. None takes "others" where

@@ -544,7 +544,8 @@ def test_the_supports_choose_the_v_path_s_share(quality: str, expected: float) -
     assert choose_lambda_v(own, value, features, bank, grid, QUICK) == expected
     assert choose_lambda_v(own, value, features, BANK, grid, QUICK) == 0, "its text is not aligned"
     assert choose_lambda_v(own, value, features, bank, grid, replace(QUICK, head="paper")) == 1
-    assert choose_lambda_v(own, value, features, bank, grid, replace(QUICK, lambda_v=0.5)) == 0.5
+    for given in (bank, BANK):
+        assert choose_lambda_v(own, value, features, given, grid, replace(QUICK, lambda_v=0.5)) == 0.5
     unmasked = replace(features, targets=torch.full_like(features.targets, torch.nan))
     assert (choose_lambda_v(own, value, unmasked, bank, grid, QUICK) > 0) == (expected > 0)
 
