@@ -146,7 +146,7 @@ def engine_throughput(
             for name, backend in subject.engines.items()
         }
         for batch in batches:
-            count = max(LEAST_BATCHES, FRAMES_A_RUN // batch)
+            count = _count(batch)
             frames = pixels[:batch]
             runs: dict[str, Callable[[], object]] = {
                 name: partial(run, frames, subject.recipe, count) for name, run in others.items()
@@ -205,7 +205,7 @@ def gpu_state() -> dict[str, str] | None:
     """Name, driver, temperature, clocks, power of the GPU that is measured, as nvidia-smi tells them; None where it is
     not installed."""
     found, _ = find_gpu()
-    if found is None or shutil.which("nvidia-smi") is None:
+    if found is None or not found.bus or shutil.which("nvidia-smi") is None:
         return None
     # By its place: nvidia-smi counts all cards, CUDA those of CUDA_VISIBLE_DEVICES and in an order of its own.
     query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader", f"--id={found.bus}"]
@@ -298,6 +298,11 @@ def _opened(
     return engines, skipped, memory
 
 
+def _count(batch: int) -> int:
+    """Batches in one timed run."""
+    return max(LEAST_BATCHES, FRAMES_A_RUN // batch)
+
+
 def _free_mb() -> float:
     return CudaDevice().memory()[0] / 1e6
 
@@ -314,13 +319,12 @@ def _torch(
     rows = []
     cuda = next((backend for name, backend in subject.engines.items() if name.backend == "cuda"), None)
     if cuda is not None:
-        count = max(LEAST_BATCHES, FRAMES_A_RUN // max(batches))
         rows = value_path_cost(
             export_trunks(half, work),
             cuda_provider("fp16"),
             frames,
             batches,
-            count=count,
+            count=_count,
             rounds=args.rounds,
             in_flight=cuda.in_flight,
         )

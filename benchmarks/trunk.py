@@ -6,7 +6,7 @@ CLIP: the exporter leaves out what nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -68,13 +68,13 @@ def value_path_cost(
     frames: NDArray[np.uint8],
     batches: Sequence[int],
     *,
-    count: int,
+    count: Callable[[int], int],
     rounds: int,
     in_flight: int = 1,
 ) -> list[dict[str, Any]]:
     """A row for each batch size: frames/s of both, and `times_vanilla`, the time of the dual path in vanilla trunks.
 
-    files: of `export_trunks`. count: batches in one timed run, `in_flight` of them at a time.
+    files: of `export_trunks`. count: batches in one timed run, by their size; `in_flight` of them at a time.
     """
     import onnxruntime
 
@@ -89,7 +89,7 @@ def value_path_cost(
 
         def answer(session: Any, batch: int) -> None:
             call = partial(session.run, None, {"frames": frames[:batch]})
-            for future in [pool.submit(call) for _ in range(count)]:
+            for future in [pool.submit(call) for _ in range(count(batch))]:
                 future.result()
 
         for batch in batches:
@@ -97,7 +97,10 @@ def value_path_cost(
             rows.append(
                 {
                     "batch": batch,
-                    **{f"{n} frames_per_second": per_second(batch * count, found) for n, found in seconds.items()},
+                    **{
+                        f"{n} frames_per_second": per_second(batch * count(batch), found)
+                        for n, found in seconds.items()
+                    },
                     "times_vanilla": ratio(seconds[DUAL], seconds[VANILLA]),
                 }
             )

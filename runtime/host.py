@@ -41,13 +41,13 @@ def find_gpu() -> tuple[Gpu | None, str]:
         if int(error) or count == 0:
             return None, f"no NVIDIA GPU can be used ({_name(cuda, error)}, driver for CUDA {driver})"
         error, properties = cuda.cudaGetDeviceProperties(0)
-        bus = "" if int(error) else _text(cuda.cudaDeviceGetPCIBusId(32, 0)[1])
+        _, bus = (error, b"") if int(error) else cuda.cudaDeviceGetPCIBusId(32, 0)
     except RuntimeError as exc:  # cuda-bindings without the libraries of the driver
         return None, f"no NVIDIA driver was found ({str(exc).splitlines()[0]})"
     if int(error):
         return None, f"the GPU does not answer ({_name(cuda, error)})"
     capability = f"{properties.major}.{properties.minor}"
-    return Gpu(_text(properties.name), capability, driver, int(properties.totalGlobalMem), bus), ""
+    return Gpu(_text(properties.name), capability, driver, int(properties.totalGlobalMem), _text(bus or b"")), ""
 
 
 def _name(cuda: object, error: object) -> str:

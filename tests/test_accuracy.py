@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from benchmarks.accuracy import (
 from calibration.dataset import Dataset, Sample
 from calibration.errors import DatasetError
 from export.synthetic import write_dataset
+from export.teach_settings import TeachSettings
 from runtime.recipe import SCALARS
 
 FIGURES = {"accuracy": 0.5, "precision": 0.4, "recall": 0.6, "f1": 0.5, "iauroc": 0.75}
@@ -88,6 +91,25 @@ def test_ablations_are_scalars_of_the_recipe(name: str, expected: tuple[float, f
     changed = ablate(name, recipe, None, None, None)  # type: ignore[arg-type]
     assert changed.tensors["scalars"][:3].tolist() == pytest.approx(expected)
     assert all(np.array_equal(changed.tensors[n], recipe.tensors[n]) for n in recipe.tensors if n != "scalars")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("no_value_path", {"lambda_v": 0.0}),
+        ("no_memory", {"memory_share": 0.0}),
+        ("no_transform", {"lambda_v": 1e6, "memory_share": 0.0}),
+        ("own_maps", {"head_maps": "own"}),
+        ("maps_of_others", {"head_maps": "others"}),
+    ],
+)
+def test_ablations_that_change_the_map_teach_the_head_anew(
+    name: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(accuracy, "fit_supports", lambda encoded, encoder, stages, settings: settings)
+    encoded: Any = SimpleNamespace(request=SimpleNamespace(settings=TeachSettings(views=3)))
+    taught_with = ablate(name, make_recipe(), encoded, None, None)  # type: ignore[arg-type]
+    assert taught_with == replace(TeachSettings(views=3), **expected)
 
 
 def vars_of(recipe: object) -> dict[str, object]:

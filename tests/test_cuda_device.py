@@ -159,10 +159,11 @@ def test_the_gpu_is_described(bindings: Bindings) -> None:
     assert gpu is not None
     assert gpu == Gpu("Some GPU", "8.9", "13.2", 123, "0000:41:00.0")
     assert why == ""
+    bindings.errors["cudaDeviceGetPCIBusId"] = LAUNCH_FAILED
     bindings.properties.name = "Other GPU"
     gpu, _ = find_gpu()
     assert gpu is not None
-    assert gpu.name == "Other GPU"
+    assert (gpu.name, gpu.bus) == ("Other GPU", "")
 
 
 def test_without_a_gpu_the_reason_is_named(bindings: Bindings, monkeypatch: pytest.MonkeyPatch) -> None:
