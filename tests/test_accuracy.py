@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,15 +19,17 @@ from benchmarks.accuracy import (
     ABLATIONS,
     ENCODED_ABLATIONS,
     Accuracy,
-    _in_no_test,
+    _not_tested,
     ablate,
     agreement,
     summarize,
 )
 from calibration.dataset import Dataset, Sample
 from calibration.errors import DatasetError
+from export.errors import ParityError
 from export.synthetic import write_dataset
 from export.teach_settings import TeachSettings
+from runtime import Predictor, Recipe
 from runtime.recipe import SCALARS
 
 FIGURES = {"accuracy": 0.5, "precision": 0.4, "recall": 0.6, "f1": 0.5, "iauroc": 0.75}
@@ -51,13 +54,57 @@ def test_a_baseline_without_a_map_is_not_a_set_without_masks() -> None:
     assert "| 75.0 | no masks | no masks |" in table
 
 
-def test_what_int8_is_fitted_on_is_in_no_test() -> None:
+def test_too_few_frames_beside_the_test_for_int8() -> None:
     samples = [Sample(Path(f"{n}.png"), "good", str(n), None) for n in range(40)]
     dataset = Dataset(Path("data"), ("good",), tuple(samples))
-    splits = {0: (samples[:20], samples[20:]), 1: (samples[2:22], [*samples[:2], *samples[22:]])}
-    assert _in_no_test(dataset, splits) == samples[2:20]
-    with pytest.raises(DatasetError, match="4 frames are in no test set of the 1 seeds"):
-        _in_no_test(dataset, {0: (samples[:4], samples[4:])})
+    assert _not_tested(dataset, samples[20:]) == samples[:20]
+    with pytest.raises(DatasetError, match="all frames but 4, and int8 takes 16 at least"):
+        _not_tested(dataset, samples[4:])
+
+
+def test_int8_of_every_seed_has_seen_no_frame_that_it_tests_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_dataset(tmp_path / "data", per_class=20, size=(64, 64))
+    parser = argparse.ArgumentParser()
+    Accuracy().add_arguments(parser)
+    fitted: list[set[Path]] = []
+    tested: list[set[Path]] = []
+    quantize, judge = accuracy._quantize, accuracy._judge
+
+    def quantized(bundle: Path, frames: Sequence[Sample]) -> None:
+        fitted.append({sample.path for sample in frames})
+        quantize(bundle, frames)
+
+    def judged(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
+        tested.append({sample.path for sample in test})
+        return judge(predictor, recipe, dataset, test)
+
+    monkeypatch.setattr(accuracy, "_quantize", quantized)
+    monkeypatch.setattr(accuracy, "_judge", judged)
+    words = ["--arch", "toy", "--random-weights", "--classes", "good,hole", "--shots", "1,8", "--seeds", "2"]
+    Accuracy().run(parser.parse_args(["--data", str(tmp_path / "data"), *words, "--precisions", "fp32,int8"]))
+    assert len(tested) == 8, "two seeds, two numbers of shots, two precisions"
+    assert len(fitted) == 2, "once a seed"
+    assert tested[0] != tested[4]
+    for n, frames in enumerate(tested):
+        assert frames.isdisjoint(fitted[n // 4])
+
+
+def test_a_seed_whose_int8_is_refused_has_the_other_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*given: Any) -> None:
+        raise ParityError("the 8-bit form is too far off")
+
+    monkeypatch.setattr(accuracy, "_quantize", refused)
+    write_dataset(tmp_path / "data", per_class=20, size=(64, 64))
+    parser = argparse.ArgumentParser()
+    Accuracy().add_arguments(parser)
+    words = ["--arch", "toy", "--random-weights", "--classes", "good,hole", "--shots", "8", "--seeds", "1"]
+    out = ["--precisions", "fp32,int8", "--out", str(tmp_path / "out")]
+    assert Accuracy().run(parser.parse_args(["--data", str(tmp_path / "data"), *words, *out])) == 0
+    assert "seed 0, no int8: the 8-bit form is too far off" in capsys.readouterr().err
+    document = json.loads((tmp_path / "out/accuracy.json").read_text())
+    assert [row["method"] for row in document["rows"]] == ["fp32"]
 
 
 @pytest.mark.parametrize("words", [["--seeds", "0"], ["--first-seed", "-1"], ["--generated", "0"]])
