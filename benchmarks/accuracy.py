@@ -40,7 +40,7 @@ from export.graph import SemClipGraph
 from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.progress import Stages
 from export.prompts import GENERIC_FILE, load_prompts
-from export.quantize import LEAST_FRAMES, add_int8
+from export.quantize import LEAST_FRAMES, MOST_PARITY_FRAMES, add_int8
 from export.supports import draw_supports, split_by_group
 from export.synthetic import write_dataset
 from export.teach import (
@@ -304,7 +304,8 @@ def _not_tested(dataset: Dataset, test: Sequence[Sample]) -> list[Sample]:
 
 def _quantize(bundle: Path, pool: Sequence[Sample]) -> None:
     """Add int8 to a bundle: ranges and harm from frames of `pool`, of which none is tested on."""
-    paths = [pool[i].path for i in np.linspace(0, len(pool) - 1, min(len(pool), 2 * INT8_FRAMES)).round().astype(int)]
+    count = min(len(pool), INT8_FRAMES + MOST_PARITY_FRAMES)
+    paths = [pool[i].path for i in np.linspace(0, len(pool) - 1, count).round().astype(int)]
     add_int8(bundle, paths, calibration_frames=INT8_FRAMES)
 
 

@@ -30,8 +30,11 @@ MAP_PRIOR = 4.0
 """A head that starts from the text starts from the map's height too: this, times the height less 0.5, for all defects
 and against good. A handful of supports tells the tokens apart in any number of ways, the height in one, and it is the
 better judge of whether there is a defect: with two or five shots it is worth up to six points of accuracy."""
-BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (0.7, 0.7, 0.5, 0.6)}
-"""By kind of head, how strongly z_C, the tokens under the map, their contrast and the map's height are let speak."""
+BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (1.0, 0.4, 0.5, 0.6)}
+"""By kind of head, how strongly z_C, the tokens under the map, their contrast and the map's height are let speak. The
+tokens under the map are held back: maps fit the supports they were taught on better than frames to come. Chosen with
+`head_l2` on magnetic tiles, on ten splits that stand in no table: 60.0 % with 10 shots, against 57.9 % with both kinds
+of token at 0.7 and an L2 of 3e-4."""
 
 
 def text_prior(

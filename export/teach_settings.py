@@ -39,7 +39,7 @@ class TeachSettings:
     learning_rate: float = 2e-3
     frame_loss: float = 1.0
     head: str = "pooled"
-    head_l2: float = 3e-4
+    head_l2: float = 1e-3
     head_maps: str | None = None
     last_level_only: bool = False
     alpha: float | None = None
