@@ -202,28 +202,18 @@ class Accuracy:
         pictures = b""
         for seed, (pool, test) in splits.items():
             baselines = None
-            if "int8" in precisions:  # each seed its own: ranges and rounding must owe nothing to a frame under test
-                for predictor in predictors.values():
-                    predictor.close()
-                predictors = {}
-                shutil.rmtree(work / "bundle", ignore_errors=True)
             for k in shots:
                 stages = Stages()
                 request = TeachRequest(dataset, prompts, k, seed, options, settings, tuple(pool))
                 encoded = encode_request(model, graph, request, stages)
                 recipe = fit_supports(encoded, encoder, stages)
-                if not predictors:
-                    bundle = work / "bundle"
+                # With int8 each seed has its own: ranges and rounding must owe nothing to a frame under test.
+                if not predictors or ("int8" in precisions and k == shots[0]):
+                    _close(predictors)
+                    shutil.rmtree(work / "bundle", ignore_errors=True)
                     fp16 = "fp16" in precisions
-                    build_bundle(model, graph, recipe, parity_samples(dataset), bundle, stages, fp16=fp16)
-                    held = precisions
-                    if "int8" in precisions:
-                        try:
-                            _quantize(bundle, _not_tested(dataset, test))
-                        except ParityError as error:  # then nobody would ship it: the seed has no such row
-                            print(f"seed {seed}, no int8: {error}", file=sys.stderr)
-                            held = [precision for precision in precisions if precision != "int8"]
-                    predictors = {precision: Predictor(bundle, precision=precision) for precision in held}
+                    build_bundle(model, graph, recipe, parity_samples(dataset), work / "bundle", stages, fp16=fp16)
+                    predictors = _open(work / "bundle", precisions, dataset, test, seed)
                 found = {name: _judge(predictor, recipe, dataset, test) for name, predictor in predictors.items()}
                 if args.ablations:
                     for name in ABLATIONS:
@@ -256,13 +246,30 @@ class Accuracy:
                 if args.out:
                     about |= {"complete": (seed, k) == (max(splits), max(shots)), "peak_memory_mb": peak_memory_mb()}
                     _write_rows(args.out, about, rows)
-        for predictor in predictors.values():
-            predictor.close()
+        _close(predictors)
         table = summarize(rows, shots)
         print(table)
         if args.out:
             _write(args.out, about, rows, table, pictures)
         return 0
+
+
+def _open(
+    bundle: Path, precisions: list[str], dataset: Dataset, test: Sequence[Sample], seed: int
+) -> dict[str, Predictor]:
+    """A predictor for each precision. An int8 that `sem-clip quantize` would refuse nobody ships: it is left out."""
+    if "int8" in precisions:
+        try:
+            _quantize(bundle, _not_tested(dataset, test))
+        except ParityError as error:
+            print(f"seed {seed}, no int8: {error}", file=sys.stderr)
+            precisions = [precision for precision in precisions if precision != "int8"]
+    return {precision: Predictor(bundle, precision=precision) for precision in precisions}
+
+
+def _close(predictors: dict[str, Predictor]) -> None:
+    for predictor in predictors.values():
+        predictor.close()
 
 
 def _judge(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from benchmarks.accuracy import (
     ENCODED_ABLATIONS,
     Accuracy,
     _not_tested,
+    _open,
     ablate,
     agreement,
     summarize,
@@ -68,7 +69,13 @@ def test_int8_of_every_seed_has_seen_no_frame_that_it_tests_on(tmp_path: Path, m
     Accuracy().add_arguments(parser)
     fitted: list[set[Path]] = []
     tested: list[set[Path]] = []
-    quantize, judge = accuracy._quantize, accuracy._judge
+    quantize, judge, fit = accuracy._quantize, accuracy._judge, accuracy.fit_supports
+    taught: list[Recipe] = []
+
+    def fitted_once(*given: Any) -> Recipe:
+        if not taught:
+            taught.append(fit(*given))
+        return taught[0]
 
     def quantized(bundle: Path, frames: Sequence[Sample]) -> None:
         fitted.append({sample.path for sample in frames})
@@ -80,6 +87,7 @@ def test_int8_of_every_seed_has_seen_no_frame_that_it_tests_on(tmp_path: Path, m
 
     monkeypatch.setattr(accuracy, "_quantize", quantized)
     monkeypatch.setattr(accuracy, "_judge", judged)
+    monkeypatch.setattr(accuracy, "fit_supports", fitted_once)
     words = ["--arch", "toy", "--random-weights", "--classes", "good,hole", "--shots", "1,8", "--seeds", "2"]
     Accuracy().run(parser.parse_args(["--data", str(tmp_path / "data"), *words, "--precisions", "fp32,int8"]))
     assert len(tested) == 8, "two seeds, two numbers of shots, two precisions"
@@ -89,22 +97,19 @@ def test_int8_of_every_seed_has_seen_no_frame_that_it_tests_on(tmp_path: Path, m
         assert frames.isdisjoint(fitted[n // 4])
 
 
-def test_a_seed_whose_int8_is_refused_has_the_other_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_refused_int8_leaves_the_other_precisions(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def refused(*given: Any) -> None:
         raise ParityError("the 8-bit form is too far off")
 
     monkeypatch.setattr(accuracy, "_quantize", refused)
-    write_dataset(tmp_path / "data", per_class=20, size=(64, 64))
-    parser = argparse.ArgumentParser()
-    Accuracy().add_arguments(parser)
-    words = ["--arch", "toy", "--random-weights", "--classes", "good,hole", "--shots", "8", "--seeds", "1"]
-    out = ["--precisions", "fp32,int8", "--out", str(tmp_path / "out")]
-    assert Accuracy().run(parser.parse_args(["--data", str(tmp_path / "data"), *words, *out])) == 0
-    assert "seed 0, no int8: the 8-bit form is too far off" in capsys.readouterr().err
-    document = json.loads((tmp_path / "out/accuracy.json").read_text())
-    assert [row["method"] for row in document["rows"]] == ["fp32"]
+    monkeypatch.setattr(accuracy, "Predictor", lambda bundle, precision: f"{precision} of {bundle}")
+    samples = tuple(Sample(Path(f"{n}.png"), "good", str(n), None) for n in range(40))
+    dataset = Dataset(Path("data"), ("good",), samples)
+    opened = _open(Path("bundle"), ["fp32", "fp16", "int8"], dataset, samples[20:], 3)
+    assert opened == {"fp32": "fp32 of bundle", "fp16": "fp16 of bundle"}
+    assert "seed 3, no int8: the 8-bit form is too far off" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [["--seeds", "0"], ["--first-seed", "-1"], ["--generated", "0"]])
