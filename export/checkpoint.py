@@ -49,6 +49,8 @@ ARCHITECTURES: Mapping[str, tuple[str | dict[str, Any], str]] = {
     ),
 }
 """Name to an open_clip configuration (by name or written out) and what it is for."""
+TRAINED_TOKENS = "token_embedding.tokens"
+"""In a weights file: the tokens whose rows `token_embedding.weight` holds, int32, where that is not the whole table."""
 MAX_IMAGE_SIDE = 1024
 EMBEDDED = {"sem_tiny": Path(__file__).parent / "weights" / "sem_tiny.safetensors"}
 """Weights that come with this package, trained by `export/pretrain.py`; used where no others are named."""
@@ -59,7 +61,8 @@ class LoadedModel:
     """An open_clip model and where it came from.
 
     has_text: whether the text tower has weights that belong to the image tower.
-    origin: in words, for the manifest. trained: False for random weights.
+    origin: in words, for the manifest. trained: False for random weights. vocabulary: the tokens that the text tower
+    was trained on, as numbers of open_clip's tokenizer; None where the weights do not tell.
     """
 
     clip: CLIP
@@ -71,6 +74,7 @@ class LoadedModel:
     origin: str
     trained: bool
     sha256: str
+    vocabulary: frozenset[int] | None = None
 
     def encoder(self) -> DualPathEncoder:
         """The dual path over this model's image tower."""
@@ -114,8 +118,9 @@ def load_model(
     state = _read_state_dict(path)
     if image_size is not None:
         _interpolate_positions(state, clip)
+    vocabulary = _spread_vocabulary(state, clip, path)
     has_text = _load_into(clip, state, path)
-    return LoadedModel(clip, name, config, mean, std, has_text, origin, True, sha256_of(path))
+    return LoadedModel(clip, name, config, mean, std, has_text, origin, True, sha256_of(path), vocabulary)
 
 
 def require_one_source(arch: str, *sources: object) -> None:
@@ -233,6 +238,25 @@ def _interpolate_positions(state: dict[str, Tensor], clip: CLIP) -> None:
     if positions is not None and positions.ndim == 2 and math.isqrt(len(positions) - 1) ** 2 == len(positions) - 1:
         state["visual.positional_embedding"] = positions.float()
         resize_pos_embed(state, clip)
+
+
+def _spread_vocabulary(state: dict[str, Tensor], clip: CLIP, path: Path) -> frozenset[int] | None:
+    """Put the rows of the trained tokens, where a file holds those alone, into the whole table; which tokens they are.
+
+    The other rows stay as the architecture begins: noise, which means nothing, but tells one word from another.
+    """
+    tokens = state.pop(TRAINED_TOKENS, None)
+    if tokens is None:
+        return None
+    table, rows = clip.token_embedding.weight.detach().clone(), state.get("token_embedding.weight")
+    numbers = [] if tokens.is_floating_point() else tokens.flatten().tolist()
+    if rows is None or rows.shape != (len(numbers), table.shape[1]) or len(set(numbers)) < max(1, len(numbers)):
+        raise CheckpointError(f"{path}: {TRAINED_TOKENS} does not name the rows of token_embedding.weight, each once")
+    if not 0 <= min(numbers) <= max(numbers) < len(table):
+        raise CheckpointError(f"{path}: {TRAINED_TOKENS} goes beyond the vocabulary of {len(table)}")
+    table[numbers] = rows.float()
+    state["token_embedding.weight"] = table
+    return frozenset(numbers)
 
 
 def _load_into(clip: CLIP, state: dict[str, Tensor], path: Path) -> bool:

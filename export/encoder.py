@@ -122,16 +122,21 @@ class DualPathEncoder(nn.Module):
         """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`."""
         return self.levels_of(self.embed(pixels))
 
-    def levels_of(self, z: Tensor) -> Levels:
-        """The levels of embedded tokens [B, 1 + P, D], class token first; P need not fill the grid."""
+    def levels_of(self, z: Tensor, *, value_path: bool = True) -> Levels:
+        """The levels of embedded tokens [B, 1 + P, D], class token first; P need not fill the grid.
+
+        value_path: False leaves the V path out, and `value` empty.
+        """
         tokens, values, cls = [], [], []
         v: Tensor | None = None
         for layer, block in enumerate(self.blocks, start=1):
-            z, v_i = self._dual_path(block, z, layer)
-            v = v_i if v is None else v + v_i
+            z, v_i = self._dual_path(block, z, layer, value_path=value_path)
+            if v_i is not None:
+                v = v_i if v is None else v + v_i
             if layer in self.level_layers:
                 tokens.append(z)
-                values.append(self.ln_post(v).to(self.compute_dtype) @ self.proj)
+                if v is not None:
+                    values.append(self.ln_post(v).to(self.compute_dtype) @ self.proj)
                 cls.append(self.ln_post(z[:, 0]).to(self.compute_dtype) @ self.proj)
                 v = None
         return Levels(tokens, values, cls)
@@ -147,19 +152,21 @@ class DualPathEncoder(nn.Module):
         x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
         return self.ln_pre(x)  # type: ignore[no-any-return]
 
-    def _dual_path(self, block: ResidualAttentionBlock, z: Tensor, layer: int) -> tuple[Tensor, Tensor]:
-        """One dual-path block: Z^i (eq. 3) and V^i for the patches (eq. 4)."""
+    def _dual_path(
+        self, block: ResidualAttentionBlock, z: Tensor, layer: int, *, value_path: bool = True
+    ) -> tuple[Tensor, Tensor | None]:
+        """One dual-path block: Z^i (eq. 3) and V^i for the patches (eq. 4), if that is asked for."""
         q, k, v = self._heads_of(block, z)
         dtype = q.dtype
         if layer in self.fp32_attention:
             q, k, v = q.float(), k.float(), v.float()
         vanilla = self.attention(q, k, v)  # eq. 1
         # Eq. 2. The class token is a key here as in the paper, but nobody reads its own V, so it asks nothing.
-        value = self.attention(v[:, :, 1:], v, v)
+        value = self.attention(v[:, :, 1:], v, v) if value_path else None
         out = block.attn.out_proj
         z = z + block.ls_1(out(self._join_heads(vanilla).to(dtype)).float())
         z = z + block.ls_2(block.mlp(block.ln_2(z).to(dtype)).float())
-        return z, out(self._join_heads(value).to(dtype)).float()
+        return z, None if value is None else out(self._join_heads(value).to(dtype)).float()
 
     def _heads_of(self, block: ResidualAttentionBlock, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Q, K and V of one block, [B, heads, N, D / heads], in the type of its weights."""

@@ -15,9 +15,10 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 import torch
@@ -31,12 +32,13 @@ from runtime.arguments import at_least
 from runtime.cli import describe, run
 from runtime.files import write_atomically
 
-from .checkpoint import load_model
+from .checkpoint import TRAINED_TOKENS, load_model
 from .errors import ExportError
 from .heads import cosines, unit
 from .muon import Muon
 from .pretrain_frames import GRID, HELD_OUT_LAYOUTS, PATCH, Windows, WindowStream, window_loader
 from .prompts import load_prompts
+from .replay import Kept, Replay, joined
 from .stem import stem_of
 from .synthetic import CLASSES, make_frame, suitable_layouts
 from .trainee import FULL_PATCH, Trainee, frame_logit, frame_logits, initialize
@@ -44,6 +46,9 @@ from .versions import tool_versions
 
 CHECKPOINT, BEFORE_FALL, LOG, WEIGHTS = "checkpoint.pt", "before_fall.pt", "log.jsonl", "sem_tiny.safetensors"
 PROMPTS_A_STEP = 4
+MOST_REPLAY = 0.75
+VALUE_EVERY = 2
+"""The V path is looked at in every step of this number."""
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
 """Any of these, as torch names them; without them it computes bfloat16 in a slow reference implementation."""
 PATCH_SCALE = math.log(20.0)
@@ -68,7 +73,8 @@ class Phase:
 class PretrainSettings:
     """How to train. decay: the last part of all steps, over which the learning rate falls to zero.
 
-    bf16: the blocks' matrix products in bfloat16, for GPUs and for CPUs with AVX512-BF16 or AMX.
+    bf16: the blocks' matrix products in bfloat16, for GPUs and for CPUs with AVX512-BF16 or AMX. replay: the part of
+    every batch that was seen before and was hard. stem_learns: False leaves the stem as it is, at a fifth less time.
     """
 
     phases: tuple[Phase, ...]
@@ -79,6 +85,8 @@ class PretrainSettings:
     decay: float = 0.3
     per_frame: int = PER_FRAME
     bf16: bool = False
+    replay: float = 0.0
+    stem_learns: bool = True
 
     @property
     def steps(self) -> int:
@@ -119,13 +127,17 @@ class Pretraining:
         self.model = load_model(arch, random_seed=settings.seed)
         if stem_of(self.model.clip.visual.conv1) is None and any(phase.stem for phase in settings.phases):
             raise ExportError(f"{arch} has no stem; leave the phases of the stem out of the schedule")
+        if not settings.stem_learns and any(phase.stem for phase in settings.phases):
+            raise ExportError("a stem that stays as it is has no phases of its own; leave them out of the schedule")
         initialize(self.model, settings.seed)
-        self.trainee = Trainee(self.model, load_prompts(), bf16=settings.bf16).to(self.device)
+        self.trainee = Trainee(self.model, load_prompts(), bf16=settings.bf16, stem_learns=settings.stem_learns).to(
+            self.device
+        )
         matrices = [
             p for name, p in self.trainee.clip.visual.transformer.named_parameters() if p.ndim == 2 and "weight" in name
         ]
         stem = self.trainee.encoder.stem
-        if stem is not None:
+        if stem is not None and settings.stem_learns:
             matrices += [p for p in [*stem.blocks.parameters(), *stem.halvings[1:].parameters()] if p.ndim == 4]
         held = {id(p) for p in matrices}
         others = [p for p in self.trainee.parameters() if p.requires_grad and id(p) not in held]
@@ -140,6 +152,7 @@ class Pretraining:
                 betas=(0.9, 0.98),
             ),
         ]
+        self.replay = Replay()
         self.step = 0
         self.seconds = 0.0
         if (folder / CHECKPOINT).is_file():
@@ -171,6 +184,7 @@ class Pretraining:
             self.trainee.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+            self.replay.load_state(state["replay"])
             self.step, self.seconds = int(state["step"]), float(state["seconds"])
         except Exception as exc:
             raise ExportError(f"{path} is not a checkpoint of this training ({_why(exc)}); name another --out") from exc
@@ -182,6 +196,7 @@ class Pretraining:
             {
                 "model": self.trainee.state_dict(),
                 "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+                "replay": self.replay.state(),
                 "step": self.step,
                 "seconds": self.seconds,
             },
@@ -195,20 +210,18 @@ class Pretraining:
             torch.set_num_threads(threads)
         self.folder.mkdir(parents=True, exist_ok=True)
         stop = _Stop()
-        sums: dict[str, float] = {}
-        count = 0
+        sums: dict[str, list[float]] = {}
         began = time.monotonic()
         with tqdm(total=self.settings.steps, initial=self.step, unit="step", disable=None, file=sys.stderr) as bar:
             for phase, windows in self._batches(workers):
                 losses = self.train_step(windows, stem_alone=phase.stem)
-                count += 1
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, 0.0) + value
+                    sums.setdefault(name, []).append(value)
                 bar.update()
                 self.seconds, began = self.seconds + time.monotonic() - began, time.monotonic()
                 if self.step % log_every == 0 or self.step == self.settings.steps:
-                    self._note({name: value / count for name, value in sums.items()}, windows.pixels.shape)
-                    sums, count = {}, 0
+                    self._note({name: fmean(values) for name, values in sums.items()}, windows.pixels.shape)
+                    sums = {}
                 if self.step % save_every == 0 or self.step == self.settings.steps or stop.asked:
                     self.save()
                 if self.step == self.settings.fall_begins:
@@ -219,7 +232,6 @@ class Pretraining:
 
     def train_step(self, windows: Windows, *, stem_alone: bool = False) -> dict[str, float]:
         """One step of both optimizers; the losses before it."""
-        windows = windows.to(self.device)
         rng = np.random.default_rng([self.settings.seed, 1, self.step])
         chosen = [
             tokens[torch.from_numpy(rng.permutation(len(tokens))[:PROMPTS_A_STEP])] for tokens in self.trainee.prompts
@@ -230,9 +242,9 @@ class Pretraining:
             for group in optimizer.param_groups:
                 group["lr"] = rate
         if stem_alone:
-            losses = self.trainee.stem_losses(windows)
+            losses = self.trainee.stem_losses(windows.to(self.device))
         else:
-            losses = self.trainee.losses(windows, chosen)
+            losses = self._losses_with_replay(windows, chosen, rng)
         total = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(total):
             raise ExportError(f"the loss is not finite at step {self.step}; lower the learning rate and start again")
@@ -243,15 +255,33 @@ class Pretraining:
         self.step += 1
         return {name: float(value.detach()) for name, value in losses.items()}
 
+    def _losses_with_replay(
+        self, windows: Windows, chosen: Sequence[Tensor], rng: np.random.Generator
+    ) -> dict[str, Tensor]:
+        """The losses of new windows and of hard ones seen before; the hardest of both are kept."""
+        count = len(windows.label)
+        batch = Kept(windows, torch.zeros(count), torch.zeros(count, dtype=torch.int64))
+        if self.settings.replay:
+            again = self.replay.draw(self.settings.phase_at(self.step)[0].batch - count, windows, rng)
+            batch = batch if again is None else joined(batch, again)
+        # What the V path has to learn it knows long before the rest, and it takes a sixth of the time.
+        value_path = self.step % VALUE_EVERY == 0
+        losses, wrong = self.trainee.losses(batch.windows.to(self.device), chosen, value_path=value_path)
+        if self.settings.replay:
+            self.replay.put(batch.windows, wrong.cpu(), batch.looks)
+        return losses
+
     def _batches(self, workers: int) -> Iterator[tuple[Phase, Windows]]:
         while self.step < self.settings.steps:
             phase, left = self.settings.phase_at(self.step)
+            per_frame = self.settings.per_frame if phase.patches < GRID else 1
+            new = 1.0 if phase.stem else 1 - self.settings.replay
             stream = WindowStream(
                 seed=self.settings.seed,
                 first=self.step,
-                batch=phase.batch,
+                batch=per_frame * math.ceil(new * phase.batch / per_frame),
                 patches=phase.patches,
-                per_frame=self.settings.per_frame if phase.patches < GRID else 1,
+                per_frame=per_frame,
             )
             loader = iter(window_loader(stream, workers))
             for _ in range(left):
@@ -289,7 +319,7 @@ class Pretraining:
             windows = Windows(frames[batch], parts[batch], labels[batch], corner).to(self.device)
             seen = self.trainee.look(windows)
             levels = self.trainee.encode(windows, seen)
-            if seen is not None:
+            if self.trainee.stem_head is not None and seen is not None:
                 found = frame_logits(self.trainee.stem_logits(seen)).argmax(-1)
                 stem_right += int((found == windows.label).sum())
             right += int((cosines(levels.cls[-1], text).argmax(-1) == windows.label).sum())
@@ -345,6 +375,8 @@ def held_out_frames(per_class: int) -> tuple[Tensor, Tensor, Tensor]:
 def weights_file(training: Pretraining, *, before: Mapping[str, Tensor] | None = None, keep: float = 0.0) -> bytes:
     """The CLIP in fp16, as safetensors; what it was trained with stands in the metadata.
 
+    Of the token embeddings only those that a prompt has are trained, and written.
+
     before: the CLIP that the training began with; keep: its part in the mean of the two that is written, [0, 1).
     """
     state = {
@@ -354,7 +386,10 @@ def weights_file(training: Pretraining, *, before: Mapping[str, Tensor] | None =
     }
     if before is not None:
         state = {key: torch.lerp(value, before[key].float(), keep) for key, value in state.items()}
+    tokens = torch.unique(torch.cat([prompts.flatten() for prompts in training.trainee.prompts]))
+    state["token_embedding.weight"] = state["token_embedding.weight"][tokens]
     state = {key: value.half().contiguous() for key, value in state.items()}
+    state[TRAINED_TOKENS] = tokens.to(torch.int32)
     about = {
         "architecture": "sem_tiny",
         "settings": asdict(training.settings),
@@ -421,6 +456,16 @@ class Pretrain:
             help="write the mean of the weights before and after, with this part of those before: often better "
             "than either (Wortsman et al. 2022); needs --start with weights (default: 0)",
         )
+        parser.add_argument(
+            "--replay",
+            type=float,
+            default=0.0,
+            metavar="PART",
+            help="this part of every batch are the windows of late that were hardest, turned anew (default: 0)",
+        )
+        parser.add_argument(
+            "--leave-stem", action="store_true", help="the stem stays as it is, which takes a fifth less time"
+        )
         parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
         parser.add_argument(
             "--bf16",
@@ -445,6 +490,8 @@ class Pretrain:
             learning_rate=args.learning_rate,
             decay=args.decay,
             bf16=args.bf16,
+            replay=args.replay,
+            stem_learns=not args.leave_stem,
         )
         if args.device.startswith("cuda") and not torch.cuda.is_available():
             raise ExportError(f"--device {args.device}: this torch sees no GPU; leave it out to train on the CPU")
@@ -459,6 +506,8 @@ class Pretrain:
             )
         if args.device not in ("cpu", "cuda") and not args.device.startswith("cuda:"):
             raise ExportError(f"--device {args.device} is not known; write cpu or cuda")
+        if not 0 <= args.replay <= MOST_REPLAY:
+            raise ExportError(f"--replay {args.replay:g} cannot be: 0 to {MOST_REPLAY:g}, the rest of a batch is new")
         if not 0 <= args.keep < 1:
             raise ExportError(f"--keep {args.keep:g} cannot be: 0 to below 1")
         if args.keep and (args.start is None or args.start.suffix != ".safetensors"):

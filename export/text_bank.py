@@ -71,6 +71,8 @@ def _embed_class(model: LoadedModel, phrases: Sequence[str]) -> NDArray[np.float
     """Unit vector of each prompt, mean, unit vector."""
     tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
     _warn_of_cut_prompts(tokenizer, phrases)
+    if model.vocabulary is not None:
+        _warn_of_unknown_words(tokenizer, phrases, model.vocabulary)
     tokens = tokenizer(list(phrases))
     with torch.inference_mode():
         parts = [model.clip.encode_text(tokens[i : i + _BATCH]) for i in range(0, len(tokens), _BATCH)]
@@ -85,3 +87,17 @@ def _warn_of_cut_prompts(tokenizer: open_clip.SimpleTokenizer, phrases: Sequence
         length = len(tokenizer.encode(phrase))
         if length > room:
             _log.warning('prompt of %d tokens is cut to %d: "%s"', length, room, phrase)
+
+
+def _warn_of_unknown_words(
+    tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[str], vocabulary: frozenset[int]
+) -> None:
+    """A small text tower knows few words, and makes something of any other all the same."""
+    words = {word for phrase in phrases for word in phrase.split()}
+    unknown = sorted(word for word in words if not vocabulary.issuperset(tokenizer.encode(word)))
+    if unknown:
+        _log.warning(
+            'the text tower was never trained on "%s": prompts with it say little, such as "%s"',
+            '", "'.join(unknown),
+            next(phrase for phrase in phrases if unknown[0] in phrase.split()),
+        )

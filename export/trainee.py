@@ -42,9 +42,9 @@ MAX_LOGIT_SCALE = 100.0
 
 
 class Trainee(nn.Module):
-    """The model in training: a CLIP and the dual path over it."""
+    """The model in training: a CLIP and the dual path over it. stem_learns: False leaves its stem as it is."""
 
-    def __init__(self, model: LoadedModel, prompts: Prompts, *, bf16: bool = False) -> None:
+    def __init__(self, model: LoadedModel, prompts: Prompts, *, bf16: bool = False, stem_learns: bool = True) -> None:
         super().__init__()
         self.bf16 = bf16
         self.clip = model.clip.train().requires_grad_(True)
@@ -52,11 +52,13 @@ class Trainee(nn.Module):
         self.mean, self.std = model.mean, model.std
         self.patch_scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.stem_head: nn.Linear | None = None
-        if self.encoder.stem is not None:
+        if self.encoder.stem is not None and stem_learns:
             self.stem_head = nn.Linear(self.encoder.stem.join.in_channels, len(CLASSES))
             nn.init.zeros_(self.stem_head.weight)
             nn.init.zeros_(self.stem_head.bias)
         self.clip.requires_grad_(True)  # building the encoder froze the shared parameters
+        if self.encoder.stem is not None:
+            self.encoder.stem.requires_grad_(stem_learns)
         tokenizer = open_clip.SimpleTokenizer(context_length=self.clip.context_length)
         self.prompts = [tokenizer(prompts.for_class(name)) for name in CLASSES]
 
@@ -78,10 +80,10 @@ class Trainee(nn.Module):
         with torch.autocast(pixels.device.type, torch.bfloat16, enabled=self.bf16):
             return stem.maps(pixels)[-1].float()
 
-    def encode(self, windows: Windows, seen: Tensor | None) -> Levels:
+    def encode(self, windows: Windows, seen: Tensor | None, *, value_path: bool = True) -> Levels:
         """The encoder on windows, each with the positions of the part of the frame that it was cut from.
 
-        seen: what `look` gives for them.
+        seen: what `look` gives for them. value_path: as for `DualPathEncoder.levels_of`.
         """
         visual = self.clip.visual
         weight, bias = _grey_patch_embedding(visual.conv1.weight, self.mean, self.std)
@@ -99,10 +101,10 @@ class Trainee(nn.Module):
         first = (visual.class_embedding + visual.positional_embedding[0]).expand(len(x), 1, -1)
         tokens = visual.ln_pre(torch.cat([first, x], dim=1))
         if not self.bf16:
-            return self.encoder.levels_of(tokens)
+            return self.encoder.levels_of(tokens, value_path=value_path)
         self.encoder.attention = plain_attention if tokens.device.type == "cpu" else F.scaled_dot_product_attention
         with torch.autocast(tokens.device.type, torch.bfloat16):
-            return self.encoder.levels_of(tokens)
+            return self.encoder.levels_of(tokens, value_path=value_path)
 
     def project(self, tokens: Tensor) -> Tensor:
         """Tokens [..., D] of the trunk in the text space [..., C], as CLIP does with its class token."""
@@ -129,19 +131,25 @@ class Trainee(nn.Module):
             "stem_frame": F.cross_entropy(frame_logits(logits), windows.label),
         }
 
-    def losses(self, windows: Windows, chosen: Sequence[Tensor]) -> dict[str, Tensor]:
-        """The losses of a batch; `chosen`: tokens of some prompts of every class."""
+    def losses(
+        self, windows: Windows, chosen: Sequence[Tensor], *, value_path: bool = True
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """The losses of a batch, and how far each window is from its class and from its kind, [B], without gradient.
+
+        chosen: tokens of some prompts of every class. value_path: without it there is no loss of its own.
+        """
         text = self.embed_text(chosen)
         text_cls = unit(text.mean(1))
         text_seg = torch.stack([text_cls[0], unit(text_cls[1:].mean(0))])
         seen = self.look(windows)
-        levels = self.encode(windows, seen)
+        levels = self.encode(windows, seen, value_path=value_path)
         scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         patch_scale = self.patch_scale.exp().clamp(max=MAX_LOGIT_SCALE)
         device = windows.fraction.device
         target, part = _truth(windows)
         has_defect = (windows.label > 0).float()
-        total = {name: torch.zeros((), device=device) for name in ("image_text", "patch_text", "value_text", "frame")}
+        names = ["image_text", "patch_text", "frame", *(["value_text"] if value_path else [])]
+        total = {name: torch.zeros((), device=device) for name in names}
         for j, level_weight in enumerate(LEVEL_WEIGHTS):
             total["image_text"] = total["image_text"] + level_weight * image_text_loss(
                 unit(levels.cls[j]), text, windows.label, scale
@@ -149,12 +157,19 @@ class Trainee(nn.Module):
             patch = patch_scale * cosines(self.project(levels.tokens[j][:, 1:]), text_cls)
             surprise = -(target * torch.log_softmax(patch, dim=-1)).sum(-1)
             total["patch_text"] = total["patch_text"] + level_weight * _balanced(surprise, part)
-            frame = F.binary_cross_entropy_with_logits(frame_logit(patch), has_defect)
-            total["frame"] = total["frame"] + level_weight * frame
+            kind = F.binary_cross_entropy_with_logits(frame_logit(patch), has_defect, reduction="none")
+            total["frame"] = total["frame"] + level_weight * kind.mean()
+            if not value_path:
+                continue
             value = patch_scale * cosines(levels.value[j], text_seg)
             bce = F.binary_cross_entropy_with_logits(value[..., 1] - value[..., 0], part, reduction="none")
             total["value_text"] = total["value_text"] + level_weight * _balanced(bce, part)
-        return total if seen is None else {**total, **self.stem_losses(windows, seen)}
+        # Of the last level, which says the class in the end.
+        named = scale.detach() * cosines(levels.cls[-1].detach(), text_cls.detach())
+        wrong = F.cross_entropy(named, windows.label, reduction="none") + kind.detach()
+        if self.stem_head is not None:
+            total.update(self.stem_losses(windows, seen))
+        return total, wrong
 
 
 def scaled(windows: Windows) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from export.checkpoint import ARCHITECTURES, CLIP_MEAN, CLIP_STD, LoadedModel, load_model
+from export.checkpoint import ARCHITECTURES, CLIP_MEAN, CLIP_STD, TRAINED_TOKENS, LoadedModel, load_model
 from export.errors import CheckpointError
 from runtime.files import sha256_of
 
@@ -378,6 +378,44 @@ def test_weights_that_are_not_finite_are_refused(
 def test_weights_of_the_text_tower_are_checked_as_well(tmp_path: Path, arch: str, state: dict[str, Tensor]) -> None:
     state["text_projection"][0, 0] = float("nan")
     assert "not finite" in refusal(arch, weights=save_as_safetensors(state, tmp_path))
+
+
+def with_trained_tokens(state: dict[str, Tensor], folder: Path, tokens: Tensor, rows: Tensor) -> Path:
+    changed = {**state, TRAINED_TOKENS: tokens, "token_embedding.weight": rows}
+    return save_as_safetensors(changed, folder)
+
+
+def test_a_file_may_hold_the_trained_words_alone(tmp_path: Path, arch: str, state: dict[str, Tensor]) -> None:
+    tokens = torch.tensor([3, 0, 9], dtype=torch.int32)
+    rows = state["token_embedding.weight"][tokens]
+    model = load_model(arch, weights=with_trained_tokens(state, tmp_path, tokens, rows.half()))
+    assert model.vocabulary == {0, 3, 9}
+    table = model.clip.token_embedding.weight
+    torch.testing.assert_close(table[tokens], rows, atol=1e-3, rtol=1e-3)
+    others = [i for i in range(TEXT["vocab_size"]) if i not in model.vocabulary]
+    assert torch.equal(table[others], load_model(arch, random_seed=0).clip.token_embedding.weight[others])
+    whole = load_model(arch, weights=save_as_safetensors(state, tmp_path))
+    assert whole.vocabulary is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "rows", "says"),
+    [
+        ([0, 1, 1], 3, "does not name the rows"),
+        ([0, 1], 3, "does not name the rows"),
+        ([], 0, "does not name the rows"),
+        ([0.0, 1.0], 2, "does not name the rows"),
+        ([0, 16], 2, "goes beyond the vocabulary of 16"),
+        ([-1, 2], 2, "goes beyond the vocabulary of 16"),
+    ],
+)
+def test_trained_words_that_cannot_be_are_refused(
+    tmp_path: Path, arch: str, state: dict[str, Tensor], tokens: list[float], rows: int, says: str
+) -> None:
+    held = state["token_embedding.weight"][:rows]
+    kind = torch.float32 if any(isinstance(token, float) for token in tokens) else torch.int32
+    path = with_trained_tokens(state, tmp_path, torch.tensor(tokens, dtype=kind), held)
+    assert says in refusal(arch, weights=path)
 
 
 def test_pretrained_tower_beside_the_project_loads(shared: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import signal
@@ -17,12 +18,13 @@ import torch
 from safetensors import safe_open
 
 from export import pretrain_frames
-from export.checkpoint import load_model
+from export.checkpoint import TRAINED_TOKENS, load_model
 from export.errors import ExportError
 from export.muon import Muon
 from export.pretrain import (
     CHECKPOINT,
     LOG,
+    VALUE_EVERY,
     Phase,
     Pretrain,
     Pretraining,
@@ -256,6 +258,42 @@ def test_training_learns_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert (about["steps"], about["held_out_layouts"]) == (4, list(HELD_OUT_LAYOUTS))
 
 
+def test_hard_windows_fill_the_batch_and_come_again_after_a_stop(tmp_path: Path) -> None:
+    plan = settings(5, replay=0.5)
+    whole = Pretraining(plan, tmp_path / "whole")
+    kept = []
+    for _, windows in itertools.islice(whole._batches(0), 5):
+        assert len(windows.label) == 4, "half of the batch of seven, rounded up"
+        whole.train_step(windows)
+        kept.append(len(whole.replay))
+    assert kept[:3] == [4, 8, 12], "until there are three times as many as are wanted"
+    assert kept[3] == 16
+    assert whole.replay.kept is not None
+    assert int(whole.replay.kept.looks.max()) >= 2
+    part = Pretraining(plan, tmp_path / "part")
+    for _, windows in itertools.islice(part._batches(0), 4):
+        part.train_step(windows)
+    part.folder.mkdir()
+    part.save()
+    resumed = Pretraining(plan, tmp_path / "part")
+    resumed.train_step(next(resumed._batches(0))[1])
+    torch.testing.assert_close(resumed.trainee.clip.visual.proj, whole.trainee.clip.visual.proj, atol=1e-5, rtol=1e-4)
+
+
+def test_the_v_path_has_its_turn_and_a_stem_can_be_left_as_it_is(tmp_path: Path) -> None:
+    training = Pretraining(settings(stem_learns=False), tmp_path)
+    stem = {key: value.clone() for key, value in training.trainee.clip.state_dict().items() if ".stem." in key}
+    windows = stream(3).make(0)
+    losses = [training.train_step(windows) for _ in range(VALUE_EVERY + 1)]
+    assert ["value_text" in loss for loss in losses] == [True, *[False] * (VALUE_EVERY - 1), True]
+    assert not any(name.startswith("stem") for loss in losses for name in loss)
+    assert "stem_accuracy" not in training.judge(1)
+    state = training.trainee.clip.state_dict()
+    assert all(torch.equal(state[key], value) for key, value in stem.items())
+    with pytest.raises(ExportError, match="no phases of its own"):
+        Pretraining(PretrainSettings((Phase(3, 7, 1, stem=True),), stem_learns=False), tmp_path / "other")
+
+
 def test_a_stop_between_two_lines_of_the_log_keeps_the_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stopped_after_the_first(training: Pretraining, windows: object, *, stem_alone: bool) -> dict[str, float]:
         time.sleep(0.01)
@@ -301,6 +339,8 @@ def test_the_mean_of_the_weights_before_and_after_can_be_written(tmp_path: Path)
         assert json.loads(file.metadata()["sem_clip"])["kept"] == 0.25
         for name in ("visual.positional_embedding", "visual.conv1.stem.join.weight", "token_embedding.weight"):
             expected = 0.25 * before[name] + 0.75 * after[name]
+            if name == "token_embedding.weight":
+                expected = expected[file.get_tensor(TRAINED_TOKENS)]
             torch.testing.assert_close(file.get_tensor(name).float(), expected, atol=1e-3, rtol=1e-3)
     assert not torch.equal(before["token_embedding.weight"], after["token_embedding.weight"])
 
@@ -309,11 +349,12 @@ def test_the_mean_of_the_weights_before_and_after_can_be_written(tmp_path: Path)
     ("options", "says"),
     [
         (["--keep", "1"], "0 to below 1"),
+        (["--replay", "0.8"], r"0 to 0\.75, the rest of a batch is new"),
         (["--keep", "0.5"], r"name them: --start FILE\.safetensors"),
         (["--keep", "0.5", "--start", "checkpoint.pt"], r"name them: --start FILE\.safetensors"),
     ],
 )
-def test_a_part_to_keep_that_cannot_be(tmp_path: Path, options: list[str], says: str) -> None:
+def test_parts_that_cannot_be(tmp_path: Path, options: list[str], says: str) -> None:
     command = Pretrain()
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)

@@ -110,6 +110,20 @@ def test_a_prompt_that_the_tokenizer_would_cut_is_named(
     assert long.replace("{}", "wafer") in record.getMessage()
 
 
+def test_a_word_that_the_text_tower_was_not_trained_on_is_named(
+    model: LoadedModel, prompts: Prompts, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
+    edited = replace(prompts, templates=("{}",), states={"good": ("{}",), "hole": ("{} with a hole", "{} with pits")})
+    known = replace(model, vocabulary=frozenset(tokenizer.encode("wafer with a hole")))
+    with caplog.at_level(logging.WARNING, logger="sem_clip"):
+        build_text_bank(known, edited, ["good", "hole"])
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        'the text tower was never trained on "pits": prompts with it say little, such as "wafer with pits"'
+    )
+
+
 def test_no_shipped_prompt_is_cut(caplog: pytest.LogCaptureFixture, model: LoadedModel) -> None:
     names = [*load_prompts().states, "some_rather_long_class_name"]
     with caplog.at_level(logging.WARNING, logger="sem_clip"):
