@@ -7,11 +7,14 @@ import json
 import re
 from pathlib import Path
 
+import open_clip
 import pytest
 from safetensors import safe_open
 
 from benchmarks.accuracy import METRICS, Accuracy
-from export.checkpoint import load_model
+from export.checkpoint import TRAINED_TOKENS, load_model
+from export.prompts import load_prompts
+from export.synthetic import CLASSES
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / "export/weights"
@@ -26,13 +29,21 @@ def test_the_file_is_small_and_half_precision() -> None:
     file = FOLDER / "sem_tiny.safetensors"
     assert file.stat().st_size <= MOST_BYTES
     with safe_open(file, framework="numpy") as tensors:
-        assert {tensors.get_slice(name).get_dtype() for name in tensors.keys()} == {"F16"}  # noqa: SIM118
+        types = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    assert types.pop(TRAINED_TOKENS) == "I32"
+    assert set(types.values()) == {"F16"}
 
 
 def test_it_is_what_sem_tiny_means_and_it_can_read() -> None:
     model = load_model("sem_tiny")
     assert model.trained
     assert model.has_text
+    assert model.vocabulary is not None
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
+    prompts = load_prompts()
+    assert model.vocabulary == set(
+        tokenizer([p for name in CLASSES for p in prompts.for_class(name)]).flatten().tolist()
+    )
     assert sum(p.numel() for p in model.clip.parameters()) == pytest.approx(9.85e6, rel=0.01)
 
 
