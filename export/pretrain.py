@@ -173,7 +173,11 @@ class Pretraining:
             self.trainee.patch_scale.data.fill_(about.get("patch_scale", PATCH_SCALE))
             return
         try:
-            self.trainee.load_state_dict(torch.load(path, map_location="cpu", weights_only=True)["model"])
+            state = torch.load(path, map_location="cpu", weights_only=True)["model"]
+            # The stem has its throw-away head only where it learns, there or here.
+            head = {key: value for key, value in self.trainee.state_dict().items() if key.startswith("stem_head.")}
+            fits = {key: value for key, value in state.items() if key in head or not key.startswith("stem_head.")}
+            self.trainee.load_state_dict({**head, **fits})
         except Exception as exc:
             raise ExportError(f"{path} is not a checkpoint to start from: {_why(exc)}") from exc
 
@@ -508,6 +512,8 @@ class Pretrain:
             raise ExportError(f"--device {args.device} is not known; write cpu or cuda")
         if not 0 <= args.replay <= MOST_REPLAY:
             raise ExportError(f"--replay {args.replay:g} cannot be: 0 to {MOST_REPLAY:g}, the rest of a batch is new")
+        if args.leave_stem and args.start is None:
+            raise ExportError("--leave-stem needs weights whose stem has learned something; name them: --start FILE")
         if not 0 <= args.keep < 1:
             raise ExportError(f"--keep {args.keep:g} cannot be: 0 to below 1")
         if args.keep and (args.start is None or args.start.suffix != ".safetensors"):

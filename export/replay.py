@@ -37,16 +37,9 @@ class Kept:
 
 
 def joined(one: Kept, other: Kept) -> Kept:
-    """Both, one after the other; pixels in the type of the first."""
-    parts = [
-        torch.cat([a, b.to(a.dtype)])
-        for a, b in [
-            *((getattr(one.windows, f.name), getattr(other.windows, f.name)) for f in fields(Windows)),
-            (one.loss, other.loss),
-            (one.looks, other.looks),
-        ]
-    ]
-    return Kept(Windows(*parts[:-2]), *parts[-2:])
+    """Both, one after the other."""
+    windows = Windows(*(torch.cat([getattr(x.windows, f.name) for x in (one, other)]) for f in fields(Windows)))
+    return Kept(windows, torch.cat([one.loss, other.loss]), torch.cat([one.looks, other.looks]))
 
 
 class Replay:

@@ -290,6 +290,11 @@ def test_the_v_path_has_its_turn_and_a_stem_can_be_left_as_it_is(tmp_path: Path)
     assert "stem_accuracy" not in training.judge(1)
     state = training.trainee.clip.state_dict()
     assert all(torch.equal(state[key], value) for key, value in stem.items())
+    training.folder.mkdir(exist_ok=True)
+    training.save()
+    training.folder.joinpath(CHECKPOINT).rename(tmp_path / "start.pt")
+    learning = Pretraining(settings(), tmp_path / "next", start=tmp_path / "start.pt")
+    assert learning.trainee.stem_head is not None, "its throw-away head begins anew"
     with pytest.raises(ExportError, match="no phases of its own"):
         Pretraining(PretrainSettings((Phase(3, 7, 1, stem=True),), stem_learns=False), tmp_path / "other")
 
@@ -349,6 +354,7 @@ def test_the_mean_of_the_weights_before_and_after_can_be_written(tmp_path: Path)
     ("options", "says"),
     [
         (["--keep", "1"], "0 to below 1"),
+        (["--leave-stem"], "name them: --start FILE"),
         (["--replay", "0.8"], r"0 to 0\.75, the rest of a batch is new"),
         (["--keep", "0.5"], r"name them: --start FILE\.safetensors"),
         (["--keep", "0.5", "--start", "checkpoint.pt"], r"name them: --start FILE\.safetensors"),
