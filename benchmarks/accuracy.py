@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.baselines import NAMES as BASELINES
 from benchmarks.baselines import NO_MAP, WINCLIP, Baselines
-from benchmarks.evaluate import evaluate, overlays, per_class
+from benchmarks.evaluate import OTHER_SCORES, evaluate, overlays, per_class
 from benchmarks.machine import describe_machine, peak_memory_mb
 from calibration.dataset import Dataset, Sample, load_dataset
 from calibration.errors import DatasetError
@@ -103,7 +103,7 @@ INT8_FRAMES = 32
 GENERATED_SEED = 2025
 KEPT = 0.8
 """Share of the test frames that a reject threshold is taken to keep, where labels of two precisions are compared."""
-_KEEP = ("test_frames", "seconds", *METRICS, "confusion")
+_KEEP = ("test_frames", "seconds", *METRICS, *OTHER_SCORES, "confusion")
 
 
 def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder, stages: Stages) -> Recipe:
@@ -329,6 +329,13 @@ def summarize(rows: list[dict[str, Any]], shots: list[int]) -> str:
             sizes = [row["test_frames"] for row in cell]
             texts = [_mean([row[name] for row in cell], method, name) for name in METRICS]
             lines.append(f"| {method} | {k} | {len(cell)} | {min(sizes)}-{max(sizes)} | " + " | ".join(texts) + " |")
+    for method in dict.fromkeys(row["method"] for row in rows if "iauroc_class" in row):
+        for k in shots:
+            cell = [row for row in rows if (row["shots"], row["method"]) == (k, method)]
+            others = [
+                f"{_mean([row[name] for row in cell], method, name)} by {what}" for name, what in OTHER_SCORES.items()
+            ]
+            lines.append(f"\n{method}, K = {k}: iAUROC {', '.join(others)}")
     for key, what in (("labels_equal", "all frames"), ("labels_equal_kept", f"the {KEPT:.0%} that fp32 is surest of")):
         for method in dict.fromkeys(row["method"] for row in rows if key in row):
             values = [row[key] for row in rows if row["method"] == method]

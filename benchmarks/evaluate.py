@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.metrics import auroc, classification
+from benchmarks.metrics import ExactScores, auroc, classification
 from calibration.dataset import Dataset, Sample, load_dataset
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
@@ -23,24 +23,39 @@ from runtime import FailedFrame, Predictor
 from runtime.files import require_folder, sha256_of, write_atomically
 
 OVERLAYS_A_CLASS = 4
+OTHER_SCORES = {"iauroc_peak": "the map's maximum", "iauroc_class": "1 - P(good)"}
+"""iAUROC by what else could tell defects from good; `iauroc` is by the frame score, which the operating point reads."""
 
 
-def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
+EXACT = ("pauroc_exact", "f1_max_exact")
+MOST_EXACT_PIXELS = 2**29
+"""2 GiB of scores, which is as much as is kept for exact pixel metrics."""
+
+
+def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exact: bool = False) -> dict[str, Any]:
     """All metrics of the recipe in use on `test`; pixel metrics are None where no defect has a mask.
 
-    Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC is None where
-    `test` holds good frames alone or none. Labels count as wrong where the recipe does not know the class. `labels` and
-    `confidences` list the answers in the order of `test`. Raises FrameError, DatasetError.
+    Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC, by the frame
+    score or by OTHER_SCORES, is None where `test` holds good frames alone or none. Labels count as wrong where the
+    recipe does not know the class. `labels` and `confidences` list the answers in the order of `test`.
+    exact: also give pauroc_exact and f1_max_exact, of every pixel's score as it is, where pauroc and f1_max count bins
+    (calibration.histogram). Raises FrameError, and DatasetError, which for `exact` includes more than MOST_EXACT_PIXELS
+    pixels.
     """
     classes = tuple(dict.fromkeys([*dataset.classes, *predictor.recipe.classes]))
     pixels = ScoreHistogram()
-    scores, predicted, actual, confidences, masked = [], [], [], [], 0
+    good = predictor.recipe.classes[0]
+    scores: dict[str, list[float]] = {"iauroc": [], **{name: [] for name in OTHER_SCORES}}
+    predicted, actual, confidences, masked = [], [], [], 0
+    kept, pixel_count = ExactScores(), 0
     began = time.perf_counter()
     with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
         for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
             if isinstance(result, FailedFrame):
                 raise result.error
-            scores.append(result.score)
+            scores["iauroc"].append(result.score)
+            scores["iauroc_peak"].append(result.peak)
+            scores["iauroc_class"].append(1 - result.probabilities[good])
             predicted.append(classes.index(result.label))
             actual.append(classes.index(sample.label))
             confidences.append(result.confidence)
@@ -48,17 +63,28 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample]) -> dict
             if mask is not None:
                 mask = mask[result.judged_rows]  # what was not looked at is neither right nor wrong
                 masked += bool(mask.any())
-                pixels.add(result.defect_map()[result.judged_rows], mask > 0)
+                judged = result.defect_map()[result.judged_rows]
+                pixels.add(judged, mask > 0)
+                if exact:
+                    pixel_count += judged.size
+                    if pixel_count > MOST_EXACT_PIXELS:
+                        raise DatasetError(
+                            dataset.folder,
+                            f"exact pixel metrics keep every pixel, {MOST_EXACT_PIXELS:,} at most, and these frames "
+                            "have more; judge fewer frames, or take the histogram's metrics",
+                        )
+                    kept.add(judged, mask > 0)
             bar.update()
     seconds = time.perf_counter() - began
-    image_level = auroc(scores, np.asarray(actual) > 0)
+    image_level = {name: auroc(values, np.asarray(actual) > 0) for name, values in scores.items()}
     return {
         "test_frames": len(test),
         "masked_frames": masked,
         "seconds": seconds,
-        "iauroc": None if np.isnan(image_level) else image_level,
+        **{name: None if np.isnan(value) else value for name, value in image_level.items()},
         "pauroc": pixels.auroc() if masked else None,
         "f1_max": pixels.f1_max() if masked else None,
+        **(dict(zip(EXACT, kept.metrics() if masked else (None, None), strict=True)) if exact else {}),
         **classification(predicted, actual, len(classes)),
         "classes": list(classes),
         "labels": [classes[k] for k in predicted],
@@ -101,6 +127,9 @@ class Evaluate:
         parser.add_argument("--recipe", type=Path, help="another recipe than the bundle's")
         parser.add_argument("--backend", default="auto")
         parser.add_argument("--precision", help="fp32, fp16 or int8; the backend's choice if left out")
+        parser.add_argument(
+            "--exact", action="store_true", help="also the pixel metrics of every pixel's score, not of bins: a check"
+        )
         parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json, metrics.md and pictures here")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -116,7 +145,7 @@ class Evaluate:
                 predictor.use(args.recipe)
             unknown = [name for name in dataset.classes if name not in predictor.recipe.classes]
             test, left_out = without_supports(dataset, predictor)
-            metrics = evaluate(predictor, dataset, test)
+            metrics = evaluate(predictor, dataset, test, exact=args.exact)
             table = per_class_table(metrics)
             print(table)
             if left_out:
@@ -149,13 +178,19 @@ def per_class_table(metrics: dict[str, Any]) -> str:
     """A Markdown table: the figures over all classes, then precision, recall and F1 of each."""
     confusion = np.asarray(metrics["confusion"])
     present = confusion.sum(1)
-    names = {"iauroc": "iAUROC", "pauroc": "pAUROC", "f1_max": "pixel F1-max", "accuracy": "accuracy"}
+    names = {"iauroc": "iAUROC", **{name: f"iAUROC by {what}" for name, what in OTHER_SCORES.items()}}
+    names |= {"pauroc": "pAUROC", "f1_max": "pixel F1-max", "accuracy": "accuracy"}
     names |= {"precision": "macro precision", "recall": "macro recall", "f1": "macro F1"}
-    missing = {"iauroc": "needs good and defect frames", "pauroc": "no masks", "f1_max": "no masks"}
+    missing = {name: "no masks" if name in ("pauroc", "f1_max") else "needs good and defect frames" for name in names}
     lines = ["| per cent | |", "|---|---|"]
     for key, name in names.items():
         value = metrics[key]
         lines.append(f"| {name} | {missing[key] if value is None else f'{100 * value:.1f}'} |")
+    for key in EXACT:
+        if metrics.get(key) is not None:
+            bins = key.removesuffix("_exact")
+            by_bins = f"{100 * metrics[bins]:.3f} by bins"
+            lines.append(f"| {names[bins]}, every pixel | {100 * metrics[key]:.3f} ({by_bins}) |")
     if metrics["pauroc"] is not None:
         defects = int(present.sum() - present[0])
         lines.append(f"| defects with a mask, of {defects} | {metrics['masked_frames']} frames |")

@@ -48,6 +48,13 @@ def test_table_says_where_there_are_no_masks() -> None:
     )
 
 
+def test_other_frame_scores_stand_below_the_table() -> None:
+    row = {**ROW, **NO_MASKS, "iauroc_peak": 0.7, "iauroc_class": None}
+    lines = summarize([{**row, "seed": 0}, {**row, "seed": 1, "iauroc_peak": 0.8}], [1]).splitlines()
+    assert lines[-1] == "fp32, K = 1: iAUROC 75.0 ± 5.0 by the map's maximum, - by 1 - P(good)"
+    assert "by the map" not in summarize([{**ROW, **NO_MASKS, "method": "patch_memory", "seed": 0}], [1])
+
+
 def test_a_baseline_without_a_map_is_not_a_set_without_masks() -> None:
     table = summarize([{**ROW, **NO_MASKS, "method": "class_mean", "iauroc": None, "seed": 0}], [1])
     assert "| class_mean | 1 | 1 | 9-9 | 50.0 | 40.0 | 60.0 | 50.0 | - | - | - |" in table, "one seed spreads over none"

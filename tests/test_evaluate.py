@@ -43,13 +43,17 @@ def test_supports_and_their_groups_are_left_out(
     taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, data = taught
-    assert evaluate(bundle, data, "--out", tmp_path / "out") == 0
+    assert evaluate(bundle, data, "--exact", "--out", tmp_path / "out") == 0
     text = capsys.readouterr().out
     document = json.loads((tmp_path / "out/metrics.json").read_text())
     left_out = 21 - document["test_frames"]
     assert left_out >= 7
     assert f"left out  {left_out} frames" in text
     assert len(document["labels"]) == document["test_frames"] == int(np.sum(document["confusion"]))
+    for name, shown in (("pauroc", "pAUROC"), ("f1_max", "pixel F1-max")):
+        exact = document[f"{name}_exact"]
+        assert document[name] == pytest.approx(exact, abs=1e-3)
+        assert f"| {shown}, every pixel | {100 * exact:.3f} ({100 * document[name]:.3f} by bins) |" in text
     for name in ("confusion.png", "overlays.png"):
         assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "out/metrics.md").read_text().strip() in text
@@ -60,8 +64,18 @@ def test_without_masks_pixel_metrics_say_so(
 ) -> None:
     bundle, data = taught
     shutil.copytree(data / "images", tmp_path / "data/images")
-    assert evaluate(bundle, tmp_path / "data") == 0
-    assert "| pAUROC | no masks |" in capsys.readouterr().out
+    assert evaluate(bundle, tmp_path / "data", "--exact") == 0
+    text = capsys.readouterr().out
+    assert "| pAUROC | no masks |" in text
+    assert "every pixel" not in text
+
+
+def test_exact_metrics_of_too_many_pixels_are_refused(
+    taught: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.evaluate.MOST_EXACT_PIXELS", 3 * 64 * 64)
+    with pytest.raises(DatasetError, match="12,288 at most, and these frames have more; judge fewer frames"):
+        evaluate(*taught, "--exact")
 
 
 def test_a_class_that_the_recipe_does_not_know_counts_as_wrong(
@@ -91,6 +105,8 @@ def test_nothing_but_supports_is_an_error(taught: tuple[Path, Path], tmp_path: P
 def test_a_class_absent_from_the_test_is_named() -> None:
     metrics = {
         "iauroc": None,
+        "iauroc_peak": None,
+        "iauroc_class": None,
         "pauroc": 0.5,
         "f1_max": 0.25,
         "masked_frames": 0,
@@ -103,6 +119,7 @@ def test_a_class_absent_from_the_test_is_named() -> None:
     }
     table = per_class_table(metrics)
     assert "| iAUROC | needs good and defect frames |" in table
+    assert "| iAUROC by 1 - P(good) | needs good and defect frames |" in table
     assert "| macro precision | 100.0 |" in table
     assert "| hole | 0 | absent from the test | | |" in table
     assert "| good | 3 | 100.0 | 100.0 | 100.0 |" in table
@@ -125,8 +142,10 @@ def test_ignored_rows_are_neither_right_nor_wrong(fake_bundle: Path, tmp_path: P
     with Predictor(fake_bundle, backend="fake", ignore_bottom=32) as predictor:
         cut = metrics_of(predictor, dataset, list(dataset.samples))
     with Predictor(fake_bundle, backend="fake") as predictor:
-        whole = metrics_of(predictor, dataset, list(dataset.samples))
+        whole = metrics_of(predictor, dataset, list(dataset.samples), exact=True)
     assert cut["pauroc"] > 0.98 > whole["pauroc"]
+    # The map's maximum tells these defects from good; the fake class head has its own mind.
+    assert (cut["iauroc"], cut["iauroc_peak"]) == (1.0, 1.0)
     assert cut["masked_frames"] == 3
 
 
