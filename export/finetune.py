@@ -87,10 +87,10 @@ def fit_recipe(
     levels, width = features.tokens.shape[1], features.tokens.shape[3]
     scale = head_scale(levels, width, settings.head, last_level_only=settings.last_level_only)
     head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), head_maps)
-    prior, believed = text_prior(head, features.labels, bank, settings)
     shots = float((features.plain.sum() / len(classes)).item())
-    explained = believed.get("explained", 0.0)
-    l2, bias_l2 = settings.head_l2 + PRIOR_L2 * explained / shots, PRIOR_BIAS_L2 * explained
+    prior, believed = text_prior(head, features.labels, bank, settings, shots)
+    held = 0.0 if prior is None else 1.0
+    l2, bias_l2 = settings.head_l2 + held * PRIOR_L2 / shots, held * PRIOR_BIAS_L2
     head_weight, head_bias = fit_head(head, features.labels, len(classes), l2, scale, prior=prior, bias_l2=bias_l2)
     tensors["head_weight"], tensors["head_bias"] = head_weight.numpy(), head_bias.numpy()
     if settings.alpha is None:

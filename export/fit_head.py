@@ -14,22 +14,19 @@ from torch.nn import functional as F
 from . import heads
 from .teach_settings import PAPER_ALPHA, TeachSettings
 from .text_bank import TextBank
-from .text_prior import fit_prior_scales, head_prior
+from .text_prior import fit_prior_scales, head_prior, height_prior
 from .views import SupportFeatures
 
 Layer = tuple[Tensor, Tensor]
 """Weight and bias."""
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_FOLDS = 5
-PRIOR_L2 = 0.8
-"""Added to the head's L2 if it starts from the text: this, times the part that the text explains, by shots a class."""
+PRIOR_L2 = 1.0
+"""Added to the head's L2 if it starts from the text: this, by shots a class. It does no harm where the text means
+nothing either (magnetic tiles, sem_tiny): what the head learns of chance is held back too."""
 PRIOR_BIAS_L2 = 1.0
-"""L2 on the bias, times the part that the text explains. Classes weigh the same in the fit and in the text, so what a
-handful of supports would move it by is mostly chance: left free it cost up to five points of accuracy at one shot."""
-MAP_PRIOR = 4.0
-"""A head that starts from the text starts from the map's height too: this, times the height less 0.5, for all defects
-and against good. A handful of supports tells the tokens apart in any number of ways, the height in one, and it is the
-better judge of whether there is a defect: with two or five shots it is worth up to six points of accuracy."""
+"""L2 on the bias of such a head. Classes weigh the same in the fit and in the text, so what a handful of supports would
+move it by is mostly chance: left free it cost up to five points of accuracy at one shot."""
 BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (1.0, 0.4, 0.5, 0.6)}
 """By kind of head, how strongly z_C, the tokens under the map, their contrast and the map's height are let speak. The
 tokens under the map are held back: maps fit the supports they were taught on better than frames to come. Chosen with
@@ -38,30 +35,28 @@ tokens under the map are held back: maps fit the supports they were taught on be
 
 
 def text_prior(
-    head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings
+    head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings, shots: float
 ) -> tuple[Layer | None, dict[str, Any]]:
     """What text and map say of a frame's class before any head is fitted, as weight [K, F] and bias [K].
 
-    The text names the class, the map's height tells defects from good (MAP_PRIOR). With it how far the text is
-    believed: the scales of both kinds of cosine, one a level, and `explained`, the part of the log loss of guessing
-    that it takes away on the supports. None and {} where the text is not aligned, and for the paper's head, which knows
-    no such start.
+    The text names the class, the map's height tells defects from good. A handful of supports tells the tokens apart in
+    any number of ways, these in one. With it how far they are believed: the scale of the class tokens' cosines, one for
+    each of the upper levels, that of the height, and `explained`, the part of the log loss of guessing that they take
+    away on the supports. None and {} where the text is not aligned, and for the paper's head, which has no such start.
     """
     if bank.projection is None or settings.head != "pooled" or settings.last_level_only:
         return None, {}
     levels = (head.shape[1] - 1) // (3 * bank.projection.weight.shape[0])
     weight, bias = head_prior(bank.projection, torch.tensor(bank.text_cls), head, levels)
-    cosines = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
-    scales = fit_prior_scales(cosines, labels)
-    by_level = [round(scale, 3) for scale in scales.tolist()]
-    believed: dict[str, Any] = {"class_tokens": by_level[:levels], "tokens_under_map": by_level[levels:]}
-    loss = F.cross_entropy(torch.einsum("b,bvk->vk", scales, cosines), labels, weight=1 / torch.bincount(labels))
+    of_height = height_prior(len(bank.text_cls), head.shape[1])
+    weight, bias = torch.cat([weight, of_height[0][None]]), torch.cat([bias, of_height[1][None]])
+    logits = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
+    scales = fit_prior_scales(logits[:-1], logits[-1], labels, shots)
+    *by_level, height = (round(scale, 3) for scale in scales.tolist())
+    believed: dict[str, Any] = {"class_tokens": by_level, "map_height": height}
+    loss = F.cross_entropy(torch.einsum("b,bvk->vk", scales, logits), labels, weight=1 / torch.bincount(labels))
     believed["explained"] = round(max(0.0, 1 - float(loss) / math.log(len(bank.text_cls))), 4)
-    weight, bias = torch.einsum("b,bkf->kf", scales, weight), scales @ bias
-    sign = torch.ones_like(bias)
-    sign[0] = -1
-    weight[:, -1] += MAP_PRIOR * sign
-    return (weight, bias - 0.5 * MAP_PRIOR * sign), believed
+    return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), believed
 
 
 def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ PAPER_ALPHA = 0.8
 class TeachSettings:
     """How to teach. views per support; steps and batch of the transformation layers' Adam; the rest as in the recipe.
 
+    learning_rate: of that Adam; layers that start at the text learn faster (fit_map.TEXT_RATE).
     tau_fit: logit scale while fitting, CLIP's. The taught map is then nearly binary; the recipe gets the softer `tau`,
     which ranks frames and pixels as well or better and makes the map less sensitive to rounding.
     frame_loss: weight of the loss of whole frames beside that of their cells (`fit_map`); not with head "paper".
     head: "pooled" reads the tokens under the map beside the class tokens (heads.map_features); "paper" reads the class
     tokens alone (eq. 20-22), all other weights of the head are zero.
     head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`); of a head that
-    starts from what an aligned text tower says it is stronger, the better the text and the fewer the shots (PRIOR_L2).
+    starts from what an aligned text tower says it is stronger, the fewer the shots (PRIOR_L2).
     memory_share: what the memory's map counts beside the others; None lets the supports choose
     (`choose_memory_share`). It is 0 with head "paper".
     lambda_v: the V path's share of the map; None lets the supports choose (`choose_lambda_v`), but takes 0 where the

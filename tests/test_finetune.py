@@ -19,7 +19,6 @@ from export.finetune import fit_recipe
 from export.fit_head import (
     ALPHAS,
     BLOCK_WEIGHTS,
-    MAP_PRIOR,
     MAX_FOLDS,
     PRIOR_L2,
     choose_alpha,
@@ -188,6 +187,15 @@ def towards_defects() -> Projection:
     return Projection(weight - weight.mean(0), torch.zeros(ENCODER.text_dim))
 
 
+def towards_classes() -> Projection:
+    """A projection that takes the last level's class tokens of `plant` to the texts of their classes."""
+    fixed = np.random.default_rng(99)
+    fixed.standard_normal((LEVELS, WIDTH))
+    centres = torch.tensor(fixed.standard_normal((len(CLASSES), LEVELS * WIDTH))[:, -WIDTH:], dtype=torch.float32)
+    weight = torch.linalg.pinv(centres) @ torch.tensor(BANK.text_cls)
+    return Projection(weight, torch.zeros(ENCODER.text_dim))
+
+
 def test_a_head_adds_to_its_prior() -> None:
     features = plant(LABELS)
     prior = torch.randn((3, LEVELS * WIDTH), generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.0, -1.0])
@@ -204,12 +212,13 @@ def test_a_head_adds_to_its_prior() -> None:
 def test_the_text_is_asked_only_where_it_is_aligned_and_not_by_the_paper_s_head() -> None:
     quick = replace(QUICK, steps=3)
     assert teach(plant(LABELS), settings=quick).teaching["text_prior"] == {}
-    aligned = replace(BANK, projection=towards_defects())
+    aligned = replace(BANK, projection=towards_classes())
     said = teach(plant(LABELS), settings=quick, bank=aligned).teaching["text_prior"]
-    assert set(said) == {"class_tokens", "tokens_under_map", "explained", "head_l2"}
+    assert set(said) == {"class_tokens", "map_height", "explained", "head_l2"}
+    assert len(said["class_tokens"]) == LEVELS - LEVELS // 2
     assert 0 < said["explained"] <= 1
     shots = len(LABELS) / 3
-    assert said["head_l2"] == pytest.approx(QUICK.head_l2 + PRIOR_L2 * said["explained"] / shots)
+    assert said["head_l2"] == pytest.approx(QUICK.head_l2 + PRIOR_L2 / shots)
     paper = teach(plant(LABELS), settings=replace(quick, head="paper"), bank=aligned)
     assert paper.teaching["text_prior"] == {}
     assert not paper.tensors["head_weight"][:, LEVELS * WIDTH :].any()
@@ -219,16 +228,18 @@ def test_a_head_that_starts_from_the_text_starts_from_the_map_too() -> None:
     features, aligned = plant(LABELS), replace(BANK, projection=towards_defects())
     maps = torch.rand(len(LABELS), PATCHES, generator=torch.Generator().manual_seed(0))
     head = finetune.head_input(features, features.plain, maps)
-    prior, _ = text_prior(head, features.labels, aligned, QUICK)
+    prior, believed = text_prior(head, features.labels, aligned, QUICK, shots=4)
     assert prior is not None
     weight, bias = prior
-    assert weight[:, -1].tolist() == [-MAP_PRIOR, MAP_PRIOR, MAP_PRIOR], "good is the first class"
+    scale = believed["map_height"]
+    assert scale > 0
+    assert weight[:, -1].tolist() == pytest.approx([-scale, scale, scale], abs=1e-3), "good is the first class"
     logit = {
         h: torch.nn.functional.linear(torch.cat([head[0, :-1], torch.tensor([h])]), weight, bias) for h in (0, 0.5, 1)
     }
     torch.testing.assert_close(logit[0.5], (logit[0] + logit[1]) / 2)
-    assert float(logit[1][1] - logit[1][0] - (logit[0][1] - logit[0][0])) == pytest.approx(2 * MAP_PRIOR)
-    assert text_prior(head, features.labels, BANK, QUICK) == (None, {})
+    assert float(logit[1][1] - logit[1][0] - (logit[0][1] - logit[0][0])) == pytest.approx(2 * scale, abs=1e-2)
+    assert text_prior(head, features.labels, BANK, QUICK, shots=4) == (None, {})
 
 
 def test_the_head_learns_on_the_recipe_s_own_maps(monkeypatch: pytest.MonkeyPatch) -> None:

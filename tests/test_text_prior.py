@@ -12,7 +12,7 @@ from export import heads
 from export.checkpoint import LoadedModel, load_model
 from export.prompts import load_prompts
 from export.text_bank import build_text_bank
-from export.text_prior import MAX_PRIOR_SCALE, Projection, fit_prior_scales, head_prior
+from export.text_prior import HEIGHT_SCALE, MAX_PRIOR_SCALE, Projection, fit_prior_scales, head_prior, height_prior
 
 CLASSES = ("good", "hole", "scratch")
 LEVELS, PATCHES = 4, 9
@@ -54,21 +54,26 @@ def test_a_layer_at_the_projection_gives_the_cosines_of_clip(model: LoadedModel)
     torch.testing.assert_close(heads.cosines(x @ plain.weight, text), own, atol=1e-5, rtol=0)
 
 
-def test_head_prior_is_the_cosine_of_each_level_s_tokens_of_both_kinds(model: LoadedModel) -> None:
+def test_head_prior_is_the_cosine_of_the_upper_levels_class_tokens(model: LoadedModel) -> None:
     cls = torch.stack([heads.unit(tokens(model, seed=j)) for j in range(LEVELS)], dim=1)
     pooled = torch.stack([heads.unit(tokens(model, seed=9 + j)) for j in range(LEVELS)], dim=1)
     features = torch.cat([cls.flatten(1), pooled.flatten(1), torch.rand(len(cls), 1)], dim=1)
     text = heads.unit(torch.randn((3, 24), generator=torch.Generator().manual_seed(2)))
     weight, bias = head_prior(Projection.of(model.clip.visual), text, features, LEVELS)
-    assert weight.shape == (2 * LEVELS, 3, features.shape[1])
-    assert not weight[:, :, -1].any(), "the map's height is no word"
+    assert weight.shape == (LEVELS // 2, 3, features.shape[1])
+    assert not weight[:, :, cls[0].numel() :].any(), "neither the tokens under the map nor its height"
     found = torch.einsum("vf,bkf->bvk", features, weight) + bias[:, None]
-    expected = torch.cat([heads.cosines(in_text_space(model, x), text).transpose(0, 1) for x in (cls, pooled)])
+    expected = heads.cosines(in_text_space(model, cls), text).transpose(0, 1)[LEVELS // 2 :]
     for block, own in zip(found, expected, strict=True):
         assert float(torch.corrcoef(torch.stack([block.flatten(), own.flatten()]))[0, 1]) > 0.98
         torch.testing.assert_close(block, own, atol=0.16, rtol=0)
-    for kind in (slice(LEVELS), slice(LEVELS, None)):
-        torch.testing.assert_close(found[kind].mean(0), expected[kind].mean(0), atol=0.12, rtol=0)
+    torch.testing.assert_close(found.mean(0), expected.mean(0), atol=0.12, rtol=0)
+
+
+def test_height_prior_is_for_all_defects_and_against_good() -> None:
+    weight, bias = height_prior(3, 5)
+    features = torch.tensor([[9.0, 9, 9, 9, 0.75], [9.0, 9, 9, 9, 0.5]])
+    assert (features @ weight.T + bias).tolist() == [[-0.25, 0.25, 0.25], [0, 0, 0]]
 
 
 def test_text_is_believed_as_far_as_it_is_right() -> None:
@@ -76,13 +81,32 @@ def test_text_is_believed_as_far_as_it_is_right() -> None:
     right = torch.eye(3)[labels] * 0.2
     noise = 0.2 * torch.rand((12, 3), generator=torch.Generator().manual_seed(0))
     wrong = torch.eye(3)[(labels + 1) % 3] * 0.2
-    good, useless = fit_prior_scales(torch.stack([right + 0.3 * noise, wrong]), labels).tolist()
+    flat = torch.zeros(12, 3)
+    good, useless, _ = fit_prior_scales(torch.stack([right + 0.3 * noise, wrong]), flat, labels, 4).tolist()
     assert good > 10
     assert useless == pytest.approx(0, abs=0.5)
-    without_a_fault = fit_prior_scales(torch.stack([right, right, wrong]), labels)
+    without_a_fault = fit_prior_scales(torch.stack([right, right, wrong]), flat, labels, 4)
     assert float(without_a_fault.sum()) == pytest.approx(MAX_PRIOR_SCALE)
     assert float(without_a_fault[:2].min()) > 10 * float(without_a_fault[2])
-    assert fit_prior_scales(torch.zeros(2, 12, 3), labels).isfinite().all()
+    assert fit_prior_scales(torch.zeros(2, 12, 3), flat, labels, 4).isfinite().all()
+
+
+def test_the_map_s_height_is_believed_as_the_supports_say_the_more_of_them_there_are() -> None:
+    labels = torch.tensor([0, 1, 2]).repeat(6)
+    weight, bias = height_prior(3, 1)
+    silent = torch.zeros(1, 18, 3)
+
+    def scales(heights: Tensor) -> list[float]:
+        height = heights[:, None] @ weight.T + bias
+        return [float(fit_prior_scales(silent, height, labels, shots)[-1]) for shots in (1e-3, 1, 1e4)]
+
+    # Half of the good frames are as high as the defects: the height misleads.
+    few, more, many = scales(torch.where((labels == 0) & (torch.arange(18) % 2 == 0), 0.2, 0.8))
+    assert pytest.approx(few, rel=0.05) == HEIGHT_SCALE
+    assert few > more > many
+    few, more, many = scales(torch.where(labels == 0, 0.3, 0.7))
+    assert few < more < many
+    assert scales(torch.full((18,), 0.5)) == pytest.approx([HEIGHT_SCALE] * 3), "nothing is said of it"
 
 
 def test_only_a_trained_tower_leads_to_the_text_space(model: LoadedModel) -> None:
