@@ -22,8 +22,8 @@ Layer = tuple[Tensor, Tensor]
 ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 MAX_FOLDS = 5
 PRIOR_L2 = 1.0
-"""Added to the head's L2 if it starts from the text: this, by shots a class. It does no harm where the text means
-nothing either (magnetic tiles, sem_tiny): what the head learns of chance is held back too."""
+"""Added to the head's L2 if it starts from the text: this, by shots a class. Where the text means nothing (magnetic
+tiles, sem_tiny) it does no harm with two and with ten."""
 PRIOR_BIAS_L2 = 1.0
 """L2 on the bias of such a head. Classes weigh the same in the fit and in the text, so what a handful of supports would
 move it by is mostly chance: left free it cost up to five points of accuracy at one shot."""
