@@ -25,8 +25,6 @@ from runtime.files import require_folder, sha256_of, write_atomically
 OVERLAYS_A_CLASS = 4
 OTHER_SCORES = {"iauroc_peak": "the map's maximum", "iauroc_class": "1 - P(good)"}
 """iAUROC by what else could tell defects from good; `iauroc` is by the frame score, which the operating point reads."""
-
-
 EXACT = ("pauroc_exact", "f1_max_exact")
 MOST_EXACT_PIXELS = 2**29
 """2 GiB of scores, which is as much as is kept for exact pixel metrics."""
@@ -47,7 +45,7 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
     good = predictor.recipe.classes[0]
     scores: dict[str, list[float]] = {"iauroc": [], **{name: [] for name in OTHER_SCORES}}
     predicted, actual, confidences, masked = [], [], [], 0
-    kept, pixel_count = ExactScores(), 0
+    kept = ExactScores()
     began = time.perf_counter()
     with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
         for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
@@ -66,12 +64,11 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
                 judged = result.defect_map()[result.judged_rows]
                 pixels.add(judged, mask > 0)
                 if exact:
-                    pixel_count += judged.size
-                    if pixel_count > MOST_EXACT_PIXELS:
+                    if kept.count + judged.size > MOST_EXACT_PIXELS:
                         raise DatasetError(
                             dataset.folder,
-                            f"exact pixel metrics keep every pixel, {MOST_EXACT_PIXELS:,} at most, and these frames "
-                            "have more; judge fewer frames, or take the histogram's metrics",
+                            f"--exact keeps every pixel, {MOST_EXACT_PIXELS:,} at most, and these frames have more; "
+                            "leave it out, or judge fewer frames",
                         )
                     kept.add(judged, mask > 0)
             bar.update()

@@ -21,9 +21,9 @@ PRIOR_STEPS = 100
 FIRST_PRIOR_SCALE, MAX_PRIOR_SCALE = 10.0, 50.0
 """Sum of the text's scales where their fit begins, and of all scales at most."""
 HEIGHT_SCALE, HEIGHT_TRUST = 4.0, 0.03
-"""The scale of the map's height without any support, and what it weighs against them, in shots a class. With few the
-height is the better judge of whether there is a defect (EMPS); with more, or where the text is (generated frames), the
-supports say so. Chosen on both, on frames that stand in no table of the README or on those it was developed on."""
+"""The scale of the map's height without any support, and how strongly its fit is held there: HEIGHT_TRUST / (2 shots)
+times the squared distance is added to the mean log loss. On EMPS the height is the better judge of whether there is a
+defect, on generated frames the text; a handful of supports tells which it is. Chosen on both."""
 
 
 @dataclass(frozen=True, slots=True)
