@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.baselines import NAMES as BASELINES
 from benchmarks.baselines import NO_MAP, WINCLIP, Baselines
-from benchmarks.evaluate import OTHER_SCORES, evaluate, overlays, per_class
+from benchmarks.evaluate import AT_THRESHOLDS, OTHER_SCORES, evaluate, overlays, per_class
 from benchmarks.machine import describe_machine, peak_memory_mb
 from calibration.dataset import Dataset, Sample, load_dataset
 from calibration.errors import DatasetError
@@ -103,7 +103,7 @@ INT8_FRAMES = 32
 GENERATED_SEED = 2025
 KEPT = 0.8
 """Share of the test frames that a reject threshold is taken to keep, where labels of two precisions are compared."""
-_KEEP = ("test_frames", "seconds", *METRICS, *OTHER_SCORES, "confusion")
+_KEEP = ("test_frames", "seconds", *METRICS, *OTHER_SCORES, *AT_THRESHOLDS, "confusion")
 
 
 def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder, stages: Stages) -> Recipe:
@@ -332,10 +332,10 @@ def summarize(rows: list[dict[str, Any]], shots: list[int]) -> str:
     for method in dict.fromkeys(row["method"] for row in rows if "iauroc_class" in row):
         for k in shots:
             cell = [row for row in rows if (row["shots"], row["method"]) == (k, method)]
-            others = [
-                f"{_mean([row[name] for row in cell], method, name)} by {what}" for name, what in OTHER_SCORES.items()
-            ]
-            lines.append(f"\n{method}, K = {k}: iAUROC {', '.join(others)}")
+            means = {name: _mean([row[name] for row in cell], method, name) for name in (*OTHER_SCORES, *AT_THRESHOLDS)}
+            others = ", ".join(f"{means[name]} by {what}" for name, what in OTHER_SCORES.items())
+            taught = ", ".join(f"{what} {means[name]}" for name, what in AT_THRESHOLDS.items())
+            lines.append(f"\n{method}, K = {k}: iAUROC {others}; at the thresholds as taught: {taught}")
     for key, what in (("labels_equal", "all frames"), ("labels_equal_kept", f"the {KEPT:.0%} that fp32 is surest of")):
         for method in dict.fromkeys(row["method"] for row in rows if key in row):
             values = [row[key] for row in rows if row["method"] == method]
@@ -350,7 +350,7 @@ def _mean(values: Sequence[float | None], method: str, name: str) -> str:
         spread = f" ± {100 * np.std(found):.1f}" if len(found) > 1 else ""
         return f"{100 * np.mean(found):.1f}{spread}"
     # A baseline that names no class or draws no map has no figure; a set without masks has none for anybody.
-    return "no masks" if name in ("pauroc", "f1_max") and method not in NO_MAP else "-"
+    return "no masks" if name in ("pauroc", "f1_max", "pixel_f1") and method not in NO_MAP else "-"
 
 
 def _write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:

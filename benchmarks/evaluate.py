@@ -25,6 +25,8 @@ from runtime.files import require_folder, sha256_of, write_atomically
 OVERLAYS_A_CLASS = 4
 OTHER_SCORES = {"iauroc_peak": "the map's maximum", "iauroc_class": "1 - P(good)"}
 """iAUROC by what else could tell defects from good; `iauroc` is by the frame score, which the operating point reads."""
+AT_THRESHOLDS = {"overkill": "overkill", "underkill": "underkill", "pixel_f1": "pixel F1"}
+"""At the recipe's own thresholds, which a test set has no say in; F1-max is at the best that could be chosen on it."""
 EXACT = ("pauroc_exact", "f1_max_exact")
 MOST_EXACT_PIXELS = 2**29
 """2 GiB of scores, which is as much as is kept for exact pixel metrics."""
@@ -35,7 +37,9 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
 
     Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC, by the frame
     score or by OTHER_SCORES, is None where `test` holds good frames alone or none. Labels count as wrong where the
-    recipe does not know the class. `labels` and `confidences` list the answers in the order of `test`.
+    recipe does not know the class. AT_THRESHOLDS judge the operating point: the share of good frames that reach its
+    defect threshold, that of defect frames that do not, and F1 of the pixels at its pixel threshold. `labels` and
+    `confidences` list the answers in the order of `test`.
     exact: also give pauroc_exact and f1_max_exact, of every pixel's score as it is, where pauroc and f1_max count bins
     (calibration.histogram). Raises FrameError, and DatasetError, which for `exact` includes more than MOST_EXACT_PIXELS
     pixels.
@@ -73,7 +77,9 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
                     kept.add(judged, mask > 0)
             bar.update()
     seconds = time.perf_counter() - began
-    image_level = {name: auroc(values, np.asarray(actual) > 0) for name, values in scores.items()}
+    defect, point = np.asarray(actual) > 0, predictor.recipe.operating_point
+    called = np.asarray(scores["iauroc"]) >= point.defect_threshold
+    image_level = {name: auroc(values, defect) for name, values in scores.items()}
     return {
         "test_frames": len(test),
         "masked_frames": masked,
@@ -81,6 +87,9 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
         **{name: None if np.isnan(value) else value for name, value in image_level.items()},
         "pauroc": pixels.auroc() if masked else None,
         "f1_max": pixels.f1_max() if masked else None,
+        "overkill": None if defect.all() else float(called[~defect].mean()),
+        "underkill": float(1 - called[defect].mean()) if defect.any() else None,
+        "pixel_f1": pixels.f1_at(point.pixel_threshold) if masked else None,
         **(dict(zip(EXACT, kept.metrics() if masked else (None, None), strict=True)) if exact else {}),
         **classification(predicted, actual, len(classes)),
         "classes": list(classes),
@@ -178,7 +187,10 @@ def per_class_table(metrics: dict[str, Any]) -> str:
     names = {"iauroc": "iAUROC", **{name: f"iAUROC by {what}" for name, what in OTHER_SCORES.items()}}
     names |= {"pauroc": "pAUROC", "f1_max": "pixel F1-max", "accuracy": "accuracy"}
     names |= {"precision": "macro precision", "recall": "macro recall", "f1": "macro F1"}
-    missing = {name: "no masks" if name in ("pauroc", "f1_max") else "needs good and defect frames" for name in names}
+    names |= {name: f"{what} at the recipe's threshold" for name, what in AT_THRESHOLDS.items()}
+    missing = dict.fromkeys(names, "needs good and defect frames")
+    missing |= dict.fromkeys(("pauroc", "f1_max", "pixel_f1"), "no masks")
+    missing |= {"overkill": "no good frames", "underkill": "no defect frames"}
     lines = ["| per cent | |", "|---|---|"]
     for key, name in names.items():
         value = metrics[key]

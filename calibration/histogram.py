@@ -41,6 +41,13 @@ class ScoreHistogram:
         total = int(self.positive.sum())
         return float((2 * hits / np.maximum(called + total, 1)).max()) if total else float("nan")
 
+    def f1_at(self, threshold: float) -> float:
+        """F1 of "score >= threshold", to the bin; NaN without positives."""
+        lowest = min(round(threshold * BINS), BINS - 1)
+        hits, called = int(self.positive[lowest:].sum()), int((self.positive + self.negative)[lowest:].sum())
+        total = int(self.positive.sum())
+        return 2 * hits / (called + total) if total else float("nan")
+
     def f1_max_threshold(self) -> tuple[float, float]:
         """The threshold t for which "score >= t" has the highest F1, and that F1.
 

@@ -5,7 +5,9 @@ every level, and the classification head, a multinomial logistic regression. A t
 supports. The head reads what lies under the map, and a map is too good on the frames that taught it. Where the layers
 start at the text, those that were taught without a frame draw it well, and the head is fitted on such honest maps.
 Where they start at random, layers taught on fewer frames often point at something else than the defect, and the
-recipe's own maps are the better teacher. Same features and seed, same bytes.
+recipe's own maps are the better teacher. The defect threshold goes by the same maps.
+
+Same features and seed, same bytes.
 """
 
 from __future__ import annotations
@@ -51,8 +53,9 @@ def fit_recipe(
 ) -> Recipe:
     """Teach a recipe. Deterministic for equal arguments on one machine.
 
-    Thresholds are those of the highest F1 on the supports themselves: a starting point, optimistic by nature. Raises
-    ValueError for settings that are unknown.
+    Thresholds are those of the highest F1 on the supports themselves, the defect threshold where it can be on maps by
+    layers that were taught without the frame: a starting point, optimistic by nature. Raises ValueError for settings
+    that are unknown.
     """
     settings = settings or TeachSettings()
     if settings.head_maps not in (None, *HEAD_MAPS):
@@ -100,7 +103,14 @@ def fit_recipe(
     tensors["scalars"] = settings.scalars(alpha, lambda_v, lambda_m)
     # A good support that is remembered has nothing odd in it, which no frame to come can match.
     unremembered, _ = _judge_supports(features, tensors, encoder, memory.maps)
-    defect_threshold, pixel_threshold = _support_thresholds(features, unremembered, encoder, smoothing_px)
+    scored = features.plain if taken == "own" else torch.ones_like(features.plain)
+    frame_maps = unremembered if taken == "own" else list(head_maps.reshape(-1, *encoder.grid).numpy())
+    defect = (features.labels[scored] > 0).numpy()
+    point = OperatingPoint.taught(
+        classes,
+        _defect_threshold(frame_maps, defect, encoder, smoothing_px),
+        _pixel_threshold(features, unremembered, encoder, smoothing_px),
+    )
     teaching = {
         "seed": seed,
         "map_taught_by": taught_by,
@@ -115,7 +125,7 @@ def fit_recipe(
         tensors,
         head_input(features, features.plain, torch.stack([m.flatten() for m in map(torch.tensor, patch_maps)])).numpy(),
         encoder.id,
-        OperatingPoint.taught(classes, defect_threshold, pixel_threshold),
+        point,
         bank.source,
         options,
         teaching,
@@ -151,25 +161,34 @@ def _judge_supports(
     return maps, np.stack(text)
 
 
-def _support_thresholds(
-    features: SupportFeatures, patch_maps: Sequence[NDArray[np.float32]], encoder: Encoder, smoothing_px: float
-) -> tuple[float, float]:
-    """Thresholds of highest F1 for frame scores and for pixels, on the unchanged supports, by the runtime's own map.
+def _defect_threshold(
+    patch_maps: Sequence[NDArray[np.float32]], defect: NDArray[np.bool_], encoder: Encoder, smoothing_px: float
+) -> float:
+    """The threshold of highest F1 for frame scores, from n patch maps and the truth: defect [n].
 
-    Good and defect frames weigh the same: with K supports of each of many defect classes, F1 would be highest where all
-    frames are called defects.
+    On the recipe's own maps its supports often stand so far apart that any threshold between them will do, and the one
+    that is taken fits few frames to come; on maps of others they do not. Good and defect frames weigh the same: with K
+    supports of each of many defect classes, F1 would be highest where all frames are called defects.
     """
-    scores, values, truths = [], [], []
+    scores = [frame_score(upsample(m, encoder.image_size, encoder.image_size, smoothing_px)) for m in patch_maps]
+    good_weight = float(defect.sum() / max(1, (~defect).sum()))
+    return f1_max_threshold(scores, defect, good_weight)[0]
+
+
+def _pixel_threshold(
+    features: SupportFeatures, patch_maps: Sequence[NDArray[np.float32]], encoder: Encoder, smoothing_px: float
+) -> float:
+    """The threshold of highest F1 for pixels, by the recipe's own maps of the unchanged supports; 0.5 without masks.
+
+    Here maps of others are no better: they were taught by fewer frames, and so are less sure.
+    """
+    values, truths = [], []
     for patch_map, view in zip(patch_maps, features.plain.nonzero()[:, 0].tolist(), strict=True):
-        full = upsample(patch_map, encoder.image_size, encoder.image_size, smoothing_px)
-        scores.append(frame_score(full))
         target = features.targets[view].numpy()
         if not np.isnan(target[0, 0]):
+            full = upsample(patch_map, encoder.image_size, encoder.image_size, smoothing_px)
             values.append(area_average(full, (target.shape[0], target.shape[1])).ravel())
             truths.append(target.ravel() > 0)
-    defect = (features.labels[features.plain] > 0).numpy()
-    good_weight = float(defect.sum() / max(1, (~defect).sum()))
-    defect_threshold, _ = f1_max_threshold(scores, defect, good_weight)
     if not any(truth.any() for truth in truths):
-        return defect_threshold, 0.5
-    return defect_threshold, f1_max_threshold(np.concatenate(values), np.concatenate(truths))[0]
+        return 0.5
+    return f1_max_threshold(np.concatenate(values), np.concatenate(truths))[0]

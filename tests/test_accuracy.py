@@ -49,9 +49,13 @@ def test_table_says_where_there_are_no_masks() -> None:
 
 
 def test_other_frame_scores_stand_below_the_table() -> None:
-    row = {**ROW, **NO_MASKS, "iauroc_peak": 0.7, "iauroc_class": None}
+    row = {**ROW, **NO_MASKS, "iauroc_peak": 0.7, "iauroc_class": None, "overkill": 0.1, "underkill": 0.2}
+    row["pixel_f1"] = None
     lines = summarize([{**row, "seed": 0}, {**row, "seed": 1, "iauroc_peak": 0.8}], [1]).splitlines()
-    assert lines[-1] == "fp32, K = 1: iAUROC 75.0 ± 5.0 by the map's maximum, - by 1 - P(good)"
+    assert lines[-1] == (
+        "fp32, K = 1: iAUROC 75.0 ± 5.0 by the map's maximum, - by 1 - P(good); at the thresholds as taught: "
+        "overkill 10.0 ± 0.0, underkill 20.0 ± 0.0, pixel F1 no masks"
+    )
     assert "by the map" not in summarize([{**ROW, **NO_MASKS, "method": "patch_memory", "seed": 0}], [1])
 
 

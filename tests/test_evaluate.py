@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,28 @@ def test_supports_and_their_groups_are_left_out(
     assert (tmp_path / "out/metrics.md").read_text().strip() in text
 
 
+def test_the_operating_point_is_judged_as_it_stands(taught: tuple[Path, Path]) -> None:
+    bundle, data = taught
+    dataset = load_dataset(data)
+    with Predictor(bundle) as predictor:
+        point = predictor.recipe.operating_point
+        results = predictor.predict([sample.path for sample in dataset.samples])
+        masks = [sample.read_mask(result.frame_size) for sample, result in zip(dataset.samples, results, strict=True)]
+        for threshold in (point.defect_threshold, float(np.median([result.score for result in results]))):
+            predictor.use(replace(predictor.recipe, operating_point=replace(point, defect_threshold=threshold)))
+            metrics = metrics_of(predictor, dataset, dataset.samples)
+            called = np.array([result.score >= threshold for result in results])
+            good = np.array([sample.label == "good" for sample in dataset.samples])
+            assert metrics["overkill"] == called[good].mean()
+            assert metrics["underkill"] == pytest.approx((~called[~good]).mean())
+    outlined = np.concatenate([result.mask().ravel() for result in results])
+    truth = np.concatenate([mask.ravel() > 0 for mask in masks if mask is not None])
+    assert len(outlined) == len(truth)
+    expected = 2 * (outlined & truth).sum() / (outlined.sum() + truth.sum())
+    assert metrics["pixel_f1"] == pytest.approx(expected, abs=1e-3)
+    assert 0 < metrics["pixel_f1"] <= metrics["f1_max"]
+
+
 def test_without_masks_pixel_metrics_say_so(
     taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +132,9 @@ def test_a_class_absent_from_the_test_is_named() -> None:
         "iauroc_class": None,
         "pauroc": 0.5,
         "f1_max": 0.25,
+        "overkill": 1 / 3,
+        "underkill": None,
+        "pixel_f1": 0.2,
         "masked_frames": 0,
         "accuracy": 1.0,
         "precision": 1.0,
@@ -121,6 +147,9 @@ def test_a_class_absent_from_the_test_is_named() -> None:
     assert "| iAUROC | needs good and defect frames |" in table
     assert "| iAUROC by 1 - P(good) | needs good and defect frames |" in table
     assert "| macro precision | 100.0 |" in table
+    assert "| overkill at the recipe's threshold | 33.3 |" in table
+    assert "| underkill at the recipe's threshold | no defect frames |" in table
+    assert "| pixel F1 at the recipe's threshold | 20.0 |" in table
     assert "| hole | 0 | absent from the test | | |" in table
     assert "| good | 3 | 100.0 | 100.0 | 100.0 |" in table
 

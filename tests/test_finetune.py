@@ -13,6 +13,7 @@ from conftest import make_encoder
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.thresholds import f1_max_threshold
 from export import finetune, fit_map, heads
 from export import fit_head as fit_head_module
 from export.finetune import fit_recipe
@@ -32,6 +33,7 @@ from export.teach_settings import TeachSettings
 from export.text_bank import TextBank, anchor_bank
 from export.text_prior import Projection
 from export.views import SupportFeatures
+from runtime.maps import frame_score, upsample
 from runtime.recipe import FrameOptions, Recipe
 
 CLASSES = ("good", "hole", "scratch")
@@ -618,6 +620,29 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
     assert values[truth].mean() > values[~truth].mean() + 0.2
 
 
+def test_the_defect_threshold_goes_by_maps_of_others_where_the_head_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all views then; the pixel threshold goes by the recipe's own maps of the unchanged ones as ever."""
+    features = plant(LABELS)
+    features.plain[[1, 5]] = False
+    unseen = torch.rand((10, PATCHES), generator=torch.Generator().manual_seed(1))
+    monkeypatch.setattr(finetune, "maps_of_others", lambda *_: (unseen, torch.zeros_like(unseen)))
+    settings = replace(QUICK, lambda_v=0.0, memory_share=0.0)
+    asked: list[int] = []
+
+    def choose(scores: Any, positive: Any, good_weight: float = 1.0) -> tuple[float, float]:
+        asked.append(len(scores))
+        return f1_max_threshold(scores, positive, good_weight)
+
+    monkeypatch.setattr(finetune, "f1_max_threshold", choose)
+    own, others = (teach(features, settings=replace(settings, head_maps=maps)) for maps in finetune.HEAD_MAPS)
+    assert asked == [8, 8 * 256, 10, 8 * 256]
+    size = ENCODER.image_size
+    scores = [frame_score(upsample(row.reshape(4, 4).numpy(), size, size, 1.0)) for row in unseen]
+    expected = f1_max_threshold(scores, np.array(LABELS) > 0, 6 / 4)[0]
+    assert others.operating_point.defect_threshold == expected != own.operating_point.defect_threshold
+    assert others.operating_point.pixel_threshold == own.operating_point.pixel_threshold
+
+
 def test_taught_thresholds_tell_the_supports_apart() -> None:
     recipe = teach(plant(LABELS))
     assert 0 < recipe.operating_point.defect_threshold < 1
@@ -633,9 +658,8 @@ def test_taught_thresholds_tell_the_supports_apart() -> None:
 def test_many_defect_classes_do_not_make_every_frame_a_defect() -> None:
     """One good support of nine, and defects that the map hardly tells from it: most F1 has who calls all defects."""
     scores = np.array([0.3, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
-    features = plant([0] + [1] * 8)
     maps = [np.full((4, 4), score, np.float32) for score in scores]
-    threshold, _ = finetune._support_thresholds(features, maps, ENCODER, 1.0)
+    threshold = finetune._defect_threshold(maps, np.arange(9) > 0, ENCODER, 1.0)
     assert 0.3 < threshold < 0.4
 
 

@@ -28,6 +28,10 @@ def test_histogram_agrees_with_the_exact_metrics(seed: int) -> None:
     best = max(2 * (truth & (scores >= t)).sum() / ((scores >= t).sum() + truth.sum()) for t in np.unique(scores))
     assert histogram.auroc() == pytest.approx(auroc(scores, truth), abs=1e-4)
     assert histogram.f1_max() == pytest.approx(best, abs=1e-3)
+    for threshold in (0.0, 0.3, 0.55, 1.0):
+        called = scores >= threshold
+        f1 = 2 * (truth & called).sum() / (called.sum() + truth.sum())
+        assert histogram.f1_at(threshold) == pytest.approx(f1, abs=1e-3)
 
 
 @pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
@@ -41,6 +45,7 @@ def test_histogram_without_positives_has_no_metrics() -> None:
     histogram.add([0.2, 0.9], [False, False])
     assert np.isnan(histogram.auroc())
     assert np.isnan(histogram.f1_max())
+    assert np.isnan(histogram.f1_at(0.5))
 
 
 @pytest.mark.parametrize("seed", range(5))
