@@ -48,7 +48,7 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
     pixels = ScoreHistogram()
     good = predictor.recipe.classes[0]
     scores: dict[str, list[float]] = {"iauroc": [], **{name: [] for name in OTHER_SCORES}}
-    predicted, actual, confidences, masked = [], [], [], 0
+    predicted, actual, confidences, called, masked = [], [], [], [], 0
     kept = ExactScores()
     began = time.perf_counter()
     with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
@@ -61,6 +61,7 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
             predicted.append(classes.index(result.label))
             actual.append(classes.index(sample.label))
             confidences.append(result.confidence)
+            called.append(result.is_defect)
             mask = sample.read_mask(result.frame_size)
             if mask is not None:
                 mask = mask[result.judged_rows]  # what was not looked at is neither right nor wrong
@@ -77,8 +78,8 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
                     kept.add(judged, mask > 0)
             bar.update()
     seconds = time.perf_counter() - began
-    defect, point = np.asarray(actual) > 0, predictor.recipe.operating_point
-    called = np.asarray(scores["iauroc"]) >= point.defect_threshold
+    defect, called_defect = np.asarray(actual) > 0, np.asarray(called)
+    pixel_threshold = predictor.recipe.operating_point.pixel_threshold
     image_level = {name: auroc(values, defect) for name, values in scores.items()}
     return {
         "test_frames": len(test),
@@ -87,9 +88,9 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
         **{name: None if np.isnan(value) else value for name, value in image_level.items()},
         "pauroc": pixels.auroc() if masked else None,
         "f1_max": pixels.f1_max() if masked else None,
-        "overkill": None if defect.all() else float(called[~defect].mean()),
-        "underkill": float(1 - called[defect].mean()) if defect.any() else None,
-        "pixel_f1": pixels.f1_at(point.pixel_threshold) if masked else None,
+        "overkill": None if defect.all() else float(called_defect[~defect].mean()),
+        "underkill": float((~called_defect[defect]).mean()) if defect.any() else None,
+        "pixel_f1": pixels.f1_at(pixel_threshold) if masked else None,
         **(dict(zip(EXACT, kept.metrics() if masked else (None, None), strict=True)) if exact else {}),
         **classification(predicted, actual, len(classes)),
         "classes": list(classes),

@@ -103,12 +103,12 @@ def fit_recipe(
     tensors["scalars"] = settings.scalars(alpha, lambda_v, lambda_m)
     # A good support that is remembered has nothing odd in it, which no frame to come can match.
     unremembered, _ = _judge_supports(features, tensors, encoder, memory.maps)
-    scored = features.plain if taken == "own" else torch.ones_like(features.plain)
-    frame_maps = unremembered if taken == "own" else list(head_maps.reshape(-1, *encoder.grid).numpy())
-    defect = (features.labels[scored] > 0).numpy()
+    frame_maps, labels = unremembered, features.labels[features.plain]
+    if taken == "others":
+        frame_maps, labels = list(head_maps.reshape(-1, *encoder.grid).numpy()), features.labels
     point = OperatingPoint.taught(
         classes,
-        _defect_threshold(frame_maps, defect, encoder, smoothing_px),
+        _defect_threshold(frame_maps, (labels > 0).numpy(), encoder, smoothing_px),
         _pixel_threshold(features, unremembered, encoder, smoothing_px),
     )
     teaching = {
