@@ -8,8 +8,9 @@ INSTALLED := $(VENV)/.installed
 
 demo: $(INSTALLED)
 	$(BIN)/python export/build_engine.py --out demo/bundle --force
-	$(BIN)/sem-clip predict demo/bundle demo/bundle-frames --json demo/verdicts.jsonl --overlays demo/overlays --force
-	@echo "Look at demo/overlays and demo/verdicts.jsonl"
+	$(BIN)/sem-clip predict demo/bundle demo/bundle-frames/new --json demo/verdicts.jsonl --force
+	$(BIN)/sem-clip evaluate demo/bundle demo/bundle-frames/new --out demo/evaluation
+	@echo "Look at demo/evaluation/contact_sheet.png and demo/verdicts.jsonl"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest

@@ -90,6 +90,7 @@ beside it, `value_path` is the same with the reading that acts."""
 ABLATIONS = (*FITTED_ABLATIONS, *SCALAR_ABLATIONS)
 METRICS = {
     "accuracy": "accuracy",
+    "verdict_accuracy": "verdicts right",
     "precision": "macro precision",
     "recall": "macro recall",
     "f1": "macro F1",

@@ -46,19 +46,34 @@ def draw_shots(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> bytes:
 
 
 def draw_overlays(results: Sequence[tuple[Sample, Prediction]], columns: int = 4) -> bytes:
-    """A PNG: frames with map and outline (yellow), the true outline in blue, and what was said of each."""
+    """A PNG, a contact sheet: each frame as it is and, beside it, with map and outline (yellow) and the true outline in
+    blue; above them the true class and the verdict, red where it is wrong."""
     rows = -(-len(results) // columns)
-    figure, axes = _figure(2.6 * columns, 2.9 * rows, rows, columns)
+    figure, axes = _figure(4.0 * columns, 2.3 * rows, rows, columns)
+    figure.suptitle(
+        "true class: verdict (defect score). Yellow: where the defect was found. Blue: where it is.", fontsize=10
+    )
     for ax in axes.flat:
         ax.axis("off")
     for ax, (sample, result) in zip(axes.flat, results, strict=False):
-        ax.imshow(np.asarray(result.overlay()), aspect="auto")
+        drawn = np.asarray(result.overlay())
+        plain = np.repeat(sample.read(result.frame_options)[:, :, None], 3, axis=2)
+        gap = np.full((len(drawn), max(2, drawn.shape[1] // 60), 3), 255, np.uint8)
+        ax.imshow(np.concatenate([plain, gap, drawn], axis=1))
         mask = sample.read_mask(result.frame_size)
         if mask is not None and mask.any():
-            ax.contour(mask, levels=[0.5], colors="deepskyblue", linewidths=1)
-        right = result.label == sample.label
+            shift = plain.shape[1] + gap.shape[1]
+            ax.contour(
+                np.arange(mask.shape[1]) + shift,
+                np.arange(len(mask)),
+                mask,
+                levels=[0.5],
+                colors="deepskyblue",
+                linewidths=1,
+            )
+        right = result.verdict == sample.label
         ax.set_title(
-            f"{sample.label}: {result.label} {result.confidence:.0%}", fontsize=8, color="black" if right else "crimson"
+            f"{sample.label}: {result.verdict} ({result.score:.2f})", fontsize=9, color="black" if right else "crimson"
         )
     return _png(figure)
 

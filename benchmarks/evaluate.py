@@ -21,10 +21,17 @@ from calibration.histogram import ScoreHistogram
 from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Predictor
 from runtime.files import require_folder, sha256_of, write_atomically
+from runtime.operating_point import VERDICTS
 
 OVERLAYS_A_CLASS = 4
-OTHER_SCORES = {"iauroc_peak": "the map's maximum", "iauroc_class": "1 - P(good)"}
-"""iAUROC by what else could tell defects from good; `iauroc` is by the frame score, which the operating point reads."""
+OTHER_SCORES = {
+    "iauroc_score": "the defect score",
+    "iauroc_peak": "the map's maximum",
+    "iauroc_class": "1 - P(good)",
+}
+"""iAUROC by what else could tell defects from good; `iauroc` is by the map's score, as in the paper.
+
+The operating point reads the defect score."""
 AT_THRESHOLDS = {"overkill": "overkill", "underkill": "underkill", "pixel_f1": "pixel F1"}
 """At the recipe's own thresholds, which a test set has no say in; F1-max is at the best that could be chosen on it."""
 EXACT = ("pauroc_exact", "f1_max_exact")
@@ -35,11 +42,13 @@ MOST_EXACT_PIXELS = 2**29
 def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exact: bool = False) -> dict[str, Any]:
     """All metrics of the recipe in use on `test`; pixel metrics are None where no defect has a mask.
 
-    Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC, by the frame
-    score or by OTHER_SCORES, is None where `test` holds good frames alone or none. Labels count as wrong where the
-    recipe does not know the class. AT_THRESHOLDS judge the operating point: the share of good frames that reach its
-    defect threshold, that of defect frames that do not, and F1 of the pixels at its pixel threshold. `labels` and
-    `confidences` list the answers in the order of `test`.
+    Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC, by the map's
+    score or by OTHER_SCORES, is None where `test` holds good frames alone or none. Accuracy, confusion and the macro
+    figures are of the likeliest class (the paper's arg max); verdict_accuracy is the share of frames whose verdict is right,
+    of which what is left undecided is none. Both count as wrong where the recipe does not know the class.
+    AT_THRESHOLDS judge the operating point: the share of good frames whose verdict is a defect, that of defect frames
+    whose verdict is good, and F1 of the pixels at its pixel threshold. `labels` (likeliest classes), `confidences`
+    (their probabilities) and `verdicts` are in the order of `test`.
     exact: also give pauroc_exact and f1_max_exact, of every pixel's score as it is, where pauroc and f1_max count bins
     (calibration.histogram). Raises FrameError, and DatasetError, which for `exact` includes more than MOST_EXACT_PIXELS
     pixels.
@@ -48,20 +57,21 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
     pixels = ScoreHistogram()
     good = predictor.recipe.classes[0]
     scores: dict[str, list[float]] = {"iauroc": [], **{name: [] for name in OTHER_SCORES}}
-    predicted, actual, confidences, called, masked = [], [], [], [], 0
+    predicted, actual, confidences, verdicts, masked = [], [], [], [], 0
     kept = ExactScores()
     began = time.perf_counter()
     with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
         for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
             if isinstance(result, FailedFrame):
                 raise result.error
-            scores["iauroc"].append(result.score)
+            scores["iauroc"].append(result.map_score)
+            scores["iauroc_score"].append(result.score)
             scores["iauroc_peak"].append(result.peak)
             scores["iauroc_class"].append(1 - result.probabilities[good])
-            predicted.append(classes.index(result.label))
+            predicted.append(classes.index(result.head_class))
             actual.append(classes.index(sample.label))
-            confidences.append(result.confidence)
-            called.append(result.is_defect)
+            confidences.append(result.probabilities[result.head_class])
+            verdicts.append(result.verdict)
             mask = sample.read_mask(result.frame_size)
             if mask is not None:
                 mask = mask[result.judged_rows]  # what was not looked at is neither right nor wrong
@@ -78,7 +88,8 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
                     kept.add(judged, mask > 0)
             bar.update()
     seconds = time.perf_counter() - began
-    defect, called_defect = np.asarray(actual) > 0, np.asarray(called)
+    defect, decided = np.asarray(actual) > 0, [None if v in VERDICTS else v != good for v in verdicts]
+    called_defect, passed = (np.array([v is kind for v in decided]) for kind in (True, False))
     pixel_threshold = predictor.recipe.operating_point.pixel_threshold
     image_level = {name: auroc(values, defect) for name, values in scores.items()}
     return {
@@ -89,13 +100,15 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
         "pauroc": pixels.auroc() if masked else None,
         "f1_max": pixels.f1_max() if masked else None,
         "overkill": None if defect.all() else float(called_defect[~defect].mean()),
-        "underkill": float((~called_defect[defect]).mean()) if defect.any() else None,
+        "underkill": float(passed[defect].mean()) if defect.any() else None,
         "pixel_f1": pixels.f1_at(pixel_threshold) if masked else None,
         **(dict(zip(EXACT, kept.metrics() if masked else (None, None), strict=True)) if exact else {}),
+        "verdict_accuracy": float(np.mean([v == sample.label for v, sample in zip(verdicts, test, strict=True)])),
         **classification(predicted, actual, len(classes)),
         "classes": list(classes),
         "labels": [classes[k] for k in predicted],
         "confidences": confidences,
+        "verdicts": verdicts,
     }
 
 
@@ -155,6 +168,7 @@ class Evaluate:
             metrics = evaluate(predictor, dataset, test, exact=args.exact)
             table = per_class_table(metrics)
             print(table)
+            print(verdict_line(metrics))
             if left_out:
                 print(f"left out  {left_out} frames that taught the recipe, or share a group with one that did")
             if unknown:
@@ -174,11 +188,19 @@ class Evaluate:
             "metrics.json": json.dumps(document, indent=1).encode(),
             "metrics.md": (table + "\n").encode(),
             "confusion.png": draw_confusion(metrics["confusion"], metrics["classes"]),
-            "overlays.png": overlays(predictor, metrics["classes"], test),
+            "contact_sheet.png": overlays(predictor, metrics["classes"], test),
         }
         for name, content in files.items():
             write_atomically(folder / name, content)
         print(f"written   {folder}/{', '.join(files)}")
+
+
+def verdict_line(metrics: dict[str, Any]) -> str:
+    """How many verdicts are right, in one line."""
+    verdicts, count = metrics["verdicts"], metrics["test_frames"]
+    right, open_ones = round(metrics["verdict_accuracy"] * count), sum(v in VERDICTS for v in verdicts)
+    left = f", {open_ones} left undecided" if open_ones else ""
+    return f"verdicts  {right} of {count} are right{left}; none of these frames taught the recipe"
 
 
 def per_class_table(metrics: dict[str, Any]) -> str:
@@ -186,7 +208,8 @@ def per_class_table(metrics: dict[str, Any]) -> str:
     confusion = np.asarray(metrics["confusion"])
     present = confusion.sum(1)
     names = {"iauroc": "iAUROC", **{name: f"iAUROC by {what}" for name, what in OTHER_SCORES.items()}}
-    names |= {"pauroc": "pAUROC", "f1_max": "pixel F1-max", "accuracy": "accuracy"}
+    names |= {"pauroc": "pAUROC", "f1_max": "pixel F1-max", "verdict_accuracy": "verdicts right"}
+    names |= {"accuracy": "accuracy of the likeliest class"}
     names |= {"precision": "macro precision", "recall": "macro recall", "f1": "macro F1"}
     names |= {name: f"{what} at the recipe's threshold" for name, what in AT_THRESHOLDS.items()}
     missing = dict.fromkeys(names, "needs good and defect frames")

@@ -24,6 +24,17 @@ from .temperature import choose_temperature, reliability
 from .thresholds import choose_defect_threshold, choose_pixel_threshold
 
 MAX_JSON_BYTES = 2**20
+DEPENDS_ON = {
+    "defect_threshold": {"class_share"},
+    "confidence_thresholds": {
+        "class_share",
+        "defect_threshold",
+        "temperature",
+        "novelty_threshold",
+        "review_disagreement",
+    },
+}
+"""What was promised of a number holds for verdicts only while these others stay as they were when it was chosen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +112,12 @@ def require_labels(request: Request, recipe: Recipe, labels: set[str], where: ob
             "them"
         )
     old = recipe.operating_point.confidence_thresholds
-    if request.temperature and not request.rejects and any(old.values()):
+    moved = [name for name in ("--temperature", "--defect-rule") if asked.get(name) or rules.get(name)]
+    if moved and not request.rejects and any(old.values()):
         raise CalibrationError(
-            "the recipe's confidence thresholds were chosen at its old temperature and would mean something else at a "
-            "new one: choose them again with --purity or --max-reject, or leave --temperature out"
+            "the recipe's confidence thresholds were chosen at its old temperature and defect threshold and would mean "
+            "something else at new ones: choose them again with --purity or --max-reject, or leave out "
+            f"{' and '.join(moved)}"
         )
 
 
@@ -151,11 +164,11 @@ def report(calibrated: Calibrated, scored: Scored, old: OperatingPoint) -> dict[
         "calibration": dict(calibrated.recipe.calibration),
     }
     if (scored.truth >= 0).all() and not scored.flat:
-        curve = purity_coverage(scored, point.temperature)
+        curve = purity_coverage(scored, point)
         document["purity_coverage"] = {name: getattr(curve, name).tolist() for name in curve.__dataclass_fields__}
-        right = scored.predicted == scored.truth
+        right = scored.head_class == scored.truth
         document["reliability"] = {
-            name: [asdict(b) for b in reliability(scored.confidence(p.temperature), right)]
+            name: [asdict(b) for b in reliability(scored.head_confidence(p.temperature), right)]
             for name, p in (("before", old), ("after", point))
         }
     return document
@@ -198,8 +211,8 @@ def operating_point_json(point: OperatingPoint) -> str:
 def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
     """The recipe with the operating point of an edited JSON file, and the names of what changed.
 
-    What was changed is recorded, because the promises of an earlier calibration no longer speak of it. Raises
-    RecipeError with all faults of the file.
+    What was changed is recorded, and what was chosen while it was otherwise, because the promises of an earlier
+    calibration no longer speak of either. Raises RecipeError with all faults of the file.
     """
     faults: list[str] = []
     try:
@@ -213,7 +226,8 @@ def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
     changed = [name for name in new if new[name] != old[name]]
     if not changed:
         return recipe, []
-    record = {**recipe.calibration, CHANGED_BY_HAND: sorted({*_by_hand(recipe), *changed})}
+    voided = {name for name, depends_on in DEPENDS_ON.items() if name in recipe.calibration and depends_on & {*changed}}
+    record = {**recipe.calibration, CHANGED_BY_HAND: sorted({*_by_hand(recipe), *changed, *voided})}
     return replace(recipe, operating_point=point, calibration=record), changed
 
 

@@ -29,7 +29,7 @@ def draw_purity_coverage(scored: Scored, before: OperatingPoint, after: Operatin
     """A PNG: how pure the decided frames are when the least sure are rejected, and where the operating point is."""
     figure, axes = _figure(1)
     (ax,) = axes
-    curve = purity_coverage(scored, after.temperature)
+    curve = purity_coverage(scored, after)
     ax.plot(100 * curve.coverage, 100 * curve.purity, color=_RIGHT, label="one confidence threshold for all classes")
     lowest = float(curve.purity.min())
     for name, point, colour in (("before", before, _GREY), ("after", after, _WRONG)):
@@ -55,9 +55,9 @@ def draw_purity_coverage(scored: Scored, before: OperatingPoint, after: Operatin
 def draw_reliability(scored: Scored, before: OperatingPoint, after: OperatingPoint) -> bytes:
     """A PNG: accuracy over confidence in bins, before and after; on the diagonal, probabilities mean what they say."""
     figure, axes = _figure(2)
-    right = scored.predicted == scored.truth
+    right = scored.head_class == scored.truth
     for ax, (name, point) in zip(axes, (("before", before), ("after", after)), strict=True):
-        confidence = scored.confidence(point.temperature)
+        confidence = scored.head_confidence(point.temperature)
         for b in reliability(confidence, right):
             middle, common = (b.low + b.high) / 2, min(b.accuracy, b.confidence)
             ax.bar(middle, common, 0.92 / BINS, color=_RIGHT)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,13 +50,14 @@ def choose_for_purity(scored: Scored, point: OperatingPoint, target: float) -> C
     where no threshold reaches the target.
     """
     kept = _decided_otherwise(scored, point)
-    confidence = scored.confidence(point.temperature).astype(np.float64)
-    right = scored.predicted == scored.truth
+    confidence = scored.confidence(point).astype(np.float64)
+    named = scored.named(point)
+    right = named == scored.truth
     thresholds: dict[str, float] = {}
     faults, unseen = [], []
     decided = correct = 0
     for k, name in enumerate(scored.classes):
-        mine = np.flatnonzero(kept & (scored.predicted == k))
+        mine = np.flatnonzero(kept & (named == k))
         if not mine.size:
             thresholds[name] = 1.0
             unseen.append(name)
@@ -111,11 +112,12 @@ def choose_for_max_reject(scored: Scored, point: OperatingPoint, share: float) -
             f"max-reject={share:g} allows {exact_floor(share, total)} rejects of {total} frames, and novelty or "
             f"disagreement rejects {already} already: raise the novelty threshold or allow more rejects"
         )
-    confidence = scored.confidence(point.temperature).astype(np.float64)
+    confidence = scored.confidence(point).astype(np.float64)
+    named = scored.named(point)
     thresholds: dict[str, float] = {}
     rejected = 0
     for k, name in enumerate(scored.classes):
-        sure = np.sort(confidence[kept & (scored.predicted == k)])
+        sure = np.sort(confidence[kept & (named == k)])
         # The surest frame stays: no threshold in [0, 1] is sure to reject it.
         allowed = min(budget * sure.size // int(kept.sum()), sure.size - 1) if sure.size else 0
         lower = sure[sure < sure[allowed]] if allowed else sure[:0]  # equal ones stay together
@@ -138,24 +140,17 @@ class PurityCoverage:
     confidence: NDArray[np.float64]
 
 
-def purity_coverage(scored: Scored, temperature: float) -> PurityCoverage:
-    """The curve over all frames; frames of equal confidence are one point."""
-    confidence = scored.confidence(temperature).astype(np.float64)
+def purity_coverage(scored: Scored, point: OperatingPoint) -> PurityCoverage:
+    """The curve over all frames, named as at `point`; frames of equal confidence are one point."""
+    confidence = scored.confidence(point).astype(np.float64)
     order = np.argsort(-confidence, kind="stable")
     sure = confidence[order]
     ends = np.flatnonzero(np.append(sure[1:] != sure[:-1], True))
-    purity = np.cumsum((scored.predicted == scored.truth)[order]) / np.arange(1, order.size + 1)
+    purity = np.cumsum((scored.named(point) == scored.truth)[order]) / np.arange(1, order.size + 1)
     return PurityCoverage((ends + 1) / order.size, purity[ends], sure[ends])
 
 
 def _decided_otherwise(scored: Scored, point: OperatingPoint) -> NDArray[np.bool_]:
     """Frames that would have a class if no confidence were asked for."""
-    free = OperatingPoint(
-        point.defect_threshold,
-        point.pixel_threshold,
-        point.temperature,
-        dict.fromkeys(scored.classes, 0.0),
-        point.novelty_threshold,
-        point.review_disagreement,
-    )
+    free = replace(point, confidence_thresholds=dict.fromkeys(scored.classes, 0.0))
     return ~np.isin(np.array(scored.verdicts(free)), VERDICTS)

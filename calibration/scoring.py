@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from runtime import FailedFrame, Prediction, Predictor, Recipe
 from runtime.files import sha256_of
 from runtime.operating_point import VERDICTS, OperatingPoint
-from runtime.verdict import decide, temper
+from runtime.verdict import decide, named_class, temper
 
 from .dataset import GOOD, Dataset, Sample
 from .errors import CalibrationError
@@ -26,9 +26,9 @@ class Scored:
     """What the recipe says about n frames, before any operating point.
 
     classes: the recipe's. labels: [n] the true class names. probabilities: float32 [n, K] at temperature 1.
-    score, novelty: float64 [n] as in `Prediction`. pixels: map values and masks; good_pixels: map values of the good
-    frames alone; good_peaks: the highest map value of each of these; all None where pixels were not asked for. flat:
-    the frames had no labels and were taken to be good.
+    score, novelty: float64 [n] as in `Prediction`; score is the defect score, by the recipe's own `class_share`.
+    pixels: map values and masks; good_pixels: map values of the good frames alone; good_peaks: the highest map value of
+    each of these; all None where pixels were not asked for. flat: the frames had no labels and were taken to be good.
     """
 
     classes: tuple[str, ...]
@@ -53,41 +53,51 @@ class Scored:
         return np.array([index.get(label, -1) for label in self.labels], dtype=np.intp)
 
     @property
-    def predicted(self) -> NDArray[np.intp]:
-        """Each frame's most probable class; no temperature changes it."""
+    def head_class(self) -> NDArray[np.intp]:
+        """Each frame's likeliest class (the paper's arg max); no temperature changes it."""
         return np.asarray(self.probabilities.argmax(axis=1))
 
-    def confidence(self, temperature: float) -> NDArray[np.float32]:
-        """The probability of the predicted class at a temperature."""
-        tempered = temper(self.probabilities, temperature)
-        confidence: NDArray[np.float32] = tempered[np.arange(len(tempered)), self.predicted]
+    def head_confidence(self, temperature: float) -> NDArray[np.float32]:
+        """The probability of `head_class` at a temperature."""
+        confidence: NDArray[np.float32] = temper(self.probabilities, temperature).max(axis=1)
+        return confidence
+
+    def named(self, point: OperatingPoint) -> NDArray[np.intp]:
+        """The class that each verdict names, or would name if it did not abstain: `Prediction.label`, as an index."""
+        return named_class(self.probabilities, self.score >= point.defect_threshold)
+
+    def confidence(self, point: OperatingPoint) -> NDArray[np.float32]:
+        """The probability of the class that is named: `Prediction.confidence`."""
+        tempered = temper(self.probabilities, point.temperature)
+        confidence: NDArray[np.float32] = tempered[np.arange(len(tempered)), self.named(point)]
         return confidence
 
     def verdicts(self, point: OperatingPoint) -> list[str]:
         """What `Prediction.verdict` would be at an operating point."""
         tempered = temper(self.probabilities, point.temperature)
-        rows = zip(tempered, self.predicted.tolist(), self.score.tolist(), self.novelty.tolist(), strict=True)
-        return [decide(point, self.classes, row, best, score, novelty)[0] for row, best, score, novelty in rows]
+        rows = zip(tempered, self.score.tolist(), self.novelty.tolist(), strict=True)
+        return [decide(point, self.classes, row, score, novelty).verdict for row, score, novelty in rows]
 
     def summary(self, point: OperatingPoint) -> dict[str, object]:
-        """The rates of an operating point, each with its counts; null where there is nothing to count.
+        """The rates of the verdicts at an operating point, each with its counts; null where there is nothing to count.
 
-        purity: share of the decided frames whose class is right. coverage: share of all frames that is decided.
+        overkill: share of the good frames whose verdict is a defect class. underkill: share of the defects whose
+        verdict is good. purity: share of the decided frames whose class is right. coverage: share of all frames that
+        is decided. ece: of the head's probabilities, of which no threshold takes anything away.
         """
-        called = self.score >= point.defect_threshold
         verdicts = np.array(self.verdicts(point))
         decided = ~np.isin(verdicts, VERDICTS)
         right = decided & (verdicts == np.array(self.labels))
         known = self.truth >= 0
-        sure = self.confidence(point.temperature)[known]
+        sure = self.head_confidence(point.temperature)[known]
         return {
-            "overkill": _rate(called & ~self.defect, ~self.defect),
-            "underkill": _rate(~called & self.defect, self.defect),
+            "overkill": _rate(decided & (verdicts != GOOD) & ~self.defect, ~self.defect),
+            "underkill": _rate((verdicts == GOOD) & self.defect, self.defect),
             "purity": _rate(right, decided),
             "coverage": _rate(decided, np.ones_like(decided)),
             **{name: _rate(verdicts == name, np.ones_like(decided)) for name in VERDICTS},
             "ece": {
-                "value": expected_calibration_error(sure, (self.predicted == self.truth)[known])
+                "value": expected_calibration_error(sure, (self.head_class == self.truth)[known])
                 if known.any()
                 else None,
                 "of": int(known.sum()),

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ARCH = "sem_tiny"
 ENGINES = ("tensorrt", "tensorrt-rtx")
-DEMO_FRAMES_PER_CLASS = 20
 DEMO_SHOTS = 10
+DEMO_TEACH, DEMO_NEW = "teach", "new"
 UNTRAINED = (
     "the encoder is UNTRAINED (random weights): everything runs, but verdicts come from the few taught layers alone "
     "and their quality says nothing about the method"
@@ -104,7 +104,8 @@ class Build:
         if builder is not None:
             _add_engine(args.out, builder, stages)
             manifest, _ = load_bundle(args.out)
-        _summarize(args.out, manifest, request.dataset, stages)
+        to_judge = args.data or _demo_frames(args.out) / DEMO_NEW
+        _summarize(args.out, manifest, request.dataset, to_judge, stages)
         return 0
 
 
@@ -325,13 +326,19 @@ def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:
 
     if folder is not None:
         return load_dataset(folder)
-    frames = out.parent / f"{out.name}-frames"
-    if not frames.exists():
-        from .synthetic import write_dataset
+    for name, seed in ((DEMO_TEACH, 0), (DEMO_NEW, 1)):
+        frames = _demo_frames(out) / name
+        if not frames.exists():
+            from .synthetic import write_dataset
 
-        with stages.stage("generate frames") as progress:
-            write_dataset(frames, per_class=DEMO_FRAMES_PER_CLASS, progress=progress)
-    return load_dataset(frames)
+            with stages.stage(f"generate frames/{name}") as progress:
+                write_dataset(frames, per_class=DEMO_SHOTS, seed=seed, progress=progress)
+    return load_dataset(_demo_frames(out) / DEMO_TEACH)
+
+
+def _demo_frames(out: Path) -> Path:
+    """Where frames are generated if none are given: those that teach, and others to judge the recipe on."""
+    return out.parent / f"{out.name}-frames"
 
 
 def _model(args: argparse.Namespace, image_size: tuple[int, int] | None) -> LoadedModel:
@@ -347,7 +354,7 @@ def _model(args: argparse.Namespace, image_size: tuple[int, int] | None) -> Load
     )
 
 
-def _summarize(out: Path, manifest: Manifest, dataset: Dataset, stages: Stages) -> None:
+def _summarize(out: Path, manifest: Manifest, dataset: Dataset, to_judge: Path, stages: Stages) -> None:
     encoder = manifest.encoder
     print(f"\nbundle    {out}")
     print(f"encoder   {encoder.architecture}, weights: {encoder.weights}")
@@ -367,7 +374,7 @@ def _summarize(out: Path, manifest: Manifest, dataset: Dataset, stages: Stages) 
     print(f"time      {sum(stages.seconds.values()):.0f} s in all, slowest: {slowest}")
     for note in manifest.notes:
         print(f"note      {note}")
-    print(f"next      sem-clip predict {out} {dataset.folder} --json verdicts.jsonl --overlays overlays")
+    print(f"next      sem-clip predict {out} {to_judge} --json verdicts.jsonl --overlays overlays")
 
 
 def pixel_size(text: str) -> tuple[int, int]:

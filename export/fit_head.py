@@ -143,30 +143,25 @@ def fit_head(
         return folded.float(), bias.float()
 
 
-def choose_alpha(
+def held_out_probabilities(
     head_input: Tensor,
     features: SupportFeatures,
-    text: NDArray[np.float32],
     classes: int,
     l2: float,
     scale: Tensor | None = None,
     prior: Layer | None = None,
     bias_l2: float = 0.0,
-) -> tuple[float, dict[str, Any]]:
-    """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
+) -> Tensor | None:
+    """P_C (eq. 22) of each unchanged support by heads that were taught without it: [plain views, K].
 
-    head_input: [V, F], what the head reads. text: P_S [plain views, K]. prior, bias_l2: as in `fit_head`.
-    All views of a support are left out together, the head is fitted again on the others, and log loss is taken on the
-    left-out supports (unchanged views, classes weighing the same). A handful of supports measures it poorly, and P_S,
-    which is not fitted again, has seen their masks; so the mix nearest the paper's is taken whose loss is within one
-    standard error of the lowest (Breiman et al. 1984). A class with a single support leaves nothing to teach it from:
-    then the paper's 0.8.
+    head_input: [V, F], what the head reads. prior, bias_l2: as in `fit_head`. All views of a support are left out
+    together. None where a class has a single support, which leaves nothing to teach it from.
     """
     support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
     labels = features.labels[features.plain]
     folds = min(MAX_FOLDS, int(torch.bincount(labels, minlength=classes).min()))
     if folds < 2:
-        return PAPER_ALPHA, {"by": "paper", "why": "a class has fewer than 2 supports"}
+        return None
     fold = torch.zeros_like(labels)
     for label in range(classes):
         mine = (labels == label).nonzero()[:, 0]
@@ -186,9 +181,22 @@ def choose_alpha(
             bias_l2=bias_l2,
         )
         head[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
-    share = (1.0 / torch.bincount(labels).double())[labels] / classes
+    return head
+
+
+def choose_alpha(held_out: Tensor | None, text: NDArray[np.float32], labels: Tensor) -> tuple[float, dict[str, Any]]:
+    """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
+
+    held_out: P_C of `held_out_probabilities`. text: P_S of the same supports [S, K]. labels: [S].
+    Log loss is taken on the left-out supports, classes weighing the same. A handful of supports measures it poorly, and
+    P_S, which is not fitted again, has seen their masks; so the mix nearest the paper's is taken whose loss is within
+    one standard error of the lowest (Breiman et al. 1984). Without held-out supports it is the paper's 0.8.
+    """
+    if held_out is None:
+        return PAPER_ALPHA, {"by": "paper", "why": "a class has fewer than 2 supports"}
+    share = (1.0 / torch.bincount(labels).double())[labels] / held_out.shape[1]
     truth = torch.arange(len(labels)), labels
-    of_head, of_text = head[truth].double(), torch.tensor(text)[truth].double()
+    of_head, of_text = held_out[truth].double(), torch.tensor(text)[truth].double()
     losses = {a: -((1 - a) * of_text + a * of_head).clamp_min(1e-12).log() for a in ALPHAS}
     mean = {a: float((share * loss).sum()) for a, loss in losses.items()}
     lowest = min(ALPHAS, key=lambda a: mean[a])
@@ -199,4 +207,4 @@ def choose_alpha(
         return mean[a] - mean[lowest] <= float(error)
 
     best = min(filter(within_noise, ALPHAS), key=lambda a: (abs(a - PAPER_ALPHA), a))
-    return best, {"by": "cross-validation", "folds": folds, "log_loss": {f"{a:g}": loss for a, loss in mean.items()}}
+    return best, {"by": "cross-validation", "log_loss": {f"{a:g}": loss for a, loss in mean.items()}}

@@ -94,6 +94,7 @@ class Region:
     """One connected part of the mask, in frame pixels.
 
     x, y, width, height: bounding box, from its top-left pixel. area: pixels. centroid: (x, y). peak: highest map value.
+    below_threshold: no pixel of the frame reached the pixel threshold, and this is what surrounds the map's maximum.
     """
 
     x: int
@@ -103,6 +104,7 @@ class Region:
     area: int
     centroid: tuple[float, float]
     peak: float
+    below_threshold: bool = False
 
 
 def find_regions(mask: NDArray[np.bool_], full_map: Map) -> tuple[Region, ...]:
@@ -123,10 +125,10 @@ def find_regions(mask: NDArray[np.bool_], full_map: Map) -> tuple[Region, ...]:
     np.maximum.at(right, label, stop)
     np.minimum.at(top, label, row)
     np.maximum.at(bottom, label, row + 1)
-    # reduceat takes [start, stop) pairs; every other result belongs to the gaps between runs.
-    flat = np.append(full_map.ravel(), np.float32(0))
+    # reduceat takes [start, stop) pairs; every other result belongs to the gaps between runs. The last may end the map.
     bounds = np.stack([row * mask.shape[1] + start, row * mask.shape[1] + stop], axis=1).ravel()
-    np.maximum.at(peak, label, np.maximum.reduceat(flat, bounds)[::2])
+    bounds = bounds[:-1] if bounds[-1] == full_map.size else bounds
+    np.maximum.at(peak, label, np.maximum.reduceat(full_map.ravel(), bounds)[::2])
     regions = [
         Region(
             x=int(left[i]),
@@ -140,6 +142,22 @@ def find_regions(mask: NDArray[np.bool_], full_map: Map) -> tuple[Region, ...]:
         for i in range(count)
     ]
     return tuple(sorted(regions, key=lambda region: (-region.peak, region.y, region.x)))
+
+
+def around_peak(full_map: Map, background: float) -> NDArray[np.bool_]:
+    """The 8-connected part of a map [height, width] that holds its maximum and is nearer to that than to `background`.
+
+    The full width at half maximum, as one measures a peak over its background; never empty.
+    """
+    half = (float(full_map.max()) + background) / 2
+    row, start, stop = _runs(full_map >= half - 1e-6)  # a flat map is flat but for rounding
+    label = _connect(row, start, stop)
+    peak_row, peak_column = np.unravel_index(int(full_map.argmax()), full_map.shape)
+    holds = (row == peak_row) & (start <= peak_column) & (peak_column < stop)
+    found = np.zeros(full_map.shape, np.bool_)
+    for r, a, b in zip(*(runs[label == label[holds][0]] for runs in (row, start, stop)), strict=True):
+        found[r, a:b] = True
+    return found
 
 
 def _runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:

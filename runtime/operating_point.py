@@ -34,12 +34,13 @@ def unprintable(name: str) -> bool:
 class OperatingPoint:
     """Where the lines are drawn.
 
-    defect_threshold: a frame whose map score reaches it is a defect, in [0, 1].
+    defect_threshold: a frame whose defect score reaches it is a defect, in [0, 1].
     pixel_threshold: a map value that reaches it belongs to the mask, in [0, 1].
     temperature: T of p^(1/T) / sum, in [0.01, 100]; 1 leaves probabilities as the graph gives them (Guo et al. 2017).
     confidence_thresholds: for every class, the probability from which on it is decided, in [0, 1]; 0 always.
     novelty_threshold: a frame of higher novelty is `unknown`, in [0, 2]; None where none is.
-    review_disagreement: whether a frame is left undecided when class and map score say different things.
+    review_disagreement: whether a frame is left undecided when the likeliest class contradicts the defect score.
+    class_share: what 1 - P(good) counts in the defect score, in [0, 1]; the map's score counts the rest.
     """
 
     defect_threshold: float
@@ -48,11 +49,14 @@ class OperatingPoint:
     confidence_thresholds: Mapping[str, float]
     novelty_threshold: float | None
     review_disagreement: bool
+    class_share: float = 0.0
 
     @classmethod
-    def taught(cls, classes: Sequence[str], defect_threshold: float, pixel_threshold: float) -> OperatingPoint:
-        """What teaching sets: the two thresholds of the map; every frame is decided."""
-        return cls(defect_threshold, pixel_threshold, 1.0, dict.fromkeys(classes, 0.0), None, False)
+    def taught(
+        cls, classes: Sequence[str], defect_threshold: float, pixel_threshold: float, class_share: float = 0.0
+    ) -> OperatingPoint:
+        """What teaching sets: the defect score and two thresholds; every frame is decided."""
+        return cls(defect_threshold, pixel_threshold, 1.0, dict.fromkeys(classes, 0.0), None, False, class_share)
 
     @classmethod
     def read(cls, fields: Fields, classes: Sequence[str]) -> OperatingPoint:
@@ -66,6 +70,8 @@ class OperatingPoint:
             confidence_thresholds={name: confidence.number(name, 0, 1) for name in dict.fromkeys(classes)},
             novelty_threshold=novelty,
             review_disagreement=fields.flag("review_disagreement"),
+            # Recipes written before there was a share have the map alone in their score.
+            class_share=fields.number("class_share", 0, 1, default=0.0),
         )
         confidence.finish("is not a class of this recipe")
         fields.finish()
@@ -86,4 +92,5 @@ class OperatingPoint:
             "confidence_thresholds": dict(self.confidence_thresholds),
             "novelty_threshold": self.novelty_threshold,
             "review_disagreement": self.review_disagreement,
+            "class_share": self.class_share,
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,26 +13,34 @@ from PIL import Image
 
 from .errors import FrameError
 from .frames import FrameSource, read_frame
-from .maps import Map, Region, find_regions, frame_scores, upsample
+from .maps import Map, Region, around_peak, find_regions, frame_scores, upsample
 from .recipe import FrameOptions, Recipe
-from .verdict import decide, novelty, temper
+from .verdict import decide, defect_scores, novelty, temper
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The verdict on one frame. `label` and `is_defect` are two answers: the head's class, and the map's score.
+    """One frame, one answer: act on `verdict`. `is_defect`, `label` and `regions` follow it and never contradict it.
 
+    The answer:
     source: the frame's path, or its place in the call.
-    verdict: the label, or "unknown" (unlike anything taught), or "cannot decide"; as the recipe's operating point asks.
+    verdict: a class, or "unknown" (unlike anything taught), or "cannot decide"; as the recipe's operating point asks.
     reason: why, in one sentence with the numbers that decided.
-    label, confidence: the most probable class and its probability.
+    is_defect: score >= defect_threshold. Of a verdict that is a class: whether that is a defect class.
+    label, confidence: the class that the verdict names, or that it would name if it did not abstain, and its
+        probability. "good" where `is_defect` is false, else the likeliest defect class.
+    score: the defect score in [0, 1], of map_score and 1 - P(good) as the operating point's class_share says.
+    regions: where the defect is, at least one if `is_defect`, none otherwise.
+
+    What it was made of, and no answer by itself:
     probabilities: by class name, `good` first; they sum to 1 (eq. 23, at the operating point's temperature).
+    head_class: the likeliest of all classes, the paper's arg max (eq. 23); it may contradict the verdict.
+    map_score: mean of the highest 1 % of the map, in [0, 1]. peak: the map's maximum.
     novelty: 1 - the highest cosine between `features` and those of the support frames, in [0, 2].
-    score: mean of the highest 1 % of the map, in [0, 1]. peak: the map's maximum. is_defect: score >= threshold.
     patch_map: float32 [rows, columns] in [0, 1], the map as it left the engine (eq. 17, scaled).
     features: float32 [F], what the classification head read.
     frame_size: [height, width] of the frame, ignored rows included; ignored_rows: (top, bottom).
-    defect_threshold, pixel_threshold: as used here. encoder: name of the backend and artifact that ran.
+    defect_threshold, pixel_threshold: as used here. backend: name of the engine that ran.
     timings_ms: prepare (decode and resize), infer (the batch this frame was in), postprocess.
     """
 
@@ -41,13 +49,15 @@ class Prediction:
     source: str
     verdict: str
     reason: str
+    is_defect: bool
     label: str
     confidence: float
-    probabilities: Mapping[str, float]
-    novelty: float
-    is_defect: bool
     score: float
-    peak: float
+    probabilities: Mapping[str, float]
+    head_class: str
+    map_score: float = field(repr=False)
+    peak: float = field(repr=False)
+    novelty: float
     patch_map: Map = field(repr=False)
     features: Map = field(repr=False)
     frame_size: tuple[int, int]
@@ -82,33 +92,55 @@ class Prediction:
         return full
 
     def mask(self, threshold: float | None = None) -> NDArray[np.bool_]:
-        """Pixels whose map value reaches `threshold` (the recipe's by default): bool [height, width] of the frame."""
-        limit = self.pixel_threshold if threshold is None else threshold
-        mask = self.defect_map() >= limit
+        """Where the defect is: bool [height, width] of the frame.
+
+        Without a threshold, the pixels of `regions`: none of a frame that is no defect. With one, the pixels whose map
+        value reaches it, whatever the verdict.
+        """
+        full = self.defect_map()
+        return self._outlined(full)[0] if threshold is None else self._reaching(threshold, full)
+
+    @cached_property
+    def regions(self) -> tuple[Region, ...]:
+        """Connected parts of `mask()`, strongest first: at least one if the frame is a defect, none if it is not.
+
+        Where no pixel of a defect reaches the pixel threshold, the one region is the peak's own: the connected part
+        around the map's maximum that is nearer to it than to the map's median. It says so: `below_threshold`.
+        """
+        if not self.is_defect:
+            return ()
+        full = self.defect_map()
+        mask, below = self._outlined(full)
+        return tuple(replace(region, below_threshold=below) for region in find_regions(mask, full))
+
+    def _outlined(self, full: Map) -> tuple[NDArray[np.bool_], bool]:
+        """The pixels of `regions`, and whether they are the peak's own for want of any that reach the threshold."""
+        if not self.is_defect:
+            return np.zeros(full.shape, np.bool_), False
+        mask = self._reaching(self.pixel_threshold, full)
+        below = not mask.any()
+        if below:
+            mask[self.judged_rows] = around_peak(full[self.judged_rows], float(np.median(self.patch_map)))
+        return mask, below
+
+    def _reaching(self, threshold: float, full: Map) -> NDArray[np.bool_]:
+        mask = full >= threshold
         # A threshold of 0 would otherwise call the rows that nobody looked at defective.
         top, bottom = self.ignored_rows
         mask[:top] = False
         mask[mask.shape[0] - bottom :] = False
         return mask
 
-    @cached_property
-    def regions(self) -> tuple[Region, ...]:
-        """Connected parts of `mask()`, strongest first, if the frame is a defect; none if it is not."""
-        return find_regions(self.mask(), self.defect_map()) if self.is_defect else ()
-
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready summary; no arrays."""
+        """JSON-ready summary, no arrays: act on `verdict`; what is under `raw` is what it was made of."""
         return {
             "source": self.source,
             "verdict": self.verdict,
             "reason": self.reason,
+            "is_defect": self.is_defect,
             "label": self.label,
             "confidence": round(self.confidence, 6),
-            "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
-            "novelty": round(self.novelty, 6),
             "score": round(self.score, 6),
-            "peak": round(self.peak, 6),
-            "is_defect": self.is_defect,
             "defect_threshold": self.defect_threshold,
             "frame_size": list(self.frame_size),
             "ignored_rows": list(self.ignored_rows),
@@ -121,9 +153,17 @@ class Prediction:
                     "area": region.area,
                     "centroid": [round(value, 2) for value in region.centroid],
                     "peak": round(region.peak, 6),
+                    "below_threshold": region.below_threshold,
                 }
                 for region in self.regions
             ],
+            "raw": {
+                "head_class": self.head_class,
+                "probabilities": {name: round(value, 6) for name, value in self.probabilities.items()},
+                "map_score": round(self.map_score, 6),
+                "peak": round(self.peak, 6),
+                "novelty": round(self.novelty, 6),
+            },
             "backend": self.backend,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
         }
@@ -179,24 +219,27 @@ def summarize(
     best = probabilities.argmax(axis=1).tolist()
     tempered = temper(probabilities, point.temperature)
     full = upsample(patch_maps, image_size, image_size, smoothing_px)
-    scores, peaks = frame_scores(full).tolist(), full.max(axis=(1, 2)).tolist()
+    map_scores, peaks = frame_scores(full), full.max(axis=(1, 2)).tolist()
+    scores = defect_scores(map_scores, probabilities, point.class_share).tolist()
     distances = novelty(features, recipe.unit_supports).tolist()
     summaries = []
-    for k, row, values, score, peak, distance in zip(
-        best, tempered, tempered.tolist(), scores, peaks, distances, strict=True
+    for k, row, values, score, map_score, peak, distance in zip(
+        best, tempered, tempered.tolist(), scores, map_scores.tolist(), peaks, distances, strict=True
     ):
-        verdict, reason = decide(point, classes, row, k, score, distance)
+        answer = decide(point, classes, row, score, distance)
         summaries.append(
             {
-                "verdict": verdict,
-                "reason": reason,
-                "label": classes[k],
-                "confidence": values[k],
-                "probabilities": dict(zip(classes, values, strict=True)),
-                "novelty": distance,
+                "verdict": answer.verdict,
+                "reason": answer.reason,
+                "is_defect": answer.is_defect,
+                "label": answer.label,
+                "confidence": answer.confidence,
                 "score": score,
+                "probabilities": dict(zip(classes, values, strict=True)),
+                "head_class": classes[k],
+                "map_score": map_score,
                 "peak": peak,
-                "is_defect": score >= point.defect_threshold,
+                "novelty": distance,
             }
         )
     return summaries

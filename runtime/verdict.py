@@ -1,9 +1,11 @@
-"""From numbers to a verdict: tempered probabilities, novelty, and the order in which the operating point asks.
+"""From numbers to one verdict: the defect score says whether, the head says which, the operating point may abstain.
 
 Plain functions; `Prediction` and calibration call the same ones, so what calibration promises is what runs.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,33 +50,83 @@ def novelty(features: Floats, unit_supports: Floats) -> Floats:
     return distance
 
 
-def decide(
-    point: OperatingPoint, classes: tuple[str, ...], probabilities: Floats, best: int, score: float, novelty: float
-) -> tuple[str, str]:
-    """The verdict on one frame and, in one sentence, why.
+def defect_scores(map_scores: Floats, probabilities: Floats, class_share: float) -> Floats:
+    """(1 - w) * map score + w * (1 - P(good)), w the operating point's `class_share`: float32 [n] in [0, 1].
 
-    probabilities: tempered [K]; best: the most probable class; score: of the map, in [0, 1]; novelty: as above.
-    In this order: `unknown` above the novelty threshold; `cannot decide` below the class's confidence threshold, or
-    where class and map disagree and the operating point asks for review then; else the class. A number that is NaN
-    passes no threshold.
+    map_scores: [n]. probabilities: [n, K] as the graph gives them (eq. 23), so that no temperature moves the score.
     """
-    label, confidence = classes[best], float(probabilities[best])
+    if class_share == 0:
+        return map_scores
+    weight = np.float32(class_share)
+    scores: Floats = (1 - weight) * map_scores + weight * (1 - probabilities[:, 0])
+    return scores
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """One frame, one answer.
+
+    verdict: `label`, or "unknown", or "cannot decide". reason: why, in one sentence with the numbers that decided.
+    is_defect: whether the defect score reaches its threshold. label: "good" where it does not, else the likeliest
+    defect class. confidence: the probability of `label`, tempered.
+    """
+
+    verdict: str
+    reason: str
+    is_defect: bool
+    label: str
+    confidence: float
+
+
+def named_class(probabilities: Floats, is_defect: NDArray[np.bool_]) -> NDArray[np.intp]:
+    """The class that each frame is given: 0 (good) or, of a defect, the likeliest defect class: [n].
+
+    probabilities: [n, K]; a temperature makes no difference. is_defect: [n].
+    """
+    return np.where(is_defect, 1 + probabilities[:, 1:].argmax(axis=1), 0)
+
+
+def decide(
+    point: OperatingPoint, classes: tuple[str, ...], probabilities: Floats, score: float, novelty: float
+) -> Decision:
+    """The verdict on one frame.
+
+    probabilities: tempered [K]; score: the defect score, in [0, 1]; novelty: as above. A frame whose score reaches the
+    defect threshold is a defect and takes the likeliest defect class; any other is good. Then, in this order: `unknown`
+    above the novelty threshold; `cannot decide` below the class's confidence threshold, or where the likeliest of all
+    classes contradicts the score and the operating point asks for review then. A number that is NaN passes no
+    threshold.
+    """
+    is_defect = bool(score >= point.defect_threshold)
+    k = int(named_class(probabilities[None], np.array([is_defect]))[0])
+    best = int(probabilities.argmax())
+    label, confidence = classes[k], float(probabilities[k])
+
+    def answer(verdict: str, reason: str) -> Decision:
+        return Decision(verdict, reason, is_defect, label, confidence)
+
     limit = point.novelty_threshold
     if limit is not None and not novelty <= limit:
         found, asked = _apart(novelty, limit)
-        return UNKNOWN, f"novelty {found} is above {asked}: unlike every support frame"
+        return answer(UNKNOWN, f"novelty {found} is above {asked}: unlike every support frame")
     floor = point.confidence_thresholds[label]
     if not confidence >= floor:
         found, asked = _apart(confidence, floor)
-        second = max((k for k in range(len(classes)) if k != best), key=lambda k: float(probabilities[k]))
-        other = f"{classes[second]} {float(probabilities[second]):.3f}"
-        return CANNOT_DECIDE, f"{label} {found} against {other}; {label} is decided from {asked} on"
-    is_defect = score >= point.defect_threshold
+        other = max((i for i in range(len(classes)) if i != k), key=lambda i: float(probabilities[i]))
+        against = f"{classes[other]} {float(probabilities[other]):.3f}"
+        return answer(CANNOT_DECIDE, f"{label} {found} against {against}; {label} is decided from {asked} on")
     found, asked = _apart(score, point.defect_threshold)
-    map_says = f"map score {found} {'reaches' if is_defect else 'is below'} {asked}"
-    if point.review_disagreement and (label == "good") == is_defect:
-        return CANNOT_DECIDE, f"class and map disagree: {label} {confidence:.3f}, but {map_says}"
-    return label, f"{label} {confidence:.3f}; {map_says}"
+    says = f"defect score {found} {'reaches' if is_defect else 'is below'} {asked}"
+    if (best > 0) == is_defect:
+        return answer(label, f"{label} {confidence:.3f}; {says}")
+    contrary = f"{classes[best]} {float(probabilities[best]):.3f}"
+    if point.review_disagreement:
+        return answer(CANNOT_DECIDE, f"class and score disagree: {contrary}, but {says}")
+    if is_defect:
+        return answer(
+            label, f"{says}, so a defect though {contrary} is likeliest; of the defects {label} {confidence:.3f}"
+        )
+    return answer(label, f"{says}, so good though {contrary} is likeliest")
 
 
 def _apart(a: float, b: float) -> tuple[str, str]:

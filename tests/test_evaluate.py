@@ -55,7 +55,7 @@ def test_supports_and_their_groups_are_left_out(
         exact = document[f"{name}_exact"]
         assert document[name] == pytest.approx(exact, abs=1e-3)
         assert f"| {shown}, every pixel | {100 * exact:.3f} ({100 * document[name]:.3f} by bins) |" in text
-    for name in ("confusion.png", "overlays.png"):
+    for name in ("confusion.png", "contact_sheet.png"):
         assert (tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG"
     assert (tmp_path / "out/metrics.md").read_text().strip() in text
 
@@ -74,7 +74,9 @@ def test_the_operating_point_is_judged_as_it_stands(taught: tuple[Path, Path]) -
             good = np.array([sample.label == "good" for sample in dataset.samples])
             assert metrics["overkill"] == called[good].mean()
             assert metrics["underkill"] == pytest.approx((~called[~good]).mean())
-    outlined = np.concatenate([result.mask().ravel() for result in results])
+            right = [v == sample.label for v, sample in zip(metrics["verdicts"], dataset.samples, strict=True)]
+            assert metrics["verdict_accuracy"] == np.mean(right)
+    outlined = np.concatenate([result.mask(point.pixel_threshold).ravel() for result in results])
     truth = np.concatenate([mask.ravel() > 0 for mask in masks if mask is not None])
     assert len(outlined) == len(truth)
     expected = 2 * (outlined & truth).sum() / (outlined.sum() + truth.sum())
@@ -128,6 +130,8 @@ def test_nothing_but_supports_is_an_error(taught: tuple[Path, Path], tmp_path: P
 def test_a_class_absent_from_the_test_is_named() -> None:
     metrics = {
         "iauroc": None,
+        "iauroc_score": None,
+        "verdict_accuracy": 1.0,
         "iauroc_peak": None,
         "iauroc_class": None,
         "pauroc": 0.5,

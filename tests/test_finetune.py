@@ -25,6 +25,7 @@ from export.fit_head import (
     choose_alpha,
     fit_head,
     head_scale,
+    held_out_probabilities,
     text_prior,
 )
 from export.fit_map import choose_lambda_v, fit_transforms
@@ -311,11 +312,16 @@ def spoken(labels: list[int], sure: float) -> NDArray[np.float32]:
     return text
 
 
+def mix(features: SupportFeatures, text: NDArray[np.float32]) -> tuple[float, dict[str, Any]]:
+    held_out = held_out_probabilities(features.cls, features, 3, 1e-3)
+    return choose_alpha(held_out, text, features.labels[features.plain])
+
+
 def test_text_that_is_always_wrong_gets_no_say_and_text_that_is_always_right_all_it_can() -> None:
     features = plant(LABELS * 3, seed=1)
-    assert choose_alpha(features.cls, features, spoken(LABELS * 3, 0.001), 3, 1e-3)[0] == 1.0
+    assert mix(features, spoken(LABELS * 3, 0.001))[0] == 1.0
     noise = replace(features, cls=torch.randn(features.cls.shape, generator=torch.Generator().manual_seed(0)))
-    assert choose_alpha(noise.cls, noise, spoken(LABELS * 3, 0.999), 3, 1e-3)[0] == ALPHAS[0]
+    assert mix(noise, spoken(LABELS * 3, 0.999))[0] == ALPHAS[0]
 
 
 def test_without_a_clear_winner_the_paper_s_mix_stays() -> None:
@@ -323,9 +329,8 @@ def test_without_a_clear_winner_the_paper_s_mix_stays() -> None:
     noise = plant(LABELS, seed=2)
     noise = replace(noise, cls=torch.randn(noise.cls.shape, generator=torch.Generator().manual_seed(1)))
     text = np.random.default_rng(0).dirichlet(np.ones(3), len(LABELS)).astype(np.float32)
-    alpha, chosen_by = choose_alpha(noise.cls, noise, text, 3, 1e-3)
-    assert alpha == 0.8
-    assert (chosen_by["by"], chosen_by["folds"]) == ("cross-validation", 3)
+    alpha, chosen_by = mix(noise, text)
+    assert (alpha, chosen_by["by"]) == (0.8, "cross-validation")
     assert list(chosen_by["log_loss"]) == [f"{a:g}" for a in ALPHAS]
 
 
@@ -349,8 +354,10 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(fit_head_module, "fit_head", fit)
     monkeypatch.setattr(heads, "head_probabilities", probabilities)
-    _, chosen_by = choose_alpha(features.cls, features, spoken(labels[::2], 0.6), 3, 1e-3)
-    assert chosen_by["folds"] == 3 <= MAX_FOLDS
+    held_out = held_out_probabilities(features.cls, features, 3, 1e-3)
+    assert held_out is not None
+    assert held_out.shape == (12, 3)
+    assert len(fitted) == 3 <= MAX_FOLDS
     assert all(not taught & left for taught, left in zip(fitted, judged, strict=True))
     assert all(taught | left == set(map(float, range(12))) for taught, left in zip(fitted, judged, strict=True))
     assert sorted(number for left in judged for number in left) == list(range(12))
@@ -359,10 +366,8 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0, 1, 1, 2]])
 def test_a_single_support_of_a_class_leaves_the_paper_s_mix(labels: list[int]) -> None:
     features = plant(labels)
-    assert choose_alpha(features.cls, features, spoken(labels, 0.9), 3, 1e-3) == (
-        0.8,
-        {"by": "paper", "why": "a class has fewer than 2 supports"},
-    )
+    assert held_out_probabilities(features.cls, features, 3, 1e-3) is None
+    assert mix(features, spoken(labels, 0.9)) == (0.8, {"by": "paper", "why": "a class has fewer than 2 supports"})
 
 
 @pytest.mark.parametrize(("alpha", "by"), [(None, "cross-validation"), (0.6, "setting")])
@@ -621,11 +626,12 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
 
 
 def test_the_defect_threshold_goes_by_maps_of_others_where_the_head_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all views then; the pixel threshold goes by the recipe's own maps of the unchanged ones as ever."""
+    """Both thresholds go by the unchanged views, and that of pixels by the recipe's own maps as ever."""
     features = plant(LABELS)
     features.plain[[1, 5]] = False
     unseen = torch.rand((10, PATCHES), generator=torch.Generator().manual_seed(1))
     monkeypatch.setattr(finetune, "maps_of_others", lambda *_: (unseen, torch.zeros_like(unseen)))
+    monkeypatch.setattr(finetune, "CLASS_SHARE", 0.0)
     settings = replace(QUICK, lambda_v=0.0, memory_share=0.0)
     asked: list[int] = []
 
@@ -635,12 +641,30 @@ def test_the_defect_threshold_goes_by_maps_of_others_where_the_head_does(monkeyp
 
     monkeypatch.setattr(finetune, "f1_max_threshold", choose)
     own, others = (teach(features, settings=replace(settings, head_maps=maps)) for maps in finetune.HEAD_MAPS)
-    assert asked == [8, 8 * 256, 10, 8 * 256]
+    assert asked == [8, 8 * 256, 8, 8 * 256]
     size = ENCODER.image_size
-    scores = [frame_score(upsample(row.reshape(4, 4).numpy(), size, size, 1.0)) for row in unseen]
-    expected = f1_max_threshold(scores, np.array(LABELS) > 0, 6 / 4)[0]
+    scores = [frame_score(upsample(row.reshape(4, 4).numpy(), size, size, 1.0)) for row in unseen[features.plain]]
+    expected = f1_max_threshold(scores, features.labels[features.plain].numpy() > 0, 5 / 3)[0]
     assert others.operating_point.defect_threshold == expected != own.operating_point.defect_threshold
     assert others.operating_point.pixel_threshold == own.operating_point.pixel_threshold
+
+
+def test_the_defect_threshold_asks_heads_that_were_taught_without_the_support() -> None:
+    """The map says nothing; the held-out heads take one defect for better than two of the good ones."""
+    maps, defect = [np.full((4, 4), 0.5, np.float32)] * 6, np.arange(6) > 2
+    good = np.array([0.9, 0.6, 0.6, 0.75, 0.2, 0.1], np.float32)
+    threshold = finetune._defect_threshold(maps, good, defect, 3, ENCODER, 1.0)
+    share = finetune.CLASS_SHARE
+    middle = (0.4 + 0.8) / 2  # F1 is highest with that one missed
+    assert threshold == pytest.approx((1 - share) * 0.5 + share * middle, abs=1e-6)
+    assert teach(plant(LABELS)).operating_point.class_share == share
+
+
+def test_with_single_supports_the_threshold_is_the_map_s_and_that_of_a_guess() -> None:
+    maps = [np.full((4, 4), score, np.float32) for score in (0.2, 0.6, 0.8)]
+    threshold = finetune._defect_threshold(maps, None, np.array([False, True, True]), 5, ENCODER, 1.0)
+    share = finetune.CLASS_SHARE
+    assert threshold == pytest.approx((1 - share) * 0.4 + share * 0.8, abs=1e-6)
 
 
 def test_taught_thresholds_tell_the_supports_apart() -> None:
@@ -659,8 +683,10 @@ def test_many_defect_classes_do_not_make_every_frame_a_defect() -> None:
     """One good support of nine, and defects that the map hardly tells from it: most F1 has who calls all defects."""
     scores = np.array([0.3, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
     maps = [np.full((4, 4), score, np.float32) for score in scores]
-    threshold = finetune._defect_threshold(maps, np.arange(9) > 0, ENCODER, 1.0)
-    assert 0.3 < threshold < 0.4
+    share, good = finetune.CLASS_SHARE, (1 - scores).astype(np.float32)
+    for of_heads in (None, good):
+        threshold = finetune._defect_threshold(maps, of_heads, np.arange(9) > 0, 2, ENCODER, 1.0)
+        assert 0.3 < ((threshold - share * 0.5) / (1 - share) if of_heads is None else threshold) < 0.4
 
 
 def test_a_good_support_that_is_remembered_sets_no_threshold() -> None:

@@ -60,6 +60,7 @@ class RandomBackend(FakeBackend):
         {"confidence_thresholds": {"good": 0.9, "bridge": 0.6, "hole": 0.0}},
         {"novelty_threshold": 0.8},
         {"review_disagreement": True},
+        {"class_share": 0.5},
     ],
     ids=lambda changes: next(iter(changes)),
 )
@@ -75,7 +76,12 @@ def test_another_operating_point_changes_verdicts_and_nothing_else(
     for old, new in zip(before, after, strict=True):
         assert old.patch_map.tobytes() == new.patch_map.tobytes()
         assert old.features.tobytes() == new.features.tobytes()
-        assert (old.label, old.score, old.peak, old.novelty) == (new.label, new.score, new.peak, new.novelty)
+        assert (old.head_class, old.map_score, old.peak, old.novelty) == (
+            new.head_class,
+            new.map_score,
+            new.peak,
+            new.novelty,
+        )
         assert [k for k, _ in sorted(old.probabilities.items(), key=lambda item: item[1])] == [
             k for k, _ in sorted(new.probabilities.items(), key=lambda item: item[1])
         ]

@@ -22,21 +22,19 @@ KEYS = [
     "source",
     "verdict",
     "reason",
+    "is_defect",
     "label",
     "confidence",
-    "probabilities",
-    "novelty",
     "score",
-    "peak",
-    "is_defect",
     "defect_threshold",
     "frame_size",
     "ignored_rows",
     "regions",
+    "raw",
     "backend",
     "timings_ms",
 ]
-REGION_KEYS = ["x", "y", "width", "height", "area", "centroid", "peak"]
+REGION_KEYS = ["x", "y", "width", "height", "area", "centroid", "peak", "below_threshold"]
 
 
 def hot_map() -> np.ndarray:
@@ -54,11 +52,13 @@ def make_prediction(**changes: Any) -> Prediction:
         "reason": "bridge 0.875 against good 0.125; bridge is decided from 0.900 on",
         "label": "bridge",
         "confidence": 0.875,
+        "score": 0.7512345678,
         "probabilities": {"good": 0.125, "bridge": 0.875},
+        "head_class": "bridge",
+        "map_score": 0.7123456789,
+        "peak": 0.987654321,
         "novelty": 0.0123456789,
         "is_defect": True,
-        "score": 0.7512345678,
-        "peak": 0.987654321,
         "patch_map": hot_map(),
         "features": np.zeros(8, np.float32),
         "frame_size": SIZE,
@@ -138,13 +138,31 @@ def test_regions_lie_where_the_map_is_hot() -> None:
 
 def test_a_frame_that_is_no_defect_has_no_regions() -> None:
     good = make_prediction(is_defect=False)
-    assert good.mask().any()
+    assert good.mask(0.5).any()
+    assert not good.mask().any()
     assert good.regions == ()
     assert good.to_dict()["regions"] == []
 
 
-def test_a_defect_whose_map_stays_below_the_pixel_threshold_has_no_regions() -> None:
-    assert make_prediction(pixel_threshold=1.0).regions == ()
+def test_a_defect_whose_map_stays_below_the_pixel_threshold_has_the_region_around_its_peak() -> None:
+    result = make_prediction(pixel_threshold=1.0, patch_map=hot_map() * np.float32(0.5))
+    (region,) = result.regions
+    assert region.below_threshold
+    assert not any(region.below_threshold for region in make_prediction().regions)
+    full = result.defect_map()
+    inside = result.mask()
+    assert inside.sum() == region.area
+    assert inside[np.unravel_index(full.argmax(), full.shape)]
+    assert full[inside].min() >= (full.max() + 0.05) / 2 > full[~inside][: 50 * 120].max()
+    assert result.to_dict()["regions"][0]["below_threshold"] is True
+
+
+@pytest.mark.parametrize("rows", [(0, 0), (6, 10)])
+def test_a_defect_on_a_flat_map_is_all_that_was_judged(rows: tuple[int, int]) -> None:
+    result = make_prediction(pixel_threshold=1.0, patch_map=np.full((4, 4), 0.25, np.float32), ignored_rows=rows)
+    (region,) = result.regions
+    assert (region.y, region.height, region.width) == (rows[0], 90 - sum(rows), 120)
+    assert region.below_threshold
 
 
 def test_regions_are_found_once() -> None:
@@ -171,14 +189,18 @@ def test_the_summary_is_json_with_exactly_these_keys() -> None:
         "reason": "bridge 0.875 against good 0.125; bridge is decided from 0.900 on",
         "label": "bridge",
         "confidence": 0.875,
-        "probabilities": {"good": 0.125, "bridge": 0.875},
-        "novelty": 0.012346,
-        "score": 0.751235,
-        "peak": 0.987654,
         "is_defect": True,
+        "score": 0.751235,
         "defect_threshold": 0.5,
         "frame_size": [90, 120],
         "ignored_rows": [0, 10],
+        "raw": {
+            "head_class": "bridge",
+            "probabilities": {"good": 0.125, "bridge": 0.875},
+            "map_score": 0.712346,
+            "peak": 0.987654,
+            "novelty": 0.012346,
+        },
         "backend": "fake",
         "timings_ms": {"prepare": 1.235, "infer": 2.0, "postprocess": 0.1},
     }
@@ -277,19 +299,22 @@ def test_a_failed_frame_says_what_and_why() -> None:
 @pytest.mark.parametrize(("threshold", "verdict"), [(0.0, True), (0.4, True), (0.5, True), (0.51, False), (1.0, False)])
 def test_a_score_that_reaches_the_threshold_is_a_defect(threshold: float, verdict: bool) -> None:
     recipe = make_recipe(defect_threshold=threshold)
-    probabilities = np.array([0.25, 0.25, 0.5], np.float32)
+    probabilities = np.array([0.375, 0.125, 0.5], np.float32)
     patches, features = np.full((4, 4), 0.5, np.float32), recipe.support_features[2]
     (summary,) = summarize(probabilities[None], patches[None], features[None], recipe, (64, 64), 0.0)
+    reason = "hole 0.500; defect score 0.500 reaches" if verdict else "defect score 0.500 is below"
+    assert summary.pop("reason").startswith(f"{reason} {threshold:.3f}")
     assert summary == {
-        "verdict": "hole",
-        "reason": f"hole 0.500; map score 0.500 {'reaches' if verdict else 'is below'} {threshold:.3f}",
-        "label": "hole",
-        "confidence": 0.5,
-        "probabilities": {"good": 0.25, "bridge": 0.25, "hole": 0.5},
-        "novelty": pytest.approx(0, abs=1e-6),
-        "score": 0.5,
-        "peak": 0.5,
+        "verdict": "hole" if verdict else "good",
         "is_defect": verdict,
+        "label": "hole" if verdict else "good",
+        "confidence": 0.5 if verdict else 0.375,
+        "score": 0.5,
+        "probabilities": {"good": 0.375, "bridge": 0.125, "hole": 0.5},
+        "head_class": "hole",
+        "map_score": 0.5,
+        "peak": 0.5,
+        "novelty": pytest.approx(0, abs=1e-6),
     }
     assert type(summary["is_defect"]) is bool
 
@@ -307,13 +332,20 @@ def test_temperature_moves_the_confidence_and_not_the_label() -> None:
         assert sum(summary["probabilities"].values()) == pytest.approx(1)
 
 
-def test_label_and_verdict_are_two_answers() -> None:
-    recipe = make_recipe()
-    given, features = np.array([[0.8, 0.1, 0.1]], np.float32), np.ones((1, 385), np.float32)
-    (summary,) = summarize(given, hot_map()[None], features, recipe, (64, 64), 0.0)
-    assert summary["label"] == "good"
+def test_what_the_head_likes_best_is_kept_beside_the_answer() -> None:
+    given, features = np.array([[0.8, 0.05, 0.15]], np.float32), np.ones((1, 385), np.float32)
+    (summary,) = summarize(given, hot_map()[None], features, make_recipe(), (64, 64), 0.0)
+    assert (summary["head_class"], summary["verdict"], summary["label"]) == ("good", "hole", "hole")
     assert summary["is_defect"]
+    assert summary["confidence"] == pytest.approx(0.15)
     assert 0.8 < summary["peak"] <= 1
+
+
+def test_the_class_share_lets_the_head_into_the_score() -> None:
+    given, features = np.array([[0.8, 0.05, 0.15]], np.float32), np.ones((1, 385), np.float32)
+    (summary,) = summarize(given, hot_map()[None], features, make_recipe(class_share=0.75), (64, 64), 0.0)
+    assert summary["score"] == pytest.approx(0.25 * summary["map_score"] + 0.75 * 0.2, abs=1e-6)
+    assert (summary["verdict"], summary["is_defect"]) == ("good", False)
 
 
 @pytest.mark.parametrize("size", [(64, 64), (240, 240), (97, 131)])

@@ -119,7 +119,7 @@ def test_another_recipe_can_be_given_from_the_start(fake_bundle: Path, tmp_path:
     for recipe in (TWO, tmp_path / "two.safetensors", str(tmp_path / "two.safetensors")):
         with Predictor(fake_bundle, backend="fake", recipe=recipe) as predictor:
             assert predictor.recipe.classes == ("good", "scratch")
-            assert predictor(frame(3)).label == "scratch"
+            assert predictor(frame(3)).head_class == "scratch"
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_one_frame_is_answered_in_full(fake_bundle: Path) -> None:
     assert result.ok
     assert result.source == "frame"
     assert result.path is None
-    assert result.label == "bridge"
+    assert result.head_class == "bridge"
     assert result.confidence == pytest.approx(0.9)
     assert list(result.probabilities) == ["good", "bridge", "hole"]
     assert sum(result.probabilities.values()) == pytest.approx(1)
@@ -214,7 +214,7 @@ def test_a_list_is_split_into_batches_and_answered_in_order(
     with Predictor(fake_bundle, backend=backend, batch_size=batch_size) as predictor:
         results = predictor.predict(kind(frame(number) for number in range(count)))
     assert [number_of(result) for result in results] == list(range(count))
-    assert [result.label for result in results] == [("good", "bridge", "hole")[n % 3] for n in range(count)]
+    assert [result.head_class for result in results] == [("good", "bridge", "hole")[n % 3] for n in range(count)]
     assert [result.source for result in results] == [f"frame[{number}]" for number in range(count)]
     assert backend.batches == batches
 
@@ -305,7 +305,7 @@ def test_rows_to_ignore_come_from_the_recipe_unless_given(
         assert isinstance(result, Prediction)
         assert result.ignored_rows == rows
         assert result.frame_size == pixels.shape
-        assert result.label == "bridge"
+        assert result.head_class == "bridge"
         assert not result.is_defect
         assert not result.defect_map()[:top].any()
     assert recipe.frame == FrameOptions(ignore_top=4, ignore_bottom=6)
@@ -329,14 +329,14 @@ def test_a_recipe_of_another_number_of_classes_is_used_from_the_next_frame(fake_
     many = make_recipe(("good", *(f"c{i}" for i in range(1, 10))), defect_threshold=0.0)
     many.save(tmp_path / "many.safetensors")
     with Predictor(fake_bundle, backend="fake") as predictor:
-        assert (predictor(frame(7)).label, predictor(frame(7)).is_defect) == ("bridge", False)
+        assert (predictor(frame(7)).head_class, predictor(frame(7)).is_defect) == ("bridge", False)
         predictor.use(tmp_path / "many.safetensors")
         result = predictor(frame(7))
-        assert (result.label, result.is_defect, len(result.probabilities)) == ("c7", True, 10)
+        assert (result.head_class, result.is_defect, len(result.probabilities)) == ("c7", True, 10)
         assert result.defect_threshold == 0.0
         predictor.use(TWO)
         assert predictor.recipe is TWO
-        assert predictor(frame(7)).label == "scratch"
+        assert predictor(frame(7)).head_class == "scratch"
 
 
 def write_text(path: Path) -> Path:
@@ -360,7 +360,7 @@ def test_a_bad_recipe_changes_nothing(recipe: Callable[[Path], Any], fake_bundle
         with pytest.raises(RecipeError):
             predictor.use(recipe(tmp_path))
         assert predictor.recipe is before
-        assert predictor(frame(2)).label == "hole"
+        assert predictor(frame(2)).head_class == "hole"
 
 
 # The background queue
@@ -518,7 +518,7 @@ def test_frames_of_two_recipes_never_share_a_batch(fake_bundle: Path, gated: Gat
         predictor.use(TWO)
         futures += [predictor.submit(frame(number)) for number in (4, 5, 6)]
         gated.gate.set()
-        labels = [future.result(PATIENCE).label for future in futures]
+        labels = [future.result(PATIENCE).head_class for future in futures]
     assert labels == ["bridge", "hole", "good", "scratch", "good"]
     assert gated.batches == [1, 2, 3]
 

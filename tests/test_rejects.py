@@ -57,9 +57,9 @@ def test_purity_is_reached_by_every_class_and_no_lower_threshold_would_do(
     assert (choice.figures["decided"], choice.figures["right"]) == (kept.sum(), right.sum())
     otherwise, _ = decided(frames, point)
     for k, name in enumerate(CLASSES):
-        mine = frames.predicted == k
+        mine = frames.named(point) == k
         assert right[mine].sum() >= target * kept[mine].sum() > 0
-        confidence = frames.confidence(point.temperature).astype(float)
+        confidence = frames.confidence(point).astype(float)
         for lower in confidence[mine & otherwise & ~kept]:
             more, hits = decided(frames, replace(chosen, confidence_thresholds={**choice.value, name: float(lower)}))
             assert hits[mine].sum() < target * more[mine].sum()
@@ -72,7 +72,7 @@ def test_purity_that_all_frames_have_rejects_none() -> None:
 
 def test_purity_out_of_reach_is_refused_for_each_class_that_misses_it() -> None:
     frames = scored()
-    wrong = tuple("good" if k == 2 else label for k, label in zip(frames.predicted, frames.labels, strict=True))
+    wrong = tuple("good" if k == 2 else label for k, label in zip(frames.named(TAUGHT), frames.labels, strict=True))
     with pytest.raises(CalibrationError, match=r"no confidence reaches a purity of 0\.9 .*\n  - hole: at best 0\.0%"):
         choose_for_purity(replace(frames, labels=wrong), TAUGHT, 0.9)
 
@@ -130,9 +130,11 @@ def test_novelty_that_tells_nothing_apart_is_refused(novelty: list[float], says:
 
 def test_the_curve_is_purity_over_coverage_of_one_falling_threshold() -> None:
     frames = scored(60, levels=5)
-    curve = purity_coverage(frames, 2.0)
-    confidence = temper(frames.probabilities, 2.0).max(axis=1).astype(float)
-    right = frames.predicted == frames.truth
+    point = replace(TAUGHT, temperature=2.0)
+    curve = purity_coverage(frames, point)
+    tempered, defect = temper(frames.probabilities, 2.0).astype(float), frames.score >= 0.5
+    confidence = np.where(defect, tempered[:, 1:].max(axis=1), tempered[:, 0])
+    right = np.where(defect, 1 + tempered[:, 1:].argmax(axis=1), 0) == frames.truth
     assert len(curve.confidence) == len(np.unique(confidence))
     for coverage, purity, threshold in zip(curve.coverage, curve.purity, curve.confidence, strict=True):
         kept = confidence >= threshold

@@ -39,10 +39,13 @@ def samples(folder: Path, count: int = 5) -> list[Sample]:
 def test_rates_by_hand() -> None:
     point = OperatingPoint(0.5, 0.5, 1.0, {"good": 0.0, "bridge": 0.65}, 0.5, False)
     summary: Any = FOUR.summary(point)
-    assert FOUR.verdicts(point) == ["good", "cannot decide", "bridge", "unknown"]
-    assert summary["overkill"] == {"value": 0.5, "count": 1, "of": 2}
+    assert FOUR.named(point).tolist() == [0, 1, 0, 1]
+    assert FOUR.confidence(point).tolist() == pytest.approx([0.9, 0.6, 0.3, 0.8])
+    assert FOUR.verdicts(point) == ["good", "cannot decide", "good", "unknown"]
+    # A frame that is left undecided is neither overkill nor underkill.
+    assert summary["overkill"] == {"value": 0.0, "count": 0, "of": 2}
     assert summary["underkill"] == {"value": 0.5, "count": 1, "of": 2}
-    assert summary["purity"] == {"value": 1.0, "count": 2, "of": 2}
+    assert summary["purity"] == {"value": 0.5, "count": 1, "of": 2}
     assert summary["coverage"] == {"value": 0.5, "count": 2, "of": 4}
     assert summary["unknown"] == summary["cannot decide"] == {"value": 0.25, "count": 1, "of": 4}
     # The class that the recipe does not know has no say: 0.9 right, 0.6 wrong, 0.7 right, each in a bin of its own.
@@ -62,7 +65,7 @@ def test_frames_are_scored_at_temperature_1_and_the_recipe_stays(fake_bundle: Pa
         scored = score_frames(predictor, samples(tmp_path), pixels=True)
         assert predictor.recipe is recipe
     assert scored.probabilities.max(axis=1).tolist() == [np.float32(0.9)] * 5
-    assert scored.predicted.tolist() == [0, 1, 2, 0, 1]
+    assert scored.head_class.tolist() == [0, 1, 2, 0, 1]
     assert scored.truth.tolist() == [0, 0, 0, 1, 1]
     # Rows that nobody looks at are no good pixels; frames without a mask are good throughout or not counted at all.
     assert scored.pixels is not None

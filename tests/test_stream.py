@@ -274,7 +274,7 @@ def test_a_recipe_swapped_by_the_source_counts_from_that_frame_on(
     for number, result in enumerate(results):
         classes = ("good", "bridge", "hole") if number < swap_at else ("good", "scratch")
         assert tuple(result.probabilities) == classes
-        assert result.label == classes[number % len(classes)]
+        assert result.head_class == classes[number % len(classes)]
     assert sum(backend.batches) == 9
     assert max(backend.batches) <= 3
 

@@ -158,7 +158,7 @@ def test_a_recipe_of_any_number_of_classes_runs_on_a_bundle_taught_with_seven(
         for result in predictor.predict(frames):
             assert tuple(result.probabilities) == names
             assert sum(result.probabilities.values()) == pytest.approx(1, abs=1e-5)
-            assert result.label == max(names, key=result.probabilities.__getitem__)
+            assert result.head_class == max(names, key=result.probabilities.__getitem__)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from runtime.operating_point import OperatingPoint
-from runtime.verdict import decide, novelty, temper, unit_rows
+from runtime.verdict import decide, defect_scores, novelty, temper, unit_rows
 
 CLASSES = ("good", "bridge", "hole")
 
@@ -31,8 +31,8 @@ def point(**changes: Any) -> OperatingPoint:
 
 
 def verdict(probabilities: list[float], score: float = 0.9, distance: float = 0.1, **changes: Any) -> tuple[str, str]:
-    p = np.array(probabilities, np.float32)
-    return decide(point(**changes), CLASSES, p, int(p.argmax()), score, distance)
+    answer = decide(point(**changes), CLASSES, np.array(probabilities, np.float32), score, distance)
+    return answer.verdict, answer.reason
 
 
 # ---- tempering -------------------------------------------------------------------------------------------------------
@@ -84,8 +84,44 @@ def test_features_that_are_not_numbers_have_no_novelty() -> None:
 
 
 def test_with_nothing_asked_every_frame_has_its_class() -> None:
-    assert verdict([0.34, 0.33, 0.33], distance=2.0) == ("good", "good 0.340; map score 0.900 reaches 0.500")
-    assert verdict([0.1, 0.9, 0.0], score=0.2) == ("bridge", "bridge 0.900; map score 0.200 is below 0.500")
+    assert verdict([0.1, 0.9, 0.0], distance=2.0) == ("bridge", "bridge 0.900; defect score 0.900 reaches 0.500")
+    assert verdict([0.9, 0.1, 0.0], score=0.2) == ("good", "good 0.900; defect score 0.200 is below 0.500")
+
+
+def test_the_score_says_whether_and_the_head_says_which() -> None:
+    assert verdict([0.6, 0.1, 0.3], score=0.9) == (
+        "hole",
+        "defect score 0.900 reaches 0.500, so a defect though good 0.600 is likeliest; of the defects hole 0.300",
+    )
+    assert verdict([0.1, 0.9, 0.0], score=0.2) == (
+        "good",
+        "defect score 0.200 is below 0.500, so good though bridge 0.900 is likeliest",
+    )
+
+
+def test_no_answer_contradicts_itself() -> None:
+    rng = np.random.default_rng(3)
+    for probabilities in rng.dirichlet([0.4, 0.4, 0.4], 500).astype(np.float32):
+        score, distance = rng.random(2)
+        asked = point(
+            defect_threshold=float(rng.random()),
+            confidence_thresholds=dict(zip(CLASSES, rng.random(3).tolist(), strict=True)),
+            novelty_threshold=float(rng.random()) if rng.random() < 0.5 else None,
+            review_disagreement=bool(rng.random() < 0.5),
+        )
+        answer = decide(asked, CLASSES, probabilities, float(score), float(distance))
+        assert answer.is_defect == (score >= asked.defect_threshold)
+        assert answer.is_defect == (answer.label != "good")
+        assert answer.verdict in (answer.label, "unknown", "cannot decide")
+        assert answer.confidence == probabilities[CLASSES.index(answer.label)]
+        assert answer.label == "good" or answer.confidence == probabilities[1:].max()
+
+
+def test_the_defect_score_mixes_map_and_head_by_the_share_of_the_head() -> None:
+    maps, heads = np.array([0.2, 0.8], np.float32), np.array([[0.9, 0.1], [0.3, 0.7]], np.float32)
+    assert defect_scores(maps, heads, 0.0) is maps
+    np.testing.assert_allclose(defect_scores(maps, heads, 0.25), [0.175, 0.775], atol=1e-7)
+    np.testing.assert_allclose(defect_scores(maps, heads, 1.0), [0.1, 0.7], atol=1e-7)
 
 
 def test_novelty_is_asked_first() -> None:
@@ -116,12 +152,12 @@ def test_each_class_has_its_own_confidence_threshold() -> None:
         ([0.1, 0.9, 0.0], 0.5, "bridge"),
     ],
 )
-def test_disagreement_of_class_and_map_is_reviewed_if_asked(
+def test_disagreement_of_class_and_score_is_reviewed_if_asked(
     probabilities: list[float], score: float, expected: str
 ) -> None:
     found, reason = verdict(probabilities, score, review_disagreement=True)
     assert found == expected
-    assert ("class and map disagree" in reason) == (expected == "cannot decide")
+    assert ("class and score disagree" in reason) == (expected == "cannot decide")
     assert verdict(probabilities, score)[0] != "cannot decide"
 
 
@@ -138,4 +174,4 @@ def test_a_reason_never_says_that_a_number_is_below_itself() -> None:
 def test_nan_passes_no_threshold() -> None:
     nan = float("nan")
     assert verdict([0.4, 0.3, 0.3], distance=nan, novelty_threshold=2.0)[0] == "unknown"
-    assert decide(point(), CLASSES, np.full(3, nan, np.float32), 0, 0.5, 0.0)[0] == "cannot decide"
+    assert decide(point(), CLASSES, np.full(3, nan, np.float32), 0.5, 0.0).verdict == "cannot decide"
