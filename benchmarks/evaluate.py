@@ -44,8 +44,8 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
 
     Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC, by the map's
     score or by OTHER_SCORES, is None where `test` holds good frames alone or none. Accuracy, confusion and the macro
-    figures are of the likeliest class (the paper's arg max); verdict_accuracy is the share of frames whose verdict is right,
-    of which what is left undecided is none. Both count as wrong where the recipe does not know the class.
+    figures are of the likeliest class (the paper's arg max); verdict_accuracy is the share of frames whose verdict is
+    right, of which what is left undecided is none. Both count as wrong where the recipe does not know the class.
     AT_THRESHOLDS judge the operating point: the share of good frames whose verdict is a defect, that of defect frames
     whose verdict is good, and F1 of the pixels at its pixel threshold. `labels` (likeliest classes), `confidences`
     (their probabilities) and `verdicts` are in the order of `test`.
