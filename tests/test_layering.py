@@ -36,7 +36,7 @@ LAYERS = (
     {"runtime.recipe"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
-    {"runtime.prediction"},
+    {"runtime.prediction", "runtime.folders"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.trt"},
     {"runtime.backends.choice"},
