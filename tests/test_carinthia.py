@@ -17,7 +17,7 @@ HEAD = "image_path;mask_path;filename;label"
 def write(folder: Path, rows: list[str], head: str = HEAD) -> Path:
     for name in ("images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/a.png", "masks/b.png", "masks/c.png"):
         (folder / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / name)
+        Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / name)
     (folder / "carinthia-s.csv").write_text("\n".join([head, *rows]) + "\n")
     return folder
 
