@@ -282,7 +282,9 @@ def _index_masks(
     for inner in outer.folders:
         label = one_name(inner.name)
         if label not in labels:
-            faults.append(f"{truth.name}/{inner.name} belongs to no class of {' or '.join(layout.roots)}/")
+            faults.append(
+                f"{truth.name}/{inner.name} belongs to no class of {' or '.join(f'{root}/' for root in layout.roots)}"
+            )
             continue
         found = _list(inner, faults)
         stray += sorted([*found.folders, *found.outputs, *found.others])
