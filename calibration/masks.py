@@ -29,7 +29,7 @@ from runtime.errors import FrameError
 from .errors import DatasetError
 
 MOST_SHARE = 0.9
-_SHOWN, _MOST_COUNTED = 6, 256
+_SHOWN = 6
 _BLOCK = 1 << 20
 """Pixels that are looked at together: what a mask of 100 megapixels needs beside its own pixels."""
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 8
@@ -103,14 +103,25 @@ def _stored(image: Image.Image, path: Path) -> StoredMask:
     if image.mode == "P":
         image.apply_transparency()
         table = image.getpalette("RGBA") or []
-        return StoredMask(path, np.asarray(image), tuple(tuple(table[i : i + 4]) for i in range(0, len(table), 4)))
+        return StoredMask(path, _array(image), tuple(tuple(table[i : i + 4]) for i in range(0, len(table), 4)))
     if image.mode == "PA" or "transparency" in image.info:  # the latter: one grey or colour is said to be transparent
         if image.mode.startswith("I"):
             raise DatasetError(
                 path, "the mask says that one of its 16-bit values is transparent; save it as 8-bit grey"
             )
         image = image.convert("RGBA")
-    return StoredMask(path, np.asarray(image))
+    return StoredMask(path, _array(image))
+
+
+def _array(image: Image.Image) -> NDArray[Any]:
+    """`np.asarray` without its two copies, which would be 0.6 GB of the largest colour mask."""
+    first = np.asarray(image.crop((0, 0, image.width, 1)))
+    pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
+    rows = max(1, _BLOCK // image.width)
+    for top in range(0, image.height, rows):
+        bottom = min(top + rows, image.height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    return pixels
 
 
 def defect_pixels(mask: StoredMask) -> NDArray[np.uint8]:
@@ -158,17 +169,19 @@ def _kinds(mask: StoredMask) -> list[_Kind]:
     """The one or two kinds of pixels that there are. Raises DatasetError if there are more."""
     codes: set[int | float] = set()
     for _, part in _codes(mask.pixels):
-        codes.update(np.unique(part).tolist())
-        if len(codes) > _MOST_COUNTED:
+        rest = part.ravel()
+        for known in codes:
+            rest = rest[rest != known]
+        codes.update(np.unique(rest).tolist())
+        if len(codes) > 2:
             break
     kinds = [_kind(mask, code) for code in sorted(codes)[:_SHOWN]]
     if len(codes) > 2:
         found = ", ".join(kind.text for kind in kinds) + (", ..." if len(codes) > len(kinds) else "")
-        count = str(len(codes)) if len(codes) <= _MOST_COUNTED else f"more than {_MOST_COUNTED}"
         raise DatasetError(
             mask.path,
-            f"the mask holds {count} values ({found}); it may hold 0, which is not defect, and one other. Make void "
-            "borders, class or instance numbers and smoothed edges one or the other",
+            f"the mask holds at least {len(codes)} values ({found}); it may hold 0, which is not defect, and one "
+            "other. Make void borders, class or instance numbers and smoothed edges one or the other",
         )
     return kinds
 
@@ -201,9 +214,11 @@ def _codes(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
     for start in range(0, len(pixels), rows):
         block = pixels[start : start + rows]
         if block.ndim == 3:
-            channels = block.shape[2]
-            clear = block[..., -1] == 0 if channels in (2, 4) else None
-            block = block.astype(np.uint32) @ np.array([256**i for i in reversed(range(channels))], np.uint32)
-            if clear is not None:
-                block[clear] = 0
+            code = block[..., 0].astype(np.uint32)
+            for channel in range(1, block.shape[2]):
+                code <<= 8
+                code |= block[..., channel]
+            if block.shape[2] in (2, 4):
+                code[block[..., -1] == 0] = 0
+            block = code
         yield slice(start, start + len(block)), block

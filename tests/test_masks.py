@@ -142,7 +142,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
     ),
     "a frame": (
         lambda f: save(np.arange(SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16), f / "m.png"),
-        r"more than 256 values \(0, 1, 2, 3, 4, 5, \.\.\.\)",
+        r"at least 2304 values \(0, 1, 2, 3, 4, 5, \.\.\.\)",
     ),
     "numbers without 0": (lambda f: save(grey(2, 1), f / "m.png"), "holds 1 and 2, which does not say"),
     "two colours and no black": (
@@ -199,7 +199,7 @@ def test_edges_that_jpeg_or_a_brush_smoothed_are_refused(tmp_path: Path) -> None
         save(large.resize((SIZE, SIZE), Image.Resampling.BICUBIC), tmp_path / "smooth.png"),
         save(Image.fromarray(grey(255)), tmp_path / "m.jpg"),
     ):
-        with pytest.raises(DatasetError, match=r"holds \d+ values \(0, \d+, .* smoothed edges"):
+        with pytest.raises(DatasetError, match=r"holds at least \d+ values \(0, \d+, .* smoothed edges"):
             read(path)
 
 
