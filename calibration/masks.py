@@ -8,23 +8,31 @@ smoothed are refused with the values that were found, for a threshold would lose
 - black on transparent, part transparency, and a defect that is not all of one colour: it may be the background;
 - one value throughout that is neither black nor white (the type's largest value);
 - TIFF that stores white as 0, as tifffile does with boolean arrays: its numbers say one thing and its looks another;
-- 90 % defect and more, which is what a mask drawn black on white looks like. White throughout is taken: it says so.
+- 90 % defect and more, as of a mask drawn black on white. White throughout is taken: no defect would be lost.
 """
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from tifffile import PHOTOMETRIC, TiffFile, TiffPage
 
-from runtime import frames, png
 from runtime.errors import FrameError
+from runtime.files import open_plain
+from runtime.frames import decode_frame, page_count
+from runtime.recipe import FrameOptions
 
 from .errors import DatasetError
 
@@ -32,20 +40,29 @@ MOST_SHARE = 0.9
 _SHOWN = 6
 _BLOCK = 1 << 20
 """Pixels that are looked at together: what a mask of 100 megapixels needs beside its own pixels."""
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 8
-_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+_READERS: dict[bytes, Callable[[BinaryIO], ImageFile]] = {
+    b"\x89P": PngImageFile,
+    b"\xff\xd8": JpegImageFile,
+    b"BM": BmpImageFile,
+}
+"""By the first two bytes. `Image.open` would ask the host program's settings how large an image may be."""
+_MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"}
+_REDUCED_OR_MASK = 1 | 4  # TIFF 6.0, section 8: NewSubfileType
+_UNASSOCIATED_ALPHA = 2
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMask:
-    """A mask as its file holds it.
+    """A mask as its file holds it. Rows and columns are those that are stored, as in frames.
 
     pixels: numbers [H, W], or uint8 [H, W, 2 ... 4] of grey and opacity, colour, or colour and opacity.
+    white: the largest value that a number may have.
     palette: red, green, blue and opacity of each number, where the numbers are entries of a palette.
     """
 
     path: Path
     pixels: NDArray[Any]
+    white: int = 255
     palette: tuple[tuple[int, ...], ...] | None = None
 
     @property
@@ -69,48 +86,73 @@ def read_mask(path: Path) -> StoredMask:
     """The pixels of a mask file, not yet judged. Raises DatasetError if it is unreadable or of a kind not meant."""
     name = str(path)
     try:
-        with frames._open(name, name) as image:
-            _check_meant(image, path)
-            with frames._decoding(name):
-                image = image if "transparency" in image.info else png.decoded(image)
-                image.load()
-            return _stored(image, path)
+        if (pages := page_count(name)) > 1:
+            raise DatasetError(path, f"the mask holds {pages} pages; save the one that is meant as a file of its own")
+        decode_frame(name, FrameOptions(), name)  # what holds for frames: whole, of bounded size, one picture
+        with io.BufferedReader(open_plain(path)) as file:
+            head = file.peek(2)[:2]
+            return _of_tiff(file, path) if head in (b"II", b"MM") else _of_picture(_READERS[head](file), path)
     except FrameError as exc:
         raise DatasetError(path, f"the mask cannot be read: {exc.reason}") from exc
+    except DatasetError:
+        raise
+    except Exception as exc:  # of a file that changed meanwhile, Pillow and tifffile raise almost anything
+        raise DatasetError(path, f"the mask cannot be read: {exc}") from exc
 
 
-def _check_meant(image: Image.Image, path: Path) -> None:
-    """Refuse, before the pixels are decoded, what would be read as another mask than was meant."""
-    pages = int(getattr(image, "n_frames", 1))
-    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
-    if pages > 1:
-        raise DatasetError(path, f"the mask holds {pages} pages; save the one that is meant as a file of its own")
-    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+def _of_picture(picture: ImageFile, path: Path) -> StoredMask:
+    mode, wide = picture.mode, picture.mode.startswith("I")
+    if mode not in _MODES:
+        raise DatasetError(path, f"the mask holds {mode} colours; save it as grey, 0 and 255")
+    if not wide and any(";16" in str(tile[3]) for tile in picture.tile):  # of these Pillow keeps 8 bits
+        raise DatasetError(path, "the mask holds 16-bit colours; save it as grey, 0 and 255")
+    if mode == "P":
+        picture.apply_transparency()
+        table = picture.getpalette("RGBA") or []
+        entries = tuple(tuple(table[start : start + 4]) for start in range(0, len(table), 4))
+        return StoredMask(path, _array(picture), palette=entries)
+    if "transparency" in picture.info:  # one grey, or one colour, is said to be transparent
+        if wide:
+            raise DatasetError(path, "the mask says that one of its 16-bit values is transparent; save it with 8 bits")
+        return StoredMask(path, _array(picture.convert("RGBA")))
+    return StoredMask(path, _array(picture), 65535 if wide else 1 if mode == "1" else 255)
+
+
+def _of_tiff(file: BinaryIO, path: Path) -> StoredMask:
+    with TiffFile(file, name=path.name) as opened:
+        page = opened.pages.first
+        _check_page(page, path)
+        pixels = page.asarray()
+        table = None if page.colormap is None else np.asarray(page.colormap).T
+        white = 1 if pixels.dtype.kind == "f" else (1 << page.bitspersample) - 1
+    if page.axes == "SYX":  # one colour after the other
+        pixels = np.moveaxis(pixels, 0, -1)
+    if table is None or page.photometric != PHOTOMETRIC.PALETTE:
+        return StoredMask(path, pixels, white)
+    eight = table >> 8 if table.max() > 255 else table  # some writers fill 8 of the 16 bits
+    return StoredMask(path, pixels, white, tuple((*entry, 255) for entry in eight.tolist()))
+
+
+def _check_page(page: TiffPage, path: Path) -> None:
+    """Refuse, before its pixels are read, a page that would be read as another mask than was meant."""
+    if page.photometric == PHOTOMETRIC.MINISWHITE:
         raise DatasetError(
             path,
             "the mask stores white as 0, so its numbers and its looks mark the opposite; save it with black as 0 "
             "(tifffile: photometric='minisblack')",
         )
-    if image.mode not in _MODES:
-        raise DatasetError(path, f"the mask holds {image.mode} colours; save it as grey, 0 and 255")
-    if not image.mode.startswith("I") and any(";16" in mode for mode in raw_modes):
-        raise DatasetError(path, "the mask holds 16-bit colours; save it as grey, 0 and 255")
-    if image.format == "TIFF" and any(mode.endswith("X") for mode in raw_modes):
+    if page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.PALETTE, PHOTOMETRIC.RGB):
+        kind = getattr(page.photometric, "name", page.photometric)
+        raise DatasetError(path, f"the mask holds {kind} colours; save it as grey, 0 and 255")
+    if page.subfiletype & _REDUCED_OR_MASK or page.axes not in ("YX", "YXS", "SYX"):
+        raise DatasetError(
+            path, "the mask's first page is a reduced copy or a volume; save the one that is meant alone"
+        )
+    colours = 3 if page.photometric == PHOTOMETRIC.RGB else 1
+    if page.samplesperpixel > 1 and page.dtype != np.uint8:
+        raise DatasetError(path, "the mask holds colours or opacity of more than 8 bits; save it as grey, 0 and 255")
+    if page.samplesperpixel > colours and tuple(page.extrasamples) != (_UNASSOCIATED_ALPHA,):
         raise DatasetError(path, "the mask holds a channel of no stated meaning; save it as grey, 0 and 255")
-
-
-def _stored(image: Image.Image, path: Path) -> StoredMask:
-    if image.mode == "P":
-        image.apply_transparency()
-        table = image.getpalette("RGBA") or []
-        return StoredMask(path, _array(image), tuple(tuple(table[i : i + 4]) for i in range(0, len(table), 4)))
-    if image.mode == "PA" or "transparency" in image.info:  # the latter: one grey or colour is said to be transparent
-        if image.mode.startswith("I"):
-            raise DatasetError(
-                path, "the mask says that one of its 16-bit values is transparent; save it as 8-bit grey"
-            )
-        image = image.convert("RGBA")
-    return StoredMask(path, _array(image))
 
 
 def _array(image: Image.Image) -> NDArray[Any]:
@@ -188,10 +230,9 @@ def _kinds(mask: StoredMask) -> list[_Kind]:
 
 def _kind(mask: StoredMask, code: int | float) -> _Kind:
     if mask.pixels.ndim == 2 and mask.palette is None:
-        limit = 1 if mask.pixels.dtype.kind in "bf" else np.iinfo(mask.pixels.dtype).max
         if not 0 <= code < math.inf:
             raise DatasetError(mask.path, f"the mask holds {code:.9g}; save it as grey: 0 is not defect, 255 is")
-        return _Kind(code, f"{code:.9g}", black=code == 0, white=code == limit)
+        return _Kind(code, f"{code:.9g}", black=code == 0, white=code == mask.white)
     if mask.palette is not None:
         if code >= len(mask.palette):
             raise DatasetError(mask.path, f"the mask holds the number {code}, which its palette lacks")

@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
-LIGHT = {"numpy", "PIL", "isal", "safetensors"}
+LIGHT = {"numpy", "PIL", "isal", "safetensors", "tifffile"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},
     "calibration": {"export", "benchmarks", "tests"},
