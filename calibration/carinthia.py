@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from runtime.errors import FrameError
-from runtime.folders import list_folder
+from runtime.folders import is_folder, list_folder
 
 from .errors import DatasetError
 
@@ -24,6 +24,14 @@ _COLUMNS = {"image_path", "mask_path", "filename", "label"}
 
 Row: TypeAlias = "tuple[Path, str, Path | None]"
 """A frame, its class name and its mask."""
+
+
+def is_here(folder: Path) -> bool:
+    """Whether `folder` is this set."""
+    try:
+        return (folder / TABLE).is_file()
+    except OSError:  # a closed folder: whoever lists it says so
+        return False
 
 
 def read_table(folder: Path) -> tuple[list[Row], list[Path]]:
@@ -68,7 +76,7 @@ def read_table(folder: Path) -> tuple[list[Row], list[Path]]:
 def _unnamed(folder: Path, named: set[Path], faults: list[str]) -> list[Path]:
     unnamed: list[Path] = []
     for part in ("images", "masks"):
-        if (folder / part).is_dir():
+        if is_folder(folder / part):
             try:
                 inside = list_folder(folder / part)
             except FrameError as exc:

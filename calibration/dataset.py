@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import FrameError
-from runtime.folders import MASK_SUFFIX, Listing, list_folder, one_name
+from runtime.folders import MASK_SUFFIX, Listing, is_folder, list_folder, one_name
 from runtime.frames import SUFFIXES, page_count, read_frame
 from runtime.operating_point import is_verdict, unprintable
 from runtime.recipe import MAX_CLASSES, FrameOptions
@@ -114,7 +114,7 @@ def load_frames(folder: str | Path) -> Dataset:
     Raises DatasetError with all faults.
     """
     folder = Path(folder)
-    if not folder.is_dir() or _layout_of(folder) or (folder / carinthia.TABLE).is_file():
+    if not is_folder(folder) or _layout_of(folder) or carinthia.is_here(folder):
         return load_dataset(folder, good_only=True)
     faults: list[str] = []
     found = _list(folder, faults)
@@ -133,7 +133,7 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
     good_only: accept a folder without a defect class. Raises DatasetError with all faults.
     """
     folder = Path(folder)
-    if (folder / carinthia.TABLE).is_file():
+    if carinthia.is_here(folder):
         rows, unnamed = carinthia.read_table(folder)
         samples = [Sample(path, label, path.name, mask) for path, label, mask in rows]
         classes = tuple(dict.fromkeys(sample.label for sample in samples))
@@ -163,17 +163,19 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
 
 
 def _layout_of(folder: Path) -> _Layout | None:
-    if (folder / "images").is_dir():
+    if is_folder(folder / "images"):
         return _Layout(("images",), "masks")
-    if (folder / "test").is_dir() and [path.name for path in _list(folder / "train", []).folders] == [GOOD]:
+    if is_folder(folder / "test") and [path.name for path in _list(folder / "train", []).folders] == [GOOD]:
         return _Layout(("train", "test"), "ground_truth")
     return None
 
 
 def _held(folder: Path) -> str:
-    """What a folder holds instead, for people who named the one above or below."""
-    names = [path.name for path in _list(folder, []).folders]
-    return f"; it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else ""
+    """What a folder holds instead, for people who named the one above or below; or why that cannot be told."""
+    faults: list[str] = []
+    names = [path.name for path in _list(folder, faults).folders]
+    instead = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "".join(faults[:1])
+    return f"; {instead}" if instead else ""
 
 
 def _list(folder: Path, faults: list[str]) -> Listing:
@@ -270,7 +272,7 @@ def _index_masks(
     """Masks by (class, file stem). What is no mask is stray, unless it is hidden."""
     truth = folder / layout.truth
     masks: dict[tuple[str, str], Path] = {}
-    if not truth.is_dir():
+    if not is_folder(truth):
         return masks
     outer = _list(truth, faults)
     loose = [*outer.frames, *outer.masks]
@@ -308,8 +310,6 @@ def _mask_faults(masks: Mapping[tuple[str, str], Path], samples: Sequence[Sample
 def _read_groups(folder: Path, layout: _Layout, faults: list[str]) -> dict[str, str] | None:
     """Group by path, or None without a groups.csv."""
     path = folder / "groups.csv"
-    if not path.exists():
-        return None
     groups: dict[str, str] = {}
     columns = {"path", "class", "group"}
     try:
@@ -338,6 +338,8 @@ def _read_groups(folder: Path, layout: _Layout, faults: list[str]) -> dict[str, 
                     faults.append(f"groups.csv line {line}: {key} appears twice")
                 else:
                     groups[key] = group.strip()
+    except FileNotFoundError:
+        return None
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         faults.append(f"groups.csv cannot be read: {exc}")
         return None

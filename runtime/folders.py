@@ -7,6 +7,7 @@ wrote. Those say so in their own data (`output_info`), wherever they were moved 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import unicodedata
@@ -44,7 +45,7 @@ class Listing:
     """What lies directly in a folder: paths that begin with the folder as it was named, by name.
 
     frames: image files by their suffix, whatever they hold.
-    folders: folders, and links to them.
+    folders: folders, and links to them, which are in `links` as well.
     masks: image files called x_mask, where a frame x lies beside.
     outputs: pictures that this program wrote.
     others: files that are no images.
@@ -55,6 +56,7 @@ class Listing:
 
     frames: list[Path] = field(default_factory=list)
     folders: list[Path] = field(default_factory=list)
+    links: set[Path] = field(default_factory=set)
     masks: list[Path] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
     others: list[Path] = field(default_factory=list)
@@ -87,6 +89,8 @@ def _sort_in(entry: os.DirEntry[str], path: Path, found: Listing) -> None:
     if entry.is_dir():
         system = entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS
         (found.system if system else found.folders).append(path)
+        if entry.is_symlink():
+            found.links.add(path)
     elif entry.name.startswith("."):
         found.hidden.append(path)
     elif entry.is_file():
@@ -144,7 +148,7 @@ def find_frames(paths: Sequence[str], unread: list[FrameError] | None = None) ->
     frames: list[str] = []
     failed: list[FrameError] = []
     for name in paths:
-        frames += _frames_below(name, failed) if _is_folder(name) else _pages(name)
+        frames += _frames_below(name, failed) if is_folder(Path(name)) else _pages(name)
     if unread is None and failed:
         raise failed[0]
     if unread is not None:
@@ -152,20 +156,22 @@ def find_frames(paths: Sequence[str], unread: list[FrameError] | None = None) ->
     return list(dict.fromkeys(frames))
 
 
-def _is_folder(name: str) -> bool:
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder that can be seen; of what lies in a closed one, or has no possible name, it is not."""
     try:
-        return Path(name).is_dir()
-    except OSError:  # in a closed folder, or a name too long: opening it as a frame will say so
+        return path.is_dir()
+    except OSError:
         return False
 
 
 def _frames_below(name: str, failed: list[FrameError]) -> list[str]:
     root, before = Path(name), len(failed)
     left_out: LeftOut = defaultdict(list)
-    if (root / "images").is_dir():
-        beside = list_folder(root)
-        others = [path for path in beside.folders if path.name != "images" and not _is_truth(path, {"images"})]
-        left_out["beside images/"] += beside.frames + others
+    if is_folder(root / "images"):
+        with contextlib.suppress(FrameError):  # a folder may be entered and not listed
+            beside = list_folder(root)
+            others = [path for path in beside.folders if path.name != "images" and not _is_truth(path, {"images"})]
+            left_out["beside images/"] += beside.frames + others
         root /= "images"
     found = _walk(root, left_out, failed)
     said = [
@@ -208,7 +214,7 @@ def _walk(root: Path, left_out: LeftOut, failed: list[FrameError]) -> list[Path]
         for inner in listing.folders:
             if _is_truth(inner, names):
                 left_out["masks"].append(inner)
-            elif not inner.is_symlink():
+            elif inner not in listing.links:
                 folders.append(inner)
             elif inner.parent.resolve().is_relative_to(inner.resolve()):
                 failed.append(FrameError(str(inner), "is a link to a folder that it lies in; it is not followed"))
