@@ -148,7 +148,8 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
         )
     faults, stray = [], list[Path]()
     places = _class_folders(folder, layout, faults, stray)
-    faults += _class_faults(list(dict.fromkeys(place.name for place in places)), good_only=good_only)
+    names = list(dict.fromkeys(place.name for place in places))
+    faults += _class_faults(names, good_only=good_only, root=layout.roots[-1])
     truths = _index_masks(folder, layout, {one_name(place.name) for place in places}, faults, stray)
     groups = _read_groups(folder, layout, faults)
     samples = []
@@ -249,12 +250,12 @@ def _page_faults(frames: Sequence[Path]) -> list[str]:
     return faults
 
 
-def _class_faults(names: Sequence[str], *, good_only: bool) -> list[str]:
+def _class_faults(names: Sequence[str], *, good_only: bool, root: str = "images") -> list[str]:
     faults = []
     if GOOD not in names:
-        faults.append(f"there is no class {GOOD} (a folder images/{GOOD} of frames without a defect)")
+        faults.append(f"there is no class {GOOD} (a folder {root}/{GOOD} of frames without a defect)")
     if not set(names) - {GOOD} and not good_only:
-        faults.append("there is no defect class: one folder images/<class> for each")
+        faults.append(f"there is no defect class: one folder {root}/<class> for each")
     if len(names) > MAX_CLASSES:
         faults.append(f"there are {len(names)} classes, more than {MAX_CLASSES}")
     faults += [f'no class may be called "{name}": that is a verdict' for name in names if is_verdict(name)]
@@ -271,9 +272,11 @@ def _index_masks(
 ) -> dict[tuple[str, str], Path]:
     """Masks by (class, file stem). What is no mask is stray, unless it is hidden."""
     truth = folder / layout.truth
-    masks: dict[tuple[str, str], Path] = {}
+    index: dict[tuple[str, str], Path] = {}
     if not is_folder(truth):
-        return masks
+        if truth.is_symlink() or truth.exists():
+            faults.append(f"{truth.name} is not a folder, or a link that leads to none")
+        return index
     outer = _list(truth, faults)
     loose = [*outer.frames, *outer.masks]
     stray += [*outer.outputs, *outer.others]
@@ -291,14 +294,14 @@ def _index_masks(
         found = _list(inner, faults)
         stray += sorted([*found.folders, *found.outputs, *found.others])
         for path in sorted([*found.frames, *found.masks]):
-            if masks.setdefault((label, one_name(path.stem)), path) != path:
-                faults.append(f"masks {masks[label, one_name(path.stem)]} and {path.name} are for one frame")
-    return masks
+            if index.setdefault((label, one_name(path.stem)), path) != path:
+                faults.append(f"masks {index[label, one_name(path.stem)]} and {path.name} are for one frame")
+    return index
 
 
-def _mask_faults(masks: Mapping[tuple[str, str], Path], samples: Sequence[Sample]) -> list[str]:
+def _mask_faults(truths: Mapping[tuple[str, str], Path], samples: Sequence[Sample]) -> list[str]:
     """Masks without a frame, and masks with two: the name without its suffix is all that ties them."""
-    frames: dict[Path, list[str]] = {path: [] for path in masks.values()}
+    frames: dict[Path, list[str]] = {path: [] for path in truths.values()}
     for sample in samples:
         if sample.mask is not None:
             frames[sample.mask].append(sample.path.name)
@@ -339,6 +342,8 @@ def _read_groups(folder: Path, layout: _Layout, faults: list[str]) -> dict[str, 
                 else:
                     groups[key] = group.strip()
     except FileNotFoundError:
+        if path.is_symlink():
+            faults.append("groups.csv is a link that leads to no file")
         return None
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         faults.append(f"groups.csv cannot be read: {exc}")

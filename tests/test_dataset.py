@@ -570,6 +570,23 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_faults(folder: Path,
     assert all("is a link that leads to no file and no folder" in fault for fault in faults)
 
 
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("masks", "masks is not a folder, or a link that leads to none"),
+        ("groups.csv", "groups.csv is a link that leads to no file"),
+    ],
+)
+def test_masks_and_groups_that_are_linked_and_not_there_are_faults(name: str, says: str, folder: Path) -> None:
+    place = folder / name
+    place.rename(folder / "moved")
+    try:
+        place.symlink_to("/nowhere/there")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert faults_of(folder) == (says,)
+
+
 def test_a_stack_of_frames_is_refused_with_what_to_do(folder: Path) -> None:
     (folder / "groups.csv").unlink()
     page = Image.fromarray(np.zeros((4, 4), np.uint8))
