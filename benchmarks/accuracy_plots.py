@@ -10,6 +10,7 @@ import numpy as np
 
 from calibration.dataset import Sample
 from calibration.plots import require_matplotlib
+from runtime.folders import OUTPUT_TEXT
 
 if TYPE_CHECKING:
     from runtime import Prediction
@@ -89,5 +90,5 @@ def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tup
 
 def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110)
+    figure.savefig(stream, format="png", dpi=110, metadata=dict([OUTPUT_TEXT]))
     return stream.getvalue()

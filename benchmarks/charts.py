@@ -6,6 +6,8 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from runtime.folders import OUTPUT_TEXT
+
 
 def charts(report: Mapping[str, Any]) -> dict[str, bytes]:
     """File name to PNG: throughput.png over batch sizes, split.png, growth.png; for the sections that were measured."""
@@ -68,5 +70,5 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> bytes:
 
 def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
+    figure.savefig(stream, format="png", dpi=120, metadata=dict([OUTPUT_TEXT]))
     return stream.getvalue()

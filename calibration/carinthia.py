@@ -8,7 +8,12 @@ lie in `images/*.jpg`, masks in `masks/*.png`. Class 6 has no visible defect and
 from __future__ import annotations
 
 import csv
+import unicodedata
 from pathlib import Path
+from typing import TypeAlias
+
+from runtime.errors import FrameError
+from runtime.folders import is_folder, list_folder
 
 from .errors import DatasetError
 
@@ -17,10 +22,26 @@ GOOD_LABEL = "6"
 _COLUMNS = {"image_path", "mask_path", "filename", "label"}
 
 
-def read_table(folder: Path) -> list[tuple[Path, str, Path | None]]:
-    """Frame, class name and mask of every row, by class and file name. Raises DatasetError with all faults."""
+Row: TypeAlias = "tuple[Path, str, Path | None]"
+"""A frame, its class name and its mask."""
+
+
+def is_here(folder: Path) -> bool:
+    """Whether `folder` is this set."""
+    try:
+        return (folder / TABLE).is_file()
+    except OSError:  # a closed folder: whoever lists it says so
+        return False
+
+
+def read_table(folder: Path) -> tuple[list[Row], list[Path]]:
+    """The rows by class and file name, and the files in `images` and `masks` that no row names.
+
+    Raises DatasetError with all faults.
+    """
     faults: list[str] = []
     found: dict[Path, tuple[str, Path | None]] = {}
+    named: set[Path] = set()
     try:
         with (folder / TABLE).open(encoding="utf-8-sig", newline="") as stream:
             rows = csv.DictReader(stream, delimiter=";")
@@ -39,19 +60,38 @@ def read_table(folder: Path) -> list[tuple[Path, str, Path | None]]:
                 elif path in found:
                     faults.append(f"{TABLE} line {line}: {image} appears twice")
                 else:
+                    named |= {path, cover or path}
                     name = "good" if label == GOOD_LABEL else f"type-{label}"
                     # Nothing is visible in a good frame, whatever its mask marks.
                     found[path] = name, None if name == "good" else cover
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DatasetError(folder, f"{TABLE} cannot be read: {exc}") from exc
+    unnamed = _unnamed(folder, named, faults)
     if faults:
         raise DatasetError(folder, faults)
-    return sorted(((path, *rest) for path, rest in found.items()), key=lambda row: (row[1] != "good", row[1], row[0]))
+    rows_of_all = ((path, *rest) for path, rest in found.items())
+    return sorted(rows_of_all, key=lambda row: (row[1] != "good", row[1], row[0])), unnamed
+
+
+def _unnamed(folder: Path, named: set[Path], faults: list[str]) -> list[Path]:
+    unnamed: list[Path] = []
+    for part in ("images", "masks"):
+        if is_folder(folder / part):
+            try:
+                inside = list_folder(folder / part)
+            except FrameError as exc:
+                faults.append(str(exc))
+                continue
+            faults += [str(error) for error in inside.unread]
+            there = [*inside.frames, *inside.masks, *inside.outputs, *inside.others, *inside.folders]
+            unnamed += sorted(set(there) - named)
+    return unnamed
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """A file of the table, which may not lead out of the folder."""
+    """A file of the table, which may not lead out of the folder; under its name in either Unicode form."""
     path = Path(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         return None
-    return folder / path if (folder / path).is_file() else None
+    forms = (folder / unicodedata.normalize(form, str(path)) for form in ("NFC", "NFD"))
+    return next((place for place in (folder / path, *forms) if place.is_file()), None)

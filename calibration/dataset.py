@@ -1,16 +1,20 @@
 """Folder data sets: `images/<class>/`, optional `masks/<class>/`, optional `groups.csv`. Used by all but the runtime.
 
-A folder with `carinthia-s.csv` is read as that set is distributed (`calibration.carinthia`).
+The mask of a frame has its name without the suffix, or that and `_mask`. MVTec's layout is read as well: `train/good`,
+`test/<class>` and `ground_truth/<class>`; its two parts become one set. A folder with `carinthia-s.csv` is read as that
+set is distributed (`calibration.carinthia`). Names are the same name in every Unicode form (NFC, NFD).
 
-groups.csv has at least the columns path (as `images/<class>/<file>`), class and group. Frames of one group share a
-physical origin (a wafer site, a tile, a paper's figure), so what is learnt on some of them says little about others.
+groups.csv, separated by commas, semicolons or tabs, has at least the columns path (as `images/<class>/<file>`), class
+and group. Frames of one group share a physical origin (a wafer site, a tile, a paper's figure), so what is learnt on
+some of them says little about others.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import FrameError
-from runtime.frames import SUFFIXES, read_frame
+from runtime.folders import MASK_SUFFIX, Listing, is_folder, list_folder, one_name
+from runtime.frames import SUFFIXES, page_count, read_frame
 from runtime.operating_point import is_verdict, unprintable
 from runtime.recipe import MAX_CLASSES, FrameOptions
 
-from . import carinthia
+from . import carinthia, masks
 from .errors import DatasetError
 
 GOOD = "good"
@@ -44,28 +49,24 @@ class Sample:
     def read_mask(self, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
         """The mask as 0/1 uint8 of the frame's `shape`; zeros for a good frame without one; None if unknown.
 
-        White (128 and above) is defect. The mask of a defect frame that is black throughout shows no one where the
-        defect is: None. Raises DatasetError if it is unreadable, of another size, or holds numbers instead of white.
+        `calibration.masks` says what is defect. The mask of a defect frame that is black throughout shows no one where
+        the defect is: None. Raises DatasetError if it is unreadable, of another size, of more than two values, or marks
+        a defect in a good frame.
         """
         if self.mask is None:
             return np.zeros(shape, np.uint8) if self.label == GOOD else None
-        try:
-            pixels = read_frame(self.mask)
-        except FrameError as exc:
-            raise DatasetError(self.mask, f"the mask cannot be read: {exc.reason}") from exc
-        if pixels.shape != shape:
+        stored = masks.read_mask(self.mask)
+        if stored.shape != shape:
             raise DatasetError(
                 self.mask,
-                f"the mask is {pixels.shape[0]}x{pixels.shape[1]}, its frame {self.path} {shape[0]}x{shape[1]}",
+                f"the mask is {stored.shape[0]}x{stored.shape[1]}, its frame {self.path} {shape[0]}x{shape[1]}",
             )
-        mask = (pixels >= 128).astype(np.uint8)
-        if self.label != GOOD and not mask.any():
-            if pixels.any():
-                raise DatasetError(
-                    self.mask, f"the mask's brightest value is {pixels.max()}: white (255) is defect, black (0) is not"
-                )
-            return None
-        return mask
+        marked = masks.defect_pixels(stored)
+        if self.label == GOOD and marked.any():
+            raise DatasetError(
+                self.mask, f"the mask marks {np.count_nonzero(marked)} pixels as defect, and its frame is {GOOD}"
+            )
+        return marked if self.label == GOOD or marked.any() else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +88,24 @@ class Dataset:
 
     def only(self, classes: Sequence[str]) -> Dataset:
         """The same set without its other classes. Raises DatasetError for names it does not hold, or too few."""
+        wanted = [one_name(name) for name in classes]
         faults = [
             f'there is no class "{name}"; there are: {", ".join(self.classes)}'
-            for name in classes
+            for name in wanted
             if name not in self.classes
-        ] or _class_faults(sorted({*classes}), good_only=False)
+        ] or _class_faults(sorted({*wanted}), good_only=False)
         if faults:
             raise DatasetError(self.folder, faults)
-        kept = tuple(name for name in self.classes if name in classes)
+        kept = tuple(name for name in self.classes if name in wanted)
         return replace(self, classes=kept, samples=tuple(x for x in self.samples if x.label in kept))
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Where a data folder keeps its classes, one folder each, and their masks."""
+
+    roots: tuple[str, ...]
+    truth: str
 
 
 def load_frames(folder: str | Path) -> Dataset:
@@ -104,16 +114,17 @@ def load_frames(folder: str | Path) -> Dataset:
     Raises DatasetError with all faults.
     """
     folder = Path(folder)
-    if (folder / "images").is_dir() or not folder.is_dir():
+    if not is_folder(folder) or _layout_of(folder) or carinthia.is_here(folder):
         return load_dataset(folder, good_only=True)
-    frames = _frames_in(folder)
-    if not frames:
-        raise DatasetError(
-            folder, f"holds neither images/<class>/ nor, as a flat folder of good frames, any {', '.join(SUFFIXES)}"
-        )
-    stray = tuple(sorted(set(folder.iterdir()) - set(frames)))
-    samples = tuple(Sample(path, GOOD, path.name, None) for path in frames)
-    return Dataset(folder, (GOOD,), samples, stray, flat=True)
+    faults: list[str] = []
+    found = _list(folder, faults)
+    faults += _page_faults(found.frames)
+    if not found.frames and not faults:
+        faults.append(f"holds neither images/<class>/ nor, as a flat folder of good frames, any {', '.join(SUFFIXES)}")
+    if faults:
+        raise DatasetError(folder, faults)
+    samples = tuple(Sample(path, GOOD, path.name, None) for path in found.frames)
+    return Dataset(folder, (GOOD,), samples, tuple(sorted([*_stray_of(found), *found.masks])), flat=True)
 
 
 def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
@@ -122,81 +133,175 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
     good_only: accept a folder without a defect class. Raises DatasetError with all faults.
     """
     folder = Path(folder)
-    if (folder / carinthia.TABLE).is_file():
-        samples = [Sample(path, label, path.name, mask) for path, label, mask in carinthia.read_table(folder)]
+    if carinthia.is_here(folder):
+        rows, unnamed = carinthia.read_table(folder)
+        samples = [Sample(path, label, path.name, mask) for path, label, mask in rows]
         classes = tuple(dict.fromkeys(sample.label for sample in samples))
         faults = _class_faults(classes, good_only=good_only)
         if faults:
             raise DatasetError(folder, faults)
-        return Dataset(folder, classes, tuple(samples))
-    images = folder / "images"
-    if not images.is_dir():
-        raise DatasetError(folder, "there is no folder images/ in it; expected images/<class>/<frame>.png")
-    faults = []
-    stray = sorted(path for path in images.iterdir() if not path.is_dir())
-    folders = sorted(path for path in images.iterdir() if path.is_dir() and not path.name.startswith("."))
-    names = [path.name for path in folders]
-    faults += _class_faults(names, good_only=good_only)
-    masks = _index_masks(folder, names, faults)
-    groups = _read_groups(folder, faults)
+        return Dataset(folder, classes, tuple(samples), tuple(unnamed))
+    layout = _layout_of(folder)
+    if layout is None:
+        raise DatasetError(
+            folder, f"there is no folder images/ in it; expected images/<class>/<frame>.png{_held(folder)}"
+        )
+    faults, stray = [], list[Path]()
+    places = _class_folders(folder, layout, faults, stray)
+    names = list(dict.fromkeys(place.name for place in places))
+    faults += _class_faults(names, good_only=good_only, root=layout.roots[-1])
+    truths = _index_masks(folder, layout, {one_name(place.name) for place in places}, faults, stray)
+    groups = _read_groups(folder, layout, faults)
     samples = []
-    for label in sorted(names, key=lambda name: (name != GOOD, name)):
-        frames = _frames_in(images / label)
-        stray += sorted(set((images / label).iterdir()) - set(frames))
-        if not frames:
-            faults.append(f"images/{label} holds no frames ({', '.join(SUFFIXES)})")
-        for path in frames:
-            key = f"images/{label}/{path.name}"
-            group = key if groups is None else groups.pop(key, "")
-            if not group:
-                faults.append(f"groups.csv has no group for {key}")
-            samples.append(Sample(path, label, group, masks.get((label, path.stem))))
+    for place in sorted(places, key=lambda place: (one_name(place.name) != GOOD, one_name(place.name))):
+        samples += _samples_of(place, layout, truths, groups, faults, stray)
     faults += [f"groups.csv names {key}, which is not there" for key in groups or ()]
-    faults += _mask_faults(masks, samples)
+    faults += _mask_faults(truths, samples)
     if faults:
         raise DatasetError(folder, faults)
     classes = tuple(dict.fromkeys(sample.label for sample in samples))
     return Dataset(folder, classes, tuple(samples), tuple(stray))
 
 
-def _class_faults(names: Sequence[str], *, good_only: bool) -> list[str]:
+def _layout_of(folder: Path) -> _Layout | None:
+    if is_folder(folder / "images"):
+        return _Layout(("images",), "masks")
+    if is_folder(folder / "test") and [path.name for path in _list(folder / "train", []).folders] == [GOOD]:
+        return _Layout(("train", "test"), "ground_truth")
+    return None
+
+
+def _held(folder: Path) -> str:
+    """What a folder holds instead, for people who named the one above or below; or why that cannot be told."""
+    faults: list[str] = []
+    names = [path.name for path in _list(folder, faults).folders]
+    instead = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "".join(faults[:1])
+    return f"; {instead}" if instead else ""
+
+
+def _list(folder: Path, faults: list[str]) -> Listing:
+    """What is in a folder; what cannot be looked at is a fault, for a set with holes is another set."""
+    try:
+        found = list_folder(folder)
+    except FrameError as exc:
+        faults.append(str(exc))
+        return Listing()
+    faults += [str(error) for error in found.unread]
+    return found
+
+
+def _stray_of(found: Listing) -> list[Path]:
+    """What is no frame in a folder of frames, but for hidden and system folders."""
+    return sorted([*found.folders, *found.outputs, *found.others, *found.hidden])
+
+
+def _class_folders(folder: Path, layout: _Layout, faults: list[str], stray: list[Path]) -> list[Path]:
+    places: list[Path] = []
+    for root in layout.roots:
+        found = _list(folder / root, faults)
+        stray += sorted([*found.frames, *found.masks, *found.outputs, *found.others, *found.hidden])
+        places += found.folders
+    return places
+
+
+def _samples_of(
+    place: Path,
+    layout: _Layout,
+    truths: Mapping[tuple[str, str], Path],
+    groups: dict[str, str] | None,
+    faults: list[str],
+    stray: list[Path],
+) -> list[Sample]:
+    """The frames of one class folder. Groups that are used are taken out of `groups`."""
+    label, where = one_name(place.name), f"{place.parent.name}/{one_name(place.name)}"
+    found = _list(place, faults)
+    stray += _stray_of(found)
+    if not found.frames:
+        faults.append(f"{where} holds no frames ({', '.join(SUFFIXES)})")
+    faults += [
+        f"{where}/{path.name} is called as the mask of a frame beside it; masks belong in {layout.truth}/{label}/"
+        for path in found.masks
+    ]
+    faults += _page_faults(found.frames)
+    samples: dict[str, Sample] = {}
+    for path in found.frames:
+        key, stem = f"{where}/{one_name(path.name)}", one_name(path.stem)
+        if key in samples:
+            faults.append(f"two frames have one name, in two Unicode forms: {key}")
+            continue
+        group = key if groups is None else groups.pop(key, "")
+        if not group:
+            faults.append(f"groups.csv has no group for {key}")
+        plain, marked = truths.get((label, stem)), truths.get((label, stem + MASK_SUFFIX))
+        if plain and marked:
+            faults.append(f"masks {plain} and {marked.name} are for one frame")
+        samples[key] = Sample(path, label, group, plain or marked)
+    return list(samples.values())
+
+
+def _page_faults(frames: Sequence[Path]) -> list[str]:
+    """Files of several frames, of which a data folder cannot say one. A broken file is left to whoever reads it."""
+    faults = []
+    for path in frames:
+        if path.suffix.lower() in (".tif", ".tiff"):
+            with contextlib.suppress(FrameError):
+                if (pages := page_count(path)) > 1:
+                    faults.append(f"{path} holds {pages} pages; save each page that is a frame as a file of its own")
+    return faults
+
+
+def _class_faults(names: Sequence[str], *, good_only: bool, root: str = "images") -> list[str]:
     faults = []
     if GOOD not in names:
-        faults.append(f"there is no class {GOOD} (a folder images/{GOOD} of frames without a defect)")
+        faults.append(f"there is no class {GOOD} (a folder {root}/{GOOD} of frames without a defect)")
     if not set(names) - {GOOD} and not good_only:
-        faults.append("there is no defect class: one folder images/<class> for each")
+        faults.append(f"there is no defect class: one folder {root}/<class> for each")
     if len(names) > MAX_CLASSES:
         faults.append(f"there are {len(names)} classes, more than {MAX_CLASSES}")
     faults += [f'no class may be called "{name}": that is a verdict' for name in names if is_verdict(name)]
     faults += [f"no class may be called {name!a}: it cannot be printed" for name in names if unprintable(name)]
     by_folded: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        by_folded[name.casefold().strip()].append(name)
+        by_folded[one_name(name).casefold().strip()].append(name)
     faults += [f"two classes have one name: {', '.join(same)}" for same in by_folded.values() if len(same) > 1]
     return faults
 
 
-def _index_masks(folder: Path, labels: Sequence[str], faults: list[str]) -> dict[tuple[str, str], Path]:
-    """Masks by (class, file stem)."""
-    masks: dict[tuple[str, str], Path] = {}
-    if not (folder / "masks").is_dir():
-        return masks
-    loose = _frames_in(folder / "masks")
+def _index_masks(
+    folder: Path, layout: _Layout, labels: Set[str], faults: list[str], stray: list[Path]
+) -> dict[tuple[str, str], Path]:
+    """Masks by (class, file stem). What is no mask is stray, unless it is hidden."""
+    truth = folder / layout.truth
+    index: dict[tuple[str, str], Path] = {}
+    if not is_folder(truth):
+        if truth.is_symlink() or truth.exists():
+            faults.append(f"{truth.name} is not a folder, or a link that leads to none")
+        return index
+    outer = _list(truth, faults)
+    loose = [*outer.frames, *outer.masks]
+    stray += [*outer.outputs, *outer.others]
     if loose:
-        faults.append(f"masks/ holds {len(loose)} files such as {loose[0].name}; expected masks/<class>/<frame>.png")
-    for inner in sorted(path for path in (folder / "masks").iterdir() if path.is_dir()):
-        if inner.name not in labels:
-            faults.append(f"masks/{inner.name} belongs to no class of images/")
+        faults.append(
+            f"{truth.name}/ holds {len(loose)} files such as {loose[0].name}; expected {truth.name}/<class>/<frame>.png"
+        )
+    for inner in outer.folders:
+        label = one_name(inner.name)
+        if label not in labels:
+            faults.append(
+                f"{truth.name}/{inner.name} belongs to no class of {' or '.join(f'{root}/' for root in layout.roots)}"
+            )
             continue
-        for path in _frames_in(inner):
-            if masks.setdefault((inner.name, path.stem), path) != path:
-                faults.append(f"masks {masks[inner.name, path.stem]} and {path.name} are for one frame")
-    return masks
+        found = _list(inner, faults)
+        stray += sorted([*found.folders, *found.outputs, *found.others])
+        for path in sorted([*found.frames, *found.masks]):
+            if index.setdefault((label, one_name(path.stem)), path) != path:
+                faults.append(f"masks {index[label, one_name(path.stem)]} and {path.name} are for one frame")
+    return index
 
 
-def _mask_faults(masks: Mapping[tuple[str, str], Path], samples: Sequence[Sample]) -> list[str]:
+def _mask_faults(truths: Mapping[tuple[str, str], Path], samples: Sequence[Sample]) -> list[str]:
     """Masks without a frame, and masks with two: the name without its suffix is all that ties them."""
-    frames: dict[Path, list[str]] = {path: [] for path in masks.values()}
+    frames: dict[Path, list[str]] = {path: [] for path in truths.values()}
     for sample in samples:
         if sample.mask is not None:
             frames[sample.mask].append(sample.path.name)
@@ -205,36 +310,41 @@ def _mask_faults(masks: Mapping[tuple[str, str], Path], samples: Sequence[Sample
     return faults + [f"mask {path} belongs to several frames: {', '.join(names)}" for path, names in shared.items()]
 
 
-def _frames_in(folder: Path) -> list[Path]:
-    """Image files by their suffix. Hidden ones are not meant: macOS leaves a `._a.png` beside `a.png` on shares."""
-    found = (path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith("."))
-    return sorted(path for path in found if path.is_file())
-
-
-def _read_groups(folder: Path, faults: list[str]) -> dict[str, str] | None:
+def _read_groups(folder: Path, layout: _Layout, faults: list[str]) -> dict[str, str] | None:
     """Group by path, or None without a groups.csv."""
     path = folder / "groups.csv"
-    if not path.exists():
-        return None
     groups: dict[str, str] = {}
+    columns = {"path", "class", "group"}
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin UTF-8 with a mark
-            rows = csv.DictReader(stream)
-            lacking = {"path", "class", "group"} - set(rows.fieldnames or ())
+            head = stream.readline()
+            stream.seek(0)
+            # Spreadsheets write the separator of their country.
+            delimiter = next(
+                (mark for mark in ",;\t" if columns <= set(next(csv.reader([head], delimiter=mark), ()))), ","
+            )
+            rows = csv.DictReader(stream, delimiter=delimiter)
+            lacking = columns - set(rows.fieldnames or ())
             if lacking:
-                faults.append(f"groups.csv lacks the columns {', '.join(sorted(lacking))}")
+                faults.append(
+                    f"groups.csv lacks the columns {', '.join(sorted(lacking))} (between commas, semicolons or tabs)"
+                )
                 return None
             for line, row in enumerate(rows, start=2):
-                key, label, group = (row[name] or "" for name in ("path", "class", "group"))
+                key, label, group = (one_name(row[name] or "") for name in ("path", "class", "group"))
                 parts = key.split("/")
-                if len(parts) != 3 or parts[0] != "images":
-                    faults.append(f'groups.csv line {line}: "{key}" is not images/<class>/<file>')
+                if len(parts) != 3 or parts[0] not in layout.roots:
+                    faults.append(f'groups.csv line {line}: "{key}" is not {layout.roots[-1]}/<class>/<file>')
                 elif parts[1] != label:
                     faults.append(f"groups.csv line {line}: {key} is labelled {label}")
                 elif key in groups:
                     faults.append(f"groups.csv line {line}: {key} appears twice")
                 else:
                     groups[key] = group.strip()
+    except FileNotFoundError:
+        if path.is_symlink():
+            faults.append("groups.csv is a link that leads to no file")
+        return None
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         faults.append(f"groups.csv cannot be read: {exc}")
         return None

@@ -6,6 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from runtime.folders import OUTPUT_TEXT
 from runtime.operating_point import OperatingPoint
 
 from .errors import PlotsUnavailable
@@ -90,5 +91,5 @@ def _figure(columns: int) -> tuple[Any, Sequence[Any]]:
 
 def _png(figure: Any) -> bytes:
     stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
+    figure.savefig(stream, format="png", dpi=120, metadata=dict([OUTPUT_TEXT]))
     return stream.getvalue()

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from runtime.backends import Outputs
 from runtime.errors import FrameError
-from runtime.frames import SUFFIXES, prepare, read_frame
+from runtime.folders import find_frames
+from runtime.frames import prepare, read_frame
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
 
@@ -180,21 +181,15 @@ def add_int8(
 
 
 def _frame_files(data: Path, wanted: int) -> list[Path]:
-    """Frames of a folder, without masks, evenly spread if there are more than needed."""
+    """Frames of a folder, as `predict` would take them, evenly spread if there are more than needed."""
     if not data.is_dir():
         raise ExportError(f"{data} is not a folder of frames")
-    found = sorted(
-        path
-        for path in data.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and not path.name.startswith(".")
-        and "masks" not in path.relative_to(data).parts
-    )
+    found = find_frames([str(data)])
     least = 2 * LEAST_FRAMES
     if len(found) < least:
         raise ExportError(f"{data} holds {len(found)} frames; at least {least} are needed, half of them for the proof")
     count = min(len(found), wanted + MOST_PARITY_FRAMES)
-    return [found[i] for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+    return [Path(found[i]) for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
 
 
 def _read(paths: Sequence[Path], manifest: Manifest, recipe: Recipe) -> NDArray[np.uint8]:

@@ -18,7 +18,9 @@ from .arguments import at_least
 from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
 from .files import require_folder, write_atomically
-from .frames import SUFFIXES, page_count
+from .folders import find_frames as find_frames  # the place others import it from
+from .folders import output_info
+from .frames import SUFFIXES
 from .manifest import load_bundle
 from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
@@ -190,40 +192,6 @@ def _distance(value: object) -> str:
     return f"{value:.1e}" if isinstance(value, int | float) else "unknown"
 
 
-def find_frames(paths: list[str]) -> list[str]:
-    """Expand folders (a data set's `images/` if there is one) and multi-page files, in a stable order.
-
-    Raises FrameError if a folder holds no frames; a named file is passed on whatever it is.
-    """
-    frames: list[str] = []
-    for name in paths:
-        path = Path(name)
-        if not path.is_dir():
-            frames += _pages(name)
-            continue
-        root = path / "images" if (path / "images").is_dir() else path
-        # Hidden ones are not meant: macOS leaves a `._a.png` beside `a.png` on shares.
-        found = sorted(
-            p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()
-        )
-        if not found:
-            raise FrameError(name, f"the folder holds no frames ({', '.join(SUFFIXES)})")
-        for file in found:
-            frames += _pages(str(file))
-    return list(dict.fromkeys(frames))
-
-
-def _pages(name: str) -> list[str]:
-    """`name#1`, `name#2`, ... for a file of several pages; a broken file is left for the stream to report."""
-    if Path(name).suffix.lower() not in (".tif", ".tiff"):
-        return [name]
-    try:
-        pages = page_count(name)
-    except FrameError:
-        return [name]
-    return [name] if pages == 1 else [f"{name}#{page}" for page in range(1, pages + 1)]
-
-
 def _overlay_names(frames: list[str]) -> dict[str, str]:
     """A file name for each frame: its own, with as many parent folders as it takes to tell them apart."""
     names: dict[str, str] = {}
@@ -244,7 +212,7 @@ def _picture_name(frame: Path, depth: int) -> str:
 
 def _save_overlay(result: Prediction, path: Path) -> None:
     picture = io.BytesIO()
-    result.overlay().save(picture, "PNG")
+    result.overlay().save(picture, "PNG", pnginfo=output_info())
     write_atomically(path, picture.getvalue())
 
 

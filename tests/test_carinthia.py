@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -17,7 +19,7 @@ HEAD = "image_path;mask_path;filename;label"
 def write(folder: Path, rows: list[str], head: str = HEAD) -> Path:
     for name in ("images/a.jpg", "images/b.jpg", "images/c.jpg", "masks/a.png", "masks/b.png", "masks/c.png"):
         (folder / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(np.full((8, 8), 200, np.uint8)).save(folder / name)
+        Image.fromarray(np.full((8, 8), 255, np.uint8)).save(folder / name)
     (folder / "carinthia-s.csv").write_text("\n".join([head, *rows]) + "\n")
     return folder
 
@@ -63,3 +65,22 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
 def test_a_table_of_another_form_says_what_it_lacks(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="lacks the columns label, mask_path"):
         load_dataset(write(tmp_path, [], head="image_path;filename"))
+
+
+def test_files_that_no_row_names_are_left_out_and_named(tmp_path: Path) -> None:
+    stray = [write(tmp_path, ROWS) / name for name in ("images/d.jpg", "masks/d.png", "masks/notes.txt")]
+    for path in stray:
+        path.touch()
+    assert load_dataset(tmp_path).stray == tuple(stray), "and not the mask of a good frame, which is known"
+
+
+@pytest.mark.parametrize(("stored", "listed"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_in_every_unicode_form_are_the_same_name(
+    stored: Literal["NFC", "NFD"], listed: Literal["NFC", "NFD"], tmp_path: Path
+) -> None:
+    folder = write(tmp_path, [*ROWS, *(f"images/{unicodedata.normalize(listed, 'é')}.jpg;;é.jpg;2",)])
+    (folder / "images/a.jpg").rename(place := folder / f"images/{unicodedata.normalize(stored, 'é')}.jpg")
+    (folder / "carinthia-s.csv").write_text(
+        "\n".join([HEAD, *ROWS[1:], f"images/{unicodedata.normalize(listed, 'é')}.jpg;;x;2"])
+    )
+    assert [sample.path for sample in load_dataset(folder).of_class("type-2")] == [place]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from PIL import Image
 from calibration.dataset import Sample, load_dataset, load_frames
 from calibration.errors import DatasetError
 from runtime.errors import FrameError
+from runtime.folders import output_info
 from runtime.recipe import MAX_CLASSES, FrameOptions
 
 COLUMNS = ("path", "class", "group")
@@ -128,7 +130,10 @@ def test_files_that_are_no_frames_are_left_out_and_reported(folder: Path) -> Non
     (folder / "images/hole/folder.png").mkdir()
     (folder / "images/.cache").mkdir()
     (folder / "masks/hole/._0.png").write_bytes(b"not a mask")
-    (folder / "masks/readme.txt").write_bytes(b"")
+    for name in ("masks/readme.txt", "masks/hole/0.xcf"):
+        (folder / name).write_bytes(b"")
+        stray.append(folder / name)
+    (folder / "images/@eaDir").mkdir()
     dataset = load_dataset(folder)
     assert len(dataset.samples) == 9
     assert set(dataset.stray) == {*stray, folder / "images/hole/folder.png"}
@@ -197,7 +202,7 @@ def test_folders_without_good_frames_are_refused(tmp_path: Path, make: Callable[
 
 
 def test_a_mask_is_read_as_zeros_and_ones(tmp_path: Path) -> None:
-    values = np.array([[0, 1, 127], [128, 254, 255]], np.uint8)
+    values = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
     Image.fromarray(values).save(tmp_path / "m.png")
     mask = Sample(tmp_path / "f.png", "hole", "g", tmp_path / "m.png").read_mask((2, 3))
     assert mask is not None
@@ -421,8 +426,9 @@ def test_a_mask_of_numbers_is_not_taken_for_an_empty_one(kind: str, tmp_path: Pa
         Image.fromarray(np.dstack([marked, 0 * marked, 0 * marked]).astype(np.uint8)).save(mask)
     else:
         Image.fromarray(marked if kind == "16 bits" else marked.astype(np.uint8)).save(mask)
-    with pytest.raises(DatasetError, match=r"mask.png: the mask's brightest value is \d+: white \(255\) is defect"):
-        Sample(frame, "hole", "a", mask).read_mask((8, 6))
+    read = Sample(frame, "hole", "a", mask).read_mask((8, 6))
+    assert read is not None
+    assert np.array_equal(read, marked > 0)
 
 
 def test_a_black_mask_says_nothing_of_a_defect_and_all_of_a_good_frame(tmp_path: Path) -> None:
@@ -436,3 +442,167 @@ def test_a_black_mask_says_nothing_of_a_defect_and_all_of_a_good_frame(tmp_path:
 def test_masks_that_lie_beside_the_class_folders_are_a_fault(folder: Path) -> None:
     save(folder / "masks" / "0.png", value=255)
     assert faults_of(folder) == ("masks/ holds 1 files such as 0.png; expected masks/<class>/<frame>.png",)
+
+
+# ---- names, links, other layouts -------------------------------------------------------------------------------------
+
+NFC, NFD = (unicodedata.normalize(form, "fléau") for form in ("NFC", "NFD"))
+
+
+def test_masks_may_have_mask_behind_their_name(folder: Path) -> None:
+    for number in range(2):
+        (folder / f"masks/hole/{number}.png").rename(folder / f"masks/hole/{number}_mask.png")
+    found = [sample.mask.name for sample in load_dataset(folder).of_class("hole") if sample.mask]
+    assert found == ["0_mask.png", "1_mask.png", "2.png"]
+
+
+def test_a_frame_has_one_mask_with_that_behind_its_name_or_without(folder: Path) -> None:
+    save(folder / "masks/hole/0_mask.png")
+    assert any("0.png and 0_mask.png are for one frame" in fault for fault in faults_of(folder))
+
+
+def test_masks_between_the_frames_are_a_fault_and_no_frames(folder: Path) -> None:
+    save(folder / "images/hole/0_mask.png")
+    assert faults_of(folder) == (
+        "images/hole/0_mask.png is called as the mask of a frame beside it; masks belong in masks/hole/",
+    )
+
+
+@pytest.mark.parametrize("forms", [(NFC, NFD, NFC), (NFD, NFC, NFD), (NFD, NFD, NFC)], ids=["1", "2", "3"])
+def test_names_in_every_unicode_form_are_the_same_name(forms: tuple[str, str, str], folder: Path) -> None:
+    images, masks, table = forms
+    frame = save(folder / f"images/{images}/{images}.png")
+    mask = save(folder / f"masks/{masks}/{masks}.png")
+    write_groups(folder, [*rows_of(folder), (f"images/{table}/{table}.png", table, "site-9")])
+    dataset = load_dataset(folder)
+    (sample,) = dataset.of_class(NFC)
+    assert (sample.path, sample.mask, sample.group) == (frame, mask, "site-9")
+    assert dataset.only(["good", NFD]).classes == ("good", NFC)
+
+
+def test_two_classes_that_differ_in_their_unicode_form_alone_have_one_name(folder: Path) -> None:
+    for name in (NFC, NFD):
+        save(folder / "images" / name / "a.png")
+    (folder / "groups.csv").unlink()
+    if len(list((folder / "images").iterdir())) < 5:
+        pytest.skip("this file system knows one form only")
+    assert any("two classes have one name" in fault for fault in faults_of(folder))
+
+
+def test_two_frames_that_differ_in_their_unicode_form_alone_have_one_name(folder: Path) -> None:
+    for name in (NFC, NFD):
+        save(folder / f"images/hole/{name}.png")
+    (folder / "groups.csv").unlink()
+    if len(list((folder / "images/hole").iterdir())) < 5:
+        pytest.skip("this file system knows one form only")
+    assert faults_of(folder) == (f"two frames have one name, in two Unicode forms: images/hole/{NFC}.png",)
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_groups_between_semicolons_or_tabs_are_read(mark: str, folder: Path) -> None:
+    lines = [mark.join(row) for row in [("path", "note, with a comma", "class", "group"), *rows_with_note(folder)]]
+    (folder / "groups.csv").write_text("\n".join(lines), encoding="utf-8-sig")
+    assert [sample.group for sample in load_dataset(folder).of_class("good")] == ["site-0", "site-1", "site-0"]
+
+
+def rows_with_note(folder: Path) -> Rows:
+    return [(path, "a, b", label, group) for path, label, group in rows_of(folder)]
+
+
+def mvtec(folder: Path) -> Path:
+    for name in ("train/good/000", "train/good/001", "test/good/000", "test/hole/000", "test/cut/000"):
+        save(folder / f"{name}.png")
+    for name in ("hole", "cut"):
+        save(folder / f"ground_truth/{name}/000_mask.png", value=255)
+    (folder / "license.txt").touch()
+    return folder
+
+
+def test_the_layout_of_mvtec_is_read(tmp_path: Path) -> None:
+    for dataset in (load_dataset(mvtec(tmp_path)), load_frames(tmp_path)):
+        assert dataset.classes == ("good", "cut", "hole")
+        assert not dataset.flat
+        places = [sample.path.relative_to(tmp_path).as_posix() for sample in dataset.samples]
+        assert places == [
+            *("train/good/000.png", "train/good/001.png", "test/good/000.png"),
+            *("test/cut/000.png", "test/hole/000.png"),
+        ]
+        assert len({sample.group for sample in dataset.samples}) == 5
+        assert [sample.mask for sample in dataset.samples[3:]] == [
+            tmp_path / f"ground_truth/{name}/000_mask.png" for name in ("cut", "hole")
+        ]
+
+
+def test_faults_of_the_layout_of_mvtec_name_its_own_folders(tmp_path: Path) -> None:
+    save(mvtec(tmp_path) / "ground_truth/hole/001_mask.png")
+    save(tmp_path / "ground_truth/bent/000_mask.png")
+    write_groups(tmp_path, [("images/hole/000.png", "hole", "g")])
+    faults = faults_of(tmp_path)
+    assert any("001_mask.png belongs to no frame" in fault for fault in faults)
+    assert "ground_truth/bent belongs to no class of train/ or test/" in faults
+    assert 'groups.csv line 2: "images/hole/000.png" is not test/<class>/<file>' in faults
+
+
+@pytest.mark.parametrize("name", ["train/ok", "Data/Images/Normal", "train/hole"])
+def test_other_layouts_are_refused_with_what_there_is(name: str, tmp_path: Path) -> None:
+    for place in (name, "test/ok", "train/good" if name == "train/hole" else name):
+        save(tmp_path / place / "0.png")
+    (fault,) = faults_of(tmp_path)
+    assert fault == (
+        "there is no folder images/ in it; expected images/<class>/<frame>.png; it holds "
+        f"{', '.join(sorted({'test', Path(name).parts[0]}))}"
+    )
+
+
+def test_links_are_followed_and_those_that_lead_nowhere_are_faults(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
+    save(elsewhere / "burst/a.png")
+    (folder / "groups.csv").unlink()
+    try:
+        (folder / "images/burst").symlink_to(elsewhere / "burst")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert names(load_dataset(folder).of_class("burst")) == ["burst/a.png"]
+    for name in ("images/gone", "images/hole/gone.png", "masks/hole/0_mask.png"):
+        (folder / name).symlink_to("/nowhere/there")
+    faults = faults_of(folder)
+    assert len(faults) == 3
+    assert all("is a link that leads to no file and no folder" in fault for fault in faults)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("masks", "masks is not a folder, or a link that leads to none"),
+        ("groups.csv", "groups.csv is a link that leads to no file"),
+    ],
+)
+def test_masks_and_groups_that_are_linked_and_not_there_are_faults(name: str, says: str, folder: Path) -> None:
+    place = folder / name
+    place.rename(folder / "moved")
+    try:
+        place.symlink_to("/nowhere/there")
+    except OSError:
+        pytest.skip("links cannot be made here")
+    assert faults_of(folder) == (says,)
+
+
+def test_a_stack_of_frames_is_refused_with_what_to_do(folder: Path) -> None:
+    (folder / "groups.csv").unlink()
+    page = Image.fromarray(np.zeros((4, 4), np.uint8))
+    page.save(folder / "images/hole/z.tif", save_all=True, append_images=[page])
+    (folder / "images/good/broken.tif").write_bytes(b"II")  # left to whoever reads it
+    (fault,) = faults_of(folder)
+    assert fault == f"{folder / 'images/hole/z.tif'} holds 2 pages; save each page that is a frame as a file of its own"
+    with pytest.raises(DatasetError, match="holds 2 pages"):
+        load_frames(folder / "images/hole")
+
+
+def test_pictures_of_this_program_are_left_out_and_named(folder: Path) -> None:
+    (folder / "groups.csv").unlink()
+    written = folder / "images/hole/a.png"
+    Image.new("RGB", (4, 4)).save(written, pnginfo=output_info())
+    dataset = load_dataset(folder)
+    assert len(dataset.of_class("hole")) == 3
+    assert dataset.stray == (written,)
+    assert load_frames(folder / "images/hole").stray == (written,)

@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
-LIGHT = {"numpy", "PIL", "isal", "safetensors"}
+LIGHT = {"numpy", "PIL", "isal", "safetensors", "tifffile"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},
     "calibration": {"export", "benchmarks", "tests"},
@@ -36,7 +36,7 @@ LAYERS = (
     {"runtime.recipe"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
-    {"runtime.prediction"},
+    {"runtime.prediction", "runtime.folders"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.trt"},
     {"runtime.backends.choice"},

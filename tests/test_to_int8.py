@@ -13,7 +13,7 @@ from PIL import Image
 
 from export import quantize, to_int8
 from export.round_weights import Rounded, round_weight
-from runtime import Predictor, SemClipError
+from runtime import FrameError, Predictor, SemClipError
 from runtime.cli import main
 from runtime.manifest import load_bundle
 from runtime.recipe import TENSORS
@@ -313,3 +313,14 @@ def test_a_file_of_another_kind_is_refused(toy_bundle: Path, frames: np.ndarray,
             change=0.01,
         )
     assert not (tmp_path / "out.onnx").exists()
+
+
+def test_frames_to_measure_on_are_those_that_predict_would_take(many_frames: Path) -> None:
+    whole = sorted(many_frames.iterdir())
+    for name in (".snapshot/00.png", "ground_truth/00_mask.png", "00_mask.png"):
+        (many_frames / name).parent.mkdir(exist_ok=True)
+        shutil.copy(whole[0], many_frames / name)
+    assert quantize._frame_files(many_frames, 24) == whole
+    (many_frames / "24.png").symlink_to("/nowhere/there")
+    with pytest.raises(FrameError, match=r"24\.png: is a link that leads to no file"):
+        quantize._frame_files(many_frames, 24)

@@ -1,0 +1,240 @@
+"""Walking folders for frames: what lies in one, and the frames of a whole tree in a stable order.
+
+Not taken for frames, unless named themselves: hidden files and folders, folders of file servers and systems, folders
+called ground_truth, `masks` beside `images`, a picture `x_mask` beside a picture x, and pictures that this program
+wrote. Those say so in their own data (`output_info`), wherever they were moved to and whatever they are called.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import unicodedata
+from collections import defaultdict, deque
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL.PngImagePlugin import PngInfo
+
+from .errors import FrameError
+from .files import open_plain
+from .frames import SUFFIXES, page_count
+
+SYSTEM_FOLDERS = frozenset(
+    {
+        *("#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "~snapshot"),  # file servers
+        *("$recycle.bin", "__macosx", "lost+found", "recycler", "system volume information"),
+    }
+)
+"""In lower case; those that begin with a dot are hidden anyway."""
+MASK_SUFFIX = "_mask"
+OUTPUT_TEXT = ("Comment", "Written by SEM-CLIP: results, not a frame")
+"""PNG text of every picture that a command writes. With matplotlib: `savefig(..., metadata=dict([OUTPUT_TEXT]))`."""
+_HEAD = 1024
+"""Bytes of a PNG file that are searched for OUTPUT_TEXT: it is written right behind the header."""
+LeftOut: TypeAlias = "defaultdict[str, list[Path]]"
+"""Why, and what: files and folders that are no frames."""
+_log = logging.getLogger("sem_clip")
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """What lies directly in a folder: paths that begin with the folder as it was named, by name.
+
+    frames: image files by their suffix, whatever they hold.
+    folders: folders, and links to them, which are in `links` as well.
+    masks: image files called x_mask, where a frame x lies beside.
+    outputs: pictures that this program wrote.
+    others: files that are no images.
+    hidden: files whose name begins with a dot: macOS leaves a `._a.png` beside `a.png` on shares.
+    system: hidden folders, and those of file servers and systems.
+    unread: links that lead nowhere, devices, and whatever else cannot be looked at.
+    """
+
+    frames: list[Path] = field(default_factory=list)
+    folders: list[Path] = field(default_factory=list)
+    links: set[Path] = field(default_factory=set)
+    masks: list[Path] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
+    others: list[Path] = field(default_factory=list)
+    hidden: list[Path] = field(default_factory=list)
+    system: list[Path] = field(default_factory=list)
+    unread: list[FrameError] = field(default_factory=list)
+
+
+def list_folder(folder: Path) -> Listing:
+    """What lies directly in `folder`. Raises FrameError if the folder itself cannot be read."""
+    found = Listing()
+    try:
+        with os.scandir(folder) as entries:
+            ordered = sorted(entries, key=lambda entry: entry.name)
+    except OSError as exc:
+        raise FrameError(str(folder), f"the folder cannot be read ({exc.strerror})") from exc
+    for entry in ordered:
+        path = folder / entry.name
+        try:
+            _sort_in(entry, path, found)
+        except OSError as exc:  # a link to itself, a share that went away
+            found.unread.append(FrameError(str(path), f"cannot be looked at ({exc.strerror})"))
+    _set_masks_apart(found)
+    return found
+
+
+def _sort_in(entry: os.DirEntry[str], path: Path, found: Listing) -> None:
+    """The folder itself says what an entry is; only links and PNG files are looked into, which may raise OSError."""
+    image = path.suffix.lower() in SUFFIXES
+    if entry.is_dir():
+        system = entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS
+        (found.system if system else found.folders).append(path)
+        if entry.is_symlink():
+            found.links.add(path)
+    elif entry.name.startswith("."):
+        found.hidden.append(path)
+    elif entry.is_file():
+        kind = found.others if not image else found.outputs if is_output(path) else found.frames
+        kind.append(path)
+    elif entry.is_symlink():
+        found.unread.append(FrameError(str(path), "is a link that leads to no file and no folder"))
+    elif image:
+        found.unread.append(FrameError(str(path), "is a device or a pipe, not a file"))
+    else:
+        found.others.append(path)
+
+
+def _set_masks_apart(found: Listing) -> None:
+    stems = {one_name(path.stem) for path in found.frames}
+    frames = list(found.frames)
+    found.frames.clear()
+    for path in frames:
+        stem = one_name(path.stem)
+        mask = stem.endswith(MASK_SUFFIX) and stem.removesuffix(MASK_SUFFIX) in stems
+        (found.masks if mask else found.frames).append(path)
+
+
+def one_name(name: str) -> str:
+    """A name in one form. Macs and some shares store é as two characters (NFD), and it is the same name."""
+    return unicodedata.normalize("NFC", name)
+
+
+def output_info() -> PngInfo:
+    """What Pillow is to store in a PNG file that is this program's own: `image.save(file, "PNG", pnginfo=...)`."""
+    info = PngInfo()
+    info.add_text(*OUTPUT_TEXT)
+    return info
+
+
+def is_output(path: Path) -> bool:
+    """Whether this program wrote the picture. False for what cannot be read: reading it as a frame says why."""
+    if path.suffix.lower() != ".png":
+        return False
+    try:
+        with open_plain(path) as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return b"tEXt" + "\0".join(OUTPUT_TEXT).encode("latin-1") in head
+
+
+def find_frames(paths: Sequence[str], unread: list[FrameError] | None = None) -> list[str]:
+    """Expand folders (a data set's `images/` if there is one) and multi-page files, in a stable order.
+
+    Links are followed, each folder is searched once. What cannot be read, resolved or entered is appended to `unread`:
+    closed folders, links that lead nowhere or back to a folder they lie in. A named file is passed on whatever it is.
+    Raises FrameError if a folder holds no frames, and without `unread` for the first thing that would be in it.
+    """
+    frames: list[str] = []
+    failed: list[FrameError] = []
+    for name in paths:
+        frames += _frames_below(name, failed) if is_folder(Path(name)) else _pages(name)
+    if unread is None and failed:
+        raise failed[0]
+    if unread is not None:
+        unread += failed
+    return list(dict.fromkeys(frames))
+
+
+def is_folder(path: Path) -> bool:
+    """Whether `path` is a folder that can be seen; of what lies in a closed one, or has no possible name, it is not."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _frames_below(name: str, failed: list[FrameError]) -> list[str]:
+    root, before = Path(name), len(failed)
+    left_out: LeftOut = defaultdict(list)
+    if is_folder(root / "images"):
+        with contextlib.suppress(FrameError):  # a folder may be entered and not listed
+            beside = list_folder(root)
+            others = [path for path in beside.folders if path.name != "images" and not _is_truth(path, {"images"})]
+            left_out["beside images/"] += beside.frames + others
+        root /= "images"
+    found = _walk(root, left_out, failed)
+    said = [
+        f"{len(some)} {why} ({some[0]}{', ...' if len(some) > 1 else ''})" for why, some in left_out.items() if some
+    ]
+    if said:
+        _log.warning("%s: left out as no frames: %s", name, "; ".join(said))
+    if not found and len(failed) == before:
+        raise FrameError(name, f"the folder holds no frames ({', '.join(SUFFIXES)})")
+    return [page for file in found for page in _pages(str(file))]
+
+
+def _walk(root: Path, left_out: LeftOut, failed: list[FrameError]) -> list[Path]:
+    """All frames below `root`. Links come last, so that a frame is called by its own place where it has one."""
+    frames: list[Path] = []
+    entered: set[tuple[int, int]] = set()
+    folders, links = [root], deque[Path]()
+    while folders or links:
+        folder = folders.pop() if folders else links.popleft()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in entered:
+                left_out["searched already under another name"].append(folder)
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            listing = list_folder(folder)
+        except OSError as exc:
+            failed.append(FrameError(str(folder), f"the folder cannot be read ({exc.strerror})"))
+            continue
+        except FrameError as exc:
+            failed.append(exc)
+            continue
+        frames += listing.frames
+        failed += listing.unread
+        left_out["masks"] += listing.masks
+        left_out["results of this program"] += listing.outputs
+        hidden = [path for path in listing.hidden if path.suffix.lower() in SUFFIXES]
+        left_out["hidden or of the system"] += listing.system + hidden
+        names = {path.name.lower() for path in listing.folders}
+        for inner in listing.folders:
+            if _is_truth(inner, names):
+                left_out["masks"].append(inner)
+            elif inner not in listing.links:
+                folders.append(inner)
+            elif inner.parent.resolve().is_relative_to(inner.resolve()):
+                failed.append(FrameError(str(inner), "is a link to a folder that it lies in; it is not followed"))
+            else:
+                links.append(inner)
+    return sorted(frames)
+
+
+def _is_truth(folder: Path, beside: Set[str]) -> bool:
+    """Whether a folder holds masks: by its name, and by the names in lower case of the folders beside it."""
+    name = folder.name.lower()
+    return name == "ground_truth" or (name == "masks" and "images" in beside)
+
+
+def _pages(name: str) -> list[str]:
+    """`name#1`, `name#2`, ... for a file of several pages; a broken file is left for the stream to report."""
+    if Path(name).suffix.lower() not in (".tif", ".tiff"):
+        return [name]
+    try:
+        pages = page_count(name)
+    except FrameError:
+        return [name]
+    return [name] if pages == 1 else [f"{name}#{page}" for page in range(1, pages + 1)]
