@@ -65,7 +65,7 @@ class Calibrate:
         )
         what.add_argument(
             "--pixel-rule", metavar="RULE", help="f1-max (needs masks); good-quantile=0.999 (of good frames' pixels); "
-            "conformal=0.05 (good frames with anything marked)"
+            "conformal=0.05 (good frames that reach it anywhere)"
         )  # fmt: skip
         rejects = what.add_mutually_exclusive_group()
         rejects.add_argument(

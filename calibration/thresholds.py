@@ -59,7 +59,7 @@ def choose_pixel_threshold(
     pixels: map values with their truth, of frames with masks and good ones. good_pixels: of the good frames alone, for
     the map is raised around a defect too. good_peaks: the highest map value of every good frame. f1-max needs masks;
     good-quantile passes a share of the good frames' pixels; conformal bounds the share of good frames with any pixel
-    in the mask, since the pixels of one frame are not independent. Raises CalibrationError.
+    that reaches it, since the pixels of one frame are not independent. Raises CalibrationError.
     """
     if rule.name == F1_MAX:
         value, f1 = pixels.f1_max_threshold()
@@ -85,7 +85,7 @@ def choose_pixel_threshold(
     cut = float(np.nextafter(np.float32(peaks[peaks.size - marked - 1]), np.float32(2)))
     if cut > 1:
         raise CalibrationError(f"{rule}: maps of good frames reach the highest value, 1: no threshold passes enough")
-    return Choice(cut, str(rule), *_promise("good frames", "marked anywhere", marked, peaks.size))
+    return Choice(cut, str(rule), *_promise("good frames", "at or above it anywhere", marked, peaks.size))
 
 
 def f1_max_threshold(scores: ArrayLike, positive: ArrayLike, good_weight: float = 1.0) -> tuple[float, float]:
