@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,10 @@ class Recipe:
         object.__setattr__(self, "unit_supports", unit_rows(self.support_features))
         for array in (*stored.values(), self.unit_supports):
             array.setflags(write=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the constructor, so that the arrays of a copy are read-only as well.
+        return type(self), tuple(getattr(self, part.name) for part in fields(self) if part.init)
 
     def _stored(self) -> dict[str, NDArray[np.float32]]:
         return {**self.tensors, SUPPORT_FEATURES: self.support_features}
