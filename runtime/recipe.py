@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize_safetensors
 
+from .arguments import whole_number
 from .errors import RecipeError
 from .files import read_bounded, write_atomically
 from .jsonfields import Fields, parse_json
@@ -70,9 +71,7 @@ class FrameOptions:
 
     def __post_init__(self) -> None:
         for name, low, high in FRAME_OPTION_RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie in [{low}, {high}], not {value}")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -31,7 +31,7 @@ FORBIDDEN = {
 LAYERS = (
     {"runtime.errors"},
     {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
-    {"runtime.operating_point"},
+    {"runtime.operating_point", "runtime.lifetime", "runtime.crew"},
     {"runtime.verdict"},
     {"runtime.recipe"},
     {"runtime.manifest"},

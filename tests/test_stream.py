@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,9 +219,11 @@ def test_an_error_of_the_source_is_raised_after_the_answers_before_it(
     assert threads_left() == []
 
 
-def test_what_cannot_be_iterated_is_a_type_error(predictor: Predictor) -> None:
-    with pytest.raises(TypeError, match="not iterable"):
-        next(predictor.stream(5))  # type: ignore[arg-type]
+@pytest.mark.parametrize("sources", [5, None, b"\x89PNG", bytearray(8), io.BytesIO(b"\x89PNG")], ids=str)
+def test_what_is_no_iterable_of_frames_is_refused_at_once(sources: Any, predictor: Predictor) -> None:
+    with pytest.raises(FrameError, match="takes an iterable of frames, not") as caught:
+        predictor.stream(sources)
+    assert type(sources).__name__ in caught.value.reason
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
