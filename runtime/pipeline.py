@@ -92,8 +92,10 @@ class Pipeline:
         for name, shape in zip(OUTPUTS, shapes, strict=True):
             values = getattr(outputs, name)
             if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != shape:
-                found = f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values)
-                return f"{name} is {found}, not float32 {list(shape)}"
+                found = (
+                    f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
+                )
+                return f"{name}: {found}, not float32 {list(shape)}"
             sound = np.isfinite(values).reshape(len(names), -1).all(axis=1)
             if not sound.all():
                 return f"{name} of {names[int(sound.argmin())]} is NaN or infinite"
@@ -104,7 +106,7 @@ class Pipeline:
             sound = (low >= -_TOLERANCE) & (high <= 1 + _TOLERANCE)
             if not sound.all():
                 row = int(sound.argmin())
-                return f"{name} of {names[row]} lies in [{low[row]:g}, {high[row]:g}], not in [0, 1]"
+                return f"{name} of {names[row]}: {low[row]:g} to {high[row]:g}, not within [0, 1]"
         sums = outputs.probabilities.sum(axis=1)
         sound = np.abs(sums - 1) <= _TOLERANCE
         if not sound.all():

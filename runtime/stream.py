@@ -185,7 +185,9 @@ class _Run:
         except BaseException as exc:
             end = _End(exc)
         self._end_crews()
-        self._done.put(end)
+        # Nobody takes the end of a stream that was left, and an error holds this frame, and that the caller's source.
+        self._done.put(_End() if self._left else end)
+        del end
 
     def _hand_over(self, until: int) -> None:
         """Hand batches over, the oldest first, until so many are left in the engine."""
