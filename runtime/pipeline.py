@@ -90,12 +90,11 @@ class Pipeline:
         """What is wrong with the answers, and of which frame; "" where nothing is."""
         shapes = ((len(names), classes), (len(names), *self.encoder.grid), (len(names), self.encoder.features))
         for name, shape in zip(OUTPUTS, shapes, strict=True):
-            values = getattr(outputs, name)
-            if not isinstance(values, np.ndarray) or values.dtype.kind != "f" or values.shape != shape:
-                found = (
-                    f"{values.dtype} {list(values.shape)}" if isinstance(values, np.ndarray) else type(values).__name__
-                )
-                return f"{name}: {found}, not float32 {list(shape)}"
+            values = getattr(outputs, name, None)
+            if not isinstance(values, np.ndarray):
+                return f"{name}: {type(values).__name__}, not an array"
+            if values.dtype.kind != "f" or values.shape != shape:
+                return f"{name}: {values.dtype} {list(values.shape)}, not float32 {list(shape)}"
             sound = np.isfinite(values).reshape(len(names), -1).all(axis=1)
             if not sound.all():
                 return f"{name} of {names[int(sound.argmin())]} is NaN or infinite"
