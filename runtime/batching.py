@@ -8,11 +8,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
 from . import lifetime
-from .crew import start
+from .crew import Worker
 from .errors import PredictorError, QueueFullError
 from .pipeline import Job, Pipeline
 from .prediction import Prediction
@@ -31,7 +31,11 @@ class _Answer(Future[Prediction]):
         """As `Future.result`."""
         if not self.done():
             lifetime.require_process(self._pid)
-        return super().result(timeout)
+        try:
+            return super().result(timeout)
+        except CancelledError:
+            lifetime.park()
+            raise
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """As `Future.exception`."""
@@ -69,8 +73,8 @@ class MicroBatcher:
         # One lock, which the garbage collector may enter again: it ends what a dropped Predictor leaves.
         lock = threading.RLock()
         self._filled, self._room = threading.Condition(lock), threading.Condition(lock)
-        self._thread = threading.Thread(target=self._work, name="sem-clip-submit", daemon=True)
-        start(self._thread)
+        self._thread = Worker(self._work, "sem-clip-submit")
+        self._thread.start()
         lifetime.watch(self)
 
     def submit(self, job: Job, timeout_s: float | None) -> Future[Prediction]:
@@ -86,11 +90,13 @@ class MicroBatcher:
                 raise QueueFullError(
                     f"{len(self._queued)} frames are waiting and {waited}: submit more slowly, or raise queue_size"
                 )
-            # Under the lock: nobody would ever answer what came after the end.
-            if self._ending:
-                raise PredictorError("the Predictor is closed")
-            self._queued.append(_Waiting(job, future, time.monotonic() + self._max_delay_s))
-            self._filled.notify()
+            ending = self._ending
+            if not ending:  # nobody would ever answer what came after the end
+                self._queued.append(_Waiting(job, future, time.monotonic() + self._max_delay_s))
+                self._filled.notify()
+        if ending:
+            lifetime.park()
+            raise PredictorError("the Predictor is closed")
         return future
 
     def close(self) -> None:

@@ -20,20 +20,35 @@ T = TypeVar("T")
 _Call: TypeAlias = "tuple[Future[Any], Callable[[], Any]]"
 
 
+class Worker(threading.Thread):
+    """A thread of this runtime."""
+
+    def __init__(self, work: Callable[[], None], name: str) -> None:
+        super().__init__(target=work, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Raises PredictorError where the system has no room for another."""
+        try:
+            super().start()
+        except (RuntimeError, MemoryError) as exc:
+            raise PredictorError(
+                f"no thread can be started ({exc}): memory or the number of threads of this user is used up; use "
+                "fewer decoders, or raise the limit"
+            ) from exc
+
+
 class Crew:
     """`size` threads that work off calls in the order they came."""
 
     def __init__(self, size: int, name: str) -> None:
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
         self._cancelled = False
-        self.threads = [
-            threading.Thread(target=self._work_off, name=f"{name}_{number}", daemon=True) for number in range(size)
-        ]
+        self.threads = [Worker(self._work_off, f"{name}_{number}") for number in range(size)]
 
     def start(self) -> None:
-        """Raises PredictorError as `start`; those that did start end with `end`."""
+        """Raises PredictorError as `Worker.start`; those that did start end with `end`."""
         for thread in self.threads:
-            start(thread)
+            thread.start()
 
     def submit(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """Queue a call; never waits."""
@@ -65,14 +80,3 @@ class Crew:
             future.set_exception(exc)
         else:
             future.set_result(result)
-
-
-def start(thread: threading.Thread) -> None:
-    """Start it. Raises PredictorError where the system has no room for another."""
-    try:
-        thread.start()
-    except (RuntimeError, MemoryError) as exc:
-        raise PredictorError(
-            f"no thread can be started ({exc}): memory or the number of threads of this user is used up; use fewer "
-            "decoders, or raise the limit"
-        ) from exc

@@ -17,10 +17,12 @@ from contextlib import contextmanager
 from typing import Protocol
 from weakref import WeakSet
 
+from .crew import Worker
 from .errors import PredictorError
 
 PATIENCE_S = 60.0
 """How long the exit waits for the engine: one that hangs must not keep the process alive."""
+REFUSED = "the interpreter is on its way out; no batch is begun any more"
 _PARTING_S = 0.5
 """How long it waits for threads that are in no engine: to hand over the last answers, if they can."""
 
@@ -64,15 +66,25 @@ def in_engine() -> Iterator[None]:
     """Around every call of an engine: the exit waits for it. PredictorError once the interpreter is on its way out."""
     state = _state
     with state.changed:
-        if state.over:
-            raise PredictorError("the interpreter is on its way out; no batch is begun any more")
-        state.under_way += 1
+        admitted = not state.over
+        state.under_way += admitted
+    if not admitted:
+        park()
+        raise PredictorError(REFUSED)
     try:
         yield
     finally:
         with state.changed:
             state.under_way -= 1
             state.changed.notify_all()
+
+
+def park() -> None:
+    """At the exit, stop a daemon thread of the program around: it ends in a moment anyway, as all of them do then, and
+    to end it by an error would be told on stderr. Whoever else gets here goes on, the main thread above all."""
+    thread = threading.current_thread()
+    while over() and thread.daemon and not isinstance(thread, Worker):
+        time.sleep(3600)
 
 
 def require_process(pid: int) -> None:

@@ -23,7 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -33,8 +33,8 @@ from PIL import Image
 
 from . import lifetime
 from .backends import Outputs
-from .crew import Crew, start
-from .errors import BackendError, FrameError
+from .crew import Crew, Worker
+from .errors import BackendError, FrameError, PredictorError
 from .frames import FrameSource, describe
 from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
@@ -80,12 +80,10 @@ def stream(
     run = _Run(pipeline, sources, setup, decoders)
     try:
         run.start()
-        while not isinstance(item := run.take(), _End):
-            for result in item.result():
+        while results := run.take():
+            for result in results:
                 yield result
                 lifetime.require_process(run.pid)
-        if item.error is not None:
-            raise item.error
     finally:
         run.leave()
 
@@ -120,7 +118,7 @@ class _Run:
         self._running: deque[tuple[list[_Entry], Future[tuple[Outputs, float]] | None]] = deque()
         self._decoding = Crew(self._decoders, "sem-clip-decode")
         self._engine = Crew(pipeline.backend.in_flight, "sem-clip-engine")
-        self._drawing = threading.Thread(target=self._work, name="sem-clip-infer", daemon=True)
+        self._drawing = Worker(self._work, "sem-clip-infer")
 
     # ---- the caller's thread -------------------------------------------------------------------------------------
 
@@ -129,16 +127,26 @@ class _Run:
         lifetime.watch(self)
         self._decoding.start()
         self._engine.start()
-        start(self._drawing)
+        self._drawing.start()
 
-    def take(self) -> _Answers | _End:
-        """The next batch, or the end."""
+    def take(self) -> list[Prediction | FailedFrame]:
+        """The next batch; empty at the end. Raises what ended the stream."""
         lifetime.require_process(self.pid)
-        while True:
+        item: _Answers | _End | None = None
+        while item is None:
             with suppress(queue.Empty):
                 item = self._done.get(timeout=1)  # without one, Windows would not let Ctrl-C through
-                self._room.put(None)
-                return item
+        self._room.put(None)
+        try:
+            if not isinstance(item, _End):
+                return item.result()
+            if item.error is not None:
+                raise item.error
+        except CancelledError:
+            raise PredictorError(lifetime.REFUSED) from None
+        finally:
+            lifetime.park()
+        return []
 
     def leave(self) -> None:
         """Stop the threads and wait for those that come back at once. In whatever thread, and more than once."""

@@ -207,12 +207,13 @@ def test_a_stream_dropped_in_a_cycle_ends_wherever_it_is_collected(where: str, f
         "results = predictor.stream(endless()); next(results)",
         "threading.Thread(target=lambda: [predictor(frame()) for _ in range(99)], daemon=True).start()",
         "threading.Thread(target=lambda: predictor.predict([frame()] * 99), daemon=True).start()",
+        "threading.Thread(target=lambda: list(predictor.stream(endless())), daemon=True).start()",
+        "threading.Thread(target=lambda: [predictor.submit(frame()).result() for _ in range(99)], daemon=True).start()",
     ],
-    ids=["submit", "stream", "call", "predict"],
+    ids=["submit", "stream", "call", "predict", "stream of a daemon", "submit of a daemon"],
 )
 def test_the_exit_waits_for_the_batch_under_way_and_begins_no_other(busy: str, fake_bundle: Path) -> None:
     program = f"""
-        threading.excepthook = lambda details: None  # the thread of the program, not one of the runtime, is told
         engine = Engine(delay_s=0.3)
         predictor = Predictor(sys.argv[1], backend=engine, batch_size=2, max_delay_ms=0)
         {busy}
