@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +71,8 @@ class Pipeline:
         """
         began = time.perf_counter()
         recipe = jobs[0].setup.recipe
-        try:
-            frames = np.stack([job.frame.pixels for job in jobs])
-            with in_engine():
-                outputs = self.backend.run(frames, recipe)
-        except MemoryError as exc:
-            raise BackendError(
-                f"{self.backend.description}: no memory is left for a batch of {len(jobs)}: use a smaller batch_size"
-            ) from exc
+        with self._memory_for(jobs), in_engine():
+            outputs = self.backend.run(np.stack([job.frame.pixels for job in jobs]), recipe)
         fault = self._fault(outputs, [job.frame.source for job in jobs], len(recipe.classes))
         if fault:
             raise BackendError(
@@ -114,13 +109,26 @@ class Pipeline:
         return ""
 
     def finish(self, jobs: Sequence[Job], outputs: Outputs, infer_seconds: float) -> list[Prediction]:
-        """The Predictions of a batch: jobs of one setup, and a row of `outputs` for each."""
+        """The Predictions of a batch: jobs of one setup, and a row of `outputs` for each.
+
+        Raises BackendError where memory is short.
+        """
         predictions: list[Prediction] = []
-        for start in range(0, len(jobs), _FINISHED_TOGETHER):
-            rows = slice(start, start + _FINISHED_TOGETHER)
-            part = Outputs(outputs.probabilities[rows], outputs.defect_map[rows], outputs.features[rows])
-            predictions += self._finish_part(jobs[rows], part, infer_seconds)
+        with self._memory_for(jobs):
+            for start in range(0, len(jobs), _FINISHED_TOGETHER):
+                rows = slice(start, start + _FINISHED_TOGETHER)
+                part = Outputs(outputs.probabilities[rows], outputs.defect_map[rows], outputs.features[rows])
+                predictions += self._finish_part(jobs[rows], part, infer_seconds)
         return predictions
+
+    @contextmanager
+    def _memory_for(self, jobs: Sequence[Job]) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError as exc:
+            raise BackendError(
+                f"{self.backend.description}: no memory is left for a batch of {len(jobs)}: use a smaller batch_size"
+            ) from exc
 
     def _finish_part(self, jobs: Sequence[Job], outputs: Outputs, infer_seconds: float) -> list[Prediction]:
         began = time.perf_counter()

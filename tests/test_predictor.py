@@ -31,6 +31,7 @@ from runtime import (
     QueueFullError,
     RecipeError,
 )
+from runtime import pipeline as pipeline_module
 
 PATIENCE = 20
 """Seconds after which a wait counts as a hang."""
@@ -840,3 +841,18 @@ def test_a_queue_that_finds_no_room_for_its_thread_says_so(fake_bundle: Path, mo
             predictor.submit(frame(1))
         monkeypatch.undo()
         assert number_of(predictor.submit(frame(1)).result(PATIENCE)) == 1
+
+
+def test_predictions_that_find_no_memory_are_a_typed_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline_module, "summarize", short)
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        for ask in (
+            lambda: predictor(frame(0)),
+            lambda: list(predictor.stream([frame(0)])),
+            lambda: predictor.submit(frame(0)).result(PATIENCE),
+        ):
+            with pytest.raises(BackendError, match="no memory is left for a batch of 1"):
+                ask()
