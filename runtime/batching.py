@@ -82,7 +82,7 @@ class MicroBatcher:
         future = _Answer()
         mine = threading.current_thread() is self._thread
         with self._room:
-            # Of its callbacks this thread takes two frames for each that it answers, rather than wait for itself.
+            # A callback runs on the thread that makes room: it may go two batches beyond, rather than wait for itself.
             room = self._queue_size + (2 * self._pipeline.batch_size if mine else 0)
             patience = 0.0 if mine else timeout_s
             if not self._room.wait_for(lambda: self._ending or len(self._queued) < room, patience):

@@ -44,7 +44,7 @@ _DECODED_TOGETHER = 8
 _COPIED = 1 << 24
 """Bytes up to which an array is copied when it is drawn. A larger one is prepared at once, so that one copy of what
 may be gigabytes is there at a time, and not two batches of them."""
-_LEAVING_S = 0.5
+_LEAVING_S = 0.6
 """How long leaving waits for the threads, all together. A batch is mostly shorter; a camera may take for ever."""
 
 
@@ -111,6 +111,7 @@ class _Run:
         # More decoders than frames that are decoded ahead would have nothing to do.
         self._decoders = min(decoders, 2 * pipeline.batch_size)
         self._left = False
+        self._failure: Exception | None = None
         self._done: queue.SimpleQueue[_Answers | _End] = queue.SimpleQueue()
         # One token for each batch that the caller has room for: SimpleQueue has no bound, and a Queue has a lock.
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
@@ -175,19 +176,13 @@ class _Run:
 
     def _work(self) -> None:
         """Form batches, run them, hand them over in order."""
-        end = _End()
         try:
-            try:
-                for entries in _batches(self._prepared(), self._pipeline.batch_size):
-                    jobs = [entry for entry in entries if isinstance(entry, Job)]
-                    answer = self._engine.submit(self._pipeline.infer, jobs) if jobs else None
-                    self._running.append((entries, answer))
-                    self._hand_over(self._pipeline.backend.in_flight - 1)
-            except BackendError:
-                raise
-            except Exception as exc:
-                end = _End(exc)
+            for entries in _batches(self._prepared(), self._pipeline.batch_size):
+                jobs = [entry for entry in entries if isinstance(entry, Job)]
+                self._running.append((entries, self._engine.submit(self._pipeline.infer, jobs) if jobs else None))
+                self._hand_over(self._pipeline.backend.in_flight - 1)
             self._hand_over(0)
+            end = _End(self._failure)
         except BackendError as exc:
             end = _End(_naming(exc, [entry for entries, _ in self._running for entry in entries]))
         except BaseException as exc:
@@ -208,7 +203,7 @@ class _Run:
             self._done.put(finished)
 
     def _prepared(self) -> Iterator[_Entry]:
-        """Prepared frames in order, with two batches decoded ahead."""
+        """Prepared frames in order, with two batches decoded ahead. What ends them early is kept for the very end."""
         source = _Source(self._sources, self._setup, self._pipeline)
         ahead: deque[Future[list[_Entry | Exception]]] = deque()
         waiting = 0
@@ -224,11 +219,11 @@ class _Run:
                 break
             for entry in ahead.popleft().result():
                 if isinstance(entry, Exception):
-                    raise entry
+                    self._failure = entry
+                    return
                 waiting -= 1
                 yield entry
-        if source.failure is not None:
-            raise source.failure
+        self._failure = source.failure
 
     def _wanted(self) -> bool:
         return not self._left
@@ -245,12 +240,15 @@ class _Source:
     """
 
     def __init__(self, sources: Iterable[FrameSource], setup: Callable[[], Setup], pipeline: Pipeline) -> None:
-        self._iterator = iter(sources)
         self._setup = setup
         self._pipeline = pipeline
         self._index = 0
         self.ended = False
         self.failure: Exception | None = None
+        try:
+            self._iterator = iter(sources)
+        except Exception as exc:
+            self.ended, self.failure = True, exc
 
     def draw(self, count: int, wanted: Callable[[], bool]) -> list[_Drawn | _Entry | Exception]:
         """The next frames, `count` at most; fewer at the end, and when they are wanted no more."""
@@ -292,19 +290,14 @@ def _batches(prepared: Iterable[_Entry], size: int) -> Iterator[list[_Entry]]:
     """Consecutive frames that share a setup, `size` at most."""
     entries: list[_Entry] = []
     setup: Setup | None = None
-    try:
-        for entry in prepared:
-            swapped = isinstance(entry, Job) and setup is not None and entry.setup is not setup
-            if entries and (swapped or len(entries) >= size):
-                yield entries
-                entries, setup = [], None
-            entries.append(entry)
-            if isinstance(entry, Job):
-                setup = entry.setup
-    except Exception:
-        if entries:
+    for entry in prepared:
+        swapped = isinstance(entry, Job) and setup is not None and entry.setup is not setup
+        if entries and (swapped or len(entries) >= size):
             yield entries
-        raise
+            entries, setup = [], None
+        entries.append(entry)
+        if isinstance(entry, Job):
+            setup = entry.setup
     if entries:
         yield entries
 

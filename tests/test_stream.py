@@ -227,6 +227,31 @@ def test_what_is_no_iterable_of_frames_is_refused_at_once(sources: Any, predicto
     assert type(sources).__name__ in caught.value.reason
 
 
+def test_an_error_of_another_engine_in_the_source_is_the_source_s(predictor: Predictor, fake_bundle: Path) -> None:
+    error = BackendError("of another engine", ["its frame"])
+
+    def chained() -> Iterator[np.ndarray]:
+        for number in range(5):
+            yield frame(number)
+        raise error
+
+    numbers: list[int] = []
+    with pytest.raises(BackendError) as caught:
+        taken(predictor.stream(chained()), numbers)
+    assert caught.value is error
+    assert numbers == list(range(5))
+
+
+def test_a_source_that_cannot_begin_says_why(predictor: Predictor, threads_left: Callable[[], list[str]]) -> None:
+    class Unplugged:
+        def __iter__(self) -> Iterator[np.ndarray]:
+            raise OSError("no camera")
+
+    with pytest.raises(OSError, match="no camera"):
+        list(predictor.stream(Unplugged()))
+    assert threads_left() == []
+
+
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
 def test_an_error_of_the_engine_is_raised_after_the_answers_before_it(
     batches: int, fake_bundle: Path, threads_left: Callable[[], list[str]]
