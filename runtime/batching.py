@@ -110,7 +110,7 @@ class MicroBatcher:
 
     def abandon(self) -> None:
         """`close` without waiting. Nothing in a forked child, where the lock may never be free again."""
-        if os.getpid() != self._pid:
+        if self._ending or os.getpid() != self._pid:
             return
         with self._filled:
             self._ending = True

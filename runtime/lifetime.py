@@ -1,7 +1,7 @@
 """What ends before its time: the interpreter, and the process that a Predictor was opened in.
 
 A thread that comes back from an engine while the interpreter is torn down is ended in the middle of C++ code, and the
-process dies of SIGABRT. So the exit lets no other batch begin and waits for those under way, whoever's threads they
+process dies of SIGABRT. So the exit lets no other batch begin and waits for those under way, whosever threads they
 are in. A forked child has none of its parent's threads, and its locks are as they happened to be: nothing that was
 opened before the fork is used there.
 """
@@ -20,7 +20,7 @@ from weakref import WeakSet
 from .crew import Worker
 from .errors import PredictorError
 
-PATIENCE_S = 60.0
+PATIENCE_S = 30.0
 """How long the exit waits for the engine: one that hangs must not keep the process alive."""
 REFUSED = "the interpreter is on its way out; no batch is begun any more"
 _PARTING_S = 0.5

@@ -29,7 +29,6 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from . import lifetime
 from .backends import Outputs
@@ -93,9 +92,11 @@ def frozen(source: FrameSource) -> FrameSource | None:
 
     Cameras refill one array, and Pillow walks the pages of a file by one image that is seeked.
     """
-    if isinstance(source, np.ndarray):
-        return source.copy() if source.nbytes <= _COPIED else None
-    return None if isinstance(source, Image.Image) else source
+    if isinstance(source, str | os.PathLike | bytes):
+        return source
+    if isinstance(source, bytearray):
+        return bytes(source)
+    return source.copy() if isinstance(source, np.ndarray) and source.nbytes <= _COPIED else None
 
 
 class _Run:
@@ -150,9 +151,11 @@ class _Run:
         return []
 
     def leave(self) -> None:
-        """Stop the threads and wait for those that come back at once. In whatever thread, and more than once."""
+        """Stop the threads and wait for those that come back at once. In whatever thread."""
+        if self._left:
+            return  # at the exit, of which nothing is left to ask when this is collected after all else
         self.abandon()
-        if os.getpid() == self.pid and not lifetime.over():
+        if os.getpid() == self.pid:
             self.join(time.monotonic() + _LEAVING_S)
 
     def abandon(self) -> None:
@@ -267,11 +270,14 @@ class _Source:
         return drawn
 
     def _hold(self, source: FrameSource, setup: Setup) -> _Drawn | _Entry | Exception:
-        name = describe(source, self._index)
+        unchanging = None
         try:
+            name = describe(source, self._index)
             unchanging = frozen(source)
         except MemoryError:
-            unchanging = None
+            name = f"frame[{self._index}]"  # which may find room where no copy does
+        except Exception as exc:  # an array or image of a kind of its own
+            return exc
         if unchanging is None:
             return _prepare(self._pipeline, _Drawn(source, name, setup))
         return _Drawn(unchanging, name, setup)

@@ -224,6 +224,20 @@ def test_the_exit_waits_for_the_batch_under_way_and_begins_no_other(busy: str, f
     assert said.count("in") == said.count("out") <= 3
 
 
+@pytest.mark.parametrize("holder", ["sys", "np", "threading", "types.ModuleType('late')", "type('Late', (), {})"])
+def test_what_is_torn_down_after_all_else_is_so_without_a_word(holder: str, fake_bundle: Path) -> None:
+    program = f"""
+        import types
+        holder = {holder}
+        holder.predictor = Predictor(sys.argv[1], backend="fake", batch_size=2)
+        holder.results = holder.predictor.stream(endless())
+        next(holder.results)
+        holder.future = holder.predictor.submit(frame())
+        holder.itself = holder
+    """
+    assert run(fake_bundle, program) == ""
+
+
 def test_what_waits_at_the_exit_is_cancelled_and_what_is_under_way_is_answered(fake_bundle: Path) -> None:
     program = """
         engine = Engine(delay_s=0.3)
