@@ -32,6 +32,7 @@ from .recipe import Recipe
 from .stream import stream
 
 MAX_DELAY_MS = 3_600_000
+MAX_THREADS = 1024
 _ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, io.IOBase, Image.Image)
 """What can be iterated, some of it, and is one frame and not many."""
 _log = logging.getLogger("sem_clip")
@@ -75,6 +76,8 @@ class Predictor:
         self._queue_size = whole_number("queue_size", queue_size, 1)
         self._max_delay_ms = real_number("max_delay_ms", max_delay_ms, 0, MAX_DELAY_MS)
         threads = whole_number("threads", threads, 0)
+        if threads > MAX_THREADS:
+            raise ValueError(f"threads must be at most {MAX_THREADS}, not {threads}")
         if not isinstance(bundle, str | os.PathLike):
             raise ValueError(f"bundle must be the path of a folder, not {bundle!r:.60}")
         if not isinstance(backend, str | Backend):

@@ -690,6 +690,7 @@ def test_a_stream_ends_with_the_predictor(fake_bundle: Path, threads_left: Calla
         ({"batch_size": True}, "batch_size must be a whole number, not True"),
         ({"batch_size": None}, "batch_size must be a whole number, not None"),
         ({"threads": "x"}, "threads must be a whole number, not 'x'"),
+        ({"threads": 10**9}, "threads must be at most 1024, not 1000000000"),
         ({"queue_size": [1]}, r"queue_size must be a whole number, not \[1\]"),
         ({"max_delay_ms": "2"}, "max_delay_ms must be a number, not '2'"),
         ({"max_delay_ms": None}, "max_delay_ms must be a number, not None"),
