@@ -17,6 +17,7 @@ class DatasetError(SemClipError):
     """The data folder cannot be used. `faults` lists everything that is wrong with it."""
 
     def __init__(self, where: object, faults: str | Sequence[str]) -> None:
+        self.where = str(where)
         self.faults: tuple[str, ...] = (faults,) if isinstance(faults, str) else tuple(faults)
         shown = self.faults[:20]
         text = f"{where}: {shown[0]}" if len(self.faults) == 1 else f"{where}: {len(self.faults)} faults:"

@@ -1,13 +1,15 @@
-"""Types of command-line arguments that several commands take."""
+"""Checks of arguments: of commands, and of calls."""
 
 from __future__ import annotations
 
 import argparse
+import operator
 from collections.abc import Callable
+from numbers import Real
 
 
 def at_least(least: int) -> Callable[[str], int]:
-    """A type of arguments: whole numbers from `least` on."""
+    """A type of arguments of commands: whole numbers from `least` on."""
 
     def whole(text: str) -> int:
         value = int(text)
@@ -16,3 +18,27 @@ def at_least(least: int) -> Callable[[str], int]:
         return value
 
     return whole
+
+
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
+    """The value of an argument of a call. ValueError, with the name, if it is no whole number or out of range."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise ValueError(f"{name} must be a whole number, not {value!r:.60}") from None
+    if most is not None and not least <= number <= most:
+        raise ValueError(f"{name} must lie in [{least}, {most}], not {number}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, not {number}")
+    return number
+
+
+def real_number(name: str, value: object, least: float, most: float) -> float:
+    """As `whole_number`, of numbers with a fraction; NaN is out of every range."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise ValueError(f"{name} must be a number, not {value!r:.60}")
+    if not least <= float(value) <= most:
+        raise ValueError(f"{name} must lie in [{least:g}, {most:g}], not {float(value):g}")
+    return float(value)

@@ -2,16 +2,46 @@
 
 from __future__ import annotations
 
-import queue
+import logging
+import os
 import threading
 import time
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 
+from . import lifetime
+from .crew import Worker
 from .errors import PredictorError, QueueFullError
 from .pipeline import Job, Pipeline
 from .prediction import Prediction
+
+_log = logging.getLogger("sem_clip")
+
+
+class _Answer(Future[Prediction]):
+    """Says so, instead of waiting for ever, in a process forked before the answer was there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pid = os.getpid()
+
+    def result(self, timeout: float | None = None) -> Prediction:
+        """As `Future.result`."""
+        if not self.done():
+            lifetime.require_process(self._pid)
+        try:
+            return super().result(timeout)
+        except CancelledError:
+            lifetime.park()
+            raise
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """As `Future.exception`."""
+        if not self.done():
+            lifetime.require_process(self._pid)
+        return super().exception(timeout)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -22,71 +52,109 @@ class _Waiting:
 
 
 class MicroBatcher:
-    """One thread that gathers submitted frames and answers them in batches.
+    """One thread that gathers submitted frames, answers them in batches, and runs the callbacks of the answers.
 
-    A batch runs when it is full or when its oldest frame has waited `max_delay_ms`.
+    A batch runs when it is full or when its oldest frame has waited `max_delay_ms`. What a callback does must not wait
+    for this thread, which is its own: it may submit, beyond a full queue too, and end everything.
+
+    free: called at the very end, by the thread, when everything that was submitted is answered.
+    Raises PredictorError where the thread cannot be started.
     """
 
-    def __init__(self, pipeline: Pipeline, max_delay_ms: float, queue_size: int) -> None:
+    def __init__(self, pipeline: Pipeline, max_delay_ms: float, queue_size: int, free: Callable[[], None]) -> None:
+        self._pid = os.getpid()
         self._pipeline = pipeline
         self._max_delay_s = max_delay_ms / 1e3
-        self._queue: queue.Queue[_Waiting | None] = queue.Queue(maxsize=queue_size)
-        self._lock = threading.Lock()
-        self._closed = False
-        self._thread = threading.Thread(target=self._run, name="sem-clip-submit", daemon=True)
+        self._queue_size = queue_size
+        self._free = free
+        self._queued: deque[_Waiting] = deque()
+        self._ending = False
+        self._fault: BaseException | None = None
+        # One lock, which the garbage collector may enter again: it ends what a dropped Predictor leaves.
+        lock = threading.RLock()
+        self._filled, self._room = threading.Condition(lock), threading.Condition(lock)
+        self._thread = Worker(self._work, "sem-clip-submit")
         self._thread.start()
+        lifetime.watch(self)
 
     def submit(self, job: Job, timeout_s: float | None) -> Future[Prediction]:
         """Queue one prepared frame. Waits for room, at most `timeout_s`; then QueueFullError."""
-        future: Future[Prediction] = Future()
-        waiting = _Waiting(job, future, time.monotonic() + self._max_delay_s)
-        give_up = None if timeout_s is None else time.monotonic() + timeout_s
-        while True:
-            # The lock keeps a frame from slipping in behind the end mark, where nobody would ever answer it.
-            with self._lock:
-                if self._closed:
-                    raise PredictorError("the Predictor is closed")
-                try:
-                    self._queue.put_nowait(waiting)
-                    return future
-                except queue.Full:
-                    pass
-            if give_up is not None and time.monotonic() >= give_up:
+        future = _Answer()
+        mine = threading.current_thread() is self._thread
+        with self._room:
+            # A callback runs on the thread that makes room: it may go two batches beyond, rather than wait for itself.
+            room = self._queue_size + (2 * self._pipeline.batch_size if mine else 0)
+            patience = 0.0 if mine else timeout_s
+            if not self._room.wait_for(lambda: self._ending or len(self._queued) < room, patience):
+                waited = "a callback cannot wait for room" if mine else f"none was taken for {timeout_s:g} s"
                 raise QueueFullError(
-                    f"{self._queue.maxsize} frames are waiting and none was taken for {timeout_s:g} s: "
-                    "submit more slowly, or raise queue_size"
+                    f"{len(self._queued)} frames are waiting and {waited}: submit more slowly, or raise queue_size"
                 )
-            time.sleep(0.0005)
+            ending = self._ending
+            if not ending:  # nobody would ever answer what came after the end
+                self._queued.append(_Waiting(job, future, time.monotonic() + self._max_delay_s))
+                self._filled.notify()
+        if ending:
+            lifetime.park()
+            raise PredictorError("the Predictor is closed")
+        return future
 
     def close(self) -> None:
-        """Answer everything that was queued, then stop."""
-        with self._lock:
-            already, self._closed = self._closed, True
-        if not already:
-            self._queue.put(None)
-        self._thread.join()
+        """Answer everything that was queued, then stop; a callback does not wait for that. Raises what `free` did."""
+        self.abandon()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+            fault, self._fault = self._fault, None
+            if fault is not None:
+                raise fault
 
-    def _run(self) -> None:
+    def abandon(self) -> None:
+        """`close` without waiting. Nothing in a forked child, where the lock may never be free again."""
+        if self._ending or os.getpid() != self._pid:
+            return
+        with self._filled:
+            self._ending = True
+            self._filled.notify_all()
+            self._room.notify_all()
+
+    def join(self, until: float) -> None:
+        """Wait for the thread, until this time of the monotonic clock at most."""
+        self._thread.join(max(0.0, until - time.monotonic()))
+
+    # ---- the thread ----------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
         left: deque[_Waiting] = deque()
-        ended = False
-        while left or not ended:
-            ended = self._gather(left, ended)
-            batch = self._next_batch(left)
-            if batch:
-                self._answer(batch)
-
-    def _gather(self, left: deque[_Waiting], ended: bool) -> bool:
-        """Fill `left` up to a batch, waiting no longer than its oldest frame may. Returns whether the end was seen."""
-        while not ended and len(left) < self._pipeline.batch_size:
-            wait = max(0.0, left[0].deadline - time.monotonic()) if left else None
+        try:
+            while self._gather(left) and not lifetime.over():
+                batch = self._next_batch(left)
+                if batch:
+                    self._answer(batch)
+        finally:
+            # Nothing is left but at the exit of the interpreter, or after an error that nobody thought of.
+            self.abandon()
+            for waiting in (*left, *self._queued):
+                waiting.future.cancel()
             try:
-                item = self._queue.get(timeout=wait) if wait != 0.0 else self._queue.get_nowait()
-            except queue.Empty:
-                break
-            if item is None:
-                return True
-            left.append(item)
-        return ended
+                if not lifetime.over():
+                    with lifetime.in_engine():
+                        self._free()
+            except BaseException as exc:
+                self._fault = exc
+
+    def _gather(self, left: deque[_Waiting]) -> bool:
+        """Fill `left` up to a batch, waiting no longer than its oldest frame may. False at the end of everything."""
+        with self._filled:
+            while len(left) < self._pipeline.batch_size:
+                if self._queued:
+                    left.append(self._queued.popleft())
+                    self._room.notify()
+                    continue
+                wait = max(0.0, left[0].deadline - time.monotonic()) if left else None
+                if self._ending or wait == 0.0:
+                    break
+                self._filled.wait(wait)
+        return bool(left) or not self._ending
 
     def _next_batch(self, left: deque[_Waiting]) -> list[_Waiting]:
         """Take frames that share a setup and whose callers still want them."""
@@ -104,7 +172,15 @@ class MicroBatcher:
             predictions = self._pipeline.answer([waiting.job for waiting in batch])
         except BaseException as exc:  # whatever it is, it belongs to the callers who wait, not to this thread
             for waiting in batch:
-                waiting.future.set_exception(exc)
+                _settle(waiting.future.set_exception, exc)
         else:
             for waiting, prediction in zip(batch, predictions, strict=True):
-                waiting.future.set_result(prediction)
+                _settle(waiting.future.set_result, prediction)
+
+
+def _settle(settle: Callable[..., None], answer: object) -> None:
+    """Give an answer. `Future` reports the errors of callbacks itself, but not sys.exit and the like."""
+    try:
+        settle(answer)
+    except BaseException:
+        _log.exception("a callback of submit ended in an exit, which ends nothing here")

@@ -17,11 +17,18 @@ library is called.
 
 from __future__ import annotations
 
+import copyreg
 from collections.abc import Sequence
+from typing import Any
 
 
 class SemClipError(Exception):
-    """Root of all errors of this project."""
+    """Root of all errors of this project. All of them can be pickled and copied; what caused them is left behind."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Exception's own way calls `__init__` with the text alone, which most of these do not take: in a pool of
+        # processes that error of an error ends the thread that reads answers, and the pool waits for ever.
+        return copyreg.__newobj__, (type(self), *self.args), vars(self).copy()  # type: ignore[attr-defined]
 
 
 class PredictorError(SemClipError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,12 +12,15 @@ import numpy as np
 from PIL import Image
 
 from .backends import OUTPUTS, Backend, Outputs
-from .errors import BackendError
+from .errors import BackendError, FrameError
 from .frames import FrameSource, Prepared, decode_frame, describe, prepare
+from .lifetime import in_engine
 from .manifest import Encoder
 from .prediction import Prediction, summarize
 from .recipe import FrameOptions, Recipe
 
+_TOLERANCE = 0.01
+"""By how much probabilities, their sum and a map may miss [0, 1]: fp16 keeps 11 bits, so 64 of them miss by 0.001."""
 _FINISHED_TOGETHER = 8
 """Frames whose full maps are held at once: 2 MB at 240 x 240, which still fits a core's cache."""
 
@@ -46,12 +50,15 @@ class Pipeline:
     backend: Backend
     batch_size: int
 
-    def prepare(self, source: FrameSource, setup: Setup, index: int | None = None) -> Job:
-        """Decode and resize one frame. Raises FrameError."""
+    def prepare(self, source: FrameSource, setup: Setup, index: int | None = None, name: str | None = None) -> Job:
+        """Decode and resize one frame; it is called `name`, else as `describe` does. Raises FrameError."""
         began = time.perf_counter()
-        name = describe(source, index)
-        grey = decode_frame(source, setup.options, name)
-        ready = prepare(grey, self.encoder, setup.options, name)
+        name = name or describe(source, index)
+        try:
+            grey = decode_frame(source, setup.options, name)
+            ready = prepare(grey, self.encoder, setup.options, name)
+        except MemoryError as exc:
+            raise FrameError(name, "needs more memory than is left") from exc
         path = str(source) if isinstance(source, str | Path) else None
         size = (grey.height, grey.width) if isinstance(grey, Image.Image) else (grey.shape[0], grey.shape[1])
         return Job(Prepared(ready, size, name, path, time.perf_counter() - began), setup)
@@ -59,28 +66,69 @@ class Pipeline:
     def infer(self, jobs: Sequence[Job]) -> tuple[Outputs, float]:
         """Run the engine on at most `batch_size` jobs of one setup: outputs and seconds.
 
-        Raises BackendError, also for answers that are NaN or infinite: every threshold would let them pass.
+        Raises BackendError, also for answers that are none: of another shape, NaN, no probabilities, no map. Every
+        threshold would let them pass. PredictorError when the interpreter is on its way out.
         """
         began = time.perf_counter()
-        frames = np.stack([job.frame.pixels for job in jobs])
-        outputs = self.backend.run(frames, jobs[0].setup.recipe)
-        for name in OUTPUTS:
-            sound = np.isfinite(getattr(outputs, name).reshape(len(jobs), -1)).all(axis=1)
-            if not sound.all():
-                raise BackendError(
-                    f"{self.backend.description}: {name} of {jobs[int(sound.argmin())].frame.source} is NaN or "
-                    "infinite: the engine or the recipe is broken; try another precision, or build it again"
-                )
+        recipe = jobs[0].setup.recipe
+        with self._memory_for(jobs), in_engine():
+            outputs = self.backend.run(np.stack([job.frame.pixels for job in jobs]), recipe)
+        fault = self._fault(outputs, [job.frame.source for job in jobs], len(recipe.classes))
+        if fault:
+            raise BackendError(
+                f"{self.backend.description}: {fault}: the engine or the recipe is broken; try another precision, or "
+                "build it again"
+            )
         return outputs, time.perf_counter() - began
 
+    def _fault(self, outputs: Outputs, names: Sequence[str], classes: int) -> str:
+        """What is wrong with the answers, and of which frame; "" where nothing is."""
+        shapes = ((len(names), classes), (len(names), *self.encoder.grid), (len(names), self.encoder.features))
+        for name, shape in zip(OUTPUTS, shapes, strict=True):
+            values = getattr(outputs, name, None)
+            if not isinstance(values, np.ndarray):
+                return f"{name}: {type(values).__name__}, not an array"
+            if values.dtype.kind != "f" or values.shape != shape:
+                return f"{name}: {values.dtype} {list(values.shape)}, not float32 {list(shape)}"
+            sound = np.isfinite(values).reshape(len(names), -1).all(axis=1)
+            if not sound.all():
+                return f"{name} of {names[int(sound.argmin())]} is NaN or infinite"
+            if name == "features":
+                continue
+            flat = values.reshape(len(names), -1)
+            low, high = flat.min(axis=1), flat.max(axis=1)
+            sound = (low >= -_TOLERANCE) & (high <= 1 + _TOLERANCE)
+            if not sound.all():
+                row = int(sound.argmin())
+                return f"{name} of {names[row]}: {low[row]:g} to {high[row]:g}, not within [0, 1]"
+        sums = outputs.probabilities.sum(axis=1)
+        sound = np.abs(sums - 1) <= _TOLERANCE
+        if not sound.all():
+            row = int(sound.argmin())
+            return f"the probabilities of {names[row]} sum to {sums[row]:g}, not to 1"
+        return ""
+
     def finish(self, jobs: Sequence[Job], outputs: Outputs, infer_seconds: float) -> list[Prediction]:
-        """The Predictions of a batch: jobs of one setup, and a row of `outputs` for each."""
+        """The Predictions of a batch: jobs of one setup, and a row of `outputs` for each.
+
+        Raises BackendError where memory is short.
+        """
         predictions: list[Prediction] = []
-        for start in range(0, len(jobs), _FINISHED_TOGETHER):
-            rows = slice(start, start + _FINISHED_TOGETHER)
-            part = Outputs(outputs.probabilities[rows], outputs.defect_map[rows], outputs.features[rows])
-            predictions += self._finish_part(jobs[rows], part, infer_seconds)
+        with self._memory_for(jobs):
+            for start in range(0, len(jobs), _FINISHED_TOGETHER):
+                rows = slice(start, start + _FINISHED_TOGETHER)
+                part = Outputs(outputs.probabilities[rows], outputs.defect_map[rows], outputs.features[rows])
+                predictions += self._finish_part(jobs[rows], part, infer_seconds)
         return predictions
+
+    @contextmanager
+    def _memory_for(self, jobs: Sequence[Job]) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError as exc:
+            raise BackendError(
+                f"{self.backend.description}: no memory is left for a batch of {len(jobs)}: use a smaller batch_size"
+            ) from exc
 
     def _finish_part(self, jobs: Sequence[Job], outputs: Outputs, infer_seconds: float) -> list[Prediction]:
         began = time.perf_counter()

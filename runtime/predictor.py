@@ -2,35 +2,47 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import os
 import threading
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import NoReturn
 
 import numpy as np
 from PIL import Image
 
+from .arguments import real_number, whole_number
 from .backends import Backend, open_backend
 from .batching import MicroBatcher
-from .errors import FrameError, PredictorError
+from .errors import FrameError, PredictorError, RecipeError
 from .frames import FrameSource
 from .host import find_gpu
+from .lifetime import in_engine, require_process
 from .manifest import load_bundle
-from .pipeline import Pipeline, Setup
+from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
 from .recipe import Recipe
 from .stream import stream
 
 MAX_DELAY_MS = 3_600_000
+MAX_THREADS = 1024
+_ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, io.IOBase, Image.Image)
+"""What can be iterated, some of it, and is one frame and not many."""
 _log = logging.getLogger("sem_clip")
 
 
 class Predictor:
-    """Classifies and segments frames with one bundle. Safe to call from many threads.
+    """Classifies and segments frames with one bundle. Safe to call from many threads, of one process.
+
+    It cannot be pickled or copied, and refuses to work in a process forked after it was opened: open one in each
+    process, for a pool of processes in its initializer. Errors and results pass between processes.
 
     bundle: the folder that `export/build_engine.py` wrote.
     backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own: what was asked for runs, or an
@@ -59,32 +71,34 @@ class Predictor:
         max_delay_ms: float = 2.0,
         queue_size: int = 64,
     ) -> None:
-        for name, value, least in (
-            ("batch_size", batch_size, 1),
-            ("queue_size", queue_size, 1),
-            ("threads", threads, 0),
-        ):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, not {value}")
-        if not 0 <= max_delay_ms <= MAX_DELAY_MS:
-            raise ValueError(f"max_delay_ms must lie in [0, {MAX_DELAY_MS}], not {max_delay_ms}")
+        self._pid = os.getpid()
+        batch_size = whole_number("batch_size", batch_size, 1)
+        self._queue_size = whole_number("queue_size", queue_size, 1)
+        self._max_delay_ms = real_number("max_delay_ms", max_delay_ms, 0, MAX_DELAY_MS)
+        threads = whole_number("threads", threads, 0)
+        if threads > MAX_THREADS:
+            raise ValueError(f"threads must be at most {MAX_THREADS}, not {threads}")
+        if not isinstance(bundle, str | os.PathLike):
+            raise ValueError(f"bundle must be the path of a folder, not {bundle!r:.60}")
+        if not isinstance(backend, str | Backend):
+            raise ValueError(f"backend must be a name or a Backend, not {backend!r:.60}")
         folder = Path(bundle)
         self.manifest, bundled = load_bundle(folder)
-        opened = (
-            open_backend(backend, folder, self.manifest, precision=precision, threads=threads)
-            if isinstance(backend, str)
-            else backend
-        )
+        if isinstance(backend, str):
+            with in_engine():
+                opened = open_backend(backend, folder, self.manifest, precision=precision, threads=threads)
+        else:
+            opened = backend
         size = min(batch_size, opened.max_batch)
         self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
         self._rows = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom}
-        self._max_delay_ms, self._queue_size = max_delay_ms, queue_size
         self._batcher: MicroBatcher | None = None
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal may close it in the middle of `submit`
         self._closed = False
         try:
             self._setup = self._set_up(bundled if recipe is None else recipe)
-            opened.warm_up(self._setup.recipe)
+            with in_engine():
+                opened.warm_up(self._setup.recipe)
         except BaseException:
             opened.close()
             raise
@@ -115,18 +129,18 @@ class Predictor:
     def predict(self, frames: Sequence[FrameSource]) -> list[Prediction]:
         """Judge a list of frames, of any length, in order. The first bad frame raises FrameError; see `stream`."""
         self._check_open()
-        if not isinstance(frames, Sequence) or isinstance(frames, str):
+        if not isinstance(frames, Sequence) or isinstance(frames, _ONE_FRAME):
             kind = type(frames).__name__
             raise FrameError("predict", f"takes a list of frames, not {kind}; for one frame, call predictor(frame)")
-        setup, size = self._setup, self._pipeline.batch_size
+        setup = self._setup
         predictions: list[Prediction] = []
-        for start in range(0, len(frames), size):
-            jobs = [
-                self._pipeline.prepare(frame, setup, start + offset)
-                for offset, frame in enumerate(frames[start : start + size])
-            ]
-            predictions += self._pipeline.answer(jobs)
-        return predictions
+        jobs: list[Job] = []
+        for index, frame in enumerate(frames):
+            jobs.append(self._pipeline.prepare(frame, setup, index))
+            if len(jobs) == self._pipeline.batch_size:
+                predictions += self._pipeline.answer(jobs)
+                jobs = []
+        return predictions + (self._pipeline.answer(jobs) if jobs else [])
 
     def stream(
         self, frames: Iterable[FrameSource], *, decoders: int | None = None
@@ -135,33 +149,49 @@ class Predictor:
 
         Decoding, inference and post-processing overlap; at most four batches and those in the engine are held. A bad
         frame yields a FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one: `submit`.
+        Each frame is judged as it was when it was drawn: an array may be refilled, a Pillow image seeked, as soon as
+        the next is asked for. Files are decoded by many threads, Pillow images by the one that draws.
+        Leaving the loop returns within a second, even where `frames` or the engine hangs.
         decoders: threads that decode and resize; by default one a core and 8 at most. One does some 400 PNG frames of
             480 x 480 a second.
         Raises BackendError; PredictorError when the Predictor is closed before the last frame is drawn; FrameError if
         `frames` is one frame and not an iterable of them.
         """
         self._check_open()
+        if decoders is None:
+            decoders = min(8, os.cpu_count() or 1)
+        decoders = whole_number("decoders", decoders, 1)
         if isinstance(frames, np.ndarray) and (frames.ndim == 2 or (frames.ndim == 3 and frames.shape[-1] in (1, 3))):
             raise FrameError("stream", f"takes many frames, not one of shape {list(frames.shape)}; put it in a list")
-        if isinstance(frames, str | Path | Image.Image):
+        iterates = hasattr(type(frames), "__iter__") or hasattr(type(frames), "__getitem__")
+        if isinstance(frames, _ONE_FRAME) or not iterates:
             raise FrameError("stream", f"takes an iterable of frames, not {type(frames).__name__}; put it in a list")
 
         def setup() -> Setup:
             self._check_open()
             return self._setup
 
-        return stream(self._pipeline, frames, setup, decoders or min(8, os.cpu_count() or 1))
+        return stream(self._pipeline, frames, setup, decoders)
 
     def submit(self, frame: FrameSource, *, timeout_s: float | None = None) -> Future[Prediction]:
         """Judge one frame in the background; frames submitted by any threads share batches.
 
         The frame is decoded in the calling thread, before this returns, so an array may be reused afterwards. Waits
-        while the queue is full, at most `timeout_s`. Raises FrameError, QueueFullError; the future raises BackendError.
+        while the queue is full, at most `timeout_s`. Callbacks of the future run on the thread that answers: they may
+        submit, swap the recipe and close, and must not wait for another answer. When the interpreter exits, the batch
+        under way is answered and what waits behind it is cancelled: call `close` to have all answers.
+        Raises FrameError, QueueFullError; the future raises BackendError.
         """
+        if timeout_s is not None:
+            timeout_s = min(real_number("timeout_s", timeout_s, 0, math.inf), threading.TIMEOUT_MAX)
+        self._check_open()
         with self._lock:
             self._check_open()  # under the lock: a batcher made after close() would never end
             if self._batcher is None:
-                self._batcher = MicroBatcher(self._pipeline, self._max_delay_ms, self._queue_size)
+                free = self._pipeline.backend.close
+                self._batcher = MicroBatcher(self._pipeline, self._max_delay_ms, self._queue_size, free)
+                # Without close(), what was submitted is answered, then the thread ends and the engine is freed.
+                weakref.finalize(self, self._batcher.abandon).atexit = False
             batcher = self._batcher
         return batcher.submit(self._pipeline.prepare(frame, self._setup), timeout_s)
 
@@ -169,18 +199,30 @@ class Predictor:
         """Judge by another recipe from the next frame on. A bad recipe raises RecipeError and changes nothing."""
         self._check_open()
         setup = self._set_up(recipe)
-        self._pipeline.backend.warm_up(setup.recipe)
+        with in_engine():
+            self._pipeline.backend.warm_up(setup.recipe)
         self._setup = setup
 
     def close(self) -> None:
-        """Answer what was submitted and the batches under way, then free the engine. Closing twice is allowed."""
+        """Answer what was submitted and the batches under way, then free the engine. Closing twice is allowed.
+
+        In a callback of `submit` it returns at once, and the rest is done when the callback has ended. In a forked
+        child it does nothing: the engine is the parent's.
+        """
+        if os.getpid() != self._pid:
+            return
         with self._lock:
             already, self._closed = self._closed, True
-        if already:
-            return
         if self._batcher is not None:
             self._batcher.close()
-        self._pipeline.backend.close()
+        elif not already:
+            self._pipeline.backend.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise PredictorError(
+            "a Predictor cannot be pickled or copied, for its engine and threads are of this process: open one in each "
+            "process (for a pool of processes: in its initializer)"
+        )
 
     def __enter__(self) -> Predictor:
         return self
@@ -191,6 +233,8 @@ class Predictor:
         self.close()
 
     def _set_up(self, recipe: str | Path | Recipe) -> Setup:
+        if not isinstance(recipe, Recipe | str | os.PathLike):
+            raise RecipeError("recipe", f"must be a Recipe or the path of one, not {recipe!r:.60}")
         where = "recipe" if isinstance(recipe, Recipe) else str(recipe)
         loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         self.manifest.encoder.check(loaded, where)
@@ -198,5 +242,6 @@ class Predictor:
         return Setup(loaded, replace(loaded.frame, **rows))
 
     def _check_open(self) -> None:
+        require_process(self._pid)
         if self._closed:
             raise PredictorError("the Predictor is closed; open another one")

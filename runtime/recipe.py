@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize_safetensors
 
+from .arguments import whole_number
 from .errors import RecipeError
 from .files import read_bounded, write_atomically
 from .jsonfields import Fields, parse_json
@@ -70,9 +71,7 @@ class FrameOptions:
 
     def __post_init__(self) -> None:
         for name, low, high in FRAME_OPTION_RANGES:
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise ValueError(f"{name} must lie in [{low}, {high}], not {value}")
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,6 +108,10 @@ class Recipe:
         object.__setattr__(self, "unit_supports", unit_rows(self.support_features))
         for array in (*stored.values(), self.unit_supports):
             array.setflags(write=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By the constructor, so that the arrays of a copy are read-only as well.
+        return type(self), tuple(getattr(self, part.name) for part in fields(self) if part.init)
 
     def _stored(self) -> dict[str, NDArray[np.float32]]:
         return {**self.tensors, SUPPORT_FEATURES: self.support_features}

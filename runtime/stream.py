@@ -1,23 +1,50 @@
-"""Streaming: decode, inference and post-processing at the same time, in order, in bounded memory."""
+"""Streaming: decode, inference and post-processing at the same time, in order, in bounded memory.
+
+    the caller's iterable
+        │ next()
+    sem-clip-infer ── frames ──▶ sem-clip-decode, one a decoder: decode and resize
+        │           ◀── prepared ──┘
+        │           ── batches ──▶ sem-clip-engine, as many as the backend wants: run the engine
+        │           ◀── outputs ───┘
+        │           ── outputs ──▶ sem-clip-decode: make predictions
+        │ done, one batch
+    the caller's loop
+
+The caller's own thread only takes what is done. Whoever leaves does not wait for an iterable, a file or an engine that
+does not come back: its thread is left behind, and ends as soon as it can. Leaving may happen wherever the garbage
+collector runs, in one of these threads too and at any time; so it takes no lock that the same thread might hold.
+"""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeAlias
 
+import numpy as np
+
+from . import lifetime
 from .backends import Outputs
-from .errors import BackendError, FrameError
-from .frames import FrameSource
+from .crew import Crew, Worker
+from .errors import BackendError, FrameError, PredictorError
+from .frames import FrameSource, describe
 from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
 
 _DECODED_TOGETHER = 8
 """Frames handed to a decoder at once: handing over costs about a twentieth of decoding a small PNG."""
+_COPIED = 1 << 24
+"""Bytes up to which an array is copied when it is drawn. A larger one is prepared at once, so that one copy of what
+may be gigabytes is there at a time, and not two batches of them."""
+_LEAVING_S = 0.6
+"""How long leaving waits for the threads, all together. A batch is mostly shorter; a camera may take for ever."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,6 +52,16 @@ class _End:
     error: BaseException | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Drawn:
+    """A frame that nobody changes any more and that is still to be prepared."""
+
+    source: FrameSource
+    name: str
+    setup: Setup
+
+
+_Entry: TypeAlias = "Job | FailedFrame"
 _Answers: TypeAlias = "Future[list[Prediction | FailedFrame]]"
 
 
@@ -33,76 +70,220 @@ def stream(
 ) -> Iterator[Prediction | FailedFrame]:
     """Predictions in the order of `sources`; at most four batches and those in the engine are held at a time.
 
-    `decoders` threads prepare frames and turn outputs into predictions, one thread forms batches, as many threads as
-    the backend wants run the engine; the consumer's own thread is left to the consumer. A bad frame yields a
-    FailedFrame. An error of the engine, or of iterating `sources`, is raised after everything before it was yielded;
-    that of the engine names the frames that were drawn and not answered. Leaving the loop early stops the threads.
+    `decoders` threads prepare frames and turn outputs into predictions. Each frame is judged as it was when it was
+    drawn. A bad frame yields a FailedFrame. An error of the engine, or of iterating `sources`, is raised after
+    everything before it was yielded; that of the engine names the frames that were drawn and not answered. Leaving the
+    loop early stops the threads, within a second.
+    Raises PredictorError where no thread can be started, and in a process forked since.
     """
-    done: queue.Queue[_Answers | _End] = queue.Queue(maxsize=1)
-    stop = threading.Event()
-    pool = ThreadPoolExecutor(decoders, thread_name_prefix="sem-clip-decode")
-    worker = threading.Thread(
-        target=_run, args=(pipeline, sources, setup, pool, decoders, done, stop), name="sem-clip-infer", daemon=True
-    )
-    worker.start()
+    run = _Run(pipeline, sources, setup, decoders)
     try:
-        while True:
-            item = done.get()
-            if isinstance(item, _End):
-                if item.error is not None:
-                    raise item.error
-                return
-            yield from item.result()
+        run.start()
+        while results := run.take():
+            for result in results:
+                yield result
+                lifetime.require_process(run.pid)
     finally:
-        stop.set()
-        _drain(done)
-        worker.join()
-        pool.shutdown(cancel_futures=True)
+        run.leave()
 
 
-def _run(
-    pipeline: Pipeline,
-    sources: Iterable[FrameSource],
-    setup: Callable[[], Setup],
-    pool: ThreadPoolExecutor,
-    decoders: int,
-    done: queue.Queue[_Answers | _End],
-    stop: threading.Event,
-) -> None:
-    """Form batches, run them, hand them over in order."""
-    at_once = pipeline.backend.in_flight
-    running: deque[tuple[list[Job | FailedFrame], Future[tuple[Outputs, float]] | None]] = deque()
+def frozen(source: FrameSource) -> FrameSource | None:
+    """The same frame in an object that its owner does not change; None where it must be prepared before the next.
 
-    def hand_over(until: int) -> None:
-        while len(running) > until:
-            entries, answer = running[0]
-            outputs, seconds = (None, 0.0) if answer is None else answer.result()
-            running.popleft()
-            _put(done, pool.submit(_finish, pipeline, entries, outputs, seconds), stop)
+    Cameras refill one array, and Pillow walks the pages of a file by one image that is seeked.
+    """
+    if isinstance(source, str | os.PathLike | bytes):
+        return source
+    if isinstance(source, bytearray):
+        return bytes(source)
+    return source.copy() if isinstance(source, np.ndarray) and source.nbytes <= _COPIED else None
 
-    end = _End()
-    with ThreadPoolExecutor(at_once, thread_name_prefix="sem-clip-engine") as engine:
+
+class _Run:
+    """What the threads of one stream share, and what the drawing one does."""
+
+    def __init__(
+        self, pipeline: Pipeline, sources: Iterable[FrameSource], setup: Callable[[], Setup], decoders: int
+    ) -> None:
+        self.pid = os.getpid()
+        self._pipeline = pipeline
+        self._sources = sources
+        self._setup = setup
+        # More decoders than frames that are decoded ahead would have nothing to do.
+        self._decoders = min(decoders, 2 * pipeline.batch_size)
+        self._left = False
+        self._failure: Exception | None = None
+        self._done: queue.SimpleQueue[_Answers | _End] = queue.SimpleQueue()
+        # One token for each batch that the caller has room for: SimpleQueue has no bound, and a Queue has a lock.
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._room.put(None)
+        self._running: deque[tuple[list[_Entry], Future[tuple[Outputs, float]] | None]] = deque()
+        self._decoding = Crew(self._decoders, "sem-clip-decode")
+        self._engine = Crew(pipeline.backend.in_flight, "sem-clip-engine")
+        self._drawing = Worker(self._work, "sem-clip-infer")
+
+    # ---- the caller's thread -------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Raises PredictorError where a thread cannot be started."""
+        lifetime.watch(self)
+        self._decoding.start()
+        self._engine.start()
+        self._drawing.start()
+
+    def take(self) -> list[Prediction | FailedFrame]:
+        """The next batch; empty at the end. Raises what ended the stream."""
+        lifetime.require_process(self.pid)
+        item: _Answers | _End | None = None
+        while item is None:
+            with suppress(queue.Empty):
+                item = self._done.get(timeout=1)  # without one, Windows would not let Ctrl-C through
+        self._room.put(None)
         try:
-            try:
-                for entries in _batches(_prepared(pipeline, sources, setup, pool, decoders, stop), pipeline.batch_size):
-                    if stop.is_set():
-                        return
-                    jobs = [entry for entry in entries if isinstance(entry, Job)]
-                    running.append((entries, engine.submit(pipeline.infer, jobs) if jobs else None))
-                    hand_over(at_once - 1)
-            except BackendError:
-                raise
-            except Exception as exc:
-                end = _End(exc)
-            hand_over(0)
+            if not isinstance(item, _End):
+                return item.result()
+            if item.error is not None:
+                raise item.error
+        except CancelledError:
+            raise PredictorError(lifetime.REFUSED) from None
+        finally:
+            lifetime.park()
+        return []
+
+    def leave(self) -> None:
+        """Stop the threads and wait for those that come back at once. In whatever thread."""
+        if self._left:
+            return  # at the exit, of which nothing is left to ask when this is collected after all else
+        self.abandon()
+        if os.getpid() == self.pid:
+            self.join(time.monotonic() + _LEAVING_S)
+
+    def abandon(self) -> None:
+        """As `lifetime.Ending`."""
+        self._left = True
+        self._decoding.cancel()
+        self._engine.cancel()
+        self._room.put(None)  # wakes the drawing thread, which may wait for room
+        if self._drawing.ident is None:  # it did not start, and would have ended the others
+            self._end_crews()
+
+    def join(self, until: float) -> None:
+        """As `lifetime.Ending`."""
+        threads = [t for t in (self._drawing, *self._decoding.threads, *self._engine.threads) if t.ident is not None]
+        if threading.current_thread() in threads:
+            return  # the garbage collector ran here; this thread would wait for itself
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
+
+    # ---- the drawing thread --------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """Form batches, run them, hand them over in order."""
+        try:
+            for entries in _batches(self._prepared(), self._pipeline.batch_size):
+                jobs = [entry for entry in entries if isinstance(entry, Job)]
+                self._running.append((entries, self._engine.submit(self._pipeline.infer, jobs) if jobs else None))
+                self._hand_over(self._pipeline.backend.in_flight - 1)
+            self._hand_over(0)
+            end = _End(self._failure)
         except BackendError as exc:
-            end = _End(_naming(exc, [entry for entries, _ in running for entry in entries]))
+            end = _End(_naming(exc, [entry for entries, _ in self._running for entry in entries]))
         except BaseException as exc:
             end = _End(exc)
-    _put(done, end, stop)
+        self._end_crews()
+        # Nobody takes the end of a stream that was left, and an error holds this frame, and that the caller's source.
+        self._done.put(_End() if self._left else end)
+        del end
+
+    def _hand_over(self, until: int) -> None:
+        """Hand batches over, the oldest first, until so many are left in the engine."""
+        while len(self._running) > until and not self._left:
+            entries, answer = self._running[0]
+            outputs, seconds = (None, 0.0) if answer is None else answer.result()
+            self._running.popleft()
+            finished = self._decoding.submit(_finish, self._pipeline, entries, outputs, seconds)
+            self._room.get()
+            self._done.put(finished)
+
+    def _prepared(self) -> Iterator[_Entry]:
+        """Prepared frames in order, with two batches decoded ahead. What ends them early is kept for the very end."""
+        source = _Source(self._sources, self._setup, self._pipeline)
+        ahead: deque[Future[list[_Entry | Exception]]] = deque()
+        waiting = 0
+        # As many at once as leave every decoder something to do.
+        together = max(1, min(_DECODED_TOGETHER, self._pipeline.batch_size // self._decoders))
+        while not self._left:
+            while not source.ended and not self._left and waiting + together <= 2 * self._pipeline.batch_size:
+                drawn = source.draw(together, self._wanted)
+                if drawn:
+                    ahead.append(self._decoding.submit(_prepare_all, self._pipeline, drawn))
+                    waiting += len(drawn)
+            if not ahead:
+                break
+            for entry in ahead.popleft().result():
+                if isinstance(entry, Exception):
+                    self._failure = entry
+                    return
+                waiting -= 1
+                yield entry
+        self._failure = source.failure
+
+    def _wanted(self) -> bool:
+        return not self._left
+
+    def _end_crews(self) -> None:
+        self._decoding.end()
+        self._engine.end()
 
 
-def _naming(error: BackendError, entries: list[Job | FailedFrame]) -> BackendError:
+class _Source:
+    """The caller's iterable; each frame is taken as it is at that moment.
+
+    failure: what iterating raised; what was drawn before it is answered first.
+    """
+
+    def __init__(self, sources: Iterable[FrameSource], setup: Callable[[], Setup], pipeline: Pipeline) -> None:
+        self._setup = setup
+        self._pipeline = pipeline
+        self._index = 0
+        self.ended = False
+        self.failure: Exception | None = None
+        try:
+            self._iterator = iter(sources)
+        except Exception as exc:
+            self.ended, self.failure = True, exc
+
+    def draw(self, count: int, wanted: Callable[[], bool]) -> list[_Drawn | _Entry | Exception]:
+        """The next frames, `count` at most; fewer at the end, and when they are wanted no more."""
+        drawn: list[_Drawn | _Entry | Exception] = []
+        while not self.ended and len(drawn) < count and wanted():
+            try:
+                source = next(self._iterator)
+                setup = self._setup()
+            except StopIteration:
+                self.ended = True
+            except Exception as exc:  # the caller's own iterator broke: answer what came before, then say so
+                self.ended, self.failure = True, exc
+            else:
+                drawn.append(self._hold(source, setup))
+                self._index += 1
+        return drawn
+
+    def _hold(self, source: FrameSource, setup: Setup) -> _Drawn | _Entry | Exception:
+        unchanging = None
+        try:
+            name = describe(source, self._index)
+            unchanging = frozen(source)
+        except MemoryError:
+            name = f"frame[{self._index}]"  # which may find room where no copy does
+        except Exception as exc:  # an array or image of a kind of its own
+            return exc
+        if unchanging is None:
+            return _prepare(self._pipeline, _Drawn(source, name, setup))
+        return _Drawn(unchanging, name, setup)
+
+
+def _naming(error: BackendError, entries: list[_Entry]) -> BackendError:
     """The same error with the frames that it left without an answer."""
     names = [entry.frame.source if isinstance(entry, Job) else entry.source for entry in entries]
     which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} frames)"
@@ -111,107 +292,46 @@ def _naming(error: BackendError, entries: list[Job | FailedFrame]) -> BackendErr
     return named
 
 
-def _batches(prepared: Iterable[Job | FailedFrame], size: int) -> Iterator[list[Job | FailedFrame]]:
+def _batches(prepared: Iterable[_Entry], size: int) -> Iterator[list[_Entry]]:
     """Consecutive frames that share a setup, `size` at most."""
-    entries: list[Job | FailedFrame] = []
+    entries: list[_Entry] = []
     setup: Setup | None = None
-    try:
-        for entry in prepared:
-            swapped = isinstance(entry, Job) and setup is not None and entry.setup is not setup
-            if entries and (swapped or len(entries) >= size):
-                yield entries
-                entries, setup = [], None
-            entries.append(entry)
-            if isinstance(entry, Job):
-                setup = entry.setup
-    except Exception:
-        if entries:
+    for entry in prepared:
+        swapped = isinstance(entry, Job) and setup is not None and entry.setup is not setup
+        if entries and (swapped or len(entries) >= size):
             yield entries
-        raise
+            entries, setup = [], None
+        entries.append(entry)
+        if isinstance(entry, Job):
+            setup = entry.setup
     if entries:
         yield entries
 
 
-def _prepared(
-    pipeline: Pipeline,
-    sources: Iterable[FrameSource],
-    setup: Callable[[], Setup],
-    pool: ThreadPoolExecutor,
-    decoders: int,
-    stop: threading.Event,
-) -> Iterator[Job | FailedFrame]:
-    """Prepared frames in order, with two batches decoded ahead."""
-    ahead: deque[Future[list[Job | FailedFrame | Exception]]] = deque()
-    failure: Exception | None = None
-    exhausted = False
-    iterator = iter(sources)
-    index = waiting = 0
-    # As many at once as leave every decoder something to do.
-    together = max(1, min(_DECODED_TOGETHER, pipeline.batch_size // decoders))
-    while not stop.is_set():
-        while not exhausted and waiting + together <= 2 * pipeline.batch_size:
-            drawn: list[tuple[FrameSource, Setup, int]] = []
-            while not exhausted and len(drawn) < together:
-                try:
-                    drawn.append((next(iterator), setup(), index))
-                    index += 1
-                except StopIteration:
-                    exhausted = True
-                except Exception as exc:  # the caller's own iterator broke: answer what came before, then say so
-                    exhausted, failure = True, exc
-            if drawn:
-                ahead.append(pool.submit(_prepare_or_fail, pipeline, drawn))
-                waiting += len(drawn)
-        if not ahead:
-            break
-        for entry in ahead.popleft().result():
-            if isinstance(entry, Exception):
-                raise entry
-            waiting -= 1
-            yield entry
-    if failure is not None:
-        raise failure
-
-
-def _prepare_or_fail(
-    pipeline: Pipeline, drawn: list[tuple[FrameSource, Setup, int]]
-) -> list[Job | FailedFrame | Exception]:
+def _prepare_all(pipeline: Pipeline, drawn: list[_Drawn | _Entry | Exception]) -> list[_Entry | Exception]:
     """What became of each frame, up to the first error that is not the frame's."""
-    entries: list[Job | FailedFrame | Exception] = []
-    for source, setup, index in drawn:
-        try:
-            entries.append(pipeline.prepare(source, setup, index))
-        except FrameError as exc:
-            entries.append(FailedFrame(exc.source, exc))
-        except Exception as exc:  # unforeseen: the frames before it are answered, then it is raised
-            entries.append(exc)
+    entries: list[_Entry | Exception] = []
+    for frame in drawn:
+        entries.append(_prepare(pipeline, frame) if isinstance(frame, _Drawn) else frame)
+        if isinstance(entries[-1], Exception):
             break
     return entries
 
 
+def _prepare(pipeline: Pipeline, frame: _Drawn) -> _Entry | Exception:
+    try:
+        return pipeline.prepare(frame.source, frame.setup, name=frame.name)
+    except FrameError as exc:
+        return FailedFrame(exc.source, exc)
+    except Exception as exc:  # unforeseen: the frames before it are answered, then it is raised
+        return exc
+
+
 def _finish(
-    pipeline: Pipeline, entries: list[Job | FailedFrame], outputs: Outputs | None, seconds: float
+    pipeline: Pipeline, entries: list[_Entry], outputs: Outputs | None, seconds: float
 ) -> list[Prediction | FailedFrame]:
     """Predictions in the place of jobs; the rows of `outputs` are those of the jobs alone."""
     jobs = [entry for entry in entries if isinstance(entry, Job)]
     assert outputs is not None or not jobs
     predictions = iter(() if outputs is None else pipeline.finish(jobs, outputs, seconds))
     return [entry if isinstance(entry, FailedFrame) else next(predictions) for entry in entries]
-
-
-def _put(done: queue.Queue[_Answers | _End], item: _Answers | _End, stop: threading.Event) -> None:
-    """Hand over, unless nobody takes any more."""
-    while not stop.is_set():
-        try:
-            done.put(item, timeout=0.1)
-            return
-        except queue.Full:
-            continue
-
-
-def _drain(done: queue.Queue[_Answers | _End]) -> None:
-    while True:
-        try:
-            done.get_nowait()
-        except queue.Empty:
-            return

@@ -31,8 +31,8 @@ FORBIDDEN = {
 LAYERS = (
     {"runtime.errors"},
     {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
-    {"runtime.operating_point"},
-    {"runtime.verdict"},
+    {"runtime.operating_point", "runtime.crew"},
+    {"runtime.verdict", "runtime.lifetime"},
     {"runtime.recipe"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +24,14 @@ from runtime import (
     FakeBackend,
     FrameError,
     FrameOptions,
+    Outputs,
     Prediction,
     Predictor,
     PredictorError,
     QueueFullError,
     RecipeError,
 )
+from runtime import pipeline as pipeline_module
 
 PATIENCE = 20
 """Seconds after which a wait counts as a hang."""
@@ -455,7 +461,7 @@ def test_without_a_timeout_submit_waits_for_room(fake_bundle: Path, gated: Gated
 
 
 class FailsOnce(GatedBackend):
-    """Fails on its second batch only, with something that is no BackendError."""
+    """Fails on its second batch only, for want of memory."""
 
     def run(self, frames: Any, recipe: Any) -> Any:
         outputs = super().run(frames, recipe)
@@ -473,7 +479,7 @@ def test_a_failure_of_the_engine_goes_to_those_who_wait_and_to_nobody_else(fake_
         backend.gate.set()
         assert answers([first]) == [0]
         for future in failing:
-            with pytest.raises(MemoryError, match="engine"):
+            with pytest.raises(BackendError, match="no memory is left for a batch of 4: use a smaller batch_size"):
                 future.result(PATIENCE)
         assert answers(later) == [5, 6, 7]
         assert number_of(predictor.submit(frame(8)).result(PATIENCE)) == 8
@@ -672,3 +678,182 @@ def test_a_stream_ends_with_the_predictor(fake_bundle: Path, threads_left: Calla
         for _ in answers:
             pass
     assert threads_left() == []
+
+
+# Arguments and answers that cannot be meant
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 2.5}, "batch_size must be a whole number, not 2.5"),
+        ({"batch_size": True}, "batch_size must be a whole number, not True"),
+        ({"batch_size": None}, "batch_size must be a whole number, not None"),
+        ({"threads": "x"}, "threads must be a whole number, not 'x'"),
+        ({"threads": 10**9}, "threads must be at most 1024, not 1000000000"),
+        ({"queue_size": [1]}, r"queue_size must be a whole number, not \[1\]"),
+        ({"max_delay_ms": "2"}, "max_delay_ms must be a number, not '2'"),
+        ({"max_delay_ms": None}, "max_delay_ms must be a number, not None"),
+        ({"ignore_top": 1.5}, "ignore_top must be a whole number, not 1.5"),
+        ({"ignore_bottom": "3"}, "ignore_bottom must be a whole number, not '3'"),
+        ({"backend": 5}, "backend must be a name or a Backend, not 5"),
+        ({"bundle": 5}, "bundle must be the path of a folder, not 5"),
+    ],
+    ids=str,
+)
+def test_arguments_of_another_type_are_refused_by_name(
+    options: dict[str, Any], message: str, fake_bundle: Path
+) -> None:
+    bundle = options.pop("bundle", fake_bundle)
+    with pytest.raises(ValueError, match=message):
+        Predictor(bundle, **{"backend": "fake", **options})
+
+
+def test_numbers_of_numpy_are_numbers(fake_bundle: Path) -> None:
+    options: dict[str, Any] = {"batch_size": np.int64(2), "ignore_top": np.uint8(3), "max_delay_ms": np.float32(1)}
+    with Predictor(fake_bundle, backend="fake", **options) as predictor:
+        assert predictor(np.zeros((67, 64), np.uint8)).ignored_rows == (3, 0)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
+def test_a_timeout_that_makes_no_sense_is_refused(timeout: Any, fake_bundle: Path) -> None:
+    with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(ValueError, match="timeout_s must"):
+        predictor.submit(frame(1), timeout_s=timeout)
+
+
+@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 0])
+def test_any_timeout_from_0_on_is_one(timeout: float, fake_bundle: Path) -> None:
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        assert number_of(predictor.submit(frame(1), timeout_s=timeout).result(PATIENCE)) == 1
+
+
+def test_a_long_timeout_waits_while_the_queue_is_full(fake_bundle: Path, gated: GatedBackend) -> None:
+    predictor, _ = busy(fake_bundle, gated, batch_size=1, queue_size=1)
+    with predictor:
+        predictor.submit(frame(1))
+        thread, raised = in_thread(lambda: predictor.submit(frame(2), timeout_s=1e300))
+        thread.join(0.05)
+        assert thread.is_alive()
+        gated.gate.set()
+        assert ended(thread)
+        assert raised == []
+
+
+def test_a_deque_is_a_list_of_frames(fake_bundle: Path) -> None:
+    with Predictor(fake_bundle, backend="fake", batch_size=2) as predictor:
+        assert [number_of(result) for result in predictor.predict(deque([frame(1), frame(2), frame(3)]))] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("recipe", [5, b"recipe.safetensors", {}])
+def test_a_recipe_of_another_type_is_refused(recipe: Any, fake_bundle: Path) -> None:
+    with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(RecipeError, match="must be a Recipe or"):
+        predictor.use(recipe)
+
+
+@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
+def test_a_predictor_says_that_it_is_of_its_process_alone(way: Callable[[Any], Any], fake_bundle: Path) -> None:
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        for value in (predictor, predictor.predict):
+            with pytest.raises(PredictorError, match=r"cannot be pickled or copied, .* open one in each process"):
+                way(value) if value is predictor or way is pickle.dumps else way(predictor)
+
+
+class Lying(FakeBackend):
+    """Answers as told, from the second frame on."""
+
+    def __init__(self, lie: Callable[[Outputs], Any]) -> None:
+        super().__init__(make_encoder())
+        self.lie = lie
+
+    def run(self, frames: Any, recipe: Any) -> Any:
+        outputs = super().run(frames, recipe)
+        return self.lie(outputs) if len(frames) > 1 else outputs
+
+
+def second_row(values: Any, row: Any) -> Any:
+    values[1] = row
+    return values
+
+
+LIES: dict[str, tuple[Callable[[Outputs], Any], str]] = {
+    "sum": (
+        lambda out: replace(out, probabilities=second_row(out.probabilities, [0.5, 0.5, 0.5])),
+        r"the probabilities of frame\[1\] sum to 1.5, not to 1",
+    ),
+    "negative": (
+        lambda out: replace(out, probabilities=second_row(out.probabilities, [-0.5, 0.5, 1])),
+        r"probabilities of frame\[1\]: -0.5 to 1, not within \[0, 1\]",
+    ),
+    "map": (
+        lambda out: replace(out, defect_map=second_row(out.defect_map, 3)),
+        r"defect_map of frame\[1\]: 3 to 3, not within \[0, 1\]",
+    ),
+    "infinite": (
+        lambda out: replace(out, features=second_row(out.features, np.inf)),
+        r"features of frame\[1\] is NaN or infinite",
+    ),
+    "class": (
+        lambda out: replace(out, probabilities=out.probabilities[:, :2]),
+        r"probabilities: float32 \[3, 2\], not float32 \[3, 3\]",
+    ),
+    "frame": (
+        lambda out: replace(out, features=out.features[:1]),
+        r"features: float32 \[1, 385\], not float32 \[3, 385\]",
+    ),
+    "grid": (
+        lambda out: replace(out, defect_map=out.defect_map.reshape(3, 16)),
+        r"defect_map: float32 \[3, 16\], not float32 \[3, 4, 4\]",
+    ),
+    "type": (
+        lambda out: replace(out, features=out.features.astype(object)),
+        r"features: object \[3, 385\], not float32",
+    ),
+    "list": (lambda out: replace(out, probabilities=out.probabilities.tolist()), "probabilities: list, not an array"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_an_answer_that_is_none_is_a_fault_of_the_engine(lie: str, fake_bundle: Path) -> None:
+    told, message = LIES[lie]
+    with (
+        Predictor(fake_bundle, backend=Lying(told), batch_size=3) as predictor,
+        pytest.raises(BackendError, match=message),
+    ):
+        predictor.predict([frame(0), frame(1), frame(2)])
+
+
+def test_rounding_of_half_precision_is_no_fault(fake_bundle: Path) -> None:
+    def rounded(out: Outputs) -> Outputs:
+        return replace(
+            out, probabilities=out.probabilities * np.float32(1.004), defect_map=out.defect_map + np.float32(0.002)
+        )
+
+    with Predictor(fake_bundle, backend=Lying(rounded)) as predictor:
+        assert len(predictor.predict([frame(0), np.full((64, 64), 255, np.uint8)])) == 2
+
+
+def test_a_queue_that_finds_no_room_for_its_thread_says_so(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(PredictorError, match="no thread can be started"):
+            predictor.submit(frame(1))
+        monkeypatch.undo()
+        assert number_of(predictor.submit(frame(1)).result(PATIENCE)) == 1
+
+
+def test_predictions_that_find_no_memory_are_a_typed_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def short(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(pipeline_module, "summarize", short)
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        for ask in (
+            lambda: predictor(frame(0)),
+            lambda: list(predictor.stream([frame(0)])),
+            lambda: predictor.submit(frame(0)).result(PATIENCE),
+        ):
+            with pytest.raises(BackendError, match="no memory is left for a batch of 1"):
+                ask()

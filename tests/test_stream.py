@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import make_encoder, make_recipe
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from runtime import BackendError, FailedFrame, FakeBackend, FrameError, Prediction, Predictor, PredictorError
 from runtime import pipeline as pipeline_module
+from runtime import stream as stream_module
 
 TWO = make_recipe(("good", "scratch"))
 BATCHES_IN_FLIGHT = 5
@@ -218,9 +220,36 @@ def test_an_error_of_the_source_is_raised_after_the_answers_before_it(
     assert threads_left() == []
 
 
-def test_what_cannot_be_iterated_is_a_type_error(predictor: Predictor) -> None:
-    with pytest.raises(TypeError, match="not iterable"):
-        next(predictor.stream(5))  # type: ignore[arg-type]
+@pytest.mark.parametrize("sources", [5, None, b"\x89PNG", bytearray(8), io.BytesIO(b"\x89PNG")], ids=str)
+def test_what_is_no_iterable_of_frames_is_refused_at_once(sources: Any, predictor: Predictor) -> None:
+    with pytest.raises(FrameError, match="takes an iterable of frames, not") as caught:
+        predictor.stream(sources)
+    assert type(sources).__name__ in caught.value.reason
+
+
+def test_an_error_of_another_engine_in_the_source_is_the_source_s(predictor: Predictor, fake_bundle: Path) -> None:
+    error = BackendError("of another engine", ["its frame"])
+
+    def chained() -> Iterator[np.ndarray]:
+        for number in range(5):
+            yield frame(number)
+        raise error
+
+    numbers: list[int] = []
+    with pytest.raises(BackendError) as caught:
+        taken(predictor.stream(chained()), numbers)
+    assert caught.value is error
+    assert numbers == list(range(5))
+
+
+def test_a_source_that_cannot_begin_says_why(predictor: Predictor, threads_left: Callable[[], list[str]]) -> None:
+    class Unplugged:
+        def __iter__(self) -> Iterator[np.ndarray]:
+            raise OSError("no camera")
+
+    with pytest.raises(OSError, match="no camera"):
+        list(predictor.stream(Unplugged()))
+    assert threads_left() == []
 
 
 @pytest.mark.parametrize("batches", [0, 1, 2, 4])
@@ -328,3 +357,139 @@ def test_a_closed_predictor_refuses_before_the_first_frame(fake_bundle: Path) ->
 def test_a_single_frame_is_not_an_iterable_of_frames(fake_bundle: Path, single: object) -> None:
     with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(FrameError, match="put it in a list"):
         predictor.stream(single)
+
+
+# Sources that use one object again and again
+
+
+def refilled(count: int, shape: tuple[int, ...] = (64, 64)) -> Iterator[np.ndarray]:
+    """As a camera does."""
+    buffer = np.zeros(shape, np.uint8)
+    for number in range(count):
+        buffer[...] = number
+        yield buffer
+
+
+def seeked(path: Path) -> Iterator[Image.Image]:
+    """As Pillow walks the pages of a file."""
+    with Image.open(path) as image:
+        yield from ImageSequence.Iterator(image)
+
+
+def pasted(count: int) -> Iterator[Image.Image]:
+    image = Image.new("L", (64, 64))
+    for number in range(count):
+        image.paste(number, (0, 0, 64, 64))
+        yield image
+
+
+@pytest.mark.parametrize("kind", ["array", "view", "large array", "file", "image", "memory map"])
+def test_each_frame_is_judged_as_it_was_when_it_was_drawn(
+    kind: str, fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == "large array":
+        monkeypatch.setattr(stream_module, "_COPIED", 1000)
+    pages = [Image.fromarray(frame(number)) for number in range(30)]
+    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
+    mapped = np.memmap(tmp_path / "frame.raw", np.uint8, "w+", shape=(64, 64))
+
+    def mapping() -> Iterator[np.ndarray]:
+        for number in range(30):
+            mapped[...] = number
+            yield mapped
+
+    sources: dict[str, Any] = {
+        "array": refilled(30),
+        "view": (buffer[1:-1, ::2] for buffer in refilled(30, (66, 128))),
+        "large array": refilled(30),
+        "file": seeked(tmp_path / "stack.tif"),
+        "image": pasted(30),
+        "memory map": mapping(),
+    }
+    with Predictor(fake_bundle, backend="fake", batch_size=4) as predictor:
+        results = list(predictor.stream(sources[kind], decoders=3))
+    assert [number_of(result) for result in results] == list(range(30))
+    named = {"file": str(tmp_path / "stack.tif"), "memory map": str(tmp_path / "frame.raw")}
+    assert {result.source for result in results} == (
+        {named[kind]} if kind in named else {f"frame[{number}]" for number in range(30)}
+    )
+
+
+def test_a_list_whose_items_are_one_array_refilled_is_judged_as_it_is_walked(fake_bundle: Path) -> None:
+    class Camera(Sequence[np.ndarray]):
+        buffer = np.zeros((64, 64), np.uint8)
+
+        def __len__(self) -> int:
+            return 20
+
+        def __getitem__(self, number: Any) -> Any:
+            if number >= 20:
+                raise IndexError
+            self.buffer[...] = number
+            return self.buffer
+
+    with Predictor(fake_bundle, backend="fake", batch_size=8) as predictor:
+        assert [number_of(result) for result in predictor.predict(Camera())] == list(range(20))
+
+
+def test_a_bad_image_keeps_its_place_too(predictor: Predictor, tmp_path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(tmp_path / "whole.png")
+    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
+    with Image.open(tmp_path / "half.png") as half:
+        results = list(predictor.stream([frame(0), half, frame(2), np.zeros((4, 4, 4, 4)), frame(4)]))
+    assert [result.ok for result in results] == [True, False, True, False, True]
+    assert [number_of(result) for result in results if result.ok] == [0, 2, 4]
+    assert [result.source for result in results][1::2] == [str(tmp_path / "half.png"), "frame[3]"]
+
+
+# Want of memory and of threads
+
+
+@pytest.mark.parametrize("started", [0, 1, 2, 3])
+def test_a_stream_that_finds_no_room_for_a_thread_says_so_and_leaves_none(
+    started: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, threads_left: Callable[[], list[str]]
+) -> None:
+    start = threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def start_some(thread: threading.Thread) -> None:
+        if len(begun) == started:
+            raise RuntimeError("can't start new thread")
+        begun.append(thread)
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", start_some)
+    with pytest.raises(PredictorError, match="no thread can be started") as caught:
+        list(predictor.stream([frame(0)], decoders=2))
+    assert type(caught.value) is PredictorError
+    assert threads_left() == []
+    monkeypatch.undo()
+    assert number_of(next(predictor.stream([frame(1)]))) == 1
+
+
+def test_a_frame_that_finds_no_memory_fails_alone(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = pipeline_module.decode_frame
+
+    def read_or_fail(source: Any, options: Any, name: str) -> Any:
+        if name == "frame[1]":
+            raise MemoryError
+        return read(source, options, name)
+
+    monkeypatch.setattr(pipeline_module, "decode_frame", read_or_fail)
+    results = list(predictor.stream([frame(number) for number in range(4)]))
+    assert [result.ok for result in results] == [True, False, True, True]
+    assert isinstance(results[1], FailedFrame)
+    assert results[1].error.reason == "needs more memory than is left"
+
+
+@pytest.mark.parametrize("decoders", [0, -1, 1.5, "2", True])
+def test_a_number_of_decoders_that_makes_no_sense_is_refused(decoders: Any, predictor: Predictor) -> None:
+    with pytest.raises(ValueError, match="decoders must be"):
+        predictor.stream([frame(0)], decoders=decoders)
+
+
+def test_more_decoders_than_work_are_not_started(predictor: Predictor, threads_left: Callable[[], list[str]]) -> None:
+    results = predictor.stream(Source(), decoders=10_000)
+    next(results)
+    assert sum(name.startswith("sem-clip-decode") for name in threads_left()) == 6
+    results.close()

@@ -42,6 +42,10 @@ def recipe_of(classes: int, bias: float = 0.0) -> Recipe:
     return replace(recipe, tensors={**recipe.tensors, "head_bias": np.full(classes, bias, np.float32)})
 
 
+PROBABLE = recipe_of(3, 0.5 / 3)
+"""The fake engine answers probabilities by it, which sum to 1."""
+
+
 class Opened:
     """A backend on fakes, in a folder with a plan."""
 
@@ -359,7 +363,7 @@ def test_closed_is_closed(opened: Opened) -> None:
 
 def test_a_stream_keeps_several_batches_in_flight_in_order(tmp_path: Path, fake_bundle: Path) -> None:
     opened = Opened(tmp_path)
-    with Predictor(fake_bundle, backend=opened.backend, batch_size=4) as predictor:
+    with Predictor(fake_bundle, backend=opened.backend, recipe=PROBABLE, batch_size=4) as predictor:
         numbers = np.random.default_rng(0).integers(0, 250, size=90)
         answers = list(predictor.stream(list(frames(*numbers))))
         assert [int(answer.features[0]) for answer in answers] == numbers.tolist()
@@ -367,7 +371,7 @@ def test_a_stream_keeps_several_batches_in_flight_in_order(tmp_path: Path, fake_
 
 def test_a_gpu_lost_in_mid_stream_names_the_frames_without_an_answer(tmp_path: Path, fake_bundle: Path) -> None:
     opened = Opened(tmp_path)
-    with Predictor(fake_bundle, backend=opened.backend, batch_size=4) as predictor:
+    with Predictor(fake_bundle, backend=opened.backend, recipe=PROBABLE, batch_size=4) as predictor:
         answered: list[int] = []
 
         def until_it_fails() -> None:

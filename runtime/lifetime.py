@@ -1,0 +1,120 @@
+"""What ends before its time: the interpreter, and the process that a Predictor was opened in.
+
+A thread that comes back from an engine while the interpreter is torn down is ended in the middle of C++ code, and the
+process dies of SIGABRT. So the exit lets no other batch begin and waits for those under way, whosever threads they
+are in. A forked child has none of its parent's threads, and its locks are as they happened to be: nothing that was
+opened before the fork is used there.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+from weakref import WeakSet
+
+from .crew import Worker
+from .errors import PredictorError
+
+PATIENCE_S = 30.0
+"""How long the exit waits for the engine: one that hangs must not keep the process alive."""
+REFUSED = "the interpreter is on its way out; no batch is begun any more"
+_PARTING_S = 0.5
+"""How long it waits for threads that are in no engine: to hand over the last answers, if they can."""
+
+
+class Ending(Protocol):
+    """What has threads of its own that must stop when the interpreter exits."""
+
+    def abandon(self) -> None:
+        """Begin nothing more. Waits for nothing."""
+
+    def join(self, until: float) -> None:
+        """Wait for the threads, until this time of the monotonic clock at most."""
+
+
+class _State:
+    """Of this process; a forked child begins with a new one."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition()
+        self.under_way = 0
+        self.over = False
+        self.watched: WeakSet[Ending] = WeakSet()
+
+
+_state = _State()
+
+
+def watch(ending: Ending) -> None:
+    """Have `ending` told when the interpreter exits. It is not kept alive by that."""
+    with _state.changed:
+        _state.watched.add(ending)
+
+
+def over() -> bool:
+    """Whether the interpreter is on its way out."""
+    return _state.over
+
+
+@contextmanager
+def in_engine() -> Iterator[None]:
+    """Around every call of an engine: the exit waits for it. PredictorError once the interpreter is on its way out."""
+    state = _state
+    with state.changed:
+        admitted = not state.over
+        state.under_way += admitted
+    if not admitted:
+        park()
+        raise PredictorError(REFUSED)
+    try:
+        yield
+    finally:
+        with state.changed:
+            state.under_way -= 1
+            state.changed.notify_all()
+
+
+def park() -> None:
+    """At the exit, stop a daemon thread of the program around: it ends in a moment anyway, as all of them do then, and
+    to end it by an error would be told on stderr. Whoever else gets here goes on, the main thread above all."""
+    thread = threading.current_thread()
+    while over() and thread.daemon and not isinstance(thread, Worker):
+        time.sleep(3600)
+
+
+def require_process(pid: int) -> None:
+    """PredictorError in a process forked from `pid`, where what was opened before has lost its threads."""
+    if os.getpid() != pid:
+        raise PredictorError(
+            "this Predictor was opened before a fork and its threads did not come along: open one in each process, "
+            "after the fork (for a pool of processes: in its initializer)"
+        )
+
+
+def _end() -> None:
+    with _state.changed:
+        _state.over = True
+        watched = list(_state.watched)
+    for ending in watched:
+        ending.abandon()
+    with _state.changed:
+        _state.changed.wait_for(lambda: _state.under_way == 0, PATIENCE_S)
+    until = time.monotonic() + _PARTING_S
+    for ending in watched:
+        ending.join(until)
+
+
+def _begin_anew() -> None:
+    global _state
+    _state = _State()
+
+
+# After the threads that the interpreter itself waits for have ended, and before anything is torn down.
+atexit.register(_end)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_begin_anew)
