@@ -42,14 +42,17 @@ def upsampling_matrix(size: int, cells: int, sigma: float) -> Map:
     return matrix
 
 
-def upsample(patch_map: Map, size: tuple[int, int], image_size: tuple[int, int], smoothing_px: float) -> Map:
+def upsample(
+    patch_map: Map, size: tuple[int, int], image_size: tuple[int, int], smoothing_px: float, part: slice = slice(None)
+) -> Map:
     """U_h A U_wᵀ: maps [..., rows, columns] at `size` [height, width], float32 [..., height, width] in [0, 1].
 
     smoothing_px is given at the encoder's `image_size` and scales with the output, so the result looks the same at
-    every size. A map comes out the same whatever others are beside it.
+    every size. A map comes out the same whatever others are beside it. part: rows of the result, if not all are wanted.
     """
     (height, width), (rows, columns) = size, patch_map.shape[-2:]
-    vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])
+    vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])[part]
+    height = len(vertical)
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
     # Bands of rows, so that no product is large; all in one call, so that the GIL changes hands once.
     bands = -(-height // max(1, _SMALL_PRODUCT // (columns * width)))

@@ -12,10 +12,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import FrameError
-from .frames import FrameSource, read_frame
+from .frames import FrameSource, checksum_of, read_frame
 from .maps import Map, Region, find_regions, frame_scores, upsample
 from .recipe import FrameOptions, Recipe
 from .verdict import decide, novelty, temper
+
+
+_PAINTED = 1 << 22
+"""Pixels of an overlay that are painted at once."""
+_HEAT = 0.6 * 255
+"""How much of the red covers the frame where the map is 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +40,8 @@ class Prediction:
     frame_size: [height, width] of the frame, ignored rows included; ignored_rows: (top, bottom).
     defect_threshold, pixel_threshold: as used here. encoder: name of the backend and artifact that ran.
     timings_ms: prepare (decode and resize), infer (the batch this frame was in), postprocess.
+    checksum: of the grey pixels that were read from `path`; None if they came from elsewhere.
+    warnings: what was understood about the frame and may not have been meant; a hardly used range, an orientation tag.
     """
 
     ok = True
@@ -60,6 +68,8 @@ class Prediction:
     timings_ms: Mapping[str, float] = field(repr=False)
     path: str | None = field(default=None, repr=False)
     frame_options: FrameOptions = field(default_factory=FrameOptions, repr=False)
+    checksum: int | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def judged_rows(self) -> slice:
@@ -126,24 +136,43 @@ class Prediction:
             ],
             "backend": self.backend,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
 
     def overlay(self, frame: FrameSource | None = None) -> Image.Image:
         """The frame with the map in red and the outline of each region in yellow: a Pillow RGB image.
 
-        frame: the frame, where it did not come from a file; a file is read again. Raises FrameError.
+        frame: the frame, where it did not come from a file; a file is read again. Raises FrameError; also if the file
+        holds other pixels than those that were judged.
         """
         if frame is None and self.path is None:
             raise FrameError(self.source, "overlay() needs the frame again, because it did not come from a file")
-        grey = read_frame(self.path if frame is None else frame, self.frame_options, self.source)  # type: ignore[arg-type]
+        again = frame is None
+        grey = read_frame(self.path if again else frame, self.frame_options, self.source)  # type: ignore[arg-type]
         if grey.shape != self.frame_size:
             raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")
-        picture = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float32)
+        if again and self.checksum is not None and checksum_of(grey) != self.checksum:
+            raise FrameError(self.source, "has changed since it was judged; predict it again")
+        picture = Image.fromarray(grey).convert("RGB")
         if self.is_defect:
-            heat = (0.6 * self.defect_map())[:, :, None]
-            picture = picture * (1 - heat) + np.array([255.0, 40.0, 30.0], np.float32) * heat
-            picture[_outline(self.mask())] = (255, 220, 0)
-        return Image.fromarray(picture.astype(np.uint8))
+            self._paint(picture)
+        return picture
+
+    def _paint(self, picture: Image.Image) -> None:
+        """The map and the outlines onto `picture`, in blocks of rows: beside a large frame there is no room for more."""
+        rows, width = self.judged_rows, picture.width
+        size = (rows.stop - rows.start, width)
+        step = max(1, _PAINTED // width)
+        for start in range(0, size[0], step):
+            stop = min(size[0], start + step)
+            around = slice(max(0, start - 1), stop + 1)  # a row more on either side, for the outlines
+            values = upsample(self.patch_map, size, self.image_size, self.smoothing_px, around)
+            inner = slice(start - around.start, stop - around.start)
+            edge = _outline(values >= self.pixel_threshold)[inner]
+            heat = (values[inner] * np.float32(_HEAT)).astype(np.uint8)
+            box = (0, rows.start + start, width, rows.start + stop)
+            picture.paste((255, 40, 30), box, Image.fromarray(heat))
+            picture.paste((255, 220, 0), box, Image.fromarray(edge.view(np.uint8) * np.uint8(255)))
 
 
 @dataclass(frozen=True)

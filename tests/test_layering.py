@@ -21,7 +21,7 @@ else:
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
-LIGHT = {"numpy", "PIL", "isal", "safetensors"}
+LIGHT = {"numpy", "PIL", "isal", "safetensors", "tifffile"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},
     "calibration": {"export", "benchmarks", "tests"},
@@ -30,7 +30,10 @@ FORBIDDEN = {
 }
 LAYERS = (
     {"runtime.errors"},
-    {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
+    {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.pixels", "runtime.resize"},
+    {"runtime.jpeg"},
+    {"runtime.bmp", "runtime.png", "runtime.strips"},
+    {"runtime.tiff"},
     {"runtime.operating_point"},
     {"runtime.verdict"},
     {"runtime.recipe"},
@@ -118,7 +121,7 @@ def test_the_reader_of_imports_sees_what_is_there() -> None:
     assert "runtime.errors" in imports("runtime.backends.ort", inner=False)
     assert "onnxruntime" not in imports("runtime.backends.ort", inner=False)
     assert "onnxruntime" in imports("runtime.backends.ort", inner=True)
-    assert outside(imports("runtime.frames", inner=True)) == {"numpy", "PIL"}
+    assert outside(imports("runtime.frames", inner=True)) == {"isal", "numpy", "PIL"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if top(name) in ("runtime", "calibration")])
