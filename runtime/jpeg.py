@@ -132,7 +132,8 @@ def _lacks_restarts(stream: _Stream, scan: _Scan) -> bool:
         width, height = -(-width * own[0] // across), -(-height * own[1] // down)
         across = down = 1
     units = -(-width // (8 * across)) * -(-height // (8 * down))
-    return len(_RESTART.findall(stream.parts[scan.data])) < -(-units // scan.interval) - 1
+    restarts: int = -(-units // scan.interval) - 1
+    return len(_RESTART.findall(stream.parts[scan.data])) < restarts
 
 
 def _reached_its_end(stream: _Stream, image: Image.Image) -> bool:

@@ -89,8 +89,8 @@ def decoded(stored: Stored, white_level: int, name: str) -> Decoded:
     if isinstance(values, Image.Image):
         image = values if values.mode == "L" else values.convert("L")
         if stored.wide_colour:
-            low, high = image.getextrema()
-            warnings += _unused(257 * low, 257 * high, 65535, "u")
+            grey = np.asarray(image)
+            warnings += _unused(257 * int(grey.min()), 257 * int(grey.max()), 65535, "u")
         return Decoded(image, tuple(warnings))
     grey, unused = to_grey(values, stored.white, white_level, inverted=stored.inverted, name=name)
     warnings += unused

@@ -99,9 +99,7 @@ def _walk(file: memoryview, name: str) -> _Chunks:
         body, end = file[at + 8 : at + 8 + length], at + 12 + length
         if kind == b"IDAT":
             data.append(body)  # the last may be cut short; its stream has a checksum of its own
-        elif data:
-            break
-        elif end > len(file):
+        elif data or end > len(file):
             break
         elif kind in (b"IHDR", b"PLTE"):
             if zlib.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):

@@ -17,7 +17,6 @@ from .maps import Map, Region, find_regions, frame_scores, upsample
 from .recipe import FrameOptions, Recipe
 from .verdict import decide, novelty, temper
 
-
 _PAINTED = 1 << 22
 """Pixels of an overlay that are painted at once."""
 _HEAT = 0.6 * 255
@@ -159,7 +158,7 @@ class Prediction:
         return picture
 
     def _paint(self, picture: Image.Image) -> None:
-        """The map and the outlines onto `picture`, in blocks of rows: beside a large frame there is no room for more."""
+        """The map and the outlines onto `picture`, in blocks of rows: beside a large frame is no room for more."""
         rows, width = self.judged_rows, picture.width
         size = (rows.stop - rows.start, width)
         step = max(1, _PAINTED // width)

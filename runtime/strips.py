@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import lzma
-import math
 import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
@@ -68,7 +67,8 @@ def _check(page: TiffPage, name: str) -> None:
             name, f"is compressed by {_name_of(compression)}, which is not read in TIFF; save it with LZW, or with none"
         )
     if predictor != 1 and compression != _JPEG:
-        sound = (predictor == 2 and page.dtype.kind in "ui") or (predictor == 3 and page.dtype.kind == "f")
+        kind = "" if page.dtype is None else page.dtype.kind
+        sound = (predictor == 2 and kind in "ui") or (predictor == 3 and kind == "f")
         if compression not in _PREDICTED or not sound or page.bitspersample not in (8, 16, 32, 64):
             raise FrameError(
                 name,
@@ -81,7 +81,7 @@ def _check(page: TiffPage, name: str) -> None:
     count = across * down * planes
     if count > _MOST_SEGMENTS:
         raise FrameError(name, f"is cut into {count:,} strips or tiles, more than {_MOST_SEGMENTS:,}")
-    width, rows = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    width, rows = _segment_size(page)
     if page.is_tiled and across * width * down * rows > max(_SMALL, 4 * page.imagewidth * page.imagelength):
         raise FrameError(name, f"is cut into tiles of {width}x{rows} pixels, most of which lie outside of it")
     if not len(page.dataoffsets) == len(page.databytecounts) == count:
@@ -93,6 +93,11 @@ def _name_of(compression: int) -> str:
         return COMPRESSION(compression).name
     except ValueError:
         return f"an unknown method ({compression})"
+
+
+def _segment_size(page: TiffPage) -> tuple[int, int]:
+    """Width and rows of a tile, or of a strip but the last."""
+    return (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
 
 
 def _grid(page: TiffPage) -> tuple[int, int, int]:
@@ -116,7 +121,8 @@ def _piece(page: TiffPage, file: BinaryIO, name: str, part: int) -> NDArray[Any]
         raise FrameError(name, f"is truncated: its pixels end after {len(data)} of {size} bytes")
     if page.fillorder == 2:
         data = data.translate(_REVERSED)
-    return np.frombuffer(data, page.parent.byteorder + page.dtype.char).reshape(page.shaped)
+    assert page.dtype is not None  # checked, as everything that a page says of itself
+    return np.frombuffer(data, page.dtype.newbyteorder(page.parent.byteorder)).reshape(page.shaped)
 
 
 def _segments(page: TiffPage, file: BinaryIO, name: str) -> Iterator[bytes]:
@@ -141,7 +147,7 @@ def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
     compression = int(page.compression)
     if compression in _ZSTD or int(page.predictor) == 3 or page.bitspersample not in (1, 8, 16, 32, 64):
         _require_imagecodecs(page, name)
-    width, rows = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    width, rows = _segment_size(page)
     row = (width * samples * page.bitspersample + 7) // 8
     # tifffile is shown what is unpacked, and a plane of strips as one strip: rows do not depend on each other.
     page.compression, page.fillorder = COMPRESSION.NONE, 1
@@ -156,7 +162,8 @@ def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
         for piece in range(pieces):
             data = whole[piece * len(whole) // pieces : (piece + 1) * len(whole) // pieces]
             values, (_, _, top, left, _), _ = page.decode(data, plane * pieces + piece)
-            there = result[plane, :, top : top + values.shape[1], left : left + values.shape[2]]
+            assert values is not None
+            there = result[plane][:, top : top + values.shape[1], left : left + values.shape[2]]
             there[...] = values[:, : there.shape[1], : there.shape[2]]
     return result
 
@@ -208,13 +215,13 @@ def _by_libtiff(compression: int, parts: list[bytes], row: int, rows: int, lengt
     file = io.BytesIO(b"".join([head, offsets.tobytes(), counts.tobytes(), *parts]))
     with TiffImagePlugin.TiffImageFile(file) as image:
         image.load()
-        return image.tobytes()
+        return bytes(image.tobytes())
 
 
 def _from_jpeg(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:
     """JPEG streams, one a strip or tile: [planes, 1, H, W, samples]."""
-    across, down, planes = _grid(page)
-    width, rows = (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+    across, down, _ = _grid(page)
+    width, rows = _segment_size(page)
     colour = {2: 0, 6: 1}.get(int(page.photometric)) if page.shaped[4] > 1 else None
     result = np.empty(page.shaped, np.uint8)
     for index, data in enumerate(segments):

@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +93,8 @@ def frame_count(file: BinaryIO, name: str, key: Hashable = None) -> int:
 def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, path: str | None = None) -> Stored:
     """The pixels of a frame, counted from 1; of the only one if `number` is None.
 
-    path: of the file, to say how its frames are named. Raises FrameError; also tifffile's and the codecs' errors where the data are damaged.
+    path: of the file, to say how its frames are named. Raises FrameError; also tifffile's and the codecs' errors
+    where the data are damaged.
     """
     index = _index(file, name, key)
     if number is None and index.frames > 1:
@@ -127,13 +128,13 @@ def _walk(file: BinaryIO, name: str) -> array[int]:
     file.seek(0)
     head = file.read(16)
     order, big = "<" if head[:1] == b"I" else ">", head[2:4] in (b"+\0", b"\0+")
-    if big and head[4:8] != struct.pack(order + "HH", 8, 0) or len(head) < (16 if big else 8):
+    if (big and head[4:8] != struct.pack(order + "HH", 8, 0)) or len(head) < (16 if big else 8):
         raise FrameError(name, "is damaged or truncated (a wrong TIFF header)")
     count_of, entry_of, link_of = (
         struct.Struct(order + f) for f in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I"))
     )
     link = link_of.unpack_from(head, 8 if big else 4)[0]
-    frames, seen = array("Q"), set()
+    frames, seen = array("Q"), set[int]()
     while link:
         if link in seen or len(seen) >= MAX_PAGES:
             what = "its pages form a loop" if link in seen else f"more than {MAX_PAGES:,} pages"
@@ -182,7 +183,7 @@ def _page(file: BinaryIO, offset: int) -> Iterator[TiffPage]:
     with _quiet():
         file.seek(0)
         # Special layouts that tifffile would look for all through the file.
-        opened = TiffFile(file, name="frame", is_lsm=False, is_ndpi=False, is_scanimage=False)  # type: ignore[arg-type]
+        opened = TiffFile(file, name="frame", is_lsm=False, is_ndpi=False, is_scanimage=False)
         page = opened.pages.first
         if page.offset != offset:
             opened.filehandle.seek(offset)
@@ -213,7 +214,7 @@ def _promised(page: TiffPage) -> int:
         return int(found[1])
     if page.description.startswith('{"shape":') and '"truncated": true' in page.description:
         shape = json.loads(page.description)["shape"]
-        return math.prod(shape) // math.prod(page.shape)
+        return int(math.prod(shape) // math.prod(page.shape))
     return 1
 
 
@@ -244,12 +245,13 @@ def _name_of(value: object) -> str:
     return str(name) if name else f"unknown ({value})"
 
 
-def _meaning(page: TiffPage, values: NDArray[np.generic], name: str) -> Stored:
+def _meaning(page: TiffPage, values: NDArray[Any], name: str) -> Stored:
     """What `values` [H, W, samples] are meant as."""
     colours = 3 if page.photometric in _COLOUR else 1
     if values.shape[2] > colours and page.extrasamples[:1] == (1,):
         alpha = values[:, :, colours]
-        if alpha.min() != alpha.max():  # its pixels are multiplied by it, and are not what was seen
+        opaque = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
+        if alpha.min() < opaque:  # the pixels are multiplied by it, and are not what was seen
             raise FrameError(name, "holds premultiplied alpha; save it without transparency")
     kept = values[:, :, :3] if colours == 3 else values[:, :, 0]
     bits = page.bitspersample
@@ -265,11 +267,12 @@ def _meaning(page: TiffPage, values: NDArray[np.generic], name: str) -> Stored:
 def _grey_palette(page: TiffPage, name: str) -> NDArray[np.uint8]:
     """The luma of each palette entry."""
     entries = page.colormap
-    if entries is None or entries.shape[1] < 1 << page.bitspersample or page.dtype.kind not in "bu":
+    if entries is None or entries.shape[1] < 1 << page.bitspersample or page.sampleformat != 1:
         raise FrameError(name, "is damaged or truncated (its palette is missing or too short)")
     # Some writers fill 8 of the 16 bits.
     eight = (entries >> 8 if entries.max() > 255 else entries).astype(np.uint8)
-    return np.asarray(Image.fromarray(np.ascontiguousarray(eight.T[None])).convert("L"))[0]
+    grey: NDArray[np.uint8] = np.asarray(Image.fromarray(np.ascontiguousarray(eight.T[None])).convert("L"))[0]
+    return grey
 
 
 class _Quiet(logging.Filter):
