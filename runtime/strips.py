@@ -43,7 +43,7 @@ def read(page: TiffPage, file: BinaryIO, name: str, part: int | None = None) -> 
     _check(page, name)
     if part is not None or in_one_piece(page):
         return _together(_piece(page, file, name, part or 0))
-    segments = _segments(page, file, name)
+    segments = _segments(page, file, name, reverse=page.fillorder == 2 and page.compression != _JPEG)
     if page.compression == _JPEG:
         return _together(_from_jpeg(page, segments, name))
     return _together(_assembled(page, segments, name))
@@ -125,8 +125,8 @@ def _piece(page: TiffPage, file: BinaryIO, name: str, part: int) -> NDArray[Any]
     return np.frombuffer(data, page.dtype.newbyteorder(page.parent.byteorder)).reshape(page.shaped)
 
 
-def _segments(page: TiffPage, file: BinaryIO, name: str) -> Iterator[bytes]:
-    """The strips or tiles as stored, in order. Raises FrameError for those that are missing or cut."""
+def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> Iterator[bytes]:
+    """The strips or tiles as stored, in order; FrameError for those that are missing or cut. reverse: bits of bytes."""
     end = file.seek(0, 2)
     if sum(page.databytecounts) > end:
         raise FrameError(name, "is damaged: its strips or tiles overlap or lie past the end of the file")
@@ -137,7 +137,7 @@ def _segments(page: TiffPage, file: BinaryIO, name: str) -> Iterator[bytes]:
         data = file.read(count)
         if len(data) < count:
             raise FrameError(name, f"is truncated: strip or tile {index + 1} lies past the end of the file")
-        yield data.translate(_REVERSED) if page.fillorder == 2 and page.compression != _JPEG else data
+        yield data.translate(_REVERSED) if reverse else data
 
 
 def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:
@@ -191,7 +191,10 @@ def _inflated(compression: int, data: bytes, size: int) -> bytes:
     if compression in _DEFLATE:
         inflater = isal_zlib.decompressobj()
         # One byte more is asked for, so that the end is met and its checksum verified.
-        return inflater.decompress(data, size + 1)
+        inflated = inflater.decompress(data, size + 1)
+        if len(inflated) <= size and not inflater.eof:
+            raise ValueError("its compressed data end too early")
+        return inflated
     if compression in _LZMA:
         return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(data, size)
     if compression in _ZSTD:

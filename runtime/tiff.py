@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from tifffile import PHOTOMETRIC, TIFF, TiffFile, TiffPage
+from tifffile import PHOTOMETRIC, SAMPLEFORMAT, TIFF, TiffFile, TiffPage
 
 from . import strips
 from .errors import FrameError
@@ -229,7 +229,7 @@ def _check(page: TiffPage, name: str) -> None:
         raise FrameError(name, f"holds {_name_of(page.photometric)} pixels, which are not read; save it as grey or RGB")
     if page.dtype is None or page.dtype.kind not in "buif":
         bits = page.bitspersample if isinstance(page.bitspersample, int) else "differing"
-        kind = _name_of(page.sampleformat)
+        kind = _name_of(SAMPLEFORMAT(page.sampleformat) if 0 < page.sampleformat < 7 else page.sampleformat)
         raise FrameError(name, f"holds {kind} samples of {bits} bits, which are not read; save it with 8 or 16 bits")
     colours = 3 if page.photometric in _COLOUR else 1
     extra = page.samplesperpixel - colours
