@@ -101,9 +101,9 @@ def read_frame(source: FrameSource, options: FrameOptions | None = None, name: s
 def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Decoded:
     """`read_frame` for `prepare`: 8-bit files and images stay Pillow images of mode L, which saves copies; and the
     warnings come with the pixels."""
-    if isinstance(source, np.ndarray):
-        return _from_array(source, options, name)
     with _decoding(name):
+        if isinstance(source, np.ndarray):
+            return _from_array(source, options, name)
         if isinstance(source, str | os.PathLike):
             return _from_file(os.fsdecode(source), options, name)
         if isinstance(source, Image.Image):
@@ -190,6 +190,8 @@ def _decoding(name: str) -> Iterator[None]:
         yield
     except FrameError:
         raise
+    except MemoryError as exc:
+        raise FrameError(name, "needs more memory than is left") from exc
     except Exception as exc:
         raise FrameError(name, f"is damaged or truncated ({str(exc) or type(exc).__name__})") from exc
 

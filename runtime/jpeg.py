@@ -144,8 +144,8 @@ def _reached_its_end(stream: _Stream, image: Image.Image) -> bool:
     """
     if image.mode != "L" or stream.frame[1] == _PROGRESSIVE or len(stream.scans) != 1 or stream.scans[0].interval:
         return False
-    corner = np.asarray(image.crop(((image.width - 1) // 8 * 8, (image.height - 1) // 8 * 8, *image.size)))
-    return bool((corner != 128).any())
+    left, top = ((side - 1) // 8 * 8 for side in image.size)
+    return any(image.getpixel((x, y)) != 128 for y in range(top, image.height) for x in range(left, image.width))
 
 
 def _parse(data: bytes, name: str, tables: bytes, colour: int | None) -> _Stream:
@@ -203,6 +203,8 @@ def _segments(data: bytes, name: str) -> Iterator[tuple[int, bytes]]:
             end = found.start() if found else len(data)
             yield _DATA, data[at:end]
             at = end
+    else:
+        raise FrameError(name, f"is a JPEG of more than {_MOST_SEGMENTS:,} segments; save it as PNG or TIFF")
     raise FrameError(name, _TOO_EARLY)
 
 

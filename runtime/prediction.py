@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import FrameError
-from .frames import FrameSource, checksum_of, read_frame
+from .frames import FrameSource, checksum_of, decode_frame
 from .maps import Map, Region, find_regions, frame_scores, upsample
 from .recipe import FrameOptions, Recipe
 from .verdict import decide, novelty, temper
@@ -147,7 +147,8 @@ class Prediction:
         if frame is None and self.path is None:
             raise FrameError(self.source, "overlay() needs the frame again, because it did not come from a file")
         again = frame is None
-        grey = read_frame(self.path if again else frame, self.frame_options, self.source)  # type: ignore[arg-type]
+        source: FrameSource = self.path if again else frame  # type: ignore[assignment]
+        grey = np.asarray(decode_frame(source, self.frame_options, self.source).pixels)
         if grey.shape != self.frame_size:
             raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")
         if again and self.checksum is not None and checksum_of(grey) != self.checksum:

@@ -212,7 +212,7 @@ def _promised(page: TiffPage) -> int:
     found = _IMAGEJ.match(page.description)
     if found:
         return int(found[1])
-    if page.description.startswith('{"shape":') and '"truncated": true' in page.description:
+    if page.description.startswith("{") and '"truncated": true' in page.description:
         shape = json.loads(page.description)["shape"]
         return int(math.prod(shape) // math.prod(page.shape))
     return 1
