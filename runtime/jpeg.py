@@ -30,6 +30,7 @@ _TABLES = (0xC4, 0xDB, _DRI)
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """That ends the data of a scan: stuffed zeros, fill bytes and restarts belong to them."""
+_FILL = re.compile(rb"\xff+")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _MOST_SEGMENTS = 10_000
 _MOST_SCANS = 100
@@ -186,8 +187,7 @@ def _segments(data: bytes, name: str) -> Iterator[tuple[int, bytes]]:
     for _ in range(_MOST_SEGMENTS):
         if data[at : at + 1] != b"\xff":
             break
-        while data[at + 1 : at + 2] == b"\xff":  # fill bytes
-            at += 1
+        at = _FILL.match(data, at).end() - 1
         if at + 1 >= len(data):
             break
         marker = data[at + 1]

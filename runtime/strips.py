@@ -10,12 +10,13 @@ import io
 import lzma
 import struct
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, BinaryIO
 
 import numpy as np
 from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import TiffImagePlugin
+from PIL import Image, TiffImagePlugin
 from tifffile import COMPRESSION, TiffPage
 
 from . import jpeg
@@ -31,7 +32,7 @@ _SMALL = 1 << 22
 """Pixels that tiles may cover in vain whatever the size of the image."""
 _LZMA_MEMORY = 1 << 27
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
-_MINI_TAGS = 9
+_PLAIN_TAGS = 9
 
 
 def read(page: TiffPage, file: BinaryIO, name: str, part: int | None = None) -> NDArray[Any]:
@@ -206,7 +207,14 @@ def _inflated(compression: int, data: bytes, size: int) -> bytes:
 
 def _by_libtiff(compression: int, parts: list[bytes], row: int, rows: int, length: int) -> bytes:
     """The same by Pillow's libtiff, twice as fast as imagecodecs at LZW: it is given a small file of plain bytes."""
-    start = 8 + 2 + 12 * _MINI_TAGS + 4
+    codec, arguments = _decoder(compression)
+    image = Image.frombytes("L", (row, length), _plain(compression, parts, row, rows, length), codec, arguments)
+    return bytes(image.tobytes())
+
+
+def _plain(compression: int, parts: list[bytes], row: int, rows: int, length: int) -> bytes:
+    """A TIFF file of `parts` as strips of grey bytes; its only page begins at byte 8."""
+    start = 8 + 2 + 12 * _PLAIN_TAGS + 4
     counts = np.array([len(part) for part in parts], "<u4")
     offsets = (start + 8 * len(parts) + np.concatenate([[0], np.cumsum(counts)[:-1]])).astype("<u4")
     places = (start, start + 4 * len(parts)) if len(parts) > 1 else (int(offsets[0]), int(counts[0]))
@@ -214,11 +222,16 @@ def _by_libtiff(compression: int, parts: list[bytes], row: int, rows: int, lengt
     entries = [
         struct.pack("<HHII", tag, 4, len(parts) if tag in (273, 279) else 1, value) for tag, value in tags.items()
     ]
-    head = struct.pack("<2sHIH", b"II", 42, 8, _MINI_TAGS) + b"".join(entries) + bytes(4)
-    file = io.BytesIO(b"".join([head, offsets.tobytes(), counts.tobytes(), *parts]))
-    with TiffImagePlugin.TiffImageFile(file) as image:
-        image.load()
-        return bytes(image.tobytes())
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4)
+    return b"".join([head, offsets.tobytes(), counts.tobytes(), *parts])
+
+
+@lru_cache
+def _decoder(compression: int) -> tuple[str, tuple[Any, ...]]:
+    """Pillow's decoder for `_plain`, and what it is told. Its file reader knows that, and is not used otherwise."""
+    with TiffImagePlugin.TiffImageFile(io.BytesIO(_plain(compression, [b"\0"], 1, 1, 1))) as image:
+        codec, _, _, arguments = image.tile[0]
+    return codec, arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _from_jpeg(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:

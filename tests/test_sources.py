@@ -19,6 +19,8 @@ import pytest
 import tifffile
 from conftest import make_recipe, write_bundle
 from PIL import Image, ImageFile, PngImagePlugin
+from test_prediction import frame, make_prediction
+from test_tiff import made, tags_of
 
 from runtime import FrameError, FrameOptions, Predictor
 from runtime.cli import main
@@ -218,8 +220,7 @@ def test_a_large_frame_within_the_limit_is_no_bomb() -> None:
         assert read_frame(data).shape == (9600, 9600)
 
 
-@pytest.mark.parametrize("bits", [8, 16])
-def test_a_hundred_megapixels_are_read_and_drawn_within_a_gigabyte(bits: int, tmp_path: Path) -> None:
+def test_a_hundred_megapixels_of_16_bits_are_read_and_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     code = """
 import resource, sys
 import numpy as np
@@ -237,7 +238,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     if sys.platform != "linux":
         pytest.skip("memory is counted in other units")
     path = tmp_path / "large.png"
-    path.write_bytes(encoded(np.zeros((10000, 10000), np.uint16 if bits == 16 else np.uint8), compress_level=9))
+    path.write_bytes(encoded(np.zeros((10000, 10000), np.uint16), compress_level=9))
     here = Path(__file__).parent
     ran = subprocess.run(
         [sys.executable, "-c", code, str(path), str(here)], cwd=here.parent, capture_output=True, text=True, check=False
@@ -301,9 +302,7 @@ def test_bright_and_float_and_packed_frames_are_warned_of_too_and_8_bits_never(
 ) -> None:
     read_frame(np.full((8, 8), 60_000, np.uint16))
     read_frame(np.full((8, 8), 0.1))
-    file = io.BytesIO()
-    tifffile.imwrite(file, np.full((8, 8), 300, np.uint16), bitspersample=12, photometric="minisblack", metadata=None)
-    read_frame(file.getvalue())
+    read_frame(made((tags_of((8, 8), bits=12), [b"\x12\xc1\x2c" * 32])))  # 300 throughout
     assert [message.split("range up to ")[1].split(" ")[0] for message in caplog.messages] == ["65535", "1", "4095"]
     caplog.clear()
     for form in FORMS:
@@ -366,8 +365,6 @@ def test_an_overlay_of_a_file_that_has_changed_is_refused(suffix: str, predictor
 
 
 def test_an_overlay_is_the_same_painted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    from test_prediction import frame, make_prediction
-
     result = make_prediction()
     whole = np.asarray(result.overlay(frame()))
     for pixels in (1, 500, 5000):
