@@ -185,11 +185,10 @@ def _segments(data: bytes, name: str) -> Iterator[tuple[int, bytes]]:
     """(marker, segment with its marker) up to the end mark; the data of a scan come with the marker _DATA."""
     at = 2
     for _ in range(_MOST_SEGMENTS):
-        if data[at : at + 1] != b"\xff":
+        fill = _FILL.match(data, at)
+        if fill is None or fill.end() == len(data):
             break
-        at = _FILL.match(data, at).end() - 1
-        if at + 1 >= len(data):
-            break
+        at = fill.end() - 1
         marker = data[at + 1]
         if marker == _EOI:
             return
