@@ -11,6 +11,7 @@ import lzma
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -122,6 +123,10 @@ def _piece(page: TiffPage, file: BinaryIO, name: str, part: int) -> NDArray[Any]
         raise FrameError(name, f"is truncated: its pixels end after {len(data)} of {size} bytes")
     if page.fillorder == 2:
         data = data.translate(_REVERSED)
+    return _as_stored(page, data)
+
+
+def _as_stored(page: TiffPage, data: bytes) -> NDArray[Any]:
     assert page.dtype is not None  # checked, as everything that a page says of itself
     return np.frombuffer(data, page.dtype.newbyteorder(page.parent.byteorder)).reshape(page.shaped)
 
@@ -131,11 +136,20 @@ def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> It
     end = file.seek(0, 2)
     if sum(page.databytecounts) > end:
         raise FrameError(name, "is damaged: its strips or tiles overlap or lie past the end of the file")
-    for index, (offset, count) in enumerate(zip(page.dataoffsets, page.databytecounts, strict=True)):
+    places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    first, last = min(page.dataoffsets), min(max(map(sum, places)), end)
+    together = b""
+    if first < last < first + 2 * sum(page.databytecounts):  # side by side, so they are read at once
+        file.seek(first)
+        together = file.read(last - first)
+    for index, (offset, count) in enumerate(places):
         if not offset or not count:
-            raise FrameError(name, f"lacks the pixels of strip or tile {index + 1} of {len(page.dataoffsets)}")
-        file.seek(min(offset, end))
-        data = file.read(count)
+            raise FrameError(name, f"lacks the pixels of strip or tile {index + 1} of {len(places)}")
+        if together:
+            data = together[offset - first : offset - first + count]
+        else:
+            file.seek(min(offset, end))
+            data = file.read(count)
         if len(data) < count:
             raise FrameError(name, f"is truncated: strip or tile {index + 1} lies past the end of the file")
         yield data.translate(_REVERSED) if reverse else data
@@ -150,6 +164,10 @@ def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
         _require_imagecodecs(page, name)
     width, rows = _segment_size(page)
     row = (width * samples * page.bitspersample + 7) // 8
+    if not page.is_tiled and page.predictor == 1 and page.bitspersample in (8, 16, 32, 64):
+        parts = ([next(segments) for _ in range(down)] for _ in range(planes))
+        whole = b"".join(_unpacked(compression, part, row, min(rows, height), height, name) for part in parts)
+        return _as_stored(page, whole)
     # tifffile is shown what is unpacked, and a plane of strips as one strip: rows do not depend on each other.
     page.compression, page.fillorder = COMPRESSION.NONE, 1
     if not page.is_tiled:
@@ -215,15 +233,15 @@ def _by_libtiff(compression: int, parts: list[bytes], row: int, rows: int, lengt
 def _plain(compression: int, parts: list[bytes], row: int, rows: int, length: int) -> bytes:
     """A TIFF file of `parts` as strips of grey bytes; its only page begins at byte 8."""
     start = 8 + 2 + 12 * _PLAIN_TAGS + 4
-    counts = np.array([len(part) for part in parts], "<u4")
-    offsets = (start + 8 * len(parts) + np.concatenate([[0], np.cumsum(counts)[:-1]])).astype("<u4")
-    places = (start, start + 4 * len(parts)) if len(parts) > 1 else (int(offsets[0]), int(counts[0]))
+    counts = [len(part) for part in parts]
+    offsets = list(accumulate(counts[:-1], initial=start + 8 * len(parts)))
+    places = (start, start + 4 * len(parts)) if len(parts) > 1 else (offsets[0], counts[0])
     tags = {256: row, 257: length, 258: 8, 259: compression, 262: 1, 273: places[0], 277: 1, 278: rows, 279: places[1]}
     entries = [
         struct.pack("<HHII", tag, 4, len(parts) if tag in (273, 279) else 1, value) for tag, value in tags.items()
     ]
     head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4)
-    return b"".join([head, offsets.tobytes(), counts.tobytes(), *parts])
+    return b"".join([head, struct.pack(f"<{2 * len(parts)}I", *offsets, *counts), *parts])
 
 
 @lru_cache

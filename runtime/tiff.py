@@ -17,7 +17,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,7 @@ _FILES_KEPT = 32
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value, by its type (TIFF 6.0, section 2; BigTIFF)."""
 _WHOLE = {1, 3, 4, 13, 16}
-_SUBFILE, _OLD_SUBFILE, _PHOTOMETRIC, _ORIENTATION, _STK = 254, 255, 262, 274, 33628
+_SUBFILE, _OLD_SUBFILE, _PHOTOMETRIC, _DESCRIPTION, _ORIENTATION, _STK = 254, 255, 262, 270, 274, 33628
 _STRUCTURE = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339}
 """Tags that say where the pixels are and what they mean. tifffile goes on without one that is damaged."""
 _REDUCED_OR_MASK = 1 | 4
@@ -115,15 +115,18 @@ def _index(file: BinaryIO, name: str, key: Hashable) -> _Index:
     known = None if key is None else _known.get(key)
     if known is not None:
         return known
-    offsets = _walk(file, name)
-    index = _Index(offsets, _slices(file, offsets[0], name) if len(offsets) == 1 else 1)
+    offsets, described = _walk(file, name)
+    index = _Index(offsets, _slices(file, offsets[0], name) if described and len(offsets) == 1 else 1)
     if key is not None and index.frames > 1:
         _known.put(key, index)
     return index
 
 
-def _walk(file: BinaryIO, name: str) -> array[int]:
-    """Where the pages begin that are frames. Every page is looked at, and refused before anyone reads it all."""
+def _walk(file: BinaryIO, name: str) -> tuple[array[int], bool]:
+    """Where the pages begin that are frames, and whether one of them is described: it may be a stack in one page.
+
+    Every page is looked at, and refused before anyone reads it all.
+    """
     size = file.seek(0, 2)
     file.seek(0)
     head = file.read(16)
@@ -134,7 +137,7 @@ def _walk(file: BinaryIO, name: str) -> array[int]:
         struct.Struct(order + f) for f in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I"))
     )
     link = link_of.unpack_from(head, 8 if big else 4)[0]
-    frames, seen = array("Q"), set[int]()
+    frames, seen, described = array("Q"), set[int](), False
     while link:
         if link in seen or len(seen) >= MAX_PAGES:
             what = "its pages form a loop" if link in seen else f"more than {MAX_PAGES:,} pages"
@@ -146,16 +149,19 @@ def _walk(file: BinaryIO, name: str) -> array[int]:
         table = file.read(entries * entry_of.size + link_of.size) if entries <= _MAX_ENTRIES else b""
         if not entries or len(table) < entries * entry_of.size + link_of.size:
             raise FrameError(name, f"is damaged or truncated (its page {len(seen)} lies past the end)")
-        if _is_frame(list(entry_of.iter_unpack(table[: -link_of.size])), order, size, name):
+        tags = _first_values(list(entry_of.iter_unpack(table[: -link_of.size])), order, size, name)
+        if _is_frame(tags, name):
             frames.append(link)
+            described |= _DESCRIPTION in tags
         link = link_of.unpack_from(table, entries * entry_of.size)[0]
     if not frames:
         raise FrameError(name, "holds no frame: all of its pages are marked as reduced copies or masks")
-    return frames
+    return frames, described
 
 
-def _is_frame(entries: list[tuple[int, int, int, bytes]], order: str, size: int, name: str) -> bool:
-    """Whether a page is meant as a frame. FrameError if the tags that matter are not sound."""
+def _first_values(entries: list[tuple[int, int, int, bytes]], order: str, size: int, name: str) -> dict[int, int]:
+    """The first value, or its place, of the tags that matter. FrameError if these are not sound."""
+    endian: Literal["little", "big"] = "little" if order == "<" else "big"
     single: dict[int, int] = {}
     loaded = 0
     for code, kind, count, value in entries:
@@ -163,18 +169,22 @@ def _is_frame(entries: list[tuple[int, int, int, bytes]], order: str, size: int,
             continue
         length = count * _SIZES.get(kind, 0)
         loaded += length
-        outside = length > len(value) and int.from_bytes(value, "little" if order == "<" else "big") + length > size
+        outside = length > len(value) and int.from_bytes(value, endian) + length > size
         if code in _STRUCTURE and (code in single or kind not in _WHOLE or not count or outside):
             raise FrameError(name, f"is damaged or truncated (its tag {code} is wrong or is there twice)")
         if code in single or outside or loaded > _MAX_TAG_BYTES:
             raise FrameError(name, f"is damaged or truncated (its tag {code} is wrong, too large or there twice)")
-        first = value[: min(_SIZES.get(kind, 0), len(value))]
-        single[code] = int.from_bytes(first, "little" if order == "<" else "big")
-    if _STK in single:
+        single[code] = int.from_bytes(value[: _SIZES.get(kind, 0)], endian)
+    return single
+
+
+def _is_frame(tags: dict[int, int], name: str) -> bool:
+    """Whether a page is meant as a frame."""
+    if _STK in tags:
         raise FrameError(name, "is a MetaMorph stack, which is not read; save its planes as pages")
-    if single.get(_SUBFILE, 0) & _REDUCED_OR_MASK or single.get(_OLD_SUBFILE) == 2:
+    if tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK or tags.get(_OLD_SUBFILE) == 2:
         return False
-    return single.get(_PHOTOMETRIC) != PHOTOMETRIC.MASK
+    return tags.get(_PHOTOMETRIC) != PHOTOMETRIC.MASK
 
 
 @contextmanager
