@@ -11,7 +11,7 @@ import lzma
 import struct
 from collections.abc import Iterator
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -122,11 +122,11 @@ def _piece(page: TiffPage, file: BinaryIO, name: str, part: int) -> NDArray[Any]
     if len(data) < size:
         raise FrameError(name, f"is truncated: its pixels end after {len(data)} of {size} bytes")
     if page.fillorder == 2:
-        data = data.translate(_REVERSED)
+        data = _reversed(data)
     return _as_stored(page, data)
 
 
-def _as_stored(page: TiffPage, data: bytes) -> NDArray[Any]:
+def _as_stored(page: TiffPage, data: bytes | bytearray) -> NDArray[Any]:
     assert page.dtype is not None  # checked, as everything that a page says of itself
     return np.frombuffer(data, page.dtype.newbyteorder(page.parent.byteorder)).reshape(page.shaped)
 
@@ -137,22 +137,28 @@ def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> It
     if sum(page.databytecounts) > end:
         raise FrameError(name, "is damaged: its strips or tiles overlap or lie past the end of the file")
     places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
-    first, last = min(page.dataoffsets), min(max(map(sum, places)), end)
-    together = b""
-    if first < last < first + 2 * sum(page.databytecounts):  # side by side, so they are read at once
+    if not all(map(all, places)):
+        lacking = [all(place) for place in places].index(False)
+        raise FrameError(name, f"lacks the pixels of strip or tile {lacking + 1} of {len(places)}")
+    if max(map(sum, places)) > end:
+        raise FrameError(name, "is truncated: its pixels lie past the end of the file")
+    first, last = min(page.dataoffsets), max(map(sum, places))
+    if last < first + 2 * sum(page.databytecounts):  # side by side, so they are read at once
         file.seek(first)
         together = file.read(last - first)
-    for index, (offset, count) in enumerate(places):
-        if not offset or not count:
-            raise FrameError(name, f"lacks the pixels of strip or tile {index + 1} of {len(places)}")
-        if together:
-            data = together[offset - first : offset - first + count]
-        else:
-            file.seek(min(offset, end))
-            data = file.read(count)
-        if len(data) < count:
-            raise FrameError(name, f"is truncated: strip or tile {index + 1} lies past the end of the file")
-        yield data.translate(_REVERSED) if reverse else data
+        parts = (together[offset - first : offset - first + count] for offset, count in places)
+    else:
+        parts = (_part(file, offset, count) for offset, count in places)
+    return map(_reversed, parts) if reverse else parts
+
+
+def _part(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count)
+
+
+def _reversed(data: bytes) -> bytes:
+    return data.translate(_REVERSED)
 
 
 def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:
@@ -165,9 +171,11 @@ def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
     width, rows = _segment_size(page)
     row = (width * samples * page.bitspersample + 7) // 8
     if not page.is_tiled and page.predictor == 1 and page.bitspersample in (8, 16, 32, 64):
-        parts = ([next(segments) for _ in range(down)] for _ in range(planes))
-        whole = b"".join(_unpacked(compression, part, row, min(rows, height), height, name) for part in parts)
-        return _as_stored(page, whole)
+        all_rows = [
+            _unpacked(compression, list(islice(segments, down)), row, min(rows, height), height, name)
+            for _ in range(planes)
+        ]
+        return _as_stored(page, b"".join(all_rows) if planes > 1 else all_rows[0])
     # tifffile is shown what is unpacked, and a plane of strips as one strip: rows do not depend on each other.
     page.compression, page.fillorder = COMPRESSION.NONE, 1
     if not page.is_tiled:
@@ -175,7 +183,7 @@ def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
     result = np.empty(page.shaped, page.dtype)
     for plane in range(planes):
         length = rows * across * down if page.is_tiled else height
-        parts = [next(segments) for _ in range(across * down)]
+        parts = list(islice(segments, across * down))
         whole = memoryview(_unpacked(compression, parts, row, min(rows, length), length, name))
         pieces = across * down if page.is_tiled else 1
         for piece in range(pieces):

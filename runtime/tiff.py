@@ -37,7 +37,7 @@ _FILES_KEPT = 32
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value, by its type (TIFF 6.0, section 2; BigTIFF)."""
 _WHOLE = {1, 3, 4, 13, 16}
-_SUBFILE, _OLD_SUBFILE, _PHOTOMETRIC, _DESCRIPTION, _ORIENTATION, _STK = 254, 255, 262, 270, 274, 33628
+_SUBFILE, _OLD_SUBFILE, _PHOTOMETRIC, _ORIENTATION, _STK = 254, 255, 262, 274, 33628
 _STRUCTURE = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339}
 """Tags that say where the pixels are and what they mean. tifffile goes on without one that is damaged."""
 _REDUCED_OR_MASK = 1 | 4
@@ -87,7 +87,8 @@ def frame_count(file: BinaryIO, name: str, key: Hashable = None) -> int:
 
     Raises FrameError.
     """
-    return _index(file, name, key).frames
+    with _quiet():
+        return _look(file, name, key)[0].frames
 
 
 def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, path: str | None = None) -> Stored:
@@ -96,37 +97,35 @@ def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, 
     path: of the file, to say how its frames are named. Raises FrameError; also tifffile's and the codecs' errors
     where the data are damaged.
     """
-    index = _index(file, name, key)
-    if number is None and index.frames > 1:
-        how = (
-            f"name one of them: {path}#1 ... {path}#{index.frames}" if path else "a frame is one of them; name the file"
-        )
-        raise FrameError(name, f"holds {index.frames} pages; {how}")
-    if number is not None and not 1 <= number <= index.frames:
-        raise FrameError(name, f"there is no page {number}; the file holds pages 1 to {index.frames}")
-    place = (number or 1) - 1
-    with _page(file, index.offsets[place // index.slices]) as page:
+    with _quiet():
+        index, page = _look(file, name, key)
+        if number is None and index.frames > 1:
+            named = f"{path}#1 ... {path}#{index.frames}"
+            how = f"name one of them: {named}" if path else "a frame is one of them; name the file"
+            raise FrameError(name, f"holds {index.frames} pages; {how}")
+        if number is not None and not 1 <= number <= index.frames:
+            raise FrameError(name, f"there is no page {number}; the file holds pages 1 to {index.frames}")
+        place, part = divmod((number or 1) - 1, index.slices)
+        page = page or _page(file, index.offsets[place])
         _check(page, name)
-        values = strips.read(page, file, name, place % index.slices if index.slices > 1 else None)
-        return _meaning(page, values, name)
+        return _meaning(page, strips.read(page, file, name, part if index.slices > 1 else None), name)
 
 
-def _index(file: BinaryIO, name: str, key: Hashable) -> _Index:
+def _look(file: BinaryIO, name: str, key: Hashable) -> tuple[_Index, TiffPage | None]:
+    """The file's frames; and the page, if it has only one and was read for it."""
     known = None if key is None else _known.get(key)
     if known is not None:
-        return known
-    offsets, described = _walk(file, name)
-    index = _Index(offsets, _slices(file, offsets[0], name) if described and len(offsets) == 1 else 1)
+        return known, None
+    offsets = _walk(file, name)
+    page = _page(file, offsets[0]) if len(offsets) == 1 else None
+    index = _Index(offsets, 1 if page is None else _slices(page, file, name))
     if key is not None and index.frames > 1:
         _known.put(key, index)
-    return index
+    return index, page
 
 
-def _walk(file: BinaryIO, name: str) -> tuple[array[int], bool]:
-    """Where the pages begin that are frames, and whether one of them is described: it may be a stack in one page.
-
-    Every page is looked at, and refused before anyone reads it all.
-    """
+def _walk(file: BinaryIO, name: str) -> array[int]:
+    """Where the pages begin that are frames. Every page is looked at, and refused before anyone reads it all."""
     size = file.seek(0, 2)
     file.seek(0)
     head = file.read(16)
@@ -137,7 +136,7 @@ def _walk(file: BinaryIO, name: str) -> tuple[array[int], bool]:
         struct.Struct(order + f) for f in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I"))
     )
     link = link_of.unpack_from(head, 8 if big else 4)[0]
-    frames, seen, described = array("Q"), set[int](), False
+    frames, seen = array("Q"), set[int]()
     while link:
         if link in seen or len(seen) >= MAX_PAGES:
             what = "its pages form a loop" if link in seen else f"more than {MAX_PAGES:,} pages"
@@ -152,11 +151,10 @@ def _walk(file: BinaryIO, name: str) -> tuple[array[int], bool]:
         tags = _first_values(list(entry_of.iter_unpack(table[: -link_of.size])), order, size, name)
         if _is_frame(tags, name):
             frames.append(link)
-            described |= _DESCRIPTION in tags
         link = link_of.unpack_from(table, entries * entry_of.size)[0]
     if not frames:
         raise FrameError(name, "holds no frame: all of its pages are marked as reduced copies or masks")
-    return frames, described
+    return frames
 
 
 def _first_values(entries: list[tuple[int, int, int, bytes]], order: str, size: int, name: str) -> dict[int, int]:
@@ -187,27 +185,24 @@ def _is_frame(tags: dict[int, int], name: str) -> bool:
     return tags.get(_PHOTOMETRIC) != PHOTOMETRIC.MASK
 
 
-@contextmanager
-def _page(file: BinaryIO, offset: int) -> Iterator[TiffPage]:
+def _page(file: BinaryIO, offset: int) -> TiffPage:
     """The page whose tags begin at `offset`."""
-    with _quiet():
-        file.seek(0)
-        # Special layouts that tifffile would look for all through the file.
-        opened = TiffFile(file, name="frame", is_lsm=False, is_ndpi=False, is_scanimage=False)
-        page = opened.pages.first
-        if page.offset != offset:
-            opened.filehandle.seek(offset)
-            page = TiffPage(opened, index=1)
-        yield page
+    file.seek(0)
+    # Special layouts that tifffile would look for all through the file.
+    opened = TiffFile(file, name="frame", is_lsm=False, is_ndpi=False, is_scanimage=False)
+    page = opened.pages.first
+    if page.offset != offset:
+        opened.filehandle.seek(offset)
+        page = TiffPage(opened, index=1)
+    return page
 
 
-def _slices(file: BinaryIO, offset: int, name: str) -> int:
+def _slices(page: TiffPage, file: BinaryIO, name: str) -> int:
     """How many frames lie one after the other in the data of the only page. Raises FrameError if some are missing."""
-    with _page(file, offset) as page:
-        promised = _promised(page)
-        if promised < 2 or not strips.in_one_piece(page):
-            return 1  # a description of another file, which was copied with the pixels
-        there = (file.seek(0, 2) - page.dataoffsets[0]) // page.nbytes
+    promised = _promised(page)
+    if promised < 2 or not strips.in_one_piece(page):
+        return 1  # a description of another file, which was copied with the pixels
+    there = (file.seek(0, 2) - page.dataoffsets[0]) // page.nbytes
     if there < promised:
         raise FrameError(
             name,
