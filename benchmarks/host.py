@@ -30,7 +30,7 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
     """
     encoder, options = subject.manifest.encoder, subject.recipe.frame
     pipeline, setup = subject.pipeline(FakeBackend(encoder, max_batch=len(subject.frames)), 1), subject.setup
-    grey = [decode_frame(path, options, path) for path in subject.frames]
+    grey = [decode_frame(path, options, path).pixels for path in subject.frames]
     first = read_frame(subject.frames[0], options)
     jobs = [pipeline.prepare(path, setup) for path in subject.frames]
     outputs, _ = pipeline.infer(jobs)

@@ -87,7 +87,7 @@ def _steps(pipeline: Pipeline, subject: Subject, paths: Sequence[str]) -> dict[s
     """Seconds of each of STEPS for one batch."""
     setup, encoder = subject.setup, pipeline.encoder
     at = [time.perf_counter()]
-    grey = [decode_frame(path, setup.options, path) for path in paths]
+    grey = [decode_frame(path, setup.options, path).pixels for path in paths]
     at.append(time.perf_counter())
     ready = [prepare(pixels, encoder, setup.options, "frame") for pixels in grey]
     at.append(time.perf_counter())

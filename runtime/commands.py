@@ -50,6 +50,12 @@ class Predict:
         parser.add_argument("--recipe", type=Path, help="judge by this recipe instead of the bundle's own")
         parser.add_argument("--backend", default="auto", help=f"{', '.join(NAMES)} (default: auto)")
         parser.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
+        parser.add_argument(
+            "--white-level",
+            type=_white_level,
+            metavar="VALUE",
+            help="of 16-bit frames, instead of the recipe's: 4095 where the tool stores 12 bits",
+        )
         parser.add_argument("--batch-size", type=at_least(1), default=8, help="frames per engine run (default: 8)")
         parser.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
@@ -81,6 +87,7 @@ class Predict:
                 recipe=args.recipe,
                 batch_size=args.batch_size,
                 threads=args.threads,
+                white_level=args.white_level,
             ) as predictor,
             _lines_to(args.json) as lines,
         ):
@@ -112,6 +119,13 @@ class Predict:
         if len(undrawn) > REASONS_SHOWN:
             print(f"  and {len(undrawn) - REASONS_SHOWN} more without an overlay", file=sys.stderr)
         return 1 if failures or undrawn else 0
+
+
+def _white_level(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= 65535:
+        raise argparse.ArgumentTypeError(f"must lie in [1, 65535], not {value}")
+    return value
 
 
 class Inspect:

@@ -1,42 +1,48 @@
-"""Frames in: files, Pillow images and arrays become the 8-bit grey pixels that the graph takes.
+"""Frames in: files, their content, Pillow images and arrays become the 8-bit grey pixels that the graph takes.
 
-One module for teaching, calibration and serving, so that all three see the same pixels.
+One module for teaching, calibration and serving, so that all three see the same pixels. No switch of Pillow's that
+belongs to the whole program (truncated files, the size limit, plug-ins) has a say in what becomes of a file.
 """
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from . import png
+from . import bmp, jpeg, png, tiff
 from .errors import FrameError
 from .files import open_plain
 from .manifest import Encoder
+from .pixels import MAX_PIXELS, MAX_SIDE, Decoded, Pixels, Stored, check_pixels, decoded
 from .recipe import FrameOptions
 from .resize import resize
 
-FrameSource: TypeAlias = "str | Path | Image.Image | NDArray[Any]"
-Pixels: TypeAlias = NDArray[np.uint8]
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "Pixels"]  # from where they are looked for first
 
-MAX_PIXELS = 100_000_000
-MAX_SIDE = 65_535
-"""JPEG's limit too. What a resize needs grows with the side, and not with the pixels alone."""
-_READ_WHOLE = 1 << 25
-"""Bytes of a file up to which it is read at once. Larger ones, stacks of many pages mostly, are read as needed."""
+FrameSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any]"
+
+MAX_FILE_BYTES = 1 << 29
+"""Of a file that is read at once. Stacks of TIFF pages may be larger: they are read a page at a time."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 8
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+_TIFF_SUFFIXES = (".tif", ".tiff")
+_BUFFER = 1 << 16
+_IMAGE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"}
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 8
 _PAGE = re.compile(r"(?P<file>.+)#(?P<page>[0-9]{1,9})")
+_log = logging.getLogger("sem_clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +51,8 @@ class Prepared:
 
     pixels: uint8 [input height, input width], grey.
     frame_size: [height, width] of the frame as it came, ignored rows included.
+    checksum: of the whole frame's grey pixels; an overlay is drawn only on the same.
+    warnings: what was understood and may not have been meant.
     """
 
     pixels: Pixels
@@ -52,40 +60,60 @@ class Prepared:
     source: str
     path: str | None
     seconds: float = 0.0
+    checksum: int | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def describe(source: FrameSource, index: int | None = None) -> str:
     """What to call a frame in results and messages: its path, else its place in the call."""
-    if isinstance(source, str | Path):
-        return str(source)
-    name = getattr(source, "filename", "")
-    return str(name) if name else ("frame" if index is None else f"frame[{index}]")
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(source)
+    name = getattr(source, "filename", "") or getattr(source, "name", "")
+    if isinstance(name, str | os.PathLike) and name:
+        return os.fsdecode(name)
+    return "frame" if index is None else f"frame[{index}]"
+
+
+def path_of(source: FrameSource) -> str | None:
+    """The path that `source` is, if it is one."""
+    return os.fsdecode(source) if isinstance(source, str | os.PathLike) else None
 
 
 def read_frame(source: FrameSource, options: FrameOptions | None = None, name: str | None = None) -> Pixels:
     """The whole frame as grey uint8 [height, width]; rows to ignore are still there.
 
-    source: a path (PNG, JPEG, BMP or TIFF; `file.tif#3` is the third page), a Pillow image, or an array [H, W],
-        [H, W, 1] or [H, W, 3] of uint8, uint16 or float in [0, 1].
-    Colour becomes luma (ITU-R 601, as Pillow's "L"); a palette is looked up first. 16-bit values are scaled so that
-    `options.white_level` is white. Nothing is stretched by a frame's own minimum and maximum.
-    Raises FrameError.
+    source: a path (PNG, JPEG, BMP or TIFF; `file.tif#3` is the third frame of a stack), the content of such a file, a
+        file object opened in binary mode (read from where it is), a Pillow image (its pixels as Pillow has them), or an
+        array [H, W], [H, W, 1] or [H, W, 3] of uint8, uint16 or float in [0, 1].
+    Colour becomes luma (ITU-R 601, as Pillow's "L"); a palette is looked up first. Packed samples of N bits are scaled
+    by 2^N - 1, 16-bit values so that `options.white_level` is white. Nothing is stretched by a frame's own minimum and
+    maximum. An orientation tag is not applied, in no format: rows and columns are those that are stored.
+    A stack's frames are its pages but for reduced copies and masks. Of a JPEG of several pictures the first one counts.
+    What may not have been meant is logged as a warning of "sem_clip". Raises FrameError.
     """
-    grey = decode_frame(source, options or FrameOptions(), name or describe(source))
-    return np.array(grey) if isinstance(grey, Image.Image) else grey
+    name = name or describe(source)
+    frame = decode_frame(source, options or FrameOptions(), name)
+    for warning in frame.warnings:
+        _log.warning("%s: %s", name, warning)
+    return np.array(frame.pixels) if isinstance(frame.pixels, Image.Image) else frame.pixels
 
 
-def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Pixels | Image.Image:
-    """`read_frame` for `prepare`: 8-bit files and images stay Pillow images of mode L, which saves copies."""
-    if isinstance(source, str | Path):
-        return _from_file(str(source), options, name)
-    if isinstance(source, Image.Image):
-        with _decoding(name):
-            _check_stored(source, options, name)
+def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Decoded:
+    """`read_frame` for `prepare`: 8-bit files and images stay Pillow images of mode L, which saves copies; and the
+    warnings come with the pixels."""
+    with _decoding(name):
+        if isinstance(source, np.ndarray):
+            return _from_array(source, options, name)
+        if isinstance(source, str | os.PathLike):
+            return _from_file(os.fsdecode(source), options, name)
+        if isinstance(source, Image.Image):
             return _from_image(source, options, name)
-    if isinstance(source, np.ndarray):
-        return _from_array(source, options, name)
-    raise FrameError(name, f"a frame is a path, a Pillow image or a numpy array, not {type(source).__name__}")
+        if isinstance(source, bytes | bytearray):
+            return _from_bytes(bytes(source), None, options, name)
+        if callable(getattr(source, "read", None)):
+            return _from_bytes(_read_object(source, name), None, options, name)
+    kind = type(source).__name__
+    raise FrameError(name, f"a frame is a path, bytes, a file object, a Pillow image or a numpy array, not {kind}")
 
 
 def prepare(pixels: Pixels | Image.Image, encoder: Encoder, options: FrameOptions, name: str) -> Pixels:
@@ -121,73 +149,156 @@ def cut_rows(pixels: Pixels, options: FrameOptions, name: str) -> Pixels:
     return pixels[options.ignore_top : height - options.ignore_bottom]
 
 
-def page_count(path: str | Path) -> int:
-    """How many pages the image file holds. Raises FrameError."""
-    name = str(path)
-    with _open(name, name) as image, _decoding(name):
-        return int(getattr(image, "n_frames", 1))
+def checksum_of(grey: Pixels) -> int:
+    """Of grey pixels, to tell whether they are the same; microseconds."""
+    return int(isal_zlib.crc32(np.ascontiguousarray(grey)))
 
 
-def _open(path: str, name: str) -> Image.Image:
+def page_count(path: str | os.PathLike[str]) -> int:
+    """How many frames the image file holds: pages of a TIFF file that are neither reduced copies nor masks, else 1.
+
+    Raises FrameError.
+    """
+    name = os.fsdecode(path)
+    with _opened(name, name) as file, _decoding(name):
+        head = file.read(8)
+        if head[:4] in tiff.SIGNATURES:
+            with io.BufferedReader(file, _BUFFER) as buffered:
+                return tiff.frame_count(buffered, name, _identity(file))
+        _reader(head, name)
+    return 1
+
+
+@contextmanager
+def _opened(path: str, name: str) -> Iterator[io.FileIO]:
     try:
-        with open_plain(path) as file:
-            # Pillow's many small reads and seeks of a file each hand over the GIL, and decoders wait for each other.
-            size = os.fstat(file.fileno()).st_size
-            source = path if size > _READ_WHOLE else io.BytesIO(_read(file, size))
-        image = Image.open(source, formats=FORMATS)
+        file = open_plain(path)
     except FileNotFoundError:
         raise FrameError(name, "no such file") from None
     except IsADirectoryError:
         raise FrameError(name, "is a folder, not a frame") from None
-    except UnidentifiedImageError as exc:
-        size = Path(path).stat().st_size
-        what = "is empty (0 bytes)" if size == 0 else f"is not a readable {', '.join(FORMATS)} file"
-        raise FrameError(name, what) from exc
-    except Image.DecompressionBombError as exc:
-        raise FrameError(name, f"is larger than {MAX_PIXELS / 1e6:g} megapixels") from exc
-    except Exception as exc:  # Pillow's plugins raise almost anything on hostile headers.
+    except (OSError, ValueError) as exc:  # ValueError: a name that no file can have
         raise FrameError(name, f"cannot be opened ({getattr(exc, 'strerror', None) or exc})") from exc
-    try:
-        _check_pixels(image.width, image.height, name)
-    except FrameError:
-        image.close()
-        raise
-    return image
-
-
-def _read(file: io.FileIO, size: int) -> bytes:
-    """All of a file of `size` bytes in one call of the system, where that gives all of them."""
-    data = file.read(size) or b""
-    return data if 0 < size == len(data) else data + file.readall()
+    with file:
+        yield file
 
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """As in `_open`: damaged data surface as OSError, SyntaxError, struct.error ..., and all become FrameError."""
+    """Damaged data surface as OSError, SyntaxError, struct.error ..., and all become FrameError."""
     try:
         yield
     except FrameError:
         raise
+    except MemoryError as exc:
+        raise FrameError(name, "needs more memory than is left") from exc
     except Exception as exc:
-        raise FrameError(name, f"is damaged or truncated ({exc})") from exc
+        raise FrameError(name, f"is damaged or truncated ({str(exc) or type(exc).__name__})") from exc
 
 
-def _from_file(path: str, options: FrameOptions, name: str) -> Pixels | Image.Image:
+def _from_file(path: str, options: FrameOptions, name: str) -> Decoded:
     path, page = _split_page(path)
-    with _open(path, name) as image, _decoding(name):
-        pages = int(getattr(image, "n_frames", 1))
-        if page is None and pages > 1:
-            raise FrameError(name, f"holds {pages} pages; name one of them: {path}#1 ... {path}#{pages}")
-        if page is not None and not 1 <= page <= pages:
-            raise FrameError(name, f"there is no page {page}; the file holds pages 1 to {pages}")
-        if page is not None:
-            image.seek(page - 1)
-        _check_stored(image, options, name)
-        return _from_image(png.decoded(image), options, name)
+    with _opened(path, name) as file:
+        # A stack is not read as a whole for each of its pages, and anything else not in more calls than it takes.
+        if path.lower().endswith(_TIFF_SUFFIXES) and file.read(4) in tiff.SIGNATURES:
+            with io.BufferedReader(file, _BUFFER) as buffered:
+                stored = tiff.decode(buffered, page, name, _identity(file), path)
+            return decoded(stored, options.white_level, name)
+        file.seek(0)
+        data = _read(file, name)
+    if page is not None and page != 1 and data[:4] not in tiff.SIGNATURES:
+        raise FrameError(name, f"there is no page {page}; the file holds pages 1 to 1")
+    return _from_bytes(data, page, options, name, path)
+
+
+def _identity(file: io.FileIO) -> tuple[int, ...]:
+    """Of an open file, changed when its content is."""
+    about = os.fstat(file.fileno())
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _read(file: io.FileIO, name: str) -> bytes:
+    """All of a file in one call of the system, where that gives all of it."""
+    size = os.fstat(file.fileno()).st_size
+    if size > MAX_FILE_BYTES:
+        raise FrameError(name, f"is a file of {size / 1e6:.0f} MB, more than {MAX_FILE_BYTES / 1e6:.0f}")
+    data = file.read(size) or b""
+    return data if 0 < size == len(data) else data + file.readall()
+
+
+def _read_object(source: Any, name: str) -> bytes:
+    """What is left in a file object."""
+    parts: list[bytes] = []
+    left = MAX_FILE_BYTES
+    while part := source.read(left + 1):
+        if not isinstance(part, bytes | bytearray):
+            raise FrameError(name, f"is a file object that gives {type(part).__name__}; open it in binary mode")
+        left -= len(part)
+        if left < 0:
+            raise FrameError(name, f"is a file object of more than {MAX_FILE_BYTES / 1e6:.0f} MB; name the file")
+        parts.append(bytes(part))
+    return b"".join(parts)
+
+
+def _from_bytes(data: bytes, page: int | None, options: FrameOptions, name: str, path: str | None = None) -> Decoded:
+    """A frame from the content of a file."""
+    kind = _reader(data, name)
+    if kind is tiff:
+        stored = tiff.decode(io.BytesIO(data), page, name, None, path)
+    else:
+        stored = kind.decode(data, name)
+    return decoded(stored, options.white_level, name)
+
+
+def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Decoded:
+    """A frame that Pillow has opened. Before its pixels are decoded, what Pillow would read as others is refused."""
+    wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    if image.mode not in _IMAGE_MODES and not wide:
+        raise FrameError(name, f"is a Pillow image of mode {image.mode}, which is not read; convert it to L or RGB")
+    check_pixels(image.width, image.height, name)
+    wide_colour = not wide and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
+    if wide and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        raise FrameError(name, "stores white as 0, which is understood up to 8 bits only; save it with black as 0")
+    try:
+        image.load()  # here, where damaged data are understood
+    except ValueError as exc:
+        if "closed" not in str(exc):
+            raise
+        raise FrameError(name, "is a Pillow image that was closed before it was used") from exc
+    if image.mode == "P":
+        image = image.convert("RGBA")  # to "RGB", Pillow warns about palettes that hold transparency
+    values = np.asarray(image) if wide else image
+    return decoded(Stored(values, wide_colour=wide_colour), options.white_level, name)
+
+
+def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Decoded:
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
+        raise FrameError(name, f"has shape {list(array.shape)}; expected [height, width] or [height, width, 3]")
+    check_pixels(array.shape[1], array.shape[0], name)
+    if (
+        array.dtype != np.uint8
+        and not (array.dtype.kind == "u" and array.dtype.itemsize == 2)
+        and array.dtype.kind != "f"
+    ):
+        raise FrameError(name, f"has type {array.dtype}; expected uint8, uint16 or float in [0, 1]")
+    return decoded(Stored(array), options.white_level, name)
+
+
+def _reader(head: bytes, name: str) -> Any:
+    """The module that reads what begins so: the content decides, and not the suffix. Raises FrameError."""
+    if head[:4] in tiff.SIGNATURES:
+        return tiff
+    for reader in (png, jpeg, bmp):
+        if head.startswith(reader.SIGNATURE):
+            return reader
+    raise FrameError(name, f"is not a readable {', '.join(FORMATS)} file" if head else "is empty (0 bytes)")
 
 
 def _split_page(path: str) -> tuple[str, int | None]:
-    """`file.tif#3` is page 3 of `file.tif`, unless a file has that very name."""
+    """`file.tif#3` is frame 3 of `file.tif`. If there is a file of that very name too, the stack comes first: a name
+    means the same whatever lies beside it."""
     match = _PAGE.fullmatch(path)
     if match is None:
         return path, None
@@ -195,68 +306,13 @@ def _split_page(path: str) -> tuple[str, int | None]:
         named = Path(path).exists()
     except OSError:  # a name too long, for example; opening it will say so
         named = False
-    return (path, None) if named else (match["file"], int(match["page"]))
+    if named and not _is_stack(match["file"]):
+        return path, None
+    return match["file"], int(match["page"])
 
 
-def _check_stored(image: Image.Image, options: FrameOptions, name: str) -> None:
-    """Refuse what Pillow would read as other pixels than were meant, without a word. Before the pixels are decoded."""
-    wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
-    raw_modes = [str(tile[3]) for tile in getattr(image, "tile", ())]
-    if not wide and options.white_level != 65535 and any(";16" in mode for mode in raw_modes):
-        # Of 16-bit colour Pillow keeps the upper eight bits, which knows nothing of another white.
-        raise FrameError(
-            name, f"holds 16-bit colour, which cannot be scaled to white_level={options.white_level}; save it as grey"
-        )
-    if wide and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        raise FrameError(name, "stores white as 0, which is understood up to 8 bits only; save it with black as 0")
-
-
-def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Pixels | Image.Image:
-    _check_pixels(image.width, image.height, name)
-    # Pillow's own conversion of 16- and 32-bit images to "L" clips at 255 instead of scaling.
-    if image.mode.startswith("I;16"):
-        return _from_array(np.asarray(image).astype(np.uint16), options, name)
-    if image.mode == "I":
-        wide = np.asarray(image)
-        if wide.size and (wide.min() < 0 or wide.max() > 65535):
-            raise FrameError(name, "holds 32-bit values outside 0 ... 65535; save it with 8 or 16 bits")
-        return _from_array(wide.astype(np.uint16), options, name)
-    if image.mode == "F":
-        return _from_array(np.asarray(image), options, name)
-    if image.mode == "P":
-        image = image.convert("RGBA")  # to "RGB", Pillow warns about palettes that hold transparency
-    image.load()  # here, where damaged data is understood
-    return image if image.mode == "L" else image.convert("L")
-
-
-def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Pixels:
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
-        raise FrameError(name, f"has shape {list(array.shape)}; expected [height, width] or [height, width, 3]")
-    _check_pixels(array.shape[1], array.shape[0], name)
-    if array.dtype == np.uint8:
-        return np.array(Image.fromarray(array).convert("L")) if array.ndim == 3 else np.array(array)
-    if array.dtype.kind == "u" and array.dtype.itemsize == 2:  # either byte order
-        values = array.astype(np.float32) * np.float32(255 / options.white_level)
-    elif array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise FrameError(name, "holds NaN or infinite values")
-        if array.min() < 0 or array.max() > 1:
-            raise FrameError(name, f"float frames lie in [0, 1]; this one in [{array.min():g}, {array.max():g}]")
-        values = array.astype(np.float32) * np.float32(255)
-    else:
-        raise FrameError(name, f"has type {array.dtype}; expected uint8, uint16 or float in [0, 1]")
-    if values.ndim == 3:
-        values = values @ np.array([0.299, 0.587, 0.114], np.float32)
-    grey: Pixels = np.clip(np.rint(values), 0, 255).astype(np.uint8)
-    return grey
-
-
-def _check_pixels(width: int, height: int, name: str) -> None:
-    if width * height > MAX_PIXELS:
-        raise FrameError(name, f"is {width}x{height} pixels, more than {MAX_PIXELS / 1e6:g} megapixels")
-    if max(width, height) > MAX_SIDE:
-        raise FrameError(name, f"is {width}x{height} pixels, more than {MAX_SIDE} along one side")
-    if width * height == 0:
-        raise FrameError(name, "has no pixels")
+def _is_stack(path: str) -> bool:
+    try:
+        return page_count(path) > 1
+    except FrameError:
+        return False

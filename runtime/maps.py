@@ -42,14 +42,17 @@ def upsampling_matrix(size: int, cells: int, sigma: float) -> Map:
     return matrix
 
 
-def upsample(patch_map: Map, size: tuple[int, int], image_size: tuple[int, int], smoothing_px: float) -> Map:
+def upsample(
+    patch_map: Map, size: tuple[int, int], image_size: tuple[int, int], smoothing_px: float, part: slice = slice(None)
+) -> Map:
     """U_h A U_wᵀ: maps [..., rows, columns] at `size` [height, width], float32 [..., height, width] in [0, 1].
 
     smoothing_px is given at the encoder's `image_size` and scales with the output, so the result looks the same at
-    every size. A map comes out the same whatever others are beside it.
+    every size. A map comes out the same whatever others are beside it. part: rows of the result, if not all are wanted.
     """
     (height, width), (rows, columns) = size, patch_map.shape[-2:]
-    vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])
+    vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])[part]
+    height = len(vertical)
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
     # Bands of rows, so that no product is large; all in one call, so that the GIL changes hands once.
     bands = -(-height // max(1, _SMALL_PRODUCT // (columns * width)))
@@ -158,6 +161,12 @@ def around_peak(full_map: Map, background: float) -> NDArray[np.bool_]:
     for r, a, b in zip(*(runs[label == label[holds][0]] for runs in (row, start, stop)), strict=True):
         found[r, a:b] = True
     return found
+
+
+def stretch(mask: NDArray[np.bool_], size: tuple[int, int], rows: slice = slice(None)) -> NDArray[np.bool_]:
+    """A mask at a size [height, width] that is no smaller, each pixel the nearest of `mask`; of these rows alone."""
+    row, column = (np.arange(new) * old // new for old, new in zip(mask.shape, size, strict=True))
+    return mask[np.ix_(row[rows], column)]
 
 
 def _runs(mask: NDArray[np.bool_]) -> tuple[NDArray[np.intp], NDArray[np.intp], NDArray[np.intp]]:

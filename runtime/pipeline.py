@@ -6,14 +6,12 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from .backends import OUTPUTS, Backend, Outputs
 from .errors import BackendError, FrameError
-from .frames import FrameSource, Prepared, decode_frame, describe, prepare
+from .frames import FrameSource, Prepared, checksum_of, decode_frame, describe, path_of, prepare
 from .lifetime import in_engine
 from .manifest import Encoder
 from .prediction import Prediction, summarize
@@ -55,13 +53,17 @@ class Pipeline:
         began = time.perf_counter()
         name = name or describe(source, index)
         try:
-            grey = decode_frame(source, setup.options, name)
+            frame = decode_frame(source, setup.options, name)
+            grey = np.asarray(frame.pixels)
             ready = prepare(grey, self.encoder, setup.options, name)
         except MemoryError as exc:
             raise FrameError(name, "needs more memory than is left") from exc
-        path = str(source) if isinstance(source, str | Path) else None
-        size = (grey.height, grey.width) if isinstance(grey, Image.Image) else (grey.shape[0], grey.shape[1])
-        return Job(Prepared(ready, size, name, path, time.perf_counter() - began), setup)
+        path = path_of(source)
+        # What an array or an image held is the caller's to know; a file may be another one when it is drawn.
+        checksum = None if path is None else checksum_of(grey)
+        seconds = time.perf_counter() - began
+        size = (grey.shape[0], grey.shape[1])
+        return Job(Prepared(ready, size, name, path, seconds, checksum, frame.warnings), setup)
 
     def infer(self, jobs: Sequence[Job]) -> tuple[Outputs, float]:
         """Run the engine on at most `batch_size` jobs of one setup: outputs and seconds.
@@ -159,6 +161,8 @@ class Pipeline:
                 },
                 path=job.frame.path,
                 frame_options=options,
+                checksum=job.frame.checksum,
+                warnings=job.frame.warnings,
             )
             for row, (job, summary) in enumerate(zip(jobs, summaries, strict=True))
         ]

@@ -1,7 +1,7 @@
-"""The pixels of PNG files, inflated by ISA-L: most of what reading a frame costs, in half of zlib's time.
+"""PNG files: inflated by ISA-L, which is most of what reading a frame costs, in half of zlib's time.
 
-Pillow reads the header and undoes the row filters. The inflating in between, and that alone, is done here: Pillow is
-handed the same bytes as a stream that is not compressed.
+Pillow undoes the row filters: it is handed the same bytes as a stream that is not compressed. The chunks are walked
+here, so that neither a file's metadata nor the switches of the program around this one have a say in what is read.
 """
 
 from __future__ import annotations
@@ -10,20 +10,30 @@ import io
 import math
 import struct
 import threading
+import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
+import numpy as np
 from isal import igzip_lib, isal_zlib
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
-_BYTES_A_PIXEL = {"L": 1, "RGB": 3, "I;16B": 2}
-"""By Pillow's raw mode. Pillow itself decodes all others."""
+from .errors import FrameError
+from .jpeg import exif_orientation
+from .pixels import Stored, check_bytes, check_pixels
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+"""A pixel, by colour type."""
+_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
+"""First column, first row, and the steps, of the passes of an interlaced image (PNG, section 8.2)."""
 _LARGEST = 1 << 25
-"""Bytes of pixels up to which a thread keeps a buffer for them; Pillow decodes larger images."""
+"""Bytes of pixels up to which a thread keeps a buffer for them; zlib itself inflates larger images."""
 _BLOCK = 65_535
 """Most that a stored block holds (RFC 1951, section 3.2.4)."""
 
 
-class _Stream(threading.local):
+class _Buffer(threading.local):
     """A thread's buffer, as large as the largest so far. A new one for every frame costs as much as ISA-L saves."""
 
     buffer = memoryview(b"")
@@ -35,31 +45,88 @@ class _Stream(threading.local):
         return self.buffer[:size]
 
 
-_own = _Stream()
+_own = _Buffer()
 
 
-def decoded(image: Image.Image) -> Image.Image:
-    """The image with its pixels decoded, if it is a plain PNG held in memory and not yet loaded; else as it came.
+@dataclass(frozen=True, slots=True)
+class _Chunks:
+    """header, palette: whole chunks; data: the compressed pixels in parts."""
 
-    Raises OSError, ValueError or ISA-L's error where the data are damaged or end too early.
+    header: bytes
+    palette: bytes
+    data: list[memoryview]
+    orientation: int
+
+
+def decode(data: bytes, name: str) -> Stored:
+    """The pixels of a PNG file, as Pillow has them: 16-bit grey as such, 16-bit colour by its upper 8 bits.
+
+    Raises FrameError; OSError, ValueError or ISA-L's error where the data are damaged or end too early.
     """
-    source, tiles = getattr(image, "fp", None), getattr(image, "tile", [])
-    if image.format != "PNG" or not isinstance(source, io.BytesIO) or len(tiles) != 1 or image.info.get("interlace"):
-        return image
-    if getattr(image, "n_frames", 1) != 1:  # later pages are stored in chunks of another kind
-        return image
-    codec, extents, offset, raw_mode = tiles[0]
-    if codec != "zip" or extents != (0, 0, *image.size) or raw_mode not in _BYTES_A_PIXEL:
-        return image
-    # A byte before each row says how it was filtered (PNG, section 9).
-    size = image.height * (1 + image.width * _BYTES_A_PIXEL[raw_mode])
-    if size > _LARGEST:
-        return image
-    return Image.frombytes(image.mode, image.size, _stored(source.getvalue(), offset, size), "zip", raw_mode)
+    chunks = _walk(memoryview(data), name)
+    width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks.header[8:21])
+    check_pixels(width, height, name)
+    bits = depth * _SAMPLES.get(kind, 0)
+    check_bytes(width * height * bits // 8, name)
+    # Pillow knows which bits mean what; all it is shown is the head of the file.
+    with PngImagePlugin.PngImageFile(io.BytesIO(SIGNATURE + chunks.header + chunks.palette + _EMPTY)) as head:
+        mode, raw_mode, palette = head.mode, head.tile[0][3], head.palette
+    size = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in _sizes(width, height, interlaced))
+    inflated = _stored(chunks.data, size) if size <= _LARGEST else _checked(chunks.data, size)
+    image = Image.frombytes(mode, (width, height), inflated, "zip", raw_mode, interlaced)
+    if palette is not None:
+        image.palette = palette
+        image = image.convert("RGB")
+    values = np.asarray(image) if mode.startswith("I") else image
+    return Stored(values, orientation=chunks.orientation, wide_colour=depth == 16 and mode[0] != "I")
 
 
-def _stored(file: bytes, offset: int, size: int) -> memoryview:
-    """The image data of a PNG file, `size` bytes inflated, as a zlib stream of stored blocks (RFC 1950, RFC 1951).
+def _sizes(width: int, height: int, interlaced: int) -> Iterator[tuple[int, int]]:
+    """Columns and rows of each pass; a byte before each row says how it was filtered (PNG, section 9)."""
+    for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
+        columns, rows = -(-(width - left) // across), -(-(height - top) // down)
+        if columns > 0 and rows > 0:
+            yield columns, rows
+
+
+def _walk(file: memoryview, name: str) -> _Chunks:
+    """What the chunks up to the end of the pixels hold. Their checksums are verified, those of metadata are not."""
+    header = palette = b""
+    data: list[memoryview] = []
+    orientation, at = 1, len(SIGNATURE)
+    while at + 12 <= len(file):
+        length, kind = int.from_bytes(file[at : at + 4], "big"), bytes(file[at + 4 : at + 8])
+        body, end = file[at + 8 : at + 8 + length], at + 12 + length
+        if kind == b"IDAT":
+            data.append(body)  # the last may be cut short; its stream has a checksum of its own
+        elif data or end > len(file):
+            break
+        elif kind in (b"IHDR", b"PLTE"):
+            if zlib.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
+                raise FrameError(name, f"is damaged or truncated (a wrong checksum of {kind.decode()})")
+            if kind == b"IHDR" and (at != len(SIGNATURE) or length != 13):
+                raise FrameError(name, "is damaged or truncated (a wrong header)")
+            header, palette = (bytes(file[at:end]), b"") if kind == b"IHDR" else (header, bytes(file[at:end]))
+        elif kind == b"acTL" and int.from_bytes(body[:4], "big") > 1:
+            pictures = int.from_bytes(body[:4], "big")
+            raise FrameError(name, f"is an animation of {pictures} pictures; save the one that is meant as a PNG file")
+        elif kind == b"eXIf":
+            orientation = exif_orientation(bytes(body))
+        at = end
+    if not header or not data:
+        raise FrameError(name, "is damaged or truncated (a PNG without pixels)")
+    return _Chunks(header, palette, data, orientation)
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+_EMPTY = _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
+
+
+def _stored(chunks: list[memoryview], size: int) -> memoryview:
+    """`size` bytes inflated from IDAT chunks, as a zlib stream of stored blocks (RFC 1950, RFC 1951).
 
     It is valid until the thread's next call. No more than `size` is inflated, whatever the file holds.
     """
@@ -69,28 +136,34 @@ def _stored(file: bytes, offset: int, size: int) -> memoryview:
         length = min(_BLOCK, size - start)
         head = start + length == size, length, length ^ 0xFFFF
         struct.pack_into("<BHH", stream, 2 + 5 * (start // _BLOCK) + start, *head)
-    chunks = _image_data(memoryview(file), offset)
-    inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
     done, checksum = 0, 1
-    while done < size and not inflater.eof:
-        chunk = next(chunks, None) if inflater.needs_input else b""
-        if chunk is None:
-            break
-        part = inflater.decompress(chunk, min(size - done, _BLOCK - done % _BLOCK))
+    for part in _inflated(chunks, size):
         at = 2 + 5 * (done // _BLOCK + 1) + done
         stream[at : at + len(part)] = part
         done += len(part)
         checksum = isal_zlib.adler32(part, checksum)
-    if done < size:
-        raise OSError(f"its pixels end after {done} of {size} bytes")
     stream[-4:] = struct.pack(">I", checksum)
     return stream
 
 
-def _image_data(file: memoryview, offset: int) -> Iterator[memoryview]:
-    """The data of the IDAT chunks; those of the first begin at `offset`."""
-    start = offset - 8  # length and name, then the data, then a checksum; the stream has its own, which is checked
-    while bytes(file[start + 4 : start + 8]) == b"IDAT":
-        length = int.from_bytes(file[start : start + 4], "big")
-        yield file[start + 8 : start + 8 + length]
-        start += 12 + length
+def _checked(chunks: list[memoryview], size: int) -> bytes:
+    """The same stream as it is in the file, where `size` bytes of pixels are in it: they were counted."""
+    for _ in _inflated(chunks, size):
+        pass
+    return b"".join(chunks)
+
+
+def _inflated(chunks: list[memoryview], size: int) -> Iterator[bytes]:
+    """`size` bytes inflated, in parts none of which crosses a block's end. Raises OSError if there are fewer."""
+    waiting = iter(chunks)
+    inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+    done = 0
+    while done < size and not inflater.eof:
+        chunk = next(waiting, None) if inflater.needs_input else b""
+        if chunk is None:
+            break
+        part = inflater.decompress(chunk, min(size - done, _BLOCK - done % _BLOCK))
+        done += len(part)
+        yield part
+    if done < size:
+        raise OSError(f"its pixels end after {done} of {size} bytes")

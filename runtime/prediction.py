@@ -12,10 +12,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import FrameError
-from .frames import FrameSource, read_frame
-from .maps import Map, Region, around_peak, find_regions, frame_scores, upsample
+from .frames import FrameSource, checksum_of, decode_frame
+from .maps import Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
 from .recipe import FrameOptions, Recipe
 from .verdict import decide, defect_scores, novelty, temper
+
+_PAINTED = 1 << 22
+"""Pixels of an overlay that are painted at once."""
+_HEAT = 0.6 * 255
+"""How much of the red covers the frame where the map is 1."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +47,8 @@ class Prediction:
     frame_size: [height, width] of the frame, ignored rows included; ignored_rows: (top, bottom).
     defect_threshold, pixel_threshold: as used here. backend: name of the engine that ran.
     timings_ms: prepare (decode and resize), infer (the batch this frame was in), postprocess.
+    checksum: of the grey pixels that were read from `path`; None if they came from elsewhere.
+    warnings: what was understood about the frame and may not have been meant; a hardly used range, an orientation tag.
     """
 
     ok = True
@@ -70,6 +77,8 @@ class Prediction:
     timings_ms: Mapping[str, float] = field(repr=False)
     path: str | None = field(default=None, repr=False)
     frame_options: FrameOptions = field(default_factory=FrameOptions, repr=False)
+    checksum: int | None = field(default=None, repr=False)
+    warnings: tuple[str, ...] = field(default=(), repr=False)
 
     @property
     def judged_rows(self) -> slice:
@@ -120,8 +129,16 @@ class Prediction:
         mask = self._reaching(self.pixel_threshold, full)
         below = not mask.any()
         if below:
-            mask[self.judged_rows] = around_peak(full[self.judged_rows], float(np.median(self.patch_map)))
+            judged = mask[self.judged_rows]
+            judged[:] = stretch(self._around_peak(), judged.shape)
         return mask, below
+
+    def _around_peak(self) -> NDArray[np.bool_]:
+        """The peak's own region among the judged rows; of the encoder's size at most, as the peak is no finer."""
+        height, width = self.judged_rows.stop - self.judged_rows.start, self.frame_size[1]
+        size = min(height, self.image_size[0]), min(width, self.image_size[1])
+        small = upsample(self.patch_map, size, self.image_size, self.smoothing_px)
+        return around_peak(small, float(np.median(self.patch_map)))
 
     def _reaching(self, threshold: float, full: Map) -> NDArray[np.bool_]:
         mask = full >= threshold
@@ -166,24 +183,47 @@ class Prediction:
             },
             "backend": self.backend,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
+            **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
 
     def overlay(self, frame: FrameSource | None = None) -> Image.Image:
         """The frame with the map in red and the outline of each region in yellow: a Pillow RGB image.
 
-        frame: the frame, where it did not come from a file; a file is read again. Raises FrameError.
+        frame: the frame, where it did not come from a file; a file is read again. Raises FrameError; also if the file
+        holds other pixels than those that were judged.
         """
         if frame is None and self.path is None:
             raise FrameError(self.source, "overlay() needs the frame again, because it did not come from a file")
-        grey = read_frame(self.path if frame is None else frame, self.frame_options, self.source)  # type: ignore[arg-type]
+        again = frame is None
+        source: FrameSource = self.path if again else frame  # type: ignore[assignment]
+        grey = np.asarray(decode_frame(source, self.frame_options, self.source).pixels)
         if grey.shape != self.frame_size:
             raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")
-        picture = np.repeat(grey[:, :, None], 3, axis=2).astype(np.float32)
+        if again and self.checksum is not None and checksum_of(grey) != self.checksum:
+            raise FrameError(self.source, "has changed since it was judged; predict it again")
+        picture = Image.fromarray(grey).convert("RGB")
         if self.is_defect:
-            heat = (0.6 * self.defect_map())[:, :, None]
-            picture = picture * (1 - heat) + np.array([255.0, 40.0, 30.0], np.float32) * heat
-            picture[_outline(self.mask())] = (255, 220, 0)
-        return Image.fromarray(picture.astype(np.uint8))
+            self._paint(picture)
+        return picture
+
+    def _paint(self, picture: Image.Image) -> None:
+        """The map and the outlines onto `picture`, in blocks of rows: beside a large frame is no room for more."""
+        rows, width = self.judged_rows, picture.width
+        size = (rows.stop - rows.start, width)
+        step = max(1, _PAINTED // width)
+        blocks = [slice(start, min(size[0], start + step)) for start in range(0, size[0], step)]
+        maps = (upsample(self.patch_map, size, self.image_size, self.smoothing_px, block) for block in blocks)
+        peak = None if any((part >= self.pixel_threshold).any() for part in maps) else self._around_peak()
+        for start, stop in ((block.start, block.stop) for block in blocks):
+            around = slice(max(0, start - 1), stop + 1)  # a row more on either side, for the outlines
+            values = upsample(self.patch_map, size, self.image_size, self.smoothing_px, around)
+            mask = values >= self.pixel_threshold if peak is None else stretch(peak, size, around)
+            inner = slice(start - around.start, stop - around.start)
+            edge = _outline(mask)[inner]
+            heat = (values[inner] * np.float32(_HEAT)).astype(np.uint8)
+            box = (0, rows.start + start, width, rows.start + stop)
+            picture.paste((255, 40, 30), box, Image.fromarray(heat))
+            picture.paste((255, 220, 0), box, Image.fromarray(edge.view(np.uint8) * np.uint8(255)))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class Predictor:
     recipe: a recipe file or Recipe to begin with instead of the bundle's own.
     batch_size: frames per engine run; longer inputs are split. threads: cores for the engine, 0 for all.
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
+    white_level: the value of 16-bit frames that is white, instead of the recipe's (4095 where a tool stores 12 bits).
     max_delay_ms, queue_size: for `submit`: how long a frame may wait for company, and how many may wait.
 
     Raises BundleError (all faults of the bundle at once), BackendUnavailable, RecipeError; ValueError for a size, a
@@ -68,6 +69,7 @@ class Predictor:
         threads: int = 0,
         ignore_top: int | None = None,
         ignore_bottom: int | None = None,
+        white_level: int | None = None,
         max_delay_ms: float = 2.0,
         queue_size: int = 64,
     ) -> None:
@@ -91,7 +93,7 @@ class Predictor:
             opened = backend
         size = min(batch_size, opened.max_batch)
         self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
-        self._rows = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom}
+        self._frame = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom, "white_level": white_level}
         self._batcher: MicroBatcher | None = None
         self._lock = threading.RLock()  # a signal may close it in the middle of `submit`
         self._closed = False
@@ -119,7 +121,8 @@ class Predictor:
         return self._pipeline.backend
 
     def __call__(self, frame: FrameSource) -> Prediction:
-        """Judge one frame: a path, a Pillow image, or an array (see `frames.read_frame`).
+        """Judge one frame: a path, the content of a file, a file object, a Pillow image, or an array (see
+        `frames.read_frame`).
 
         Raises FrameError, BackendError.
         """
@@ -238,8 +241,8 @@ class Predictor:
         where = "recipe" if isinstance(recipe, Recipe) else str(recipe)
         loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         self.manifest.encoder.check(loaded, where)
-        rows = {name: value for name, value in self._rows.items() if value is not None}
-        return Setup(loaded, replace(loaded.frame, **rows))
+        given = {name: value for name, value in self._frame.items() if value is not None}
+        return Setup(loaded, replace(loaded.frame, **given))
 
     def _check_open(self) -> None:
         require_process(self._pid)

@@ -16,7 +16,7 @@ import pytest
 from conftest import make_encoder
 from PIL import Image
 
-from runtime import frames as frames_module
+from runtime import pixels as pixels_module
 from runtime.errors import FrameError
 from runtime.frames import cut_rows, describe, page_count, prepare, read_frame
 from runtime.recipe import FrameOptions
@@ -370,7 +370,7 @@ def test_a_file_of_more_than_100_megapixels_is_refused_unread(
 
 def test_a_later_page_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_pages(tmp_path / "stack.tif", GREY[:4, :4], GREY)
-    monkeypatch.setattr(frames_module, "MAX_PIXELS", 100)
+    monkeypatch.setattr(pixels_module, "MAX_PIXELS", 100)
     assert_grey(read_frame(f"{path}#1"), GREY[:4, :4])
     assert reason(f"{path}#2").startswith("is 32x24 pixels, more than")
     assert reason(Image.fromarray(GREY)).startswith("is 32x24 pixels, more than")
@@ -464,10 +464,10 @@ def test_an_array_of_more_than_100_megapixels_is_refused_untouched(dtype: type, 
     assert reason(np.broadcast_to(np.zeros((), dtype), shape)) == "is 10000x10001 pixels, more than 100 megapixels"
 
 
-@pytest.mark.parametrize("source", [None, 5, b"frame.png", [[0]], io.BytesIO(b"")], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize("source", [None, 5, [[0]]], ids=lambda v: type(v).__name__)
 def test_anything_else_is_refused_with_its_type(source: object) -> None:
     name = type(source).__name__
-    assert reason(source) == f"a frame is a path, a Pillow image or a numpy array, not {name}"
+    assert reason(source) == f"a frame is a path, bytes, a file object, a Pillow image or a numpy array, not {name}"
 
 
 @pytest.mark.parametrize("array", [GREY, GREY[:, :, None], DEEP, COLOUR, GREY / np.float32(255)], ids=range(5))
@@ -625,7 +625,7 @@ def test_16_bit_colour_is_not_read_with_another_white_than_its_own(tmp_path: Pat
             assert "holds 16-bit colour, which cannot be scaled to white_level=4095" in said
 
 
-def test_a_tiff_that_stores_white_as_0_is_read_or_refused_but_not_inverted(tmp_path: Path) -> None:
+def test_a_tiff_that_stores_white_as_0_is_inverted_at_every_depth(tmp_path: Path) -> None:
     ramp = np.array([[0, 100, 255]])
     plain = Image.fromarray(ramp.astype(np.uint8))
     plain.save(tmp_path / "8.tif", tiffinfo={262: 0})
@@ -633,19 +633,19 @@ def test_a_tiff_that_stores_white_as_0_is_read_or_refused_but_not_inverted(tmp_p
         assert image.tag_v2[262] == 0
         expected = np.asarray(image)
     assert read_frame(tmp_path / "8.tif").tolist() == expected.tolist()
-    Image.fromarray(ramp.astype(np.uint16)).save(tmp_path / "16.tif", tiffinfo={262: 0})
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "16.tif", tiffinfo={262: 0})
     Image.fromarray((ramp / 255).astype(np.float32)).save(tmp_path / "float.tif", tiffinfo={262: 0})
     for name in ("16.tif", "float.tif"):
         with Image.open(tmp_path / name) as image:
             assert image.tag_v2[262] == 0
-        assert "stores white as 0, which is understood up to 8 bits only" in reason(tmp_path / name)
+            assert "stores white as 0, which is understood up to 8 bits only" in reason(image)  # by Pillow
+        assert read_frame(tmp_path / name).tolist() == [[255, 155, 0]]
 
 
-def test_later_pages_of_a_moving_png_are_read(tmp_path: Path) -> None:
+def test_a_moving_png_is_refused(tmp_path: Path) -> None:
     first, second = (np.full((8, 9), value, np.uint8) for value in (10, 200))
     Image.fromarray(first).save(tmp_path / "a.png", save_all=True, append_images=[Image.fromarray(second)])
-    assert_grey(read_frame(f"{tmp_path / 'a.png'}#1"), first)
-    assert_grey(read_frame(f"{tmp_path / 'a.png'}#2"), second)
+    assert reason(tmp_path / "a.png").startswith("is an animation of 2 pictures")
 
 
 def test_a_device_is_no_frame() -> None:

@@ -30,7 +30,10 @@ FORBIDDEN = {
 }
 LAYERS = (
     {"runtime.errors"},
-    {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
+    {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.pixels", "runtime.resize"},
+    {"runtime.jpeg"},
+    {"runtime.bmp", "runtime.png", "runtime.strips"},
+    {"runtime.tiff"},
     {"runtime.operating_point", "runtime.crew"},
     {"runtime.verdict", "runtime.lifetime"},
     {"runtime.recipe"},
@@ -118,7 +121,7 @@ def test_the_reader_of_imports_sees_what_is_there() -> None:
     assert "runtime.errors" in imports("runtime.backends.ort", inner=False)
     assert "onnxruntime" not in imports("runtime.backends.ort", inner=False)
     assert "onnxruntime" in imports("runtime.backends.ort", inner=True)
-    assert outside(imports("runtime.frames", inner=True)) == {"numpy", "PIL"}
+    assert outside(imports("runtime.frames", inner=True)) == {"isal", "numpy", "PIL"}
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if top(name) in ("runtime", "calibration")])

@@ -104,7 +104,7 @@ def test_bad_frames_keep_their_place_and_stop_nothing(
         0: ("absent.png", "absent.png", "no such file"),
         4: (tmp_path / "empty.png", str(tmp_path / "empty.png"), "is empty (0 bytes)"),
         5: (np.zeros((2, 2), int), "frame[5]", "has type int64; expected uint8, uint16 or float in [0, 1]"),
-        6: (None, "frame[6]", "a frame is a path, a Pillow image or a numpy array, not NoneType"),
+        6: (None, "frame[6]", "a frame is a path, bytes, a file object, a Pillow image or a numpy array, not NoneType"),
         7: (np.full((4, 4), np.nan), "frame[7]", "holds NaN or infinite values"),
         12: (tmp_path, str(tmp_path), "is a folder, not a frame"),
     }

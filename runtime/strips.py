@@ -1,0 +1,293 @@
+"""The pixels of one TIFF page: its strips or tiles are unpacked here, within bounds, and put together by tifffile.
+
+What SEM tools write needs nothing beyond tifffile: no compression and deflate, and by way of Pillow LZW, PackBits and
+JPEG. The rest takes the codecs of the package imagecodecs, which is as large as an engine and therefore an extra.
+"""
+
+from __future__ import annotations
+
+import io
+import lzma
+import struct
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import accumulate, islice
+from typing import Any, BinaryIO
+
+import numpy as np
+from isal import isal_zlib
+from numpy.typing import NDArray
+from PIL import Image, TiffImagePlugin
+from tifffile import COMPRESSION, TiffPage
+
+from . import jpeg
+from .errors import FrameError
+
+_NONE, _JPEG = 1, 7
+_BY_LIBTIFF = {5: "LZW", 32773: "PackBits"}
+_DEFLATE, _LZMA, _ZSTD = (8, 32946), (34925,), (34926, 50000)
+_PREDICTED = (5, *_DEFLATE, *_LZMA, *_ZSTD)
+"""Compressions that a predictor goes with; with others, readers disagree about what it means."""
+_MOST_SEGMENTS = 131_072
+_SMALL = 1 << 22
+"""Pixels that tiles may cover in vain whatever the size of the image."""
+_LZMA_MEMORY = 1 << 27
+_REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
+_PLAIN_TAGS = 9
+
+
+def read(page: TiffPage, file: BinaryIO, name: str, part: int | None = None) -> NDArray[Any]:
+    """The samples of a page as stored: [height, width, samples], in this machine's byte order or the file's.
+
+    part: which of several images that lie one after the other where the page says that its own is. Raises FrameError,
+    and what codecs raise on damaged data.
+    """
+    _check(page, name)
+    if part is not None or in_one_piece(page):
+        return _together(_piece(page, file, name, part or 0))
+    segments = _segments(page, file, name, reverse=page.fillorder == 2 and page.compression != _JPEG)
+    if page.compression == _JPEG:
+        return _together(_from_jpeg(page, segments, name))
+    return _together(_assembled(page, segments, name))
+
+
+def in_one_piece(page: TiffPage) -> bool:
+    """Whether the pixels lie in the file as in memory, but for the order of bytes and bits."""
+    return bool(page.is_contiguous)
+
+
+def _together(shaped: NDArray[Any]) -> NDArray[Any]:
+    """[planes, 1, H, W, samples], one of these being 1, as [H, W, samples]."""
+    return np.moveaxis(shaped[:, 0, :, :, 0], 0, 2) if shaped.shape[0] > 1 else shaped[0, 0]
+
+
+def _check(page: TiffPage, name: str) -> None:
+    """Refuse by name what is not read, and refuse places that cannot be, before any pixel is read."""
+    compression, predictor = int(page.compression), int(page.predictor)
+    if compression not in (_NONE, _JPEG, *_BY_LIBTIFF, *_DEFLATE, *_LZMA, *_ZSTD):
+        raise FrameError(
+            name, f"is compressed by {_name_of(compression)}, which is not read in TIFF; save it with LZW, or with none"
+        )
+    if predictor != 1 and compression != _JPEG:
+        kind = "" if page.dtype is None else page.dtype.kind
+        sound = (predictor == 2 and kind in "ui") or (predictor == 3 and kind == "f")
+        if compression not in _PREDICTED or not sound or page.bitspersample not in (8, 16, 32, 64):
+            raise FrameError(
+                name,
+                f"has predictor {predictor} with compression {_name_of(compression)} of {page.bitspersample}-bit "
+                "samples, which readers do not agree on; save it without a predictor",
+            )
+    if compression == _JPEG and page.bitspersample != 8:
+        raise FrameError(name, f"holds JPEG data of {page.bitspersample} bits, which are not read; save it with LZW")
+    across, down, planes = _grid(page)
+    count = across * down * planes
+    if count > _MOST_SEGMENTS:
+        raise FrameError(name, f"is cut into {count:,} strips or tiles, more than {_MOST_SEGMENTS:,}")
+    width, rows = _segment_size(page)
+    if page.is_tiled and across * width * down * rows > max(_SMALL, 4 * page.imagewidth * page.imagelength):
+        raise FrameError(name, f"is cut into tiles of {width}x{rows} pixels, most of which lie outside of it")
+    if not len(page.dataoffsets) == len(page.databytecounts) == count:
+        raise FrameError(name, f"is damaged: it should have {count} strips or tiles and names {len(page.dataoffsets)}")
+
+
+def _name_of(compression: int) -> str:
+    try:
+        return COMPRESSION(compression).name
+    except ValueError:
+        return f"an unknown method ({compression})"
+
+
+def _segment_size(page: TiffPage) -> tuple[int, int]:
+    """Width and rows of a tile, or of a strip but the last."""
+    return (page.tilewidth, page.tilelength) if page.is_tiled else (page.imagewidth, page.rowsperstrip)
+
+
+def _grid(page: TiffPage) -> tuple[int, int, int]:
+    """Strips or tiles across, down, and in planes of their own."""
+    planes = page.samplesperpixel if page.planarconfig == 2 and page.samplesperpixel > 1 else 1
+    if page.is_tiled:
+        if not page.tilewidth or not page.tilelength:
+            raise ValueError("its tiles have no size")
+        return -(-page.imagewidth // page.tilewidth), -(-page.imagelength // page.tilelength), planes
+    return 1, -(-page.imagelength // max(1, page.rowsperstrip)), planes
+
+
+def _piece(page: TiffPage, file: BinaryIO, name: str, part: int) -> NDArray[Any]:
+    """Pixels that lie in one piece."""
+    size = page.nbytes
+    if part == 0 and sum(page.databytecounts) < size:
+        raise FrameError(name, f"is truncated: it names {sum(page.databytecounts)} of {size} bytes of pixels")
+    file.seek(page.dataoffsets[0] + part * size)
+    data = file.read(size)
+    if len(data) < size:
+        raise FrameError(name, f"is truncated: its pixels end after {len(data)} of {size} bytes")
+    if page.fillorder == 2:
+        data = _reversed(data)
+    return _as_stored(page, data)
+
+
+def _as_stored(page: TiffPage, data: bytes | bytearray) -> NDArray[Any]:
+    assert page.dtype is not None  # checked, as everything that a page says of itself
+    return np.frombuffer(data, page.dtype.newbyteorder(page.parent.byteorder)).reshape(page.shaped)
+
+
+def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> Iterator[bytes]:
+    """The strips or tiles as stored, in order; FrameError for those that are missing or cut. reverse: bits of bytes."""
+    end = file.seek(0, 2)
+    if sum(page.databytecounts) > end:
+        raise FrameError(name, "is damaged: its strips or tiles overlap or lie past the end of the file")
+    places = list(zip(page.dataoffsets, page.databytecounts, strict=True))
+    if not all(map(all, places)):
+        lacking = [all(place) for place in places].index(False)
+        raise FrameError(name, f"lacks the pixels of strip or tile {lacking + 1} of {len(places)}")
+    if max(map(sum, places)) > end:
+        raise FrameError(name, "is truncated: its pixels lie past the end of the file")
+    first, last = min(page.dataoffsets), max(map(sum, places))
+    if last < first + 2 * sum(page.databytecounts):  # side by side, so they are read at once
+        file.seek(first)
+        together = file.read(last - first)
+        parts = (together[offset - first : offset - first + count] for offset, count in places)
+    else:
+        parts = (_part(file, offset, count) for offset, count in places)
+    return map(_reversed, parts) if reverse else parts
+
+
+def _part(file: BinaryIO, offset: int, count: int) -> bytes:
+    file.seek(offset)
+    return file.read(count)
+
+
+def _reversed(data: bytes) -> bytes:
+    return data.translate(_REVERSED)
+
+
+def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:
+    """Unpack, and leave predictor, byte order and packed bits to tifffile: [planes, 1, H, W, samples]."""
+    across, down, planes = _grid(page)
+    samples, height = page.shaped[4], page.imagelength
+    compression = int(page.compression)
+    if compression in _ZSTD or int(page.predictor) == 3 or page.bitspersample not in (1, 8, 16, 32, 64):
+        _require_imagecodecs(page, name)
+    width, rows = _segment_size(page)
+    row = (width * samples * page.bitspersample + 7) // 8
+    if not page.is_tiled and page.predictor == 1 and page.bitspersample in (8, 16, 32, 64):
+        all_rows = [
+            _unpacked(compression, list(islice(segments, down)), row, min(rows, height), height, name)
+            for _ in range(planes)
+        ]
+        return _as_stored(page, b"".join(all_rows) if planes > 1 else all_rows[0])
+    # tifffile is shown what is unpacked, and a plane of strips as one strip: rows do not depend on each other.
+    page.compression, page.fillorder = COMPRESSION.NONE, 1
+    if not page.is_tiled:
+        page.rowsperstrip = height
+    result = np.empty(page.shaped, page.dtype)
+    for plane in range(planes):
+        length = rows * across * down if page.is_tiled else height
+        parts = list(islice(segments, across * down))
+        whole = memoryview(_unpacked(compression, parts, row, min(rows, length), length, name))
+        pieces = across * down if page.is_tiled else 1
+        for piece in range(pieces):
+            data = whole[piece * len(whole) // pieces : (piece + 1) * len(whole) // pieces]
+            values, (_, _, top, left, _), _ = page.decode(data, plane * pieces + piece)
+            assert values is not None
+            there = result[plane][:, top : top + values.shape[1], left : left + values.shape[2]]
+            there[...] = values[:, : there.shape[1], : there.shape[2]]
+    return result
+
+
+def _unpacked(compression: int, parts: list[bytes], row: int, rows: int, length: int, name: str) -> bytes | bytearray:
+    """`length` rows of `row` bytes out of `parts`, each of which holds `rows` of them, the last one the rest.
+
+    No more is unpacked, whatever a part holds; FrameError if it holds less.
+    """
+    if compression in _BY_LIBTIFF:
+        return _by_libtiff(compression, parts, row, rows, length)
+    whole = bytearray(row * length)
+    for index in range(len(parts)):
+        start = index * rows * row
+        size = min(rows * row, len(whole) - start)
+        data, parts[index] = _inflated(compression, parts[index], size), b""
+        if len(data) < size:
+            raise FrameError(name, f"is truncated: strip or tile {index + 1} ends after {len(data)} of {size} bytes")
+        whole[start : start + size] = memoryview(data)[:size]
+    return whole
+
+
+def _inflated(compression: int, data: bytes, size: int) -> bytes:
+    """Up to `size` bytes, or a few more."""
+    if compression in _DEFLATE:
+        inflater = isal_zlib.decompressobj()
+        # One byte more is asked for, so that the end is met and its checksum verified.
+        inflated = inflater.decompress(data, size + 1)
+        if len(inflated) <= size and not inflater.eof:
+            raise ValueError("its compressed data end too early")
+        return inflated
+    if compression in _LZMA:
+        return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(data, size)
+    if compression in _ZSTD:
+        import imagecodecs
+
+        return bytes(imagecodecs.zstd_decode(data, out=size))
+    return data
+
+
+def _by_libtiff(compression: int, parts: list[bytes], row: int, rows: int, length: int) -> bytes:
+    """The same by Pillow's libtiff, twice as fast as imagecodecs at LZW: it is given a small file of plain bytes."""
+    codec, arguments = _decoder(compression)
+    image = Image.frombytes("L", (row, length), _plain(compression, parts, row, rows, length), codec, arguments)
+    return bytes(image.tobytes())
+
+
+def _plain(compression: int, parts: list[bytes], row: int, rows: int, length: int) -> bytes:
+    """A TIFF file of `parts` as strips of grey bytes; its only page begins at byte 8."""
+    start = 8 + 2 + 12 * _PLAIN_TAGS + 4
+    counts = [len(part) for part in parts]
+    offsets = list(accumulate(counts[:-1], initial=start + 8 * len(parts)))
+    places = (start, start + 4 * len(parts)) if len(parts) > 1 else (offsets[0], counts[0])
+    tags = {256: row, 257: length, 258: 8, 259: compression, 262: 1, 273: places[0], 277: 1, 278: rows, 279: places[1]}
+    entries = [
+        struct.pack("<HHII", tag, 4, len(parts) if tag in (273, 279) else 1, value) for tag, value in tags.items()
+    ]
+    head = struct.pack("<2sHIH", b"II", 42, 8, len(tags)) + b"".join(entries) + bytes(4)
+    return b"".join([head, struct.pack(f"<{2 * len(parts)}I", *offsets, *counts), *parts])
+
+
+@lru_cache
+def _decoder(compression: int) -> tuple[str, tuple[Any, ...]]:
+    """Pillow's decoder for `_plain`, and what it is told. Its file reader knows that, and is not used otherwise."""
+    with TiffImagePlugin.TiffImageFile(io.BytesIO(_plain(compression, [b"\0"], 1, 1, 1))) as image:
+        codec, _, _, arguments = image.tile[0]
+    return codec, arguments if isinstance(arguments, tuple) else (arguments,)
+
+
+def _from_jpeg(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:
+    """JPEG streams, one a strip or tile: [planes, 1, H, W, samples]."""
+    across, down, _ = _grid(page)
+    width, rows = _segment_size(page)
+    colour = {2: 0, 6: 1}.get(int(page.photometric)) if page.shaped[4] > 1 else None
+    result = np.empty(page.shaped, np.uint8)
+    for index, data in enumerate(segments):
+        plane, place = divmod(index, across * down)
+        top, left = place // across * rows, place % across * width
+        there = result[plane, 0, top : top + rows, left : left + width]
+        tables = page.jpegtables or b""
+        image = jpeg.decode(data, name, tables=tables, colour=colour, most=(width, rows)).values
+        values = np.asarray(image)
+        values = values.reshape(*values.shape[:2], -1)
+        whole = (rows, width, there.shape[2])
+        if values.shape not in (whole, there.shape):
+            raise FrameError(
+                name, f"is damaged: strip or tile {index + 1} holds {list(values.shape)}, not {list(whole)}"
+            )
+        there[...] = values[: there.shape[0], : there.shape[1]]
+    return result
+
+
+def _require_imagecodecs(page: TiffPage, name: str) -> None:
+    try:
+        import imagecodecs  # noqa: F401
+    except ImportError:
+        what = f"{page.bitspersample}-bit samples, compression {_name_of(int(page.compression))}"
+        raise FrameError(
+            name, f"needs the package imagecodecs ({what}, predictor {page.predictor}): pip install 'sem-clip[tiff]'"
+        ) from None
