@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -114,7 +114,7 @@ def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dic
         others, peak, value_path = _torch(args, subject, batches, work, skipped) if args.arch else ({}, None, [])
         rows = engine_throughput(subject, others, batches, args.rounds)
         report = {
-            "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "taken": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": describe_machine(),
             "gpu": {"before": before, "after": gpu_state()},
             "bundle": {"architecture": manifest.encoder.architecture, "weights": manifest.encoder.weights},

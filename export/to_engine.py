@@ -350,7 +350,7 @@ def _spell_out_fp32_attention(model: Any) -> None:
         if len(node.input) != 3 or len(node.output) != 1 or set_otherwise or len(query.shape.dim) != 4 or not depth:
             raise ExportError(f"{node.name} is no plain attention, so it cannot be written for an engine")
         (q, k, v), out = node.input, node.output[0]
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(depth**-0.5), f"{out}_scale"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(depth**-0.5, np.float32), f"{out}_scale"))
         for operator, inputs, output, more in (
             ("Mul", [q, f"{out}_scale"], f"{out}_query", {}),
             ("Transpose", [k], f"{out}_key", {"perm": [0, 1, 3, 2]}),

@@ -18,7 +18,7 @@ from PIL import Image
 
 from runtime import FakeBackend, Prediction, Predictor, SemClipError
 from runtime import predictor as predictor_module
-from runtime.cli import main, run
+from runtime.cli import NO_MEMORY, main, run
 from runtime.manifest import Manifest
 
 Capture = pytest.CaptureFixture[str]
@@ -148,7 +148,14 @@ def test_each_frame_gives_one_json_line_on_stdout(fake_bundle: Path, frames: Pat
     assert [line["label"] for line in lines] == ["good", "bridge", "hole"]
     assert [line["is_defect"] for line in lines] == [False, True, False]
     assert [len(line["regions"]) for line in lines] == [0, 1, 0]
-    assert "3 frames: 1 defects, 0 unknown, 0 cannot decide, 0 could not be read" in err
+    assert err.splitlines()[1:] == [
+        "3 frames",
+        "  good                1",
+        "  bridge              1",
+        "  hole                1",
+        "  unknown             0",
+        "  cannot decide       0",
+    ]
     assert "fake backend" in err
 
 
@@ -179,7 +186,8 @@ def test_a_frame_that_cannot_be_read_is_an_error_line_and_status_1(
     assert (first["label"], third["label"]) == ("good", "hole")
     assert second == {"source": str(frames / "b.png"), "error": "is empty (0 bytes)"}
     assert fourth == {"source": str(tmp_path / "absent.png"), "error": "no such file"}
-    assert "4 frames: 0 defects, 0 unknown, 0 cannot decide, 2 could not be read" in err
+    assert "4 frames\n" in err
+    assert "  not read            2\n" in err
     assert f"  {frames / 'b.png'}: is empty (0 bytes)\n  {tmp_path / 'absent.png'}: no such file\n" in err
     assert names_in(tmp_path / "overlays") == ["a.png", "c.png"]
 
@@ -190,7 +198,7 @@ def test_of_many_frames_that_cannot_be_read_the_first_are_named(
     assert predict(fake_bundle, *(tmp_path / f"{i}.png" for i in range(7))) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[-7:] == [
-        "7 frames: 0 defects, 0 unknown, 0 cannot decide, 7 could not be read",
+        "  not read            7",
         *(f"  {tmp_path / f'{i}.png'}: no such file" for i in range(5)),
         "  and 2 more; the JSON lines give every reason",
     ]
@@ -401,7 +409,7 @@ def test_an_empty_overlay_folder_may_be_there_already(fake_bundle: Path, frames:
 
 @pytest.mark.parametrize("existed", [False, True])
 @pytest.mark.parametrize("batches", [0, 1])
-def test_a_run_that_fails_leaves_the_json_file_as_it_was(
+def test_a_run_that_fails_leaves_the_json_file_as_it_was_and_keeps_what_it_judged(
     existed: bool,
     batches: int,
     fake_bundle: Path,
@@ -420,10 +428,15 @@ def test_a_run_that_fails_leaves_the_json_file_as_it_was(
 
     monkeypatch.setattr(predictor_module, "open_backend", failing)
     assert predict(fake_bundle, frames, "--json", out, "--force", "--batch-size", 1) == 2
-    assert "error: fake backend: told to fail" in capsys.readouterr().err
-    assert names_in(out.parent) == (["verdicts.jsonl"] if existed else [])
+    err = capsys.readouterr().err
+    assert "error: fake backend: told to fail" in err
+    kept = out.with_name("verdicts.jsonl.partial")
+    assert names_in(out.parent) == [*(["verdicts.jsonl"] if existed else []), *([kept.name] if batches else [])]
     if existed:
         assert out.read_text() == "old\n"
+    if batches:
+        assert sources_of(kept.read_text()) == [str(frames / "a.png")]
+        assert f"the lines of 1 frames that were done are kept in {kept}\n" in err
 
 
 def test_a_run_with_failed_frames_still_writes_its_file(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
@@ -480,12 +493,22 @@ class Raises:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [(SemClipError("no room"), "error: no room\n"), (KeyboardInterrupt(), "interrupted\n")],
-    ids=["error", "interrupt"],
+    ("error", "status", "said"),
+    [
+        (SemClipError("no room"), 2, "error: no room\n"),
+        (SemClipError("2 faults:\n  - a\n  - b\nerror: forged"), 2, "error: 2 faults:\n  - a\n  - b\\nerror: forged\n"),
+        (OSError(28, "No space left on device", "v.jsonl"), 2, "error: v.jsonl: No space left on device\n"),
+        (OSError("odd"), 2, "error: input or output: odd\n"),
+        (MemoryError(), 2, f"error: {NO_MEMORY}\n"),
+        (RuntimeError("can't start new thread"), 2, f"error: can't start new thread: {NO_MEMORY}\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+    ids=["error", "faults", "system", "odd", "memory", "threads", "interrupt"],
 )
-def test_expected_ends_are_said_without_a_traceback(error: BaseException, said: str, capsys: Capture) -> None:
-    assert run(Raises(error), argparse.Namespace()) == 2
+def test_expected_ends_are_said_without_a_traceback(
+    error: BaseException, status: int, said: str, capsys: Capture
+) -> None:
+    assert run(Raises(error), argparse.Namespace()) == status
     assert capsys.readouterr().err == said
 
 

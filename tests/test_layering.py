@@ -6,17 +6,13 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import runtime
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
@@ -29,8 +25,17 @@ FORBIDDEN = {
     "benchmarks": {"tests"},
 }
 LAYERS = (
-    {"runtime.errors"},
-    {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.png", "runtime.resize"},
+    {"runtime.errors", "runtime.terminal"},
+    {
+        "runtime.arguments",
+        "runtime.files",
+        "runtime.host",
+        "runtime.jsonfields",
+        "runtime.packages",
+        "runtime.png",
+        "runtime.resize",
+    },
+    {"runtime.jsonlines"},
     {"runtime.operating_point"},
     {"runtime.verdict"},
     {"runtime.recipe"},

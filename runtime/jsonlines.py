@@ -1,0 +1,55 @@
+"""The JSON lines of `predict`: to stdout, or to a file that is whole or absent."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from .errors import PredictorError
+from .files import OutputFile
+from .terminal import printable
+
+NO_STDOUT = "there is no stdout to write JSON lines to: name a file with --json"
+
+
+@contextmanager
+def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """A function that writes one object as one line: to stdout, or to `path`, which appears once it is whole.
+
+    If the block fails after some lines, these are kept in `path`.partial, and stderr says so. A pipe or a device gets
+    each line at once. Raises PredictorError without a stdout, or where the reader of a pipe leaves; OSError.
+    """
+    if path is None:
+        if sys.stdout is None:
+            raise PredictorError(NO_STDOUT)
+        stdout = sys.stdout
+        yield lambda line: _ignore(stdout.write(json.dumps(line) + "\n"))
+        stdout.flush()
+        return
+    out, count = OutputFile(path), 0
+
+    def write(line: Mapping[str, Any]) -> None:
+        nonlocal count
+        try:
+            out.write((json.dumps(line) + "\n").encode())
+        except BrokenPipeError:
+            raise PredictorError(f"{path}: its reader left after {count} lines") from None
+        count += 1
+
+    try:
+        yield write
+        out.commit()
+    except BaseException:
+        if out.direct or not count:
+            out.discard()
+        elif (kept := out.keep()) is not None:
+            print(f"the lines of {count} frames that were done are kept in {printable(kept)}", file=sys.stderr)
+        raise
+
+
+def _ignore(_: object) -> None:
+    """A write says how much it wrote."""
