@@ -41,7 +41,7 @@ from runtime.backends.ort import cuda_provider
 from runtime.cli import run as run_command
 from runtime.commands import find_frames
 from runtime.errors import BackendUnavailable, PredictorError
-from runtime.files import write_atomically
+from runtime.files import require_files, require_folder, write_atomically
 from runtime.host import find_gpu
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
@@ -58,7 +58,7 @@ STREAMED = 1024
 PEAK_SIZE = 8192
 STATE = "name,driver_version,temperature.gpu,clocks.sm,clocks.mem,power.draw,utilization.gpu,memory.used"
 MEMORY_BATCH = 64
-RESULT = "gpu.json"
+RESULT, TABLE = "gpu.json", "gpu.md"
 PERCENTILES = ("p50", "p95", "p99")
 
 
@@ -83,6 +83,7 @@ class Gpu:
         parser.add_argument("--random-weights", action="store_true", help="PyTorch with random weights of --arch")
         parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; it takes minutes")
         parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {RESULT} and gpu.md here")
+        parser.add_argument("--force", action="store_true", help="replace an earlier result in DIR")
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print the table, write both files."""
@@ -92,13 +93,16 @@ class Gpu:
         if gpu is None:
             raise BackendUnavailable(f"there is no GPU to measure: {why}")
         batches = _batches(args.batch)
+        if args.out is not None:
+            require_folder(args.out)
+            require_files([args.out / RESULT, args.out / TABLE], force=args.force)
         with tempfile.TemporaryDirectory() as work:
             report = measure(args, batches, Path(work))
         text = markdown(report)
-        print(text)
-        if args.out is not None:
-            write_atomically(args.out / "gpu.md", text.encode())
+        if args.out is not None:  # before anything is printed about it
+            write_atomically(args.out / TABLE, text.encode())
             write_atomically(args.out / RESULT, json.dumps(report, indent=1, allow_nan=False).encode())
+        print(text)
         return 0
 
 

@@ -13,7 +13,7 @@ from typing import TypeAlias
 from .arguments import at_least
 from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
-from .files import refuse_existing, require_folder, write_atomically
+from .files import require_files, require_folder, write_atomically
 from .frames import SUFFIXES, page_count
 from .jsonlines import NO_STDOUT, json_lines
 from .manifest import Artifact, Encoder, load_bundle
@@ -139,7 +139,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
     if args.json is not None:
         if args.json.is_dir():
             raise PredictorError(f"{args.json} is a folder; --json takes the name of a file")
-        refuse_existing([args.json], force=args.force)
+        require_files([args.json], force=args.force)
     elif sys.stdout is None:
         raise PredictorError(NO_STDOUT)
     if args.overlays is None:

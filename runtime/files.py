@@ -85,7 +85,7 @@ def require_folder(folder: Path) -> None:
         raise PredictorError(f"{nearest} may not be written to: choose another place")
 
 
-def refuse_existing(paths: Iterable[Path], *, force: bool) -> None:
+def require_files(paths: Iterable[Path], *, force: bool) -> None:
     """Raise PredictorError where a file cannot be written, or is there and may not be replaced: before the work.
 
     What is written to directly, a pipe or a device, is never replaced and needs no `force`.

@@ -58,7 +58,7 @@ def child_command(module: str, *arguments: str) -> list[str]:
 def child_environment() -> dict[str, str]:
     """An environment in which a child finds this code, installed or not, before any other of its names.
 
-    Nothing is taken from the current folder: neither by name (-P does that) nor by a path that leads there.
+    Nothing is taken from the current folder: not by -m (which -P sees to), nor by a relative entry of PYTHONPATH.
     """
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     above = [str(ROOT), *(folder for folder in given if Path(folder).is_absolute())]
