@@ -19,7 +19,7 @@ from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 _ERRORS_ONLY = 3
 _CUDA = "CUDAExecutionProvider"
 _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
-LEAST_VERSION = {"cpu": "1.24", "cuda": "1.30"}
+LEAST_VERSION = {"cpu": "1.24.1", "cuda": "1.30"}
 """As the extras of pyproject.toml ask for: older ones know neither the operators nor, on CUDA, all kernels."""
 # fmt: off
 _OF_SHAPES = frozenset({
@@ -66,8 +66,8 @@ def check_provider(backend: str) -> Any:
 def _check_version(backend: str, version: str) -> None:
     """Raise BackendUnavailable for an ONNX Runtime that cannot run what this project writes."""
     least = LEAST_VERSION[backend]
-    found = re.match(r"(\d+)\.(\d+)", version)
-    if found is not None and tuple(map(int, found.groups())) < tuple(map(int, least.split("."))):
+    found = re.match(r"\d+(\.\d+)+", version)
+    if found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split("."))):
         raise BackendUnavailable(
             f'backend "{backend}" needs ONNX Runtime {least} or newer, and here is {version}: '
             f'pip install --upgrade "{_PACKAGES[backend]}>={least}"'
