@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.arguments import at_least
 from runtime.errors import PredictorError
 from runtime.files import require_files, require_folder, write_atomically
+from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
     from benchmarks.suite import Settings, TorchOptions
@@ -113,6 +114,8 @@ def _check_out(args: argparse.Namespace, drawing: bool) -> None:
             raise PredictorError(f"{args.out} is not a folder; --out takes the name of one")
         require_folder(args.out)
         require_files([args.out / RESULT, args.out / "result.md"], force=args.force)
+    else:
+        require_stdout("name a folder with --out")
     if drawing and find_spec("matplotlib") is None:
         raise PredictorError('charts need matplotlib: pip install "sem-clip[plots]", or add --no-charts')
 

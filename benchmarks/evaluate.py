@@ -21,7 +21,7 @@ from calibration.histogram import ScoreHistogram
 from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Predictor
 from runtime.files import require_files, require_folder, sha256_of, write_atomically
-from runtime.terminal import markdown, printable
+from runtime.terminal import markdown, printable, require_stdout
 
 OVERLAYS_A_CLASS = 4
 FILES = ("metrics.json", "metrics.md", "confusion.png", "overlays.png")
@@ -149,6 +149,8 @@ class Evaluate:
             require_folder(args.out)
             require_files([args.out / name for name in FILES], force=args.force)
             require_matplotlib()
+        else:
+            require_stdout("name a folder with --out")
         dataset = load_dataset(args.data)
         for stray in dataset.stray:
             print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
@@ -179,14 +181,11 @@ class Evaluate:
         from benchmarks.machine import describe_machine
 
         document = {**metrics, "backend": predictor.backend.description, "machine": describe_machine()}
-        contents = (
-            json.dumps(document, indent=1).encode(),
-            (table + "\n").encode(),
-            draw_confusion(metrics["confusion"], metrics["classes"]),
-            overlays(predictor, metrics["classes"], test),
-        )
-        for name, content in zip(FILES, contents, strict=True):
-            write_atomically(folder / name, content)
+        # One after the other: the figures are kept if a picture cannot be drawn.
+        write_atomically(folder / FILES[0], json.dumps(document, indent=1).encode())
+        write_atomically(folder / FILES[1], (table + "\n").encode())
+        write_atomically(folder / FILES[2], draw_confusion(metrics["confusion"], metrics["classes"]))
+        write_atomically(folder / FILES[3], overlays(predictor, metrics["classes"], test))
 
 
 def per_class_table(metrics: dict[str, Any]) -> str:

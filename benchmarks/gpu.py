@@ -46,6 +46,7 @@ from runtime.host import find_gpu
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
 from runtime.stream import stream
+from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
     from benchmarks.torch_runs import Repeated
@@ -96,6 +97,8 @@ class Gpu:
         if args.out is not None:
             require_folder(args.out)
             require_files([args.out / RESULT, args.out / TABLE], force=args.force)
+        else:
+            require_stdout("name a folder with --out")
         with tempfile.TemporaryDirectory() as work:
             report = measure(args, batches, Path(work))
         text = markdown(report)

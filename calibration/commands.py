@@ -15,7 +15,7 @@ from runtime.arguments import at_least
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.recipe import Recipe
-from runtime.terminal import printable
+from runtime.terminal import printable, require_stdout
 
 from .calibrate import (
     DEFAULT_REQUEST,
@@ -165,6 +165,7 @@ class EditOperatingPoint:
                 print(f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}")
             print(f"{args.target}: {'written' if changed else 'nothing changed'}")
         else:
+            require_stdout("name a file with --write")
             print(operating_point_json(recipe.operating_point), end="")
         return 0
 

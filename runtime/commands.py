@@ -15,13 +15,13 @@ from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
 from .files import require_files, require_folder, write_atomically
 from .frames import SUFFIXES, page_count
-from .jsonlines import NO_STDOUT, json_lines
+from .jsonlines import TO_A_FILE, json_lines
 from .manifest import Artifact, Encoder, load_bundle
 from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import SCALARS, Recipe
-from .terminal import printable, show
+from .terminal import printable, require_stdout, show
 
 _Answer: TypeAlias = "tuple[str, Prediction | FailedFrame]"
 
@@ -140,8 +140,8 @@ def _check_outputs(args: argparse.Namespace) -> None:
         if args.json.is_dir():
             raise PredictorError(f"{args.json} is a folder; --json takes the name of a file")
         require_files([args.json], force=args.force)
-    elif sys.stdout is None:
-        raise PredictorError(NO_STDOUT)
+    else:
+        require_stdout(TO_A_FILE)
     if args.overlays is None:
         return
     if args.overlays.exists() and not args.overlays.is_dir():

@@ -11,9 +11,9 @@ from typing import Any
 
 from .errors import PredictorError
 from .files import OutputFile
-from .terminal import printable
+from .terminal import printable, require_stdout
 
-NO_STDOUT = "there is no stdout to write JSON lines to: name a file with --json"
+TO_A_FILE = "name a file with --json"
 
 
 @contextmanager
@@ -24,8 +24,7 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
     each line at once. Raises PredictorError without a stdout, or where the reader of a pipe leaves; OSError.
     """
     if path is None:
-        if sys.stdout is None:
-            raise PredictorError(NO_STDOUT)
+        require_stdout(TO_A_FILE)
         stdout = sys.stdout
         yield lambda line: _ignore(stdout.write(json.dumps(line) + "\n"))
         stdout.flush()

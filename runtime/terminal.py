@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TextIO, cast
 
+from .errors import PredictorError
+
 MOST_SHOWN = 1000
 """Characters of a value from a file that are shown; a manifest may hold numbers of thousands of digits."""
 _CURSOR_UP = "\x1b[A"
@@ -42,6 +44,12 @@ def show(value: object) -> str:
 def markdown(text: object) -> str:
     """The text as the content of a Markdown table's cell, or of a line: what it holds is not markup."""
     return _MARKDOWN.sub(lambda found: "\\" + found[0], printable(text))
+
+
+def require_stdout(instead: str) -> None:
+    """Raise PredictorError without a stdout (>&-, pythonw), where results would go nowhere. instead: what to do."""
+    if sys.stdout is None:
+        raise PredictorError(f"there is no stdout to write to: {instead}")
 
 
 @contextmanager

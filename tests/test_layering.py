@@ -25,7 +25,8 @@ FORBIDDEN = {
     "benchmarks": {"tests"},
 }
 LAYERS = (
-    {"runtime.errors", "runtime.terminal"},
+    {"runtime.errors"},
+    {"runtime.terminal"},
     {
         "runtime.arguments",
         "runtime.files",
