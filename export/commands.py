@@ -127,13 +127,13 @@ class Teach:
 
     def run(self, args: argparse.Namespace) -> int:
         """Teach and say what to type next."""
+        require_files([args.out], force=args.force)
         _need_torch()
         from .bundle import describe_encoder
         from .graph import SemClipGraph
         from .progress import Stages
         from .teach import teach_recipe
 
-        require_files([args.out], force=args.force)
         manifest, _ = load_bundle(args.bundle)
         if args.arch is None:
             args.arch = manifest.encoder.architecture

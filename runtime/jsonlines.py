@@ -26,8 +26,7 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
     if path is None:
         require_stdout(TO_A_FILE)
         stdout = sys.stdout
-        yield lambda line: _ignore(stdout.write(json.dumps(line) + "\n"))
-        stdout.flush()
+        yield lambda line: print(json.dumps(line), file=stdout, flush=True)  # whoever reads it waits for it
         return
     out, count = OutputFile(path), 0
 
@@ -48,7 +47,3 @@ def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None
         elif (kept := out.keep()) is not None:
             print(f"the lines of {count} frames that were done are kept in {printable(kept)}", file=sys.stderr)
         raise
-
-
-def _ignore(_: object) -> None:
-    """A write says how much it wrote."""

@@ -43,7 +43,7 @@ def own_packages_first() -> None:
         if module is None:
             continue
         where = getattr(module, "__file__", None) or "an unknown place"
-        if Path(where).resolve() != ROOT / name / "__init__.py":
+        if Path(where).resolve().parent != ROOT / name:
             raise PredictorError(
                 f'another module is called "{name}", at {where}, and hides this project\'s, at {ROOT / name}: rename '
                 "it, or run sem-clip where it is not imported"

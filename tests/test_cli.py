@@ -530,6 +530,23 @@ def test_a_place_that_cannot_be_written_is_said_before_a_frame_is_read(
         assert "a.png is a file, so nothing can be written below it" in err
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("a.png", "exists; add --force"),
+        ("", "is a folder; give the name of a file"),
+        ("a.png/r", "nothing can be written"),
+    ],
+)
+def test_teach_says_before_it_teaches_that_its_recipe_has_no_place(
+    place: str, says: str, fake_bundle: Path, frames: Path, capsys: Capture
+) -> None:
+    assert main(["teach", str(fake_bundle), "--data", str(frames), "--out", str(frames / place)]) == 2
+    out, err = capsys.readouterr()
+    assert says in err
+    assert out == ""
+
+
 def test_a_frame_that_is_gone_costs_its_overlay_and_nothing_else(
     fake_bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -210,5 +210,6 @@ def test_the_packages_that_are_installed_are_those_on_disk() -> None:
     assert len(listed) == len(set(listed))
     assert set(listed) == found
     assert not any(top(name) == "tests" for name in listed)
+    assert project["tool"]["setuptools"]["py-modules"] == [path.stem for path in ROOT.glob("*.py")]
     # A folder of modules without __init__.py would be left out of the wheel.
     assert {name.rpartition(".")[0] or name for name in MODULES} <= set(listed)
