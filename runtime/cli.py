@@ -137,14 +137,15 @@ def _signals_raise() -> Iterator[None]:
 @contextmanager
 def _standard_handles() -> Iterator[None]:
     """Where stdin, stdout or stderr was closed (>&-), the null device takes its number: else the next file would, and
-    an engine's own messages would be written into it."""
+    an engine's own messages would be written into it. What is asked of it fails, as of a closed one."""
     opened = []
     if os.name == "posix":
         for number in (0, 1, 2):
             try:
                 os.fstat(number)
             except OSError:
-                opened.append(os.open(os.devnull, os.O_RDWR))  # the lowest free number, so this one
+                # The lowest free number, so this one.
+                opened.append(os.open(os.devnull, os.O_RDONLY if number else os.O_WRONLY))
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import io
 import os
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
@@ -79,59 +80,70 @@ class Predict:
             print(predictor.backend.description, file=sys.stderr)
             tally = Tally(predictor.recipe.classes)
             for error in unread:
-                tally.add(FailedFrame(error.source, error))
-                write(tally.failures[-1].to_dict())
+                write(FailedFrame(error.source, error).to_dict())
+                tally.failures.add(error)
             answers = zip(frames, predictor.stream(frames), strict=True)
             for frame, result in _with_bar(answers, len(frames)):
                 write(result.to_dict())
                 tally.add(result)
                 if args.overlays is not None and isinstance(result, Prediction):
+                    path = args.overlays / names[frame]
                     try:
-                        _save_overlay(result, args.overlays / names[frame])
-                    except (FrameError, OSError) as exc:
-                        tally.undrawn.append(exc)
+                        _save_overlay(result, path)
+                    except FrameError as exc:  # gone or changed since it was judged
+                        tally.undrawn.add(exc)
+                    except OSError as exc:  # a full disk, a name that is too long
+                        tally.undrawn.add(f"{path}: {exc.strerror or exc}")
         for line in tally.lines():
             print(line, file=sys.stderr)
-        return 1 if tally.failures or tally.undrawn else 0
+        return 1 if tally.failures.count or tally.undrawn.count else 0
+
+
+@dataclass(slots=True)
+class _Reasons:
+    """How many there were, and the first few in words: an error itself would hold on to its frame's pixels."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, reason: object) -> None:
+        self.count += 1
+        if self.count <= REASONS_SHOWN:
+            self.first.append(printable(reason))
+
+    def lines(self, what: str, more: str) -> list[str]:
+        """more: what to say of the others."""
+        left = self.count - len(self.first)
+        return [*(f"  {what}{reason}" for reason in self.first), *([f"  and {left} more{more}"] if left else [])]
 
 
 class Tally:
     """What became of the frames of a run: how often each verdict was given, and what failed."""
 
     def __init__(self, classes: Sequence[str]) -> None:
-        self.failures: list[FailedFrame] = []
-        self.undrawn: list[FrameError | OSError] = []
-        self._counts: dict[str, int] = dict.fromkeys((*classes, *VERDICTS), 0)
-        self._warnings: list[str] = []
+        self.verdicts: dict[str, int] = dict.fromkeys((*classes, *VERDICTS), 0)
+        self.failures, self.warnings, self.undrawn = _Reasons(), _Reasons(), _Reasons()
 
     def add(self, result: Prediction | FailedFrame) -> None:
         """Count one frame."""
         if isinstance(result, FailedFrame):
-            self.failures.append(result)
+            self.failures.add(result.error)
             return
-        self._counts[result.verdict] += 1
-        self._warnings += [f"{result.source}: {text}" for text in getattr(result, "warnings", ())]
+        self.verdicts[result.verdict] += 1
+        for text in getattr(result, "warnings", ()):
+            self.warnings.add(f"{result.source}: {text}")
 
     def lines(self) -> list[str]:
         """The summary for people: a line for each class and each reject, then what failed and why."""
-        counts = {**self._counts, **({"not read": len(self.failures)} if self.failures else {})}
+        counts = {**self.verdicts, **({"not read": self.failures.count} if self.failures.count else {})}
         width = max(map(len, counts))
-        lines = [f"{sum(counts.values())} frames"]
-        lines += [f"  {name:<{width}}  {count:6}" for name, count in counts.items()]
-        lines += _some("", [str(failure.error) for failure in self.failures], "the JSON lines give every reason")
-        lines += _some("warning: ", self._warnings, "the JSON lines give every warning")
-        reasons = [
-            f"{printable(exc.filename)}: {exc.strerror}" if isinstance(exc, OSError) else str(exc)
-            for exc in self.undrawn
+        return [
+            f"{sum(counts.values())} frames",
+            *(f"  {name:<{width}}  {count:6}" for name, count in counts.items()),
+            *self.failures.lines("", "; the JSON lines give every reason"),
+            *self.warnings.lines("warning: ", "; the JSON lines give every warning"),
+            *self.undrawn.lines("no overlay: ", " without an overlay"),
         ]
-        return lines + _some("no overlay: ", reasons, "without an overlay")
-
-
-def _some(what: str, reasons: Sequence[str], more: str) -> list[str]:
-    """The first REASONS_SHOWN of them, and how many others there are."""
-    lines = [f"  {what}{printable(reason)}" for reason in reasons[:REASONS_SHOWN]]
-    left = len(reasons) - len(lines)
-    return [*lines, f"  and {left} more{';' if more.startswith('the') else ''} {more}"] if left else lines
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -154,7 +166,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def _refuse_among_frames(overlays: Path, frames: Sequence[str]) -> None:
     """Raise PredictorError if frames lie in the folder of overlays: those would be taken for frames the next time."""
     folder = os.path.realpath(overlays)
-    for parent in {os.path.dirname(frame) for frame in frames}:  # noqa: PTH120  a lot may have 100,000 frames
+    for parent in sorted({os.path.dirname(frame) for frame in frames}):  # noqa: PTH120  a lot may have 100,000 frames
         real = Path(os.path.realpath(parent))
         if folder == str(real) or folder in map(str, real.parents):
             raise PredictorError(f"{overlays} holds frames that are judged ({real}): choose another place for overlays")

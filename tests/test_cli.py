@@ -630,6 +630,7 @@ def test_without_a_stdout_a_file_takes_the_lines(closed: str, fake_bundle: Path,
     # Nothing that was meant for a closed stream went into a file that got its number.
     assert [line["label"] for line in lines_of((tmp_path / "v").read_text())] == ["good", "bridge", "hole"]
     assert program("inspect", fake_bundle, shell=closed).returncode == 0
+    assert program(*words, "--json", "/dev/stdout", shell=closed).returncode == 2, "a closed stdout takes nothing"
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
