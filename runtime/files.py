@@ -13,6 +13,7 @@ import io
 import os
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterable, Iterator
@@ -197,11 +198,34 @@ class OutputFile:
             os.close(handle)
 
 
-def _create(folder: Path) -> tuple[int, Path]:
-    """A new file under a short name, locked for as long as it is open; the umask alone decides on its mode."""
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the name `path` when the block ends well; nothing may be there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left_overs(path.parent)
+    handle, scratch = _create(path.parent, folder=True)
+    try:
+        yield scratch
+        scratch.rename(path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _create(parent: Path, *, folder: bool = False) -> tuple[int, Path]:
+    """A new file or folder under a short name, locked for as long as it is open; the umask decides on its mode.
+
+    The handle is -1 for a folder where folders cannot be opened.
+    """
     while True:
-        path = folder / _TEMPORARY.format(secrets.token_hex(8))
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        path = parent / _TEMPORARY.format(secrets.token_hex(8))
+        if folder:
+            path.mkdir()
+            handle = os.open(path, os.O_RDONLY) if fcntl is not None else -1
+        else:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         if fcntl is None:
             return handle, path
         with suppress(OSError):  # a share without locks
@@ -221,14 +245,19 @@ def _remove_left_overs(folder: Path) -> None:
         found = [Path(entry.path) for entry in entries if _LEFT_OVER.fullmatch(entry.name)]
     for path in found:
         with suppress(OSError):  # another writer was faster, or it may not be removed
-            if not _is_being_written(path):
+            if _is_being_written(path):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
                 path.unlink()
 
 
 def _is_being_written(path: Path) -> bool:
     if fcntl is None:
-        return False
-    handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        return path.is_dir() and time.time() - path.stat().st_mtime < _DAY_S
+    mode = os.O_RDONLY if path.is_dir() else os.O_RDWR  # some shares lock for writing only what is open to write
+    handle = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -16,7 +16,15 @@ import pytest
 
 from runtime import files
 from runtime.errors import BundleError, PredictorError
-from runtime.files import OutputFile, read_bounded, require_files, require_folder, sha256_of, write_atomically
+from runtime.files import (
+    OutputFile,
+    new_folder,
+    read_bounded,
+    require_files,
+    require_folder,
+    sha256_of,
+    write_atomically,
+)
 from runtime.jsonlines import json_lines
 
 posix = pytest.mark.skipif(os.name != "posix", reason="modes, links, pipes and locks of POSIX systems")
@@ -337,3 +345,35 @@ def test_what_a_killed_writer_left_is_removed_by_the_next_and_nothing_else(tmp_p
         subprocess.run([sys.executable, "-c", WRITES, str(tmp_path / "other")], check=True, timeout=120)
     assert names_in(tmp_path) == [".sem-clip-output", "alive", "other"]
     assert (tmp_path / "alive").read_bytes() == b"whole"
+
+
+KILLED_FOLDER = """
+import os, signal, sys
+from pathlib import Path
+from runtime.files import new_folder
+with new_folder(Path(sys.argv[1])) as folder:
+    (folder / "half").write_text("")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@posix
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path, umask: None) -> None:
+    os.umask(0o027)
+    subprocess.run([sys.executable, "-c", KILLED_FOLDER, str(tmp_path / "dead")], check=False, timeout=120)
+    assert len(names_in(tmp_path)) == 1
+    with new_folder(tmp_path / "f") as folder:
+        (folder / "in").write_text("in")
+        subprocess.run([sys.executable, "-c", WRITES, str(tmp_path / "other")], check=True, timeout=120)
+        assert not (tmp_path / "f").exists()
+    assert names_in(tmp_path) == ["f", "other"]
+    assert names_in(tmp_path / "f") == ["in"]
+    assert stat.S_IMODE((tmp_path / "f").stat().st_mode) == 0o750
+
+    def failing() -> None:
+        with new_folder(tmp_path / "g"):
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        failing()
+    assert names_in(tmp_path) == ["f", "other"]
