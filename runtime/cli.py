@@ -68,7 +68,9 @@ def run(command: Command, args: argparse.Namespace) -> int:
     """Run a command; errors of this project and of the system become one message and a status, bugs keep their
     traceback."""
     with _standard_handles(), plain_streams(), _signals_raise():
-        logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+        log = logging.StreamHandler()
+        log.setFormatter(_Text("%(levelname)s: %(message)s"))
+        logging.basicConfig(handlers=[log], level=logging.WARNING)
         try:
             own_packages_first()
             status = command.run(args)
@@ -91,6 +93,13 @@ def run(command: Command, args: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             return _failed("interrupted", 128 + signal.SIGINT)
         return status
+
+
+class _Text(logging.Formatter):
+    """What a record quotes is text, and stays on its line."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return message(super().formatMessage(record))
 
 
 def _failed(said: str, status: int = 2) -> int:

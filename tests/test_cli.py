@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -513,6 +514,12 @@ def test_expected_ends_are_said_without_a_traceback(
 ) -> None:
     assert run(Raises(error), argparse.Namespace()) == status
     assert capsys.readouterr().err == said
+
+
+def test_what_a_warning_quotes_is_text() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s: dark", ("a\nerror: forged\x1b[2J",), None)
+    said = cli._Text("%(levelname)s: %(message)s").format(record)
+    assert said == "WARNING: a\\nerror: forged\\x1b[2J: dark"
 
 
 def test_a_bug_keeps_its_traceback() -> None:
