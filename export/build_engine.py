@@ -12,8 +12,8 @@ if not sys.flags.safe_path:
     del sys.path[0]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from export.commands import Build  # noqa: E402
-from runtime.cli import describe, run  # noqa: E402
+from export.commands import Build
+from runtime.cli import describe, run
 
 
 def main() -> int:
