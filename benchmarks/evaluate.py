@@ -21,7 +21,7 @@ from calibration.histogram import ScoreHistogram
 from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Predictor
 from runtime.files import require_files, require_folder, sha256_of, write_atomically
-from runtime.terminal import markdown, printable, require_stdout
+from runtime.terminal import markdown_text, printable, require_stdout
 
 OVERLAYS_A_CLASS = 4
 FILES = ("metrics.json", "metrics.md", "confusion.png", "overlays.png")
@@ -219,7 +219,7 @@ def per_class(confusion: NDArray[np.int_], classes: Sequence[str]) -> list[str]:
     hits, called, present = np.diag(confusion), confusion.sum(0), confusion.sum(1)
     lines = ["| class | frames | precision | recall | F1 |", "|---|---|---|---|---|"]
     for k, name in enumerate(classes):
-        cell = markdown(name)
+        cell = markdown_text(name)
         if not present[k]:
             lines.append(f"| {cell} | 0 | absent from the test | | |" if not called[k] else f"| {cell} | 0 | 0.0 | | |")
             continue

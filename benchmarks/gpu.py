@@ -46,7 +46,7 @@ from runtime.host import find_gpu
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
 from runtime.stream import stream
-from runtime.terminal import require_stdout
+from runtime.terminal import markdown_text, require_stdout
 
 if TYPE_CHECKING:
     from benchmarks.torch_runs import Repeated
@@ -231,10 +231,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     card = f"{state.get('name', 'a GPU that nvidia-smi does not show')}, driver {state.get('driver_version')}"
     versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
     lines = [
-        f"{report['bundle']['architecture']} ({report['bundle']['weights']}) on {card}{warmed if state else ''}; "
+        f"{markdown_text(report['bundle']['architecture'])} ({markdown_text(report['bundle']['weights'])}) on "
+        f"{card}{warmed if state else ''}; "
         f"{report['taken']}; {versions}",
-        *(f"- {name}: {text}" for name, text in report["engines"].items()),
-        *(f"- left out: {item['name']}: {item['reason']}" for item in report["skipped"]),
+        *(f"- {name}: {markdown_text(said)}" for name, said in report["engines"].items()),
+        *(f"- left out: {item['name']}: {markdown_text(item['reason'])}" for item in report["skipped"]),
         "",
         "Latency at batch 1, ms",
         table(

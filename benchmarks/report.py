@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from runtime.terminal import markdown as markdown_text
+from runtime.terminal import markdown_text
 
 Report = Mapping[str, Any]
 

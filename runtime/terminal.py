@@ -41,7 +41,7 @@ def show(value: object) -> str:
     return printable(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ...")
 
 
-def markdown(text: object) -> str:
+def markdown_text(text: object) -> str:
     """The text as the content of a Markdown table's cell, or of a line: what it holds is not markup."""
     return _MARKDOWN.sub(lambda found: "\\" + found[0], printable(text))
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from runtime.errors import PredictorError
-from runtime.terminal import MOST_SHOWN, markdown, message, plain_streams, printable, require_stdout, show
+from runtime.terminal import MOST_SHOWN, markdown_text, message, plain_streams, printable, require_stdout, show
 
 
 class Broken(io.StringIO):
@@ -72,7 +72,7 @@ def test_a_list_of_lists_without_end_has_a_line() -> None:
     ],
 )
 def test_in_markdown_a_name_is_text(text: str, cell: str) -> None:
-    assert markdown(text) == cell
+    assert markdown_text(text) == cell
 
 
 def test_a_stream_prints_text_only_and_keeps_lines(monkeypatch: pytest.MonkeyPatch) -> None:
