@@ -53,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(f"error: {message(exc)}")
         except KeyboardInterrupt:
             return _failed("interrupted", 128 + signal.SIGINT)
+        except SystemExit:  # argparse has said everything
+            _failed("")
+            raise
         return run(command, args)
 
 

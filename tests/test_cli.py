@@ -646,6 +646,7 @@ def test_a_full_disk_under_stdout_is_one_line(fake_bundle: Path, frames: Path) -
         done = program(*words, shell=">/dev/full")
         assert done.returncode == 2
         assert done.stderr.splitlines()[-1] == "error: stdout: No space left on device"
+    assert program("--help", shell=">/dev/full").stderr == "", "no complaint at exit"
 
 
 @posix
