@@ -57,9 +57,10 @@ from export.teach_settings import TeachSettings
 from runtime import Predictor, Recipe
 from runtime.arguments import at_least
 from runtime.cli import run
-from runtime.files import require_folder, write_atomically
+from runtime.files import require_files, require_folder, write_atomically
 from runtime.manifest import Encoder
 from runtime.recipe import SCALARS
+from runtime.terminal import printable
 
 SCALAR_ABLATIONS = {"no_p_s": {"alpha": 1.0}, "no_p_c": {"alpha": 0.0}}
 """Rows of the paper's Table 3 that are scalars of the recipe: nothing else that was taught depends on them."""
@@ -156,6 +157,7 @@ class Accuracy:
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="write accuracy.json, accuracy.md and pictures here"
         )
+        parser.add_argument("--force", action="store_true", help="replace an earlier measurement in DIR")
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print a table, write."""
@@ -166,6 +168,7 @@ class Accuracy:
         shots, precisions, options = _numbers(args.shots), _precisions(args.precisions), frame_options(args)
         if args.out:  # before hours of measuring, not after
             require_folder(args.out)
+            require_files([args.out / "accuracy.json", args.out / "accuracy.md"], force=args.force)
             require_matplotlib()
         seed = 0 if args.random_weights else None
         model = load_model(args.arch, weights=args.weights, random_seed=seed, image_size=args.image_size)
@@ -179,7 +182,7 @@ class Accuracy:
         if args.classes is not None:
             dataset = dataset.only(args.classes.split(","))
         for stray in dataset.stray:
-            print(f"left out, not a frame: {stray}", file=sys.stderr)
+            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
         splits = {}
         for seed in range(args.first_seed, args.first_seed + args.seeds):  # all of them before the first is measured
             splits[seed] = pool, _ = split_by_group(dataset, max(shots), seed)

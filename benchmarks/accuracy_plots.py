@@ -26,8 +26,9 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
         colour = "white" if share[row, column] > 0.5 else "black"
         ax.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
     ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true")
-    ax.set_xticklabels(classes, rotation=40, ha="right")
-    ax.set_yticklabels(classes)
+    # A name is text, and no formula between dollar signs.
+    ax.set_xticklabels(classes, rotation=40, ha="right", parse_math=False)
+    ax.set_yticklabels(classes, parse_math=False)
     return _png(figure)
 
 
@@ -74,7 +75,10 @@ def draw_overlays(results: Sequence[tuple[Sample, Prediction]], columns: int = 4
             )
         right = result.verdict == sample.label
         ax.set_title(
-            f"{sample.label}: {result.verdict} ({result.score:.2f})", fontsize=9, color="black" if right else "crimson"
+            f"{sample.label}: {result.verdict} ({result.score:.2f})",
+            fontsize=9,
+            color="black" if right else "crimson",
+            parse_math=False,
         )
     return _png(figure)
 

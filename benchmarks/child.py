@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 
@@ -23,23 +21,22 @@ def run_child(probe: str, arguments: Mapping[str, Any], *, threads: int = 0) -> 
 
     arguments: JSON-ready. threads: how many threads the child's numerical libraries may use; 0 for their own choice.
     """
-    environment = dict(os.environ)
+    from runtime.errors import PredictorError
+    from runtime.packages import child_command, child_environment
+
     # The child measures this code, wherever it was started from and whatever else is installed.
-    above = [str(Path(__file__).resolve().parents[1]), environment.get("PYTHONPATH", "")]
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, above))
+    environment = child_environment()
     if threads:
         limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
         environment.update(dict.fromkeys(limits, str(threads)))
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.child", probe, json.dumps(dict(arguments))],
+        child_command("benchmarks.child", probe, json.dumps(dict(arguments))),
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        from runtime.errors import PredictorError
-
         said = done.stderr.strip().splitlines() or ["it said nothing"]
         raise PredictorError(f"the child process for {probe} ended with status {done.returncode}: {said[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.arguments import at_least
 from runtime.errors import PredictorError
-from runtime.files import write_atomically
+from runtime.files import require_files, require_folder, write_atomically
+from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
     from benchmarks.suite import Settings, TorchOptions
@@ -56,7 +57,7 @@ class Benchmark:
         parser.add_argument("--force", action="store_true", help="replace an earlier result in DIR")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Measure, print Markdown, write the files; they appear only when everything was measured."""
+        """Measure, write the files, print Markdown; they appear only when everything was measured."""
         drawing = args.out is not None and not args.no_charts
         _check_out(args, drawing)
         torch = _torch_options(args)
@@ -66,8 +67,7 @@ class Benchmark:
         with tempfile.TemporaryDirectory() as work:
             report = measure(args.bundle, Path(work), _settings(args), args.frames, torch)
         text = markdown(report)
-        print(text)
-        if args.out is not None:
+        if args.out is not None:  # before anything is printed about it
             files = {"result.md": text.encode(), RESULT: json.dumps(report, indent=1, allow_nan=False).encode()}
             if drawing:
                 from benchmarks.charts import charts
@@ -75,6 +75,7 @@ class Benchmark:
                 files = {**charts(report), **files}
             for name, content in files.items():
                 write_atomically(args.out / name, content)
+        print(text)
         return 0
 
 
@@ -108,11 +109,13 @@ def _torch_options(args: argparse.Namespace) -> TorchOptions | None:
 
 def _check_out(args: argparse.Namespace, drawing: bool) -> None:
     """Before minutes of measuring, not after."""
-    if args.out is not None and args.out.exists():
-        if not args.out.is_dir():
+    if args.out is not None:
+        if args.out.exists() and not args.out.is_dir():
             raise PredictorError(f"{args.out} is not a folder; --out takes the name of one")
-        if (args.out / RESULT).exists() and not args.force:
-            raise PredictorError(f"{args.out / RESULT} exists; add --force to replace it, or choose another --out")
+        require_folder(args.out)
+        require_files([args.out / RESULT, args.out / "result.md"], force=args.force)
+    else:
+        require_stdout("name a folder with --out")
     if drawing and find_spec("matplotlib") is None:
         raise PredictorError('charts need matplotlib: pip install "sem-clip[plots]", or add --no-charts')
 

@@ -20,10 +20,12 @@ from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
 from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Predictor
-from runtime.files import require_folder, sha256_of, write_atomically
+from runtime.files import require_files, require_folder, sha256_of, write_atomically
 from runtime.operating_point import VERDICTS
+from runtime.terminal import markdown_text, printable, require_stdout
 
 OVERLAYS_A_CLASS = 4
+FILES = ("metrics.json", "metrics.md", "confusion.png", "contact_sheet.png")
 OTHER_SCORES = {
     "iauroc_score": "the defect score",
     "iauroc_peak": "the map's maximum",
@@ -117,7 +119,8 @@ def without_supports(dataset: Dataset, predictor: Predictor) -> tuple[list[Sampl
 
     Supports are known by their content, whatever the files are called. Raises DatasetError if no frame is left.
     """
-    supports = set(predictor.recipe.teaching.get("support_sha256", ()))
+    recorded = predictor.recipe.teaching.get("support_sha256")
+    supports = {str(digest) for digest in recorded} if isinstance(recorded, list) else set()
     known = {sample.group for sample in dataset.samples if supports and sha256_of(sample.path) in supports}
     test = [sample for sample in dataset.samples if sample.group not in known]
     if not test:
@@ -150,16 +153,20 @@ class Evaluate:
         parser.add_argument(
             "--exact", action="store_true", help="also the pixel metrics of every pixel's score, not of bins: a check"
         )
-        parser.add_argument("--out", type=Path, metavar="DIR", help="write metrics.json, metrics.md and pictures here")
+        parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {', '.join(FILES)} here")
+        parser.add_argument("--force", action="store_true", help="replace what is there of an earlier evaluation")
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
         if args.out:
             require_folder(args.out)
+            require_files([args.out / name for name in FILES], force=args.force)
             require_matplotlib()
+        else:
+            require_stdout("name a folder with --out")
         dataset = load_dataset(args.data)
         for stray in dataset.stray:
-            print(f"left out, not a frame: {stray}", file=sys.stderr)
+            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
         with Predictor(args.bundle, backend=args.backend, precision=args.precision) as predictor:
             if args.recipe:
                 predictor.use(args.recipe)
@@ -167,14 +174,18 @@ class Evaluate:
             test, left_out = without_supports(dataset, predictor)
             metrics = evaluate(predictor, dataset, test, exact=args.exact)
             table = per_class_table(metrics)
+            if args.out:  # before anything is printed about it
+                self._write(args.out, predictor, test, metrics, table)
             print(table)
             print(verdict_line(metrics))
             if left_out:
                 print(f"left out  {left_out} frames that taught the recipe, or share a group with one that did")
+            if not isinstance(predictor.recipe.teaching.get("support_sha256"), list):
+                print("note      the recipe does not say which frames taught it: none could be left out")
             if unknown:
                 print(f"note      the recipe does not know {', '.join(unknown)}: those frames count as wrong")
             if args.out:
-                self._write(args.out, predictor, test, metrics, table)
+                print(f"written   {args.out}/{', '.join(FILES)}")
         return 0
 
     def _write(
@@ -184,15 +195,11 @@ class Evaluate:
         from benchmarks.machine import describe_machine
 
         document = {**metrics, "backend": predictor.backend.description, "machine": describe_machine()}
-        files = {
-            "metrics.json": json.dumps(document, indent=1).encode(),
-            "metrics.md": (table + "\n").encode(),
-            "confusion.png": draw_confusion(metrics["confusion"], metrics["classes"]),
-            "contact_sheet.png": overlays(predictor, metrics["classes"], test),
-        }
-        for name, content in files.items():
-            write_atomically(folder / name, content)
-        print(f"written   {folder}/{', '.join(files)}")
+        # One after the other: the figures are kept if a picture cannot be drawn.
+        write_atomically(folder / FILES[0], json.dumps(document, indent=1).encode())
+        write_atomically(folder / FILES[1], (table + "\n").encode())
+        write_atomically(folder / FILES[2], draw_confusion(metrics["confusion"], metrics["classes"]))
+        write_atomically(folder / FILES[3], overlays(predictor, metrics["classes"], test))
 
 
 def verdict_line(metrics: dict[str, Any]) -> str:
@@ -235,10 +242,11 @@ def per_class(confusion: NDArray[np.int_], classes: Sequence[str]) -> list[str]:
     hits, called, present = np.diag(confusion), confusion.sum(0), confusion.sum(1)
     lines = ["| class | frames | precision | recall | F1 |", "|---|---|---|---|---|"]
     for k, name in enumerate(classes):
+        cell = markdown_text(name)
         if not present[k]:
-            lines.append(f"| {name} | 0 | absent from the test | | |" if not called[k] else f"| {name} | 0 | 0.0 | | |")
+            lines.append(f"| {cell} | 0 | absent from the test | | |" if not called[k] else f"| {cell} | 0 | 0.0 | | |")
             continue
         precision = 100 * hits[k] / max(called[k], 1)
         recall, f1 = 100 * hits[k] / present[k], 200 * hits[k] / (called[k] + present[k])
-        lines.append(f"| {name} | {present[k]} | {precision:.1f} | {recall:.1f} | {f1:.1f} |")
+        lines.append(f"| {cell} | {present[k]} | {precision:.1f} | {recall:.1f} | {f1:.1f} |")
     return lines

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,11 +41,12 @@ from runtime.backends.ort import cuda_provider
 from runtime.cli import run as run_command
 from runtime.commands import find_frames
 from runtime.errors import BackendUnavailable, PredictorError
-from runtime.files import write_atomically
+from runtime.files import require_files, require_folder, write_atomically
 from runtime.host import find_gpu
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
 from runtime.stream import stream
+from runtime.terminal import markdown_text, require_stdout
 
 if TYPE_CHECKING:
     from benchmarks.torch_runs import Repeated
@@ -58,7 +59,7 @@ STREAMED = 1024
 PEAK_SIZE = 8192
 STATE = "name,driver_version,temperature.gpu,clocks.sm,clocks.mem,power.draw,utilization.gpu,memory.used"
 MEMORY_BATCH = 64
-RESULT = "gpu.json"
+RESULT, TABLE = "gpu.json", "gpu.md"
 PERCENTILES = ("p50", "p95", "p99")
 
 
@@ -83,6 +84,7 @@ class Gpu:
         parser.add_argument("--random-weights", action="store_true", help="PyTorch with random weights of --arch")
         parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out; it takes minutes")
         parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {RESULT} and gpu.md here")
+        parser.add_argument("--force", action="store_true", help="replace an earlier result in DIR")
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print the table, write both files."""
@@ -92,13 +94,18 @@ class Gpu:
         if gpu is None:
             raise BackendUnavailable(f"there is no GPU to measure: {why}")
         batches = _batches(args.batch)
+        if args.out is not None:
+            require_folder(args.out)
+            require_files([args.out / RESULT, args.out / TABLE], force=args.force)
+        else:
+            require_stdout("name a folder with --out")
         with tempfile.TemporaryDirectory() as work:
             report = measure(args, batches, Path(work))
         text = markdown(report)
-        print(text)
-        if args.out is not None:
-            write_atomically(args.out / "gpu.md", text.encode())
+        if args.out is not None:  # before anything is printed about it
+            write_atomically(args.out / TABLE, text.encode())
             write_atomically(args.out / RESULT, json.dumps(report, indent=1, allow_nan=False).encode())
+        print(text)
         return 0
 
 
@@ -114,7 +121,7 @@ def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dic
         others, peak, value_path = _torch(args, subject, batches, work, skipped) if args.arch else ({}, None, [])
         rows = engine_throughput(subject, others, batches, args.rounds)
         report = {
-            "taken": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "taken": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": describe_machine(),
             "gpu": {"before": before, "after": gpu_state()},
             "bundle": {"architecture": manifest.encoder.architecture, "weights": manifest.encoder.weights},
@@ -224,10 +231,11 @@ def markdown(report: Mapping[str, Any]) -> str:
     card = f"{state.get('name', 'a GPU that nvidia-smi does not show')}, driver {state.get('driver_version')}"
     versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
     lines = [
-        f"{report['bundle']['architecture']} ({report['bundle']['weights']}) on {card}{warmed if state else ''}; "
+        f"{markdown_text(report['bundle']['architecture'])} ({markdown_text(report['bundle']['weights'])}) on "
+        f"{card}{warmed if state else ''}; "
         f"{report['taken']}; {versions}",
-        *(f"- {name}: {text}" for name, text in report["engines"].items()),
-        *(f"- left out: {item['name']}: {item['reason']}" for item in report["skipped"]),
+        *(f"- {name}: {markdown_text(said)}" for name, said in report["engines"].items()),
+        *(f"- left out: {item['name']}: {markdown_text(item['reason'])}" for item in report["skipped"]),
         "",
         "Latency at batch 1, ms",
         table(

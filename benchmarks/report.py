@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from runtime.terminal import markdown_text
+
 Report = Mapping[str, Any]
 
 
@@ -16,7 +18,9 @@ def markdown(report: Report) -> str:
             parts.append(write(report["sections"][name]))
     skipped = report["skipped"]
     if skipped:
-        parts.append("## Left out\n\n" + "\n".join(f"- {item['name']}: {item['reason']}" for item in skipped))
+        parts.append(
+            "## Left out\n\n" + "\n".join(f"- {item['name']}: {markdown_text(item['reason'])}" for item in skipped)
+        )
     return "\n\n".join(parts) + "\n"
 
 
@@ -32,7 +36,7 @@ def _cell(value: object) -> str:
         return "–"
     if isinstance(value, float):
         return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
-    return str(value).replace("|", "\\|")
+    return markdown_text(value)
 
 
 def _head(report: Report) -> str:
@@ -40,12 +44,13 @@ def _head(report: Report) -> str:
     instructions = ", ".join(machine["instructions"]) or "not known"
     versions = _pairs(machine["versions"])
     memory = "" if machine["memory_mb"] is None else f", {machine['memory_mb'] / 1e3:.0f} GB"
-    engines = "; ".join(f"{name}: {text}" for name, text in bundle["engines"].items())
+    engines = "; ".join(f"{name}: {markdown_text(text)}" for name, text in bundle["engines"].items())
     return "\n".join(
         [
-            f"# Benchmark of {bundle['folder']}",
+            f"# Benchmark of {markdown_text(bundle['folder'])}",
             "",
-            f"- bundle: {bundle['architecture']}, weights: {bundle['weights']}, {bundle['classes']} classes",
+            f"- bundle: {markdown_text(bundle['architecture'])}, weights: {markdown_text(bundle['weights'])}, "
+            f"{bundle['classes']} classes",
             f"- engines: {engines}",
             f"- machine: {machine['processor']} ({instructions}), {machine['cores']} cores{memory}, "
             f"{machine['system']}",

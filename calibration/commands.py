@@ -12,9 +12,10 @@ from typing import Any
 
 from runtime import Predictor
 from runtime.arguments import at_least
-from runtime.files import require_folder, write_atomically
+from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.recipe import Recipe
+from runtime.terminal import printable, require_stdout
 
 from .calibrate import (
     DEFAULT_REQUEST,
@@ -94,14 +95,14 @@ class Calibrate:
         """Score, choose, say what changed, store."""
         request = _request(args)
         pictures = _pictures(args.plots)
-        _refuse_existing([*pictures, *([args.report] if args.report else [])], force=args.force)
+        require_files([*pictures, *([args.report] if args.report else [])], force=args.force)
         if args.plots:
             require_matplotlib()
         target: Path = args.recipe or args.bundle
         recipe = load_recipe(target)
         dataset = load_frames(args.data)
         for stray in dataset.stray:
-            print(f"left out, not a frame: {stray}", file=sys.stderr)
+            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
         fresh, supports = leave_out_supports(dataset, recipe)
         counts = count_labels(fresh)
         require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)
@@ -121,10 +122,10 @@ class Calibrate:
             "engine": engine,
         }
         done = calibrate(scored, recipe, request, data)
-        _print_choices(done, recipe)
-        _print_rates(done)
         _write_files(args, pictures, done, scored, recipe)
         store_recipe(target, done.recipe, instead_of=recipe)
+        _print_choices(done, recipe)
+        _print_rates(done)
         print(f"\nwritten   {target}; edit it by hand with: sem-clip operating-point {target} --write point.json")
         return 0
 
@@ -150,7 +151,7 @@ class EditOperatingPoint:
         """Print, write or apply."""
         recipe = load_recipe(args.target)
         if args.write:
-            _refuse_existing([args.write], force=args.force)
+            require_files([args.write], force=args.force)
             write_operating_point(recipe.operating_point, args.write)
             print(
                 f"written {args.write}; put it back with: sem-clip operating-point {args.target} --apply {args.write}"
@@ -164,6 +165,7 @@ class EditOperatingPoint:
                 print(f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}")
             print(f"{args.target}: {'written' if changed else 'nothing changed'}")
         else:
+            require_stdout("name a file with --write")
             print(operating_point_json(recipe.operating_point), end="")
         return 0
 
@@ -239,15 +241,6 @@ def _number(value: float | None) -> str:
 
 def _pictures(folder: Path | None) -> list[Path]:
     return [folder / "purity_coverage.png", folder / "reliability.png"] if folder else []
-
-
-def _refuse_existing(paths: list[Path], *, force: bool) -> None:
-    for path in paths:
-        if path.is_dir():
-            raise CalibrationError(f"{path} is a folder; give the name of a file")
-        require_folder(path.parent)
-        if path.exists() and not force:
-            raise CalibrationError(f"{path} exists; add --force to replace it, or choose another name")
 
 
 def _write_files(

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 # Python puts this file's folder first on the path, where `export` itself cannot be found; the project's root can.
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+if not sys.flags.safe_path:
+    del sys.path[0]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from export.commands import Build  # noqa: E402
-from runtime.cli import describe, run  # noqa: E402
+from export.commands import Build
+from runtime.cli import describe, run
 
 
 def main() -> int:

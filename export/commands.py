@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.files import require_files
 from runtime.manifest import Artifact, Manifest, load_bundle
+from runtime.terminal import printable
 
-from .errors import CheckpointError, ExportError, OutputExistsError
+from .errors import CheckpointError, ExportError
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
@@ -126,14 +128,13 @@ class Teach:
 
     def run(self, args: argparse.Namespace) -> int:
         """Teach and say what to type next."""
+        require_files([args.out], force=args.force)
         _need_torch()
         from .bundle import describe_encoder
         from .graph import SemClipGraph
         from .progress import Stages
         from .teach import teach_recipe
 
-        if args.out.exists() and not args.force:
-            raise OutputExistsError(f"{args.out} exists; add --force to replace it, or choose another --out")
         manifest, _ = load_bundle(args.bundle)
         if args.arch is None:
             args.arch = manifest.encoder.architecture
@@ -315,7 +316,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, args.random_weights or None)
     dataset = _dataset(args.data, stages, out)
     for stray in dataset.stray:
-        print(f"left out, not a frame: {stray}", file=sys.stderr)
+        print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
     prompts = load_prompts(args.prompts)
     settings = TeachSettings(views=args.views, head=args.head)
     return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings)

@@ -11,6 +11,7 @@ import os
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -257,7 +258,7 @@ def _window(
 
 def _vary(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
     """Other dose, focus and detector settings than the generator's: gamma, gain, offset, blur or noise."""
-    x = image.astype(np.float32)
+    x: NDArray[Any] = image.astype(np.float32)
     if rng.random() < 0.3:
         x = 255 * (x / 255) ** np.float32(np.exp(rng.normal(0, 0.3)))
     if rng.random() < 0.5:

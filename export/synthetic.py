@@ -16,8 +16,6 @@ hole. Lengths scale with the frame's shorter side: a larger frame shows about th
 from __future__ import annotations
 
 import csv
-import shutil
-import tempfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,6 +25,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
+
+from runtime.files import new_folder
 
 from .synthetic_defects import PAINTERS, Canvas, Field, Rng, log_uniform, shade, smooth_noise
 from .synthetic_layouts import FEATURELESS, LAYOUTS, paint_site
@@ -145,9 +145,7 @@ def write_dataset(
         fault = f"unknown: {', '.join(unknown)}" if unknown else "none of them has the features that a bridge needs"
         raise ValueError(f"layouts {', '.join(layouts)}: {fault}; there are: {', '.join(LAYOUTS)}")
     plan = _plan_groups(per_class, _stream(seed, _DATASET), [name for name in LAYOUTS if name in layouts])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with new_folder(folder) as scratch:
         rows: list[tuple[str, str, int, str, int, int, str]] = []
         for done, (label, number, group, layout, site, shot) in enumerate(plan, start=1):
             frame = make_frame(label, shot, size=size, layout=layout, text_bar=text_bar, site=site)
@@ -163,11 +161,6 @@ def write_dataset(
             writer = csv.writer(stream, lineterminator="\n")
             writer.writerow(FIELD_NAMES)
             writer.writerows(sorted(rows))
-        scratch.chmod(0o755)
-        scratch.rename(folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
 
 
 def _plan_groups(per_class: int, rng: Rng, known: Sequence[str]) -> list[tuple[str, int, str, str, int, int]]:

@@ -333,7 +333,8 @@ def _bulged(edge: Field, centre: tuple[float, float], dome: Field, bulge: float,
     y0, x0 = (max(int(c - 2 * radius), 0) for c in centre)
     window = np.s_[y0 : int(centre[0] + 2 * radius) + 1, x0 : int(centre[1] + 2 * radius) + 1]
     pull = dome[window] * np.float32(bulge)
-    rows, columns = np.indices(pull.shape, dtype=np.float32)
+    places: Field = np.indices(pull.shape, dtype=np.float32)
+    rows, columns = places[0], places[1]
     rows += y0 + (centre[0] - y0 - rows) * pull
     columns += x0 + (centre[1] - x0 - columns) * pull
     warped: Field = edge.copy()

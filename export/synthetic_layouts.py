@@ -9,7 +9,7 @@ Shapes are [H, W] in px; a `unit` is the shorter side / 260, so that patterns sc
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,7 +137,8 @@ def _vias(rng: Rng, shape: tuple[int, int], unit: float) -> Layout:
     half = np.float32(pitch * rng.uniform(0.2, 0.31))
     edge = round_min(half - np.abs(u), half - np.abs(v), float(half) * rng.uniform(0.3, 1.0))
     present = rng.random(4096) < rng.uniform(0.25, 0.7)
-    metal = np.clip(pitch * 0.32 - np.abs(v) + 0.5, 0, 1) * np.float32(rng.choice([0.0, 1.0]) * rng.uniform(-0.1, 0.12))
+    below = cast(Field, np.clip(pitch * 0.32 - np.abs(v) + 0.5, 0, 1))
+    metal = below * np.float32(rng.choice([0.0, 1.0]) * rng.uniform(-0.1, 0.12))
     return np.where(present[cell], edge, np.float32(-pitch / 2)), metal, min(float(half), 0.44 * pitch - float(half))
 
 

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable
@@ -30,6 +28,7 @@ from runtime.backends.trt import MODULES
 from runtime.files import sha256_of
 from runtime.host import find_gpu, operating_system
 from runtime.manifest import Artifact, Encoder, Manifest, check_artifact, load_bundle
+from runtime.packages import child_command, child_environment
 from runtime.recipe import TENSORS
 
 from .errors import ExportError
@@ -248,15 +247,13 @@ def build_plan(
 
 def _run_child(request: Path, builder: Builder, progress: Progress | None) -> tuple[dict[str, Any], list[str]]:
     """Run the builder in a process of its own; what it did, and its log."""
-    # The script build_engine.py works without an installation; so must its child.
-    path = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
     process = subprocess.Popen(
-        [sys.executable, "-m", CHILD, str(request)],
+        child_command(CHILD, str(request)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env={**os.environ, "PYTHONPATH": path},
+        env=child_environment(),
     )
     assert process.stdout is not None
     assert process.stderr is not None
@@ -350,7 +347,7 @@ def _spell_out_fp32_attention(model: Any) -> None:
         if len(node.input) != 3 or len(node.output) != 1 or set_otherwise or len(query.shape.dim) != 4 or not depth:
             raise ExportError(f"{node.name} is no plain attention, so it cannot be written for an engine")
         (q, k, v), out = node.input, node.output[0]
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(depth**-0.5), f"{out}_scale"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(depth**-0.5, np.float32), f"{out}_scale"))
         for operator, inputs, output, more in (
             ("Mul", [q, f"{out}_scale"], f"{out}_query", {}),
             ("Transpose", [k], f"{out}_key", {"perm": [0, 1, 3, 2]}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from typing import Any
 
 from PIL import BmpImagePlugin, Image
 
@@ -16,7 +17,8 @@ def decode(data: bytes, name: str) -> Stored:
     """The pixels of a BMP file. Raises FrameError, and what Pillow raises on damaged heads."""
     with BmpImagePlugin.BmpImageFile(io.BytesIO(data)) as head:
         (width, height), mode, palette = head.size, head.mode, head.palette
-        codec, _, offset, arguments = head.tile[0]
+        codec, _, offset, given = head.tile[0]
+    arguments: tuple[Any, ...] = tuple(given)  # type: ignore[arg-type]  # Pillow's: mode, stride, order of the rows
     check_pixels(width, height, name)
     if codec != "raw":
         raise FrameError(name, "is a run-length coded BMP, which is not read; save it as PNG or TIFF")

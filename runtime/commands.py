@@ -4,37 +4,38 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
 import sys
-import tempfile
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TextIO
+from typing import TypeAlias
 
 from .arguments import at_least
 from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
-from .files import require_folder, write_atomically
+from .files import require_files, require_folder, write_atomically
 from .folders import find_frames as find_frames  # the place others import it from
 from .folders import output_info
 from .frames import SUFFIXES
-from .manifest import load_bundle
+from .jsonlines import TO_A_FILE, json_lines
+from .manifest import Artifact, Encoder, load_bundle
 from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import SCALARS, Recipe
+from .terminal import printable, require_stdout, show
+
+_Answer: TypeAlias = "tuple[str, Prediction | FailedFrame]"
 
 REASONS_SHOWN = 5
 """So many frames that could not be read are named with the reason after the run; the JSON lines have them all."""
 
 
 class Predict:
-    """Frames in, one JSON line each and overlays out."""
+    """Frames in, one JSON line each and overlays out. The field to act on is `verdict`."""
 
-    help = "Classify and segment frames with a bundle."
+    help = "Classify and segment frames with a bundle. Act on the field `verdict` of each JSON line."
     example = "sem-clip predict bundle frames/ --json verdicts.jsonl --overlays overlays/"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -43,7 +44,12 @@ class Predict:
         parser.add_argument(
             "paths", nargs="+", metavar="PATH", help="frames (file.tif#3 is page 3), or folders, searched for frames"
         )
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write one JSON line a frame here, not to stdout")
+        parser.add_argument(
+            "--json",
+            type=Path,
+            metavar="FILE",
+            help="write one JSON line a frame here, not to stdout; a run that ends early leaves FILE.partial",
+        )
         parser.add_argument(
             "--overlays", type=Path, metavar="DIR", help="write a picture of each frame with its defects"
         )
@@ -62,63 +68,129 @@ class Predict:
 
     def run(self, args: argparse.Namespace) -> int:
         """Predict; 1 if some frames failed."""
-        if args.json is not None and args.json.is_dir():
-            raise PredictorError(f"{args.json} is a folder; --json takes the name of a file")
-        if args.overlays is not None and args.overlays.exists() and not args.overlays.is_dir():
-            raise PredictorError(f"{args.overlays} is not a folder; --overlays takes the name of one")
-        for path in (args.json, args.overlays):
-            if path is None:
-                continue
-            require_folder(path.parent)
-            if path.exists() and not args.force and not (path.is_dir() and not any(path.iterdir())):
-                raise PredictorError(f"{path} exists; add --force to replace it, or choose another name")
-        frames = find_frames(args.paths)
-        from tqdm import tqdm  # a bar for people; the Predictor itself does not need it
-
-        verdicts: Counter[str] = Counter()
-        defects = 0
-        failures: list[FailedFrame] = []
-        undrawn: list[FrameError] = []
-        with (
-            Predictor(
-                args.bundle,
-                backend=args.backend,
-                precision=args.precision,
-                recipe=args.recipe,
-                batch_size=args.batch_size,
-                threads=args.threads,
-                white_level=args.white_level,
-            ) as predictor,
-            _lines_to(args.json) as lines,
-        ):
-            print(predictor.backend.description, file=sys.stderr)
-            names = _overlay_names(frames)
-            answers = zip(frames, predictor.stream(frames), strict=True)
-            for frame, result in tqdm(answers, total=len(frames), unit="frame", file=sys.stderr, disable=None):
-                lines.write(json.dumps(result.to_dict()) + "\n")
-                if isinstance(result, FailedFrame):
-                    failures.append(result)
-                    continue
-                defects += result.is_defect
-                verdicts[result.verdict] += 1
-                if args.overlays is not None:
-                    try:
-                        _save_overlay(result, args.overlays / names[frame])
-                    except FrameError as exc:  # gone or changed since it was judged
-                        undrawn.append(exc)
-        open_ones = ", ".join(f"{verdicts[name]} {name}" for name in VERDICTS)
-        print(
-            f"{len(frames)} frames: {defects} defects, {open_ones}, {len(failures)} could not be read", file=sys.stderr
+        unread: list[FrameError] = []
+        _check_outputs(args)
+        frames = find_frames(args.paths, unread)
+        if args.overlays is not None:
+            _refuse_among_frames(args.overlays, frames)
+        names = _overlay_names(frames)
+        predictor = Predictor(
+            args.bundle,
+            backend=args.backend,
+            precision=args.precision,
+            recipe=args.recipe,
+            batch_size=args.batch_size,
+            threads=args.threads,
+            white_level=args.white_level,
         )
-        for failure in failures[:REASONS_SHOWN]:
-            print(f"  {failure.error}", file=sys.stderr)
-        if len(failures) > REASONS_SHOWN:
-            print(f"  and {len(failures) - REASONS_SHOWN} more; the JSON lines give every reason", file=sys.stderr)
-        for error in undrawn[:REASONS_SHOWN]:
-            print(f"  no overlay: {error}", file=sys.stderr)
-        if len(undrawn) > REASONS_SHOWN:
-            print(f"  and {len(undrawn) - REASONS_SHOWN} more without an overlay", file=sys.stderr)
-        return 1 if failures or undrawn else 0
+        with predictor, json_lines(args.json) as write:
+            if args.overlays is not None:
+                _make_overlay_folder(args.overlays)
+            print(predictor.backend.description, file=sys.stderr)
+            tally = Tally(predictor.recipe.classes)
+            for error in unread:
+                write(FailedFrame(error.source, error).to_dict())
+                tally.failures.add(error)
+            answers = zip(frames, predictor.stream(frames), strict=True)
+            for frame, result in _with_bar(answers, len(frames)):
+                write(result.to_dict())
+                tally.add(result)
+                if args.overlays is not None and isinstance(result, Prediction):
+                    path = args.overlays / names[frame]
+                    try:
+                        _save_overlay(result, path)
+                    except FrameError as exc:  # gone or changed since it was judged
+                        tally.undrawn.add(exc)
+                    except OSError as exc:  # a full disk, a name that is too long
+                        tally.undrawn.add(f"{path}: {exc.strerror or exc}")
+        for line in tally.lines():
+            print(line, file=sys.stderr)
+        return 1 if tally.failures.count or tally.undrawn.count else 0
+
+
+@dataclass(slots=True)
+class _Reasons:
+    """How many there were, and the first few in words: an error itself would hold on to its frame's pixels."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, reason: object) -> None:
+        self.count += 1
+        if self.count <= REASONS_SHOWN:
+            self.first.append(printable(reason))
+
+    def lines(self, what: str, more: str) -> list[str]:
+        """more: what to say of the others."""
+        left = self.count - len(self.first)
+        return [*(f"  {what}{reason}" for reason in self.first), *([f"  and {left} more{more}"] if left else [])]
+
+
+class Tally:
+    """What became of the frames of a run: how often each verdict was given, and what failed."""
+
+    def __init__(self, classes: Sequence[str]) -> None:
+        self.verdicts: dict[str, int] = dict.fromkeys((*classes, *VERDICTS), 0)
+        self.failures, self.warnings, self.undrawn = _Reasons(), _Reasons(), _Reasons()
+
+    def add(self, result: Prediction | FailedFrame) -> None:
+        """Count one frame."""
+        if isinstance(result, FailedFrame):
+            self.failures.add(result.error)
+            return
+        self.verdicts[result.verdict] += 1
+        for text in result.warnings:
+            self.warnings.add(f"{result.source}: {text}")
+
+    def lines(self) -> list[str]:
+        """The summary for people: a line for each class and each reject, then what failed and why."""
+        counts = {**self.verdicts, **({"not read": self.failures.count} if self.failures.count else {})}
+        width = max(map(len, counts))
+        return [
+            f"{sum(counts.values())} frames",
+            *(f"  {name:<{width}}  {count:6}" for name, count in counts.items()),
+            *self.failures.lines("", "; the JSON lines give every reason"),
+            *self.warnings.lines("warning: ", "; the JSON lines give every warning"),
+            *self.undrawn.lines("no overlay: ", " without an overlay"),
+        ]
+
+
+def _check_outputs(args: argparse.Namespace) -> None:
+    """Raise PredictorError where results cannot or may not be written: before a frame is read."""
+    if args.json is not None:
+        if args.json.is_dir():
+            raise PredictorError(f"{args.json} is a folder; --json takes the name of a file")
+        require_files([args.json], force=args.force)
+    else:
+        require_stdout(TO_A_FILE)
+    if args.overlays is None:
+        return
+    if args.overlays.exists() and not args.overlays.is_dir():
+        raise PredictorError(f"{args.overlays} is not a folder; --overlays takes the name of one")
+    require_folder(args.overlays)
+    if args.overlays.exists() and any(args.overlays.iterdir()) and not args.force:
+        raise PredictorError(f"{args.overlays} exists; add --force to replace it, or choose another name")
+
+
+def _refuse_among_frames(overlays: Path, frames: Sequence[str]) -> None:
+    """Raise PredictorError if frames lie in the folder of overlays: those would be taken for frames the next time."""
+    folder = os.path.realpath(overlays)
+    for parent in sorted({os.path.dirname(frame) for frame in frames}):  # noqa: PTH120  a lot may have 100,000 frames
+        real = Path(os.path.realpath(parent))
+        if folder == str(real) or folder in map(str, real.parents):
+            raise PredictorError(f"{overlays} holds frames that are judged ({real}): choose another place for overlays")
+
+
+def _make_overlay_folder(folder: Path) -> None:
+    """Before the first frame is judged, so that a place that cannot be is an error and not a run without pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _with_bar(answers: Iterable[_Answer], total: int) -> Iterable[_Answer]:
+    from tqdm import tqdm  # a bar for people; the Predictor itself does not need it
+
+    bar: Iterable[_Answer] = tqdm(answers, total=total, unit="frame", file=sys.stderr, disable=None)
+    return bar
 
 
 def _white_level(text: str) -> int:
@@ -141,75 +213,96 @@ class Inspect:
     def run(self, args: argparse.Namespace) -> int:
         """Print; a faulty bundle is an error that lists all faults."""
         manifest, recipe = load_bundle(args.bundle, verify_all=True)
-        encoder = manifest.encoder
-        size = " x ".join(map(str, encoder.input_size))
-        frames = f"exactly {size} (height x width)" if encoder.resizes_in_graph else f"any size, squashed to {size}"
-        print(
-            f"encoder     {encoder.architecture}, weights: {encoder.weights}{'' if encoder.trained else ' (UNTRAINED)'}"
-        )
-        print(f"            {encoder.layers} layers, width {encoder.width}, levels after {list(encoder.levels)}")
-        print(f"            id {encoder.id[:16]}, checkpoint SHA-256 {encoder.checkpoint_sha256[:16]}")
-        print(f"frames      {frames}")
-        for artifact in manifest.artifacts:
-            parity, target = artifact.parity, artifact.target
-            print(f"artifact    {artifact.file}: {artifact.precision}, {artifact.bytes / 1e6:.1f} MB, SHA-256 correct")
-            if artifact.kind == "engine":
-                print(
-                    f"            {target.get('product')} {target.get('version')}, compute capability "
-                    f"{target.get('compute_capability')}, {target.get('os')}, batch {target.get('batch')}, up to "
-                    f"{target.get('most_classes')} classes"
-                )
-                continue
-            print(
-                f"            parity on {parity.get('frames')} frames: probabilities "
-                f"{_distance(parity.get('max_abs_probability'))}, map "
-                f"{_distance(parity.get('max_abs_defect_map'))}, labels equal {parity.get('labels_equal')}"
-            )
-            attention = artifact.operators.get("Attention", 0)
-            print(f"            {sum(artifact.operators.values())} operators, {attention} Attention")
-        teaching, rows = recipe.teaching, recipe.frame
-        print(f"recipe      {manifest.recipe_file}: {', '.join(recipe.classes)}; text from {recipe.text}")
-        print(f"            shots {teaching.get('shots')}, seed {teaching.get('seed')}")
-        print(f"            map taught by {teaching.get('map_taught_by')}")
-        print(f"            {len(recipe.support_features)} supports")
-        print(f"            rows ignored: {rows.ignore_top} at the top, {rows.ignore_bottom} at the bottom")
-        scalars = zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True)
-        print("            " + ", ".join(f"{name} {value:g}" for name, value in scalars))
-        _print_operating_point(recipe)
-        for name, why in obstacles(args.bundle, manifest).items():
-            print(f"runs here   {name}: {f'no, {why}' if why else 'yes'}")
-        for note in manifest.notes:
-            print(f"note        {note}")
+        for line in (
+            *_encoder_lines(manifest.encoder),
+            *(line for artifact in manifest.artifacts for line in _artifact_lines(artifact)),
+            *_recipe_lines(manifest.recipe_file, recipe),
+            *_operating_point_lines(recipe),
+            *(
+                f"runs here   {name}: {f'no, {why}' if why else 'yes'}"
+                for name, why in obstacles(args.bundle, manifest).items()
+            ),
+            *(f"note        {note}" for note in manifest.notes),
+        ):
+            print(printable(line))
         return 0
 
 
-def _print_operating_point(recipe: Recipe) -> None:
+def _encoder_lines(encoder: Encoder) -> list[str]:
+    size = " x ".join(map(str, encoder.input_size))
+    frames = f"exactly {size} (height x width)" if encoder.resizes_in_graph else f"any size, squashed to {size}"
+    return [
+        f"encoder     {encoder.architecture}, weights: {encoder.weights}{'' if encoder.trained else ' (UNTRAINED)'}",
+        f"            {encoder.layers} layers, width {encoder.width}, levels after {list(encoder.levels)}",
+        f"            id {encoder.id[:16]}, checkpoint SHA-256 {encoder.checkpoint_sha256[:16]}",
+        f"frames      {frames}",
+    ]
+
+
+def _artifact_lines(artifact: Artifact) -> list[str]:
+    target = {name: show(value) for name, value in artifact.target.items()}
+    first = f"artifact    {artifact.file}: {artifact.precision}, {artifact.bytes / 1e6:.1f} MB, SHA-256 correct"
+    if artifact.kind == "engine":
+        return [
+            first,
+            f"            {target.get('product')} {target.get('version')}, compute capability "
+            f"{target.get('compute_capability')}, {target.get('os')}, batch {target.get('batch')}, up to "
+            f"{target.get('most_classes')} classes",
+        ]
+    parity = artifact.parity
+    return [
+        first,
+        f"            parity on {show(parity.get('frames'))} frames: probabilities "
+        f"{_distance(parity.get('max_abs_probability'))}, map {_distance(parity.get('max_abs_defect_map'))}, "
+        f"labels equal {show(parity.get('labels_equal'))}",
+        f"            {show(sum(artifact.operators.values()))} operators, "
+        f"{show(artifact.operators.get('Attention', 0))} Attention",
+    ]
+
+
+def _recipe_lines(file: str, recipe: Recipe) -> list[str]:
+    teaching, rows = recipe.teaching, recipe.frame
+    scalars = zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True)
+    return [
+        f"recipe      {file}: {', '.join(recipe.classes)}; text from {recipe.text}",
+        f"            shots {show(teaching.get('shots'))}, seed {show(teaching.get('seed'))}",
+        f"            map taught by {show(teaching.get('map_taught_by'))}",
+        f"            {len(recipe.support_features)} supports",
+        f"            rows ignored: {rows.ignore_top} at the top, {rows.ignore_bottom} at the bottom",
+        "            " + ", ".join(f"{name} {value:g}" for name, value in scalars),
+    ]
+
+
+def _operating_point_lines(recipe: Recipe) -> list[str]:
     point = recipe.operating_point
-    print(f"verdicts    defect threshold {point.defect_threshold:.4f}, pixel threshold {point.pixel_threshold:.4f}")
     novelty = "never" if point.novelty_threshold is None else f"above novelty {point.novelty_threshold:.4f}"
     review = "also" if point.review_disagreement else "not"
     floors = ", ".join(f"{name} {value:.3f}" for name, value in point.confidence_thresholds.items())
-    print(f"            temperature {point.temperature:.4g}; unknown: {novelty}")
-    print(f"            cannot decide: below confidence {floors}; {review} where class and map disagree")
+    lines = [
+        f"verdicts    defect threshold {point.defect_threshold:.4f}, pixel threshold {point.pixel_threshold:.4f}",
+        f"            temperature {point.temperature:.4g}; unknown: {novelty}",
+        f"            cannot decide: below confidence {floors}; {review} where class and map disagree",
+    ]
     by_hand = recipe.calibration.get(CHANGED_BY_HAND)
     edited = by_hand if isinstance(by_hand, list) else []
-    for name in edited:
-        print(f"            {name} changed by hand: no promise speaks of it")
+    lines += [f"            {show(name)} changed by hand: no promise speaks of it" for name in edited]
     for name, section in recipe.calibration.items():
         if name not in edited and isinstance(section, dict) and "rule" in section:
-            print(f"            {name} by {section['rule']}: {section.get('promise')}")
-    if not recipe.calibration:
-        print("            as taught, never calibrated")
+            lines.append(f"            {name} by {show(section['rule'])}: {show(section.get('promise'))}")
+    return lines if recipe.calibration else [*lines, "            as taught, never calibrated"]
 
 
 def _distance(value: object) -> str:
-    return f"{value:.1e}" if isinstance(value, int | float) else "unknown"
+    try:
+        return f"{value:.1e}" if isinstance(value, int | float) else "unknown"
+    except OverflowError:  # a whole number, which JSON has of any size
+        return show(value)
 
 
 def _overlay_names(frames: list[str]) -> dict[str, str]:
     """A file name for each frame: its own, with as many parent folders as it takes to tell them apart."""
     names: dict[str, str] = {}
-    for depth in range(1, 1 + max(len(Path(frame).parts) for frame in frames)):
+    for depth in range(1, 1 + max((len(Path(frame).parts) for frame in frames), default=0)):
         names = {frame: _picture_name(Path(frame), depth) for frame in frames}
         if len({name.casefold() for name in names.values()}) == len(frames):
             return names
@@ -228,21 +321,3 @@ def _save_overlay(result: Prediction, path: Path) -> None:
     picture = io.BytesIO()
     result.overlay().save(picture, "PNG", pnginfo=output_info())
     write_atomically(path, picture.getvalue())
-
-
-@contextmanager
-def _lines_to(path: Path | None) -> Iterator[TextIO]:
-    """stdout, or a file that appears under its name only once it is whole."""
-    if path is None:
-        yield sys.stdout
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as out:
-            yield out
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -1,4 +1,9 @@
-"""Reading and writing files safely: bounded reads, hashed content, writes that are whole or absent."""
+"""Reading and writing files safely: bounded reads, hashed content, writes that are whole or absent.
+
+A file is written beside its name, under a short one that fits wherever the name does, and takes its place once it is
+whole. A link stays and what it leads to is replaced; an existing file keeps its mode, a new one gets what the umask
+leaves. Pipes, devices and descriptors (/dev/stdout, /dev/fd/3) are written to as they are and never replaced.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +11,30 @@ import errno
 import hashlib
 import io
 import os
+import re
+import secrets
+import shutil
 import stat
-import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 from .errors import BundleError, PredictorError
+
+try:
+    import fcntl
+except ImportError:  # Windows: there a file that is open cannot be removed, which does what the lock is for
+    fcntl = None  # type: ignore[assignment]
+
+_TEMPORARY = ".sem-clip-{}.part"
+_LEFT_OVER = re.compile(r"\.sem-clip-[0-9a-f]{16}\.part")
+_DAY_S = 24 * 3600.0
+READER_WAIT_S = 10.0
+"""A named pipe that nobody opens to read within this time is an error."""
+_NAME_BYTES = 255
+_cleaned: set[str] = set()
 
 
 def read_bounded(path: Path, max_bytes: int, error: type[BundleError]) -> bytes:
@@ -44,15 +68,6 @@ def open_plain(path: str | Path) -> io.FileIO:
         raise
 
 
-def require_folder(folder: Path) -> None:
-    """Raise PredictorError unless `folder` is one or can be made: before the work whose result goes there."""
-    nearest = next(path for path in (folder, *folder.parents, Path()) if path.exists())
-    if not nearest.is_dir():
-        raise PredictorError(f"{nearest} is a file, so nothing can be written below it: choose another place")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise PredictorError(f"{nearest} may not be written to: choose another place")
-
-
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in pieces."""
     digest = hashlib.sha256()
@@ -62,21 +77,256 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def require_folder(folder: Path) -> None:
+    """Raise PredictorError unless `folder` is one or can be made: before the work whose result goes there."""
+    nearest = next(path for path in (folder, *folder.parents, Path()) if path.exists())
+    if not nearest.is_dir():
+        raise PredictorError(f"{nearest} is a file, so nothing can be written below it: choose another place")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise PredictorError(f"{nearest} may not be written to: choose another place")
+
+
+def require_files(paths: Iterable[Path], *, force: bool) -> None:
+    """Raise PredictorError where a file cannot be written, or is there and may not be replaced: before the work.
+
+    What is written to directly, a pipe or a device, is never replaced and needs no `force`.
+    """
+    for path in paths:
+        if path.is_dir():
+            raise PredictorError(f"{path} is a folder; give the name of a file")
+        if _is_direct(path):
+            continue
+        require_folder(Path(os.path.realpath(path)).parent)
+        if path.exists() and not force:
+            raise PredictorError(f"{path} exists; add --force to replace it, or choose another name")
+
+
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, then rename: readers see the old file or the new one, never a part."""
+    """Write beside, then rename: readers see the old file or the new one, never a part. Raises OSError."""
+    with OutputFile(path) as out:
+        out.write(content)
+
+
+class OutputFile:
+    """A file that takes its name once it is whole: as a context manager, when the block ends well.
+
+    If the block fails, what was there before stays as it was. Pipes, devices and descriptors get each write at once.
+    Raises OSError with the name that was given; PredictorError for what is no place to write to.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.direct = _is_direct(path)
+        self._whole = 0
+        with _named(path):
+            if self.direct:
+                self._handle = _open_direct(path)
+                return
+            self._target = Path(os.path.realpath(path))  # a link is written through
+            self._target.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_overs(self._target.parent)
+            self._handle, self._temporary = _create(self._target.parent)
+
+    def write(self, content: bytes) -> None:
+        """Append all of it."""
+        rest = memoryview(content)
+        with _named(self.path):
+            while rest:
+                rest = rest[os.write(self._handle, rest) :]
+        self._whole += len(content)
+
+    def commit(self) -> None:
+        """Bring it to the disk and give it its name."""
+        if self.direct:
+            self._close()
+            return
+        with _named(self.path):
+            os.fsync(self._handle)
+            if self._target.exists():
+                with suppress(OSError):  # a file system without modes
+                    self._temporary.chmod(stat.S_IMODE(self._target.stat().st_mode) & 0o777)
+            self._rename(self._target)
+
+    def keep(self) -> Path | None:
+        """End here, and keep the whole writes so far beside the name, as FILE.partial; None where that failed."""
+        for number in range(1, 1000):
+            ending = b".partial" if number == 1 else b".partial%d" % number
+            name = os.fsencode(self._target.name)[: _NAME_BYTES - len(ending)] + ending
+            kept = self._target.with_name(os.fsdecode(name))
+            if not os.path.lexists(kept):
+                break
+        try:
+            os.ftruncate(self._handle, self._whole)  # a disk that is full takes half a line
+            self._rename(kept)
+        except OSError:
+            self.discard()
+            return None
+        return kept
+
+    def discard(self) -> None:
+        """End here and leave nothing."""
+        self._close()
+        if not self.direct:
+            with suppress(OSError):
+                self._temporary.unlink()
+
+    def __enter__(self) -> OutputFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            if self._handle >= 0:
+                self.discard()
+
+    def _rename(self, to: Path) -> None:
+        if os.name == "posix":  # elsewhere an open file cannot be renamed
+            self._temporary.replace(to)
+            self._close()
+        else:
+            self._close()
+            self._temporary.replace(to)
+        _sync_folder(to.parent)
+
+    def _close(self) -> None:
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the name `path` when the block ends well; nothing may be there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    _remove_left_overs(path.parent)
+    handle, scratch = _create(path.parent, folder=True)
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
+        yield scratch
+        scratch.rename(path)
+        _sync_folder(path.parent)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+        if handle >= 0:
+            os.close(handle)
+
+
+def _create(parent: Path, *, folder: bool = False) -> tuple[int, Path]:
+    """A new file or folder under a short name, locked for as long as it is open; the umask decides on its mode.
+
+    The handle is -1 for a folder where folders cannot be opened.
+    """
+    while True:
+        path = parent / _TEMPORARY.format(secrets.token_hex(8))
+        if folder:
+            path.mkdir()
+            handle = os.open(path, os.O_RDONLY) if fcntl is not None else -1
+        else:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        if fcntl is None:
+            return handle, path
+        with suppress(OSError):  # a share without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        if path.exists():  # and no other writer took it for a left-over before it was locked
+            return handle, path
+        os.close(handle)
+
+
+def _remove_left_overs(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder; looked for once in each folder by each process."""
+    key = str(folder)
+    if key in _cleaned:
+        return
+    _cleaned.add(key)
+    with os.scandir(folder) as entries:
+        found = [Path(entry.path) for entry in entries if _LEFT_OVER.fullmatch(entry.name)]
+    for path in found:
+        with suppress(OSError):  # another writer was faster, or it may not be removed
+            if _is_being_written(path):
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_being_written(path: Path) -> bool:
+    if fcntl is None:
+        return path.is_dir() and time.time() - path.stat().st_mtime < _DAY_S
+    mode = os.O_RDONLY if path.is_dir() else os.O_RDWR  # some shares lock for writing only what is open to write
+    handle = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a share without locks: a day is longer than any run
+        return time.time() - os.fstat(handle).st_mtime < _DAY_S
+    finally:
+        os.close(handle)
+    return False
+
+
+def _is_direct(path: Path) -> bool:
+    """Whether `path` is written to as it is. Raises PredictorError for a disk and for a socket."""
+    if _descriptor(path) is not None:
+        return True
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except NotADirectoryError:
+        return False
+    if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
+        raise PredictorError(f"{path} is a disk or a socket, which is not written to: choose another place")
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def _descriptor(path: Path) -> int | None:
+    """N where `path` is, or links to, descriptor N of this process (/dev/stdout, /dev/fd/N, /proc/self/fd/N)."""
+    folders = {"/dev/fd", os.path.realpath("/proc/self/fd")}
+    for _ in range(40):  # as many links as a system follows
+        folder = os.path.realpath(path.parent)
+        if folder in folders and path.name.isdecimal():
+            return int(path.name)
+        if not path.is_symlink():
+            return None
+        path = Path(folder, path.readlink())
+    return None
+
+
+def _open_direct(path: Path) -> int:
+    number = _descriptor(path)
+    if number is not None:
+        return os.dup(number)
+    if not path.is_fifo():
+        return os.open(path, os.O_WRONLY | getattr(os, "O_NOCTTY", 0))
+    until = time.monotonic() + READER_WAIT_S
+    while True:
+        try:
+            handle = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as exc:
+            if exc.errno != errno.ENXIO:
+                raise
+            if time.monotonic() > until:
+                raise PredictorError(f"{path} is a pipe that nobody reads; start its reader first") from None
+            time.sleep(0.05)
+        else:
+            os.set_blocking(handle, True)
+            return handle
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """An OSError speaks of the file that was asked for, not of the one beside it."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno is not None:
+            exc.filename = str(path)
         raise
-    _sync_folder(path.parent)
 
 
 def _sync_folder(folder: Path) -> None:

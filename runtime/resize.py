@@ -142,11 +142,11 @@ def _band(source: int, target: int, order: Order = "C") -> _Band:
     weights = _cubic((inputs + 0.5 - centres.reshape(shape)) / stretch)
     weights[(inputs < first.reshape(shape)) | (inputs >= stop.reshape(shape))] = 0
     total = weights.sum(2, keepdims=True)
-    weights = np.divide(weights, total, out=weights, where=total != 0).astype(np.float32)
+    single: NDArray[np.float32] = np.divide(weights, total, out=weights, where=total != 0).astype(np.float32)
     padded = max(before + source, int(starts[-1]) + taps)
     if order == "F":  # laid out like the image, or the products take twice as long
-        weights = np.ascontiguousarray(weights.transpose(0, 2, 1)).transpose(0, 2, 1)
-    return _Band(weights, step, before, padded)
+        single = np.ascontiguousarray(single.transpose(0, 2, 1)).transpose(0, 2, 1)
+    return _Band(single, step, before, padded)
 
 
 def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:

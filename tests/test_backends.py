@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from conftest import make_encoder, make_recipe
 
-from runtime.backends import NAMES, Backend, FakeBackend, open_backend
+from runtime.backends import NAMES, Backend, FakeBackend, obstacles, open_backend, ort
 from runtime.backends.base import graph_inputs, graph_outputs
 from runtime.errors import BackendError, BackendUnavailable, BundleError
 from runtime.manifest import Manifest, load_bundle
@@ -285,3 +287,80 @@ def test_a_graph_of_another_encoder_is_refused_with_every_difference(toy_bundle:
     assert len(caught.value.faults) == 2
     assert "frames is ('uint8'" in caught.value.faults[0]
     assert "defect_map is ('float'" in caught.value.faults[1]
+
+
+# Which ONNX Runtime
+
+
+def pretend_onnxruntime(monkeypatch: pytest.MonkeyPatch, version: str | None, provider: str = "CPU") -> None:
+    module = ModuleType("onnxruntime")
+    if version is not None:
+        module.__version__ = version  # type: ignore[attr-defined]
+    module.get_available_providers = lambda: [f"{provider}ExecutionProvider"]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+
+
+@pytest.mark.parametrize(
+    ("backend", "provider", "version", "install"),
+    [
+        ("cpu", "CPU", "1.20.1", 'pip install --upgrade "onnxruntime>=1.24.1"'),
+        ("cpu", "CPU", "1.24.0.dev20251031003", 'pip install --upgrade "onnxruntime>=1.24.1"'),
+        ("cpu", "CPU", "1.9", 'pip install --upgrade "onnxruntime>=1.24.1"'),
+        ("cuda", "CUDA", "1.29.0", 'pip install --upgrade "onnxruntime-gpu>=1.30"'),
+    ],
+)
+def test_an_onnxruntime_that_is_too_old_is_named_with_what_to_install(
+    backend: str, provider: str, version: str, install: str, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pretend_onnxruntime(monkeypatch, version, provider)
+    with pytest.raises(BackendUnavailable) as caught:
+        ort.check_provider(backend)
+    assert f"here is {version}: {install}" in str(caught.value)
+    if backend == "cpu":
+        assert version in obstacles(fake_bundle, manifest_of(fake_bundle))["cpu"]
+
+
+@pytest.mark.parametrize("version", ["1.24.1", "1.24.1.post2", "1.32.0", "1.100.0", "2.0", "unknown"])
+def test_an_onnxruntime_that_is_new_enough_is_taken(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_onnxruntime(monkeypatch, version)
+    assert ort.check_provider("cpu").__version__ == version
+
+
+def test_the_versions_that_are_checked_are_those_of_the_project_file() -> None:
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    extras = project["project"]["optional-dependencies"]
+    assert {name: extras[name][0].rpartition(">=")[2] for name in ort.LEAST_VERSION} == ort.LEAST_VERSION
+
+
+def test_what_an_installation_left_behind_is_not_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend_onnxruntime(monkeypatch, None)
+    with pytest.raises(BackendUnavailable, match="pip install --force-reinstall onnxruntime"):
+        ort.check_provider("cpu")
+
+
+class Importer:
+    """Finds onnxruntime and fails to load it, as told."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> None:
+        if name == "onnxruntime":
+            raise self.error
+
+
+def test_an_import_that_fails_is_not_called_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Importer(ImportError("libstdc++.so.6: too old")), *sys.meta_path])
+    with pytest.raises(BackendUnavailable, match=r"cannot be imported \(libstdc.*too old\)"):
+        ort.check_provider("cpu")
+
+
+def test_an_interrupt_while_it_is_imported_is_an_interrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Extension modules turn it into an ImportError."""
+    error = ImportError("initialization failed")
+    error.__cause__ = KeyboardInterrupt()
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Importer(error), *sys.meta_path])
+    with pytest.raises(KeyboardInterrupt):
+        ort.check_provider("cpu")

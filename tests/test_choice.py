@@ -288,6 +288,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch, fake_bundle: Path) -> tuple[Callable[[
         uploads.append(device)
         return SimpleNamespace(value=value)
 
+    monkeypatch.setattr(onnxruntime, "__version__", "1.32.0")
     monkeypatch.setattr(onnxruntime, "InferenceSession", Session)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)

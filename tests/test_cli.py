@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,9 +19,10 @@ import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 from PIL import Image
 
-from runtime import FakeBackend, Prediction, Predictor, SemClipError
+from runtime import FakeBackend, FrameError, Prediction, Predictor, SemClipError, cli
+from runtime import commands as commands_module
 from runtime import predictor as predictor_module
-from runtime.cli import main, run
+from runtime.cli import NO_MEMORY, main, run
 from runtime.manifest import Manifest
 
 Capture = pytest.CaptureFixture[str]
@@ -145,10 +149,18 @@ def test_each_frame_gives_one_json_line_on_stdout(fake_bundle: Path, frames: Pat
     out, err = capsys.readouterr()
     lines = lines_of(out)
     assert [line["source"] for line in lines] == [str(frames / name) for name in ("a.png", "b.png", "c.png")]
-    assert [line["label"] for line in lines] == ["good", "bridge", "hole"]
+    assert [line["raw"]["head_class"] for line in lines] == ["good", "bridge", "hole"]
     assert [line["is_defect"] for line in lines] == [False, True, False]
     assert [len(line["regions"]) for line in lines] == [0, 1, 0]
-    assert "3 frames: 1 defects, 0 unknown, 0 cannot decide, 0 could not be read" in err
+    assert err.splitlines()[1:] == [
+        "3 frames",
+        "  good                2",
+        "  bridge              1",
+        "  hole                0",
+        "  unknown             0",
+        "  cannot decide       0",
+    ]
+    assert [line["verdict"] for line in lines] == ["good", "bridge", "good"]  # the third one's map is dark
     assert "fake backend" in err
 
 
@@ -176,10 +188,11 @@ def test_a_frame_that_cannot_be_read_is_an_error_line_and_status_1(
     assert predict(fake_bundle, frames, tmp_path / "absent.png", "--overlays", tmp_path / "overlays") == 1
     out, err = capsys.readouterr()
     first, second, third, fourth = lines_of(out)
-    assert (first["label"], third["label"]) == ("good", "hole")
+    assert (first["raw"]["head_class"], third["raw"]["head_class"]) == ("good", "hole")
     assert second == {"source": str(frames / "b.png"), "error": "is empty (0 bytes)"}
     assert fourth == {"source": str(tmp_path / "absent.png"), "error": "no such file"}
-    assert "4 frames: 0 defects, 0 unknown, 0 cannot decide, 2 could not be read" in err
+    assert "4 frames\n" in err
+    assert "  not read            2\n" in err
     assert f"  {frames / 'b.png'}: is empty (0 bytes)\n  {tmp_path / 'absent.png'}: no such file\n" in err
     assert names_in(tmp_path / "overlays") == ["a.png", "c.png"]
 
@@ -190,7 +203,7 @@ def test_of_many_frames_that_cannot_be_read_the_first_are_named(
     assert predict(fake_bundle, *(tmp_path / f"{i}.png" for i in range(7))) == 1
     err = capsys.readouterr().err.splitlines()
     assert err[-7:] == [
-        "7 frames: 0 defects, 0 unknown, 0 cannot decide, 7 could not be read",
+        "  not read            7",
         *(f"  {tmp_path / f'{i}.png'}: no such file" for i in range(5)),
         "  and 2 more; the JSON lines give every reason",
     ]
@@ -200,7 +213,7 @@ def test_another_recipe_judges_if_given(fake_bundle: Path, frames: Path, tmp_pat
     make_recipe(("good", "scratch"), defect_threshold=0.0).save(tmp_path / "two.safetensors")
     assert predict(fake_bundle, frames, "--recipe", tmp_path / "two.safetensors", "--batch-size", 2) == 0
     lines = lines_of(capsys.readouterr().out)
-    assert [line["label"] for line in lines] == ["good", "scratch", "good"]
+    assert [line["raw"]["head_class"] for line in lines] == ["good", "scratch", "good"]
     assert all(line["is_defect"] for line in lines)
 
 
@@ -235,7 +248,7 @@ def test_each_page_of_a_stack_is_a_line(fake_bundle: Path, tmp_path: Path, capsy
     pages = [f"{stack}#1", f"{stack}#2", f"{stack}#3"]
     lines = lines_of(capsys.readouterr().out)
     assert [line["source"] for line in lines] == [str(single), *pages]
-    assert [line["label"] for line in lines[1:]] == ["good", "bridge", "hole"]
+    assert [line["raw"]["head_class"] for line in lines[1:]] == ["good", "bridge", "hole"]
     assert predict(fake_bundle, stack, f"{stack}#2") == 0
     assert sources_of(capsys.readouterr().out) == pages
 
@@ -252,7 +265,7 @@ def test_a_damaged_stack_is_one_error_line(fake_bundle: Path, frames: Path, caps
         stack.write_bytes(content[:length])
         assert predict(fake_bundle, frames) == 1
         lines = lines_of(capsys.readouterr().out)
-        assert [("label" in line, line["source"]) for line in lines[:3]] == [
+        assert [("verdict" in line, line["source"]) for line in lines[:3]] == [
             (True, str(frames / name)) for name in ("a.png", "b.png", "c.png")
         ]
         assert any("error" in line for line in lines[3:])
@@ -401,7 +414,7 @@ def test_an_empty_overlay_folder_may_be_there_already(fake_bundle: Path, frames:
 
 @pytest.mark.parametrize("existed", [False, True])
 @pytest.mark.parametrize("batches", [0, 1])
-def test_a_run_that_fails_leaves_the_json_file_as_it_was(
+def test_a_run_that_fails_leaves_the_json_file_as_it_was_and_keeps_what_it_judged(
     existed: bool,
     batches: int,
     fake_bundle: Path,
@@ -420,10 +433,15 @@ def test_a_run_that_fails_leaves_the_json_file_as_it_was(
 
     monkeypatch.setattr(predictor_module, "open_backend", failing)
     assert predict(fake_bundle, frames, "--json", out, "--force", "--batch-size", 1) == 2
-    assert "error: fake backend: told to fail" in capsys.readouterr().err
-    assert names_in(out.parent) == (["verdicts.jsonl"] if existed else [])
+    err = capsys.readouterr().err
+    assert "error: fake backend: told to fail" in err
+    kept = out.with_name("verdicts.jsonl.partial")
+    assert names_in(out.parent) == [*(["verdicts.jsonl"] if existed else []), *([kept.name] if batches else [])]
     if existed:
         assert out.read_text() == "old\n"
+    if batches:
+        assert sources_of(kept.read_text()) == [str(frames / "a.png")]
+        assert f"the lines of 1 frames that were done are kept in {kept}\n" in err
 
 
 def test_a_run_with_failed_frames_still_writes_its_file(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
@@ -480,13 +498,29 @@ class Raises:
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
-    [(SemClipError("no room"), "error: no room\n"), (KeyboardInterrupt(), "interrupted\n")],
-    ids=["error", "interrupt"],
+    ("error", "status", "said"),
+    [
+        (SemClipError("no room"), 2, "error: no room\n"),
+        (SemClipError("2 faults:\n  - a\n  - b\nerror: forged"), 2, "error: 2 faults:\n  - a\n  - b\\nerror: forged\n"),
+        (OSError(28, "No space left on device", "v.jsonl"), 2, "error: v.jsonl: No space left on device\n"),
+        (OSError("odd"), 2, "error: input or output: odd\n"),
+        (MemoryError(), 2, f"error: {NO_MEMORY}\n"),
+        (RuntimeError("can't start new thread"), 2, f"error: can't start new thread: {NO_MEMORY}\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+    ids=["error", "faults", "system", "odd", "memory", "threads", "interrupt"],
 )
-def test_expected_ends_are_said_without_a_traceback(error: BaseException, said: str, capsys: Capture) -> None:
-    assert run(Raises(error), argparse.Namespace()) == 2
+def test_expected_ends_are_said_without_a_traceback(
+    error: BaseException, status: int, said: str, capsys: Capture
+) -> None:
+    assert run(Raises(error), argparse.Namespace()) == status
     assert capsys.readouterr().err == said
+
+
+def test_what_a_warning_quotes_is_text() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "", 0, "%s: dark", ("a\nerror: forged\x1b[2J",), None)
+    said = cli._Text("%(levelname)s: %(message)s").format(record)
+    assert said == "WARNING: a\\nerror: forged\\x1b[2J: dark"
 
 
 def test_a_bug_keeps_its_traceback() -> None:
@@ -504,6 +538,23 @@ def test_a_place_that_cannot_be_written_is_said_before_a_frame_is_read(
         assert "a.png is a file, so nothing can be written below it" in err
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("a.png", "exists; add --force"),
+        ("", "is a folder; give the name of a file"),
+        ("a.png/r", "nothing can be written"),
+    ],
+)
+def test_teach_says_before_it_teaches_that_its_recipe_has_no_place(
+    place: str, says: str, fake_bundle: Path, frames: Path, capsys: Capture
+) -> None:
+    assert main(["teach", str(fake_bundle), "--data", str(frames), "--out", str(frames / place)]) == 2
+    out, err = capsys.readouterr()
+    assert says in err
+    assert out == ""
+
+
 def test_a_frame_that_is_gone_costs_its_overlay_and_nothing_else(
     fake_bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -517,7 +568,7 @@ def test_a_frame_that_is_gone_costs_its_overlay_and_nothing_else(
     monkeypatch.setattr(Prediction, "overlay", overlay)
     out, pictures = tmp_path / "v.jsonl", tmp_path / "o"
     assert predict(fake_bundle, frames, "--json", out, "--overlays", pictures) == 1
-    assert [line["label"] for line in lines_of(out.read_text())] == ["good", "bridge", "hole"]
+    assert [line["raw"]["head_class"] for line in lines_of(out.read_text())] == ["good", "bridge", "hole"]
     assert names_in(pictures) == ["a.png", "c.png"]
     assert f"no overlay: {frames / 'b.png'}: no such file" in capsys.readouterr().err
 
@@ -549,3 +600,258 @@ def test_a_reader_that_leaves_ends_the_run_without_a_word(fake_bundle: Path, fra
     assert process.returncode == 2
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
+
+
+# Streams, signals, names
+
+
+def program(*words: object, shell: str = "", **options: Any) -> subprocess.CompletedProcess[str]:
+    """The program in a process of its own. shell: redirections, such as `>&-`."""
+    line = [sys.executable, "-m", "runtime.cli", *map(str, words)]
+    if shell:
+        line = ["sh", "-c", f'exec "$@" {shell}', "sh", *line]
+    settings = {"capture_output": True, "text": True, "check": False, "timeout": 120, **options}
+    done: subprocess.CompletedProcess[str] = subprocess.run(line, **settings)
+    assert "Traceback" not in done.stderr
+    return done
+
+
+posix = pytest.mark.skipif(os.name != "posix", reason="shells, pipes and signals of POSIX systems")
+
+
+@posix
+def test_without_a_stderr_lines_are_results_alone(fake_bundle: Path, frames: Path) -> None:
+    done = program("predict", fake_bundle, "--backend", "fake", frames, shell="2>&-")
+    assert done.returncode == 0
+    assert [line["raw"]["head_class"] for line in lines_of(done.stdout)] == ["good", "bridge", "hole"]
+
+
+@posix
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_without_a_stdout_a_file_takes_the_lines(closed: str, fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    words = ("predict", fake_bundle, "--backend", "fake", frames)
+    done = program(*words, shell=closed)
+    assert done.returncode == 2
+    if "2>" not in closed:
+        assert done.stderr == "error: there is no stdout to write to: name a file with --json\n"
+    assert program(*words, "--json", tmp_path / "v", shell=closed).returncode == 0
+    # Nothing that was meant for a closed stream went into a file that got its number.
+    assert [line["raw"]["head_class"] for line in lines_of((tmp_path / "v").read_text())] == ["good", "bridge", "hole"]
+    assert program("inspect", fake_bundle, shell=closed).returncode == 0
+    assert program(*words, "--json", "/dev/stdout", shell=closed).returncode == 2, "a closed stdout takes nothing"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_under_stdout_is_one_line(fake_bundle: Path, frames: Path) -> None:
+    for words in (("predict", fake_bundle, "--backend", "fake", frames), ("inspect", fake_bundle)):
+        done = program(*words, shell=">/dev/full")
+        assert done.returncode == 2
+        assert done.stderr.splitlines()[-1] == "error: stdout: No space left on device"
+    assert program("--help", shell=">/dev/full").stderr == "", "no complaint at exit"
+
+
+@posix
+def test_nobody_who_reads_stderr_is_no_end(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    words = ("predict", fake_bundle, "--backend", "fake", frames, "--json", tmp_path / "v")
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime.cli", *map(str, words)], stderr=writer, check=False, timeout=120
+    )
+    os.close(writer)
+    assert done.returncode == 0
+    assert len(lines_of((tmp_path / "v").read_text())) == 3
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_class_names_reach_every_stdout(encoding: str, tmp_path: Path) -> None:
+    bundle = write_bundle(tmp_path / "bundle", recipe=make_recipe(("good", "größe", "桥接")))
+    done = program("inspect", bundle, env={**os.environ, "PYTHONIOENCODING": encoding}, encoding=encoding)
+    assert done.returncode == 0
+    assert ("good, größe, 桥接" if encoding == "utf-8" else "\\u6865\\u63a5") in done.stdout
+
+
+@posix
+def test_json_goes_to_where_stdout_is(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("before\n")
+    words = ("predict", fake_bundle, "--backend", "fake", frames, "--json", "/dev/stdout")
+    assert program(*words, shell=f">> {tmp_path / 'log'}").returncode == 0
+    first, *rest = (tmp_path / "log").read_text().splitlines()
+    assert first == "before"
+    assert len(rest) == 3
+
+
+@posix
+@pytest.mark.parametrize(
+    ("number", "status", "said"),
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (getattr(signal, "SIGHUP", 1), 129, "terminated"),
+    ],
+)
+def test_a_signal_keeps_what_was_judged(
+    number: int,
+    status: int,
+    said: str,
+    fake_bundle: Path,
+    frames: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    streamed = Predictor.stream
+
+    def stream(self: Predictor, *words: Any, **options: Any) -> Any:
+        for count, result in enumerate(streamed(self, *words, **options)):
+            if count == 2:
+                os.kill(os.getpid(), number)
+            yield result
+
+    monkeypatch.setattr(Predictor, "stream", stream)
+    before = signal.getsignal(number)
+    out = tmp_path / "v.jsonl"
+    assert predict(fake_bundle, frames, "--json", out, "--overlays", tmp_path / "o") == status
+    assert signal.getsignal(number) is before
+    assert capsys.readouterr().err.splitlines()[-1] == said
+    assert names_in(tmp_path) == ["bundle", "frames", "o", "v.jsonl.partial"]
+    assert sources_of(out.with_name("v.jsonl.partial").read_text()) == [str(frames / n) for n in ("a.png", "b.png")]
+    assert names_in(tmp_path / "o") == ["a.png", "b.png"]
+
+
+@posix
+def test_a_signal_that_was_ignored_stays_so(fake_bundle: Path, frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        monkeypatch.setattr(commands_module, "find_frames", lambda *_: os.kill(os.getpid(), signal.SIGHUP) or [])
+        assert predict(fake_bundle, frames) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_what_a_name_holds_is_text(fake_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
+    folder = tmp_path / "lot"
+    folder.mkdir()
+    try:
+        (folder / "x\x1b[2J\nerror: forged\u202e.png").write_bytes(b"no image")
+    except OSError:
+        pytest.skip("this system takes no such names")
+    assert predict(fake_bundle, folder, "--json", tmp_path / "v.jsonl") == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "lot/x\\x1b[2J\\nerror: forged\\u202e.png: " in last
+    assert main(["inspect", str(folder / "no\x1b[2J\nsuch")]) == 2
+    assert capsys.readouterr().err.splitlines()[0].startswith(f"error: {folder}/no\\x1b[2J\\nsuch: ")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda document: document.update(notes=["\x1b]0;owned\x07\nartifact    x: fp32, SHA-256 correct", "\u202e"]),
+        lambda document: document["encoder"].update(weights="\x9b2J\nforged"),
+        lambda document: document["artifacts"][0].update(parity={"max_abs_probability": 10**400, "frames": [["\n"]]}),
+        lambda document: document["artifacts"][0].update(operators={"Add": 9 * 10**4298, "Mul": 9 * 10**4298}),
+    ],
+)
+def test_what_a_manifest_holds_is_text(change: Callable[[Any], None], fake_bundle: Path, capsys: Capture) -> None:
+    assert main(["inspect", str(fake_bundle)]) == 0
+    lines = len(capsys.readouterr().out.splitlines())
+    document = json.loads((fake_bundle / "manifest.json").read_text())
+    change(document)
+    (fake_bundle / "manifest.json").write_text(json.dumps(document))
+    status = main(["inspect", str(fake_bundle)])  # shown, or refused
+    out, err = capsys.readouterr()
+    assert (status, err == "") in ((0, True), (2, False))
+    assert all(line.isprintable() for line in (out + err).splitlines())
+    if status == 0:
+        assert len(out.splitlines()) == lines + len(document["notes"]) - 1
+
+
+# predict: pictures that cannot be, and places for them
+
+
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device", "x"), FrameError("b.png", "is gone")])
+def test_an_overlay_that_cannot_be_written_costs_itself_alone(
+    failure: Exception,
+    fake_bundle: Path,
+    frames: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+) -> None:
+    saved = commands_module._save_overlay
+
+    def save(result: Prediction, path: Path) -> None:
+        if path.name == "b.png":
+            raise failure
+        saved(result, path)
+
+    monkeypatch.setattr(commands_module, "_save_overlay", save)
+    out = tmp_path / "v.jsonl"
+    assert predict(fake_bundle, frames, "--json", out, "--overlays", tmp_path / "o") == 1
+    assert [line["raw"]["head_class"] for line in lines_of(out.read_text())] == ["good", "bridge", "hole"]
+    assert names_in(tmp_path / "o") == ["a.png", "c.png"]
+    assert "  no overlay: " in capsys.readouterr().err
+
+
+def test_a_frame_of_the_longest_name_has_its_overlay(fake_bundle: Path, tmp_path: Path) -> None:
+    write_frame(tmp_path / "lot" / ("x" * 251 + ".png"))
+    assert predict(fake_bundle, tmp_path / "lot", "--overlays", tmp_path / "o") == 0
+    assert names_in(tmp_path / "o") == ["x" * 251 + ".png"]
+
+
+@pytest.mark.parametrize("place", ["frames", "frames/../frames", "."])
+def test_overlays_are_not_put_among_the_frames(
+    place: str, fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    assert predict(fake_bundle, frames, "--overlays", tmp_path / place, "--force") == 2
+    assert "holds frames that are judged" in capsys.readouterr().err
+    assert names_in(frames) == ["a.png", "b.png", "c.png"]
+    assert predict(fake_bundle, frames, "--overlays", frames / "overlays") == 0
+
+
+def test_what_a_folder_did_not_let_read_is_a_line_and_status_1(
+    fake_bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    found = commands_module.find_frames
+
+    def find(paths: list[str], unread: list[FrameError]) -> list[str]:
+        unread.append(FrameError("lot/closed", "may not be read"))
+        return found(paths)
+
+    monkeypatch.setattr(commands_module, "find_frames", find)
+    assert predict(fake_bundle, frames, "--json", tmp_path / "v") == 1
+    lines = lines_of((tmp_path / "v").read_text())
+    assert {"source": "lot/closed", "error": "may not be read"} in lines
+    assert len(lines) == 4
+    assert capsys.readouterr().err.endswith("  not read            1\n  lot/closed: may not be read\n")
+
+
+# The program, where it is not whole
+
+
+def test_only_the_command_that_is_asked_for_is_loaded(fake_bundle: Path, capsys: Capture) -> None:
+    code = (
+        f"import sys; from runtime.cli import main; main(['inspect', {str(fake_bundle)!r}]); "
+        "sys.exit(bool({'export', 'calibration', 'benchmarks', 'tqdm'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False, timeout=120, stdout=-3).returncode == 0
+
+
+def test_a_command_that_cannot_be_loaded_is_named_and_the_others_work(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setitem(sys.modules, "calibration.commands", None)
+    assert main(["calibrate", "a", "b"]) == 2
+    assert 'error: the command "calibrate" cannot be loaded' in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert 'the command "calibrate" cannot be loaded' in " ".join(capsys.readouterr().out.split())
+    assert main(["inspect", str(fake_bundle)]) == 0
+
+
+def test_a_copy_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    monkeypatch.setattr(cli, "entry_points", lambda **_: ())
+    assert main(["predict", "bundle", "frames"]) == 2
+    assert capsys.readouterr().err.startswith("error: sem-clip is not installed, so it has no commands: python -m pip")

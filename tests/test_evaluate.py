@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.evaluate import Evaluate, per_class_table
+from benchmarks.evaluate import Evaluate, per_class, per_class_table, without_supports
 from benchmarks.evaluate import evaluate as metrics_of
 from calibration.dataset import load_dataset
 from calibration.errors import DatasetError
@@ -190,3 +190,32 @@ def test_a_place_below_a_file_is_refused_before_anything_is_measured(
     with pytest.raises(PredictorError, match="nothing can be written below it"):
         evaluate(bundle, data, "--out", tmp_path / "file")
     assert capsys.readouterr().out == ""
+
+
+def test_an_earlier_evaluation_is_replaced_only_with_force(
+    taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "metrics.md").write_text("earlier")
+    with pytest.raises(PredictorError, match=r"metrics\.md exists; add --force"):
+        evaluate(*taught, "--out", tmp_path)
+    assert capsys.readouterr().out == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.md"]
+
+
+def test_a_class_name_is_text_in_a_table() -> None:
+    row = per_class(np.array([[1, 0], [0, 0]]), ["<b>", "a|b"])
+    assert row[2:] == ["| \\<b\\> | 1 | 100.0 | 100.0 | 100.0 |", "| a\\|b | 0 | absent from the test | | |"]
+
+
+@pytest.mark.parametrize("recorded", [5, None, "ab", {"a": 1}, [["ab"]]])
+def test_a_recipe_with_odd_hashes_of_supports_leaves_nothing_out(
+    recorded: object, fake_bundle: Path, tmp_path: Path
+) -> None:
+    for label in ("good", "bridge"):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        Image.new("L", (64, 64), len(label)).save(tmp_path / "images" / label / "0.png")
+    dataset = load_dataset(tmp_path)
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        predictor.use(replace(predictor.recipe, teaching={"support_sha256": recorded}))
+        test, left_out = without_supports(dataset, predictor)
+    assert (len(test), left_out) == (2, 0)

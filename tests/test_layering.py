@@ -6,17 +6,13 @@ import ast
 import importlib
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import runtime
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
@@ -30,8 +26,17 @@ FORBIDDEN = {
 }
 LAYERS = (
     {"runtime.errors"},
-    {"runtime.arguments", "runtime.jsonfields", "runtime.files", "runtime.host", "runtime.pixels", "runtime.resize"},
-    {"runtime.jpeg"},
+    {"runtime.terminal"},
+    {
+        "runtime.arguments",
+        "runtime.files",
+        "runtime.host",
+        "runtime.jsonfields",
+        "runtime.packages",
+        "runtime.pixels",
+        "runtime.resize",
+    },
+    {"runtime.jsonlines", "runtime.jpeg"},
     {"runtime.bmp", "runtime.png", "runtime.strips"},
     {"runtime.tiff"},
     {"runtime.operating_point", "runtime.crew"},
@@ -207,5 +212,6 @@ def test_the_packages_that_are_installed_are_those_on_disk() -> None:
     assert len(listed) == len(set(listed))
     assert set(listed) == found
     assert not any(top(name) == "tests" for name in listed)
+    assert project["tool"]["setuptools"]["py-modules"] == [path.stem for path in ROOT.glob("*.py")]
     # A folder of modules without __init__.py would be left out of the wheel.
     assert {name.rpartition(".")[0] or name for name in MODULES} <= set(listed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 
 _ERRORS_ONLY = 3
 _CUDA = "CUDAExecutionProvider"
+_PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
+LEAST_VERSION = {"cpu": "1.24.1", "cuda": "1.30"}
+"""As the extras of pyproject.toml ask for: older ones know neither the operators nor, on CUDA, all kernels."""
 # fmt: off
 _OF_SHAPES = frozenset({
     "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Max",
@@ -27,23 +31,59 @@ _OF_SHAPES = frozenset({
 
 
 def check_provider(backend: str) -> Any:
-    """ONNX Runtime's module. Raises BackendUnavailable if it, or its provider for "cpu" or "cuda", is not installed."""
+    """ONNX Runtime's module. Raises BackendUnavailable if it, or its provider for "cpu" or "cuda", is not installed,
+    or older than LEAST_VERSION."""
+    package = _PACKAGES[backend]
     try:
         import onnxruntime
     except ImportError as exc:
-        raise BackendUnavailable(
-            f'backend "{backend}" needs ONNX Runtime, which is not installed: pip install "sem-clip[{backend}]"'
-        ) from exc
-    if backend == "cuda":
-        if _CUDA not in onnxruntime.get_available_providers():
+        _raise_interrupt(exc)
+        if isinstance(exc, ModuleNotFoundError) and exc.name == "onnxruntime":
             raise BackendUnavailable(
-                f'backend "cuda" needs onnxruntime-gpu, and here is ONNX Runtime {onnxruntime.__version__} without '
-                'CUDA: pip uninstall onnxruntime, then pip install "sem-clip[cuda]"'
-            )
-        # CUDA and cuDNN that came as Python packages are not on the search path of the system.
-        if hasattr(onnxruntime, "preload_dlls"):
-            onnxruntime.preload_dlls()
+                f'backend "{backend}" needs ONNX Runtime, which is not installed: pip install "sem-clip[{backend}]"'
+            ) from exc
+        raise BackendUnavailable(
+            f'backend "{backend}" needs ONNX Runtime, which is installed and cannot be imported '
+            f"({_first_line(exc)}): pip install --force-reinstall {package}"
+        ) from exc
+    if not hasattr(onnxruntime, "__version__"):
+        raise BackendUnavailable(
+            f'backend "{backend}" needs ONNX Runtime, and the module onnxruntime here is what an installation left '
+            f"behind, or another: pip install --force-reinstall {package}"
+        )
+    if backend == "cuda" and _CUDA not in onnxruntime.get_available_providers():
+        raise BackendUnavailable(
+            f'backend "cuda" needs onnxruntime-gpu, and here is ONNX Runtime {onnxruntime.__version__} without '
+            'CUDA: pip uninstall onnxruntime, then pip install "sem-clip[cuda]"'
+        )
+    _check_version(backend, onnxruntime.__version__)
+    # CUDA and cuDNN that came as Python packages are not on the search path of the system.
+    if backend == "cuda" and hasattr(onnxruntime, "preload_dlls"):
+        onnxruntime.preload_dlls()
     return onnxruntime
+
+
+def _check_version(backend: str, version: str) -> None:
+    """Raise BackendUnavailable for an ONNX Runtime that cannot run what this project writes."""
+    least = LEAST_VERSION[backend]
+    found = re.match(r"\d+(\.\d+)+", version)
+    if found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split("."))):
+        raise BackendUnavailable(
+            f'backend "{backend}" needs ONNX Runtime {least} or newer, and here is {version}: '
+            f'pip install --upgrade "{_PACKAGES[backend]}>={least}"'
+        )
+
+
+def _raise_interrupt(exc: BaseException) -> None:
+    """Raise the KeyboardInterrupt that an extension module's import turned into an ImportError, if that is what it was.
+
+    Ctrl-C while ONNX Runtime is imported must not read "not installed".
+    """
+    cause: BaseException | None = exc
+    while cause is not None:
+        if isinstance(cause, KeyboardInterrupt):
+            raise cause
+        cause = cause.__cause__ or cause.__context__
 
 
 def cuda_provider(precision: str) -> tuple[str, dict[str, Any]]:

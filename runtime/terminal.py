@@ -1,0 +1,119 @@
+"""Text for people: what is printed is text, whatever the names and manifests that it quotes hold.
+
+A file may be called `\\x1b[2J` and a manifest may hold a note with a newline. On a terminal the first would clear the
+screen and the second would look like a line of this program. `plain_streams` sees to the one for everything that is
+printed, tracebacks and warnings too; `printable` is for what is quoted within a line.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO, cast
+
+from .errors import PredictorError
+
+MOST_SHOWN = 1000
+"""Characters of a value from a file that are shown; a manifest may hold numbers of thousands of digits."""
+_CURSOR_UP = "\x1b[A"
+_MARKDOWN = re.compile(r"[\\`*<>\[\]|&~$]|\b_|_\b")
+
+
+def printable(text: object) -> str:
+    """The text on one line: newlines, control, bidirectional and other invisible characters as escapes (`\\x1b`)."""
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_escaped, line))
+
+
+def message(text: object) -> str:
+    """Several lines of text: this project breaks its messages before two spaces; any other break is a name's."""
+    return "\n  ".join(printable(part) for part in str(text).split("\n  "))
+
+
+def show(value: object) -> str:
+    """A value out of a JSON file as one line, MOST_SHOWN characters at most."""
+    try:
+        text = str(value)
+    except (ValueError, RecursionError):  # a whole number of too many digits, lists in lists in lists
+        return "unknown"
+    return printable(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ...")
+
+
+def markdown_text(text: object) -> str:
+    """The text as the content of a Markdown table's cell, or of a line: what it holds is not markup."""
+    return _MARKDOWN.sub(lambda found: "\\" + found[0], printable(text))
+
+
+def require_stdout(instead: str) -> None:
+    """Raise PredictorError without a stdout (>&-, pythonw), where results would go nowhere. instead: what to do."""
+    if sys.stdout is None:
+        raise PredictorError(f"there is no stdout to write to: {instead}")
+
+
+@contextmanager
+def plain_streams() -> Iterator[None]:
+    """stdout and stderr that print text only, and take every character; as they were when the block ends.
+
+    Without a stderr (2>&-, pythonw) its words go nowhere, and never to stdout, where results are; nor does a stderr
+    that cannot be written to end the work. Without a stdout, `print` does nothing.
+    """
+    before = sys.stdout, sys.stderr
+    if not isinstance(sys.stdout, _Plain | None):
+        sys.stdout = cast(TextIO, _Plain(sys.stdout, needed=True))
+    if not isinstance(sys.stderr, _Plain):
+        sys.stderr = cast(TextIO, _Plain(sys.stderr, needed=False))
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+class _Plain:
+    """A text stream in front of another one, or of none. needed: whether it matters that a write fails."""
+
+    def __init__(self, stream: TextIO | None, *, needed: bool) -> None:
+        self._stream = stream
+        self._needed = needed
+
+    def write(self, text: str) -> int:
+        if self._stream is None:
+            return len(text)
+        # A progress bar's carriage return begins what it writes; bars below each other move the cursor, and no more.
+        bar, rest = text[:1] == "\r", text.removeprefix("\r")
+        if not (rest.isascii() and rest.isprintable()) and rest.strip("\n").replace(_CURSOR_UP, ""):
+            rest = "\n".join("\t".join(map(printable, line.split("\t"))) for line in rest.split("\n"))
+            encoding = self._stream.encoding or "utf-8"
+            rest = rest.encode(encoding, "backslashreplace").decode(encoding)
+        with self._failing():
+            self._stream.write("\r" + rest if bar else rest)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._failing():
+            if self._stream is not None:
+                self._stream.flush()
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Its reader has left, its disk is full, it is closed: an error of stdout, and for stderr the end of words."""
+        try:
+            yield
+        except (OSError, ValueError) as exc:
+            if not self._needed:
+                self._stream = None
+                return
+            if isinstance(exc, OSError):
+                exc.filename = "stdout"
+            raise
+
+    def isatty(self) -> bool:
+        return self._stream is not None and self._stream.isatty()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
