@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from runtime import strips as strips_module
 from runtime import tiff as tiff_module
 from runtime.errors import FrameError
 from runtime.frames import page_count, read_frame
@@ -597,3 +598,10 @@ def test_the_library_does_not_talk_about_a_frame_and_does_elsewhere(caplog: pyte
         with tifffile.TiffFile(io.BytesIO(few)) as opened:
             assert opened.pages[0].shape == SHAPE
         assert [record for record in caplog.records if record.name == "tifffile"]
+
+
+@pytest.mark.parametrize("kind", ["u8", "u16", "rgb16"])
+def test_a_large_page_is_put_together_in_bands(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips_module, "_BAND", 700)
+    for _, content in written(kind, "lzw"):
+        assert_grey(read_frame(content), KINDS[kind][1])
