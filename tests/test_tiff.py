@@ -539,6 +539,8 @@ def test_more_pages_than_anybody_means_are_refused() -> None:
         ({322: (4, [1 << 20]), 323: (4, [1 << 20]), 324: (4, [8]), 325: (4, [9])}, "most of which lie outside of it"),
         ({256: (4, [9000]), 257: (4, [9000]), 322: (4, [1]), 323: (4, [1])}, "more than 131,072"),
         ({262: (2, b"x")}, "its tag 262 is wrong"),
+        ({256: (4, [50] * 10_000), 257: (4, [100_000_000])}, "its tag 256 is wrong"),
+        ({32997: (4, [50] * 10_000), 257: (4, [100_000_000])}, "its tag 32997 is wrong"),
     ],
 )
 def test_a_size_that_nobody_means_is_refused_before_memory_is_taken(tags: dict[int, Any], said: str) -> None:
