@@ -143,9 +143,9 @@ def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> It
     if not all(map(all, places)):
         lacking = [all(place) for place in places].index(False)
         raise FrameError(name, f"lacks the pixels of strip or tile {lacking + 1} of {len(places)}")
-    if max(map(sum, places)) > end:
-        raise FrameError(name, "is truncated: its pixels lie past the end of the file")
     first, last = min(page.dataoffsets), max(map(sum, places))
+    if last > end:
+        raise FrameError(name, "is truncated: its pixels lie past the end of the file")
     parts: Iterator[_Part]
     if last < first + 2 * sum(page.databytecounts):  # side by side, so they are read at once
         file.seek(first)
