@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
+from isal import isal_zlib
 from PIL import Image
 
 from .errors import FrameError
@@ -95,12 +95,26 @@ def decode(
         raise FrameError(name, f"is a JPEG of {count} scans, which takes too long at its size; save it as PNG or TIFF")
     if not _has_all_scans(stream) or any(_lacks_restarts(stream, scan) for scan in stream.scans):
         raise FrameError(name, _TOO_EARLY)
-    image = _pixels(stream, b"")
-    if not _reached_its_end(stream, image):
-        first, second = (np.asarray(_pixels(stream, filling)) for filling in _PAST_THE_END)
-        if not np.array_equal(first, second):
-            raise FrameError(name, _TOO_EARLY)
-    return Stored(image, orientation=stream.orientation)
+    return Stored(_whole(stream, name), orientation=stream.orientation)
+
+
+def _whole(stream: _Stream, name: str) -> Image.Image:
+    """The pixels. FrameError if some of them are not in the data."""
+    if _is_plain(stream):
+        image = _pixels(stream, b"")
+        if _reached_its_end(image):
+            return image
+    first, second = _PAST_THE_END
+    checksum = _checksum(_pixels(stream, first))  # and not the pixels: of a large frame, two do not fit
+    image = _pixels(stream, second)
+    if _checksum(image) != checksum:
+        raise FrameError(name, _TOO_EARLY)
+    return image
+
+
+def _checksum(image: Image.Image) -> int:
+    """Of the grey that the pixels become."""
+    return int(isal_zlib.crc32(image.convert("L").tobytes()))
 
 
 def _pixels(stream: _Stream, filling: bytes) -> Image.Image:
@@ -137,14 +151,15 @@ def _lacks_restarts(stream: _Stream, scan: _Scan) -> bool:
     return len(_RESTART.findall(stream.parts[scan.data])) < restarts
 
 
-def _reached_its_end(stream: _Stream, image: Image.Image) -> bool:
-    """Whether the pixels show that the data did not end before the last block.
+def _is_plain(stream: _Stream) -> bool:
+    """Whether it is grey with its blocks in reading order, so that the last one tells of all. Other streams may lack
+    data in more places, and are decoded twice instead."""
+    grey, scan = len(stream.components) == 1, stream.scans[0]
+    return grey and stream.frame[1] != _PROGRESSIVE and len(stream.scans) == 1 and not scan.interval
 
-    Blocks are in reading order in a plain grey stream, and a block without data is left at 128. Other streams may lack
-    data in more places; they are decoded twice instead, and so are those that end in such a block.
-    """
-    if image.mode != "L" or stream.frame[1] == _PROGRESSIVE or len(stream.scans) != 1 or stream.scans[0].interval:
-        return False
+
+def _reached_its_end(image: Image.Image) -> bool:
+    """Whether the last block of a plain stream is not as it is left without data, which is 128 throughout."""
     left, top = ((side - 1) // 8 * 8 for side in image.size)
     return any(image.getpixel((x, y)) != 128 for y in range(top, image.height) for x in range(left, image.width))
 

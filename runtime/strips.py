@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate, islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 from isal import isal_zlib
@@ -23,6 +23,7 @@ from tifffile import COMPRESSION, TiffPage
 from . import jpeg
 from .errors import FrameError
 
+_Part: TypeAlias = "bytes | memoryview"
 _NONE, _JPEG = 1, 7
 _BY_LIBTIFF = {5: "LZW", 32773: "PackBits"}
 _DEFLATE, _LZMA, _ZSTD = (8, 32946), (34925,), (34926, 50000)
@@ -32,6 +33,8 @@ _MOST_SEGMENTS = 131_072
 _SMALL = 1 << 22
 """Pixels that tiles may cover in vain whatever the size of the image."""
 _LZMA_MEMORY = 1 << 27
+_BAND = 1 << 24
+"""Bytes of strips that tifffile is given at once."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 _PLAIN_TAGS = 9
 
@@ -131,7 +134,7 @@ def _as_stored(page: TiffPage, data: bytes | bytearray) -> NDArray[Any]:
     return np.frombuffer(data, page.dtype.newbyteorder(page.parent.byteorder)).reshape(page.shaped)
 
 
-def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> Iterator[bytes]:
+def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> Iterator[_Part]:
     """The strips or tiles as stored, in order; FrameError for those that are missing or cut. reverse: bits of bytes."""
     end = file.seek(0, 2)
     if sum(page.databytecounts) > end:
@@ -140,12 +143,13 @@ def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> It
     if not all(map(all, places)):
         lacking = [all(place) for place in places].index(False)
         raise FrameError(name, f"lacks the pixels of strip or tile {lacking + 1} of {len(places)}")
-    if max(map(sum, places)) > end:
-        raise FrameError(name, "is truncated: its pixels lie past the end of the file")
     first, last = min(page.dataoffsets), max(map(sum, places))
+    if last > end:
+        raise FrameError(name, "is truncated: its pixels lie past the end of the file")
+    parts: Iterator[_Part]
     if last < first + 2 * sum(page.databytecounts):  # side by side, so they are read at once
         file.seek(first)
-        together = file.read(last - first)
+        together = memoryview(file.read(last - first))
         parts = (together[offset - first : offset - first + count] for offset, count in places)
     else:
         parts = (_part(file, offset, count) for offset, count in places)
@@ -157,11 +161,11 @@ def _part(file: BinaryIO, offset: int, count: int) -> bytes:
     return file.read(count)
 
 
-def _reversed(data: bytes) -> bytes:
-    return data.translate(_REVERSED)
+def _reversed(data: _Part) -> bytes:
+    return bytes(data).translate(_REVERSED)
 
 
-def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:
+def _assembled(page: TiffPage, segments: Iterator[_Part], name: str) -> NDArray[Any]:
     """Unpack, and leave predictor, byte order and packed bits to tifffile: [planes, 1, H, W, samples]."""
     across, down, planes = _grid(page)
     samples, height = page.shaped[4], page.imagelength
@@ -176,18 +180,19 @@ def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
             for _ in range(planes)
         ]
         return _as_stored(page, b"".join(all_rows) if planes > 1 else all_rows[0])
-    # tifffile is shown what is unpacked, and a plane of strips as one strip: rows do not depend on each other.
+    # tifffile is shown what is unpacked, and strips of a handier size: rows do not depend on each other.
     page.compression, page.fillorder = COMPRESSION.NONE, 1
+    length, step = rows * across * down, rows
     if not page.is_tiled:
-        page.rowsperstrip = height
+        length, step = height, min(height, max(1, _BAND // row))
+        page.rowsperstrip = step
     result = np.empty(page.shaped, page.dtype)
+    pieces = -(-length // step)
     for plane in range(planes):
-        length = rows * across * down if page.is_tiled else height
         parts = list(islice(segments, across * down))
         whole = memoryview(_unpacked(compression, parts, row, min(rows, length), length, name))
-        pieces = across * down if page.is_tiled else 1
         for piece in range(pieces):
-            data = whole[piece * len(whole) // pieces : (piece + 1) * len(whole) // pieces]
+            data = whole[piece * step * row : (piece + 1) * step * row]
             values, (_, _, top, left, _), _ = page.decode(data, plane * pieces + piece)
             assert values is not None
             there = result[plane][:, top : top + values.shape[1], left : left + values.shape[2]]
@@ -195,7 +200,7 @@ def _assembled(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
     return result
 
 
-def _unpacked(compression: int, parts: list[bytes], row: int, rows: int, length: int, name: str) -> bytes | bytearray:
+def _unpacked(compression: int, parts: list[_Part], row: int, rows: int, length: int, name: str) -> bytes | bytearray:
     """`length` rows of `row` bytes out of `parts`, each of which holds `rows` of them, the last one the rest.
 
     No more is unpacked, whatever a part holds; FrameError if it holds less.
@@ -213,7 +218,7 @@ def _unpacked(compression: int, parts: list[bytes], row: int, rows: int, length:
     return whole
 
 
-def _inflated(compression: int, data: bytes, size: int) -> bytes:
+def _inflated(compression: int, data: _Part, size: int) -> _Part:
     """Up to `size` bytes, or a few more."""
     if compression in _DEFLATE:
         inflater = isal_zlib.decompressobj()
@@ -227,18 +232,18 @@ def _inflated(compression: int, data: bytes, size: int) -> bytes:
     if compression in _ZSTD:
         import imagecodecs
 
-        return bytes(imagecodecs.zstd_decode(data, out=size))
+        return bytes(imagecodecs.zstd_decode(bytes(data), out=size))
     return data
 
 
-def _by_libtiff(compression: int, parts: list[bytes], row: int, rows: int, length: int) -> bytes:
+def _by_libtiff(compression: int, parts: list[_Part], row: int, rows: int, length: int) -> bytes:
     """The same by Pillow's libtiff, twice as fast as imagecodecs at LZW: it is given a small file of plain bytes."""
     codec, arguments = _decoder(compression)
     image = Image.frombytes("L", (row, length), _plain(compression, parts, row, rows, length), codec, arguments)
     return bytes(image.tobytes())
 
 
-def _plain(compression: int, parts: list[bytes], row: int, rows: int, length: int) -> bytes:
+def _plain(compression: int, parts: list[_Part], row: int, rows: int, length: int) -> bytes:
     """A TIFF file of `parts` as strips of grey bytes; its only page begins at byte 8."""
     start = 8 + 2 + 12 * _PLAIN_TAGS + 4
     counts = [len(part) for part in parts]
@@ -260,7 +265,7 @@ def _decoder(compression: int) -> tuple[str, tuple[Any, ...]]:
     return codec, arguments if isinstance(arguments, tuple) else (arguments,)
 
 
-def _from_jpeg(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[Any]:
+def _from_jpeg(page: TiffPage, segments: Iterator[_Part], name: str) -> NDArray[Any]:
     """JPEG streams, one a strip or tile: [planes, 1, H, W, samples]."""
     across, down, _ = _grid(page)
     width, rows = _segment_size(page)
@@ -271,7 +276,7 @@ def _from_jpeg(page: TiffPage, segments: Iterator[bytes], name: str) -> NDArray[
         top, left = place // across * rows, place % across * width
         there = result[plane, 0, top : top + rows, left : left + width]
         tables = page.jpegtables or b""
-        image = jpeg.decode(data, name, tables=tables, colour=colour, most=(width, rows)).values
+        image = jpeg.decode(bytes(data), name, tables=tables, colour=colour, most=(width, rows)).values
         values = np.asarray(image)
         values = values.reshape(*values.shape[:2], -1)
         whole = (rows, width, there.shape[2])

@@ -38,8 +38,10 @@ _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12
 """Bytes of a value, by its type (TIFF 6.0, section 2; BigTIFF)."""
 _WHOLE = {1, 3, 4, 13, 16}
 _SUBFILE, _OLD_SUBFILE, _PHOTOMETRIC, _ORIENTATION, _STK = 254, 255, 262, 274, 33628
-_STRUCTURE = {254, 255, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339}
-"""Tags that say where the pixels are and what they mean. tifffile goes on without one that is damaged."""
+_SINGLE = {254, 255, 256, 257, 259, 262, 266, 274, 277, 278, 284, 317, 322, 323, 32997, 32998}
+_STRUCTURE = {258, 273, 279, 320, 324, 325, 338, 339} | _SINGLE
+"""Tags that say where the pixels are and what they mean, and those that have one value. tifffile goes on without one
+that is damaged, and for ever with a width of a million values."""
 _REDUCED_OR_MASK = 1 | 4
 _GREY, _PALETTE, _COLOUR = (0, 1), 3, (2, 6)
 _IMAGEJ = re.compile(r"\A(?:ImageJ|SCIFIO)=.*?^images=(\d{1,9})\s*$", re.DOTALL | re.MULTILINE)
@@ -168,7 +170,8 @@ def _first_values(entries: list[tuple[int, int, int, bytes]], order: str, size: 
         length = count * _SIZES.get(kind, 0)
         loaded += length
         outside = length > len(value) and int.from_bytes(value, endian) + length > size
-        if code in _STRUCTURE and (code in single or kind not in _WHOLE or not count or outside):
+        wrong = kind not in _WHOLE or not count or (count > 1 and code in _SINGLE)
+        if code in _STRUCTURE and (code in single or wrong or outside):
             raise FrameError(name, f"is damaged or truncated (its tag {code} is wrong or is there twice)")
         if code in single or outside or loaded > _MAX_TAG_BYTES:
             raise FrameError(name, f"is damaged or truncated (its tag {code} is wrong, too large or there twice)")

@@ -18,6 +18,7 @@ import pytest
 import tifffile
 from PIL import Image
 
+from runtime import strips as strips_module
 from runtime import tiff as tiff_module
 from runtime.errors import FrameError
 from runtime.frames import page_count, read_frame
@@ -538,6 +539,8 @@ def test_more_pages_than_anybody_means_are_refused() -> None:
         ({322: (4, [1 << 20]), 323: (4, [1 << 20]), 324: (4, [8]), 325: (4, [9])}, "most of which lie outside of it"),
         ({256: (4, [9000]), 257: (4, [9000]), 322: (4, [1]), 323: (4, [1])}, "more than 131,072"),
         ({262: (2, b"x")}, "its tag 262 is wrong"),
+        ({256: (4, [50] * 10_000), 257: (4, [100_000_000])}, "its tag 256 is wrong"),
+        ({32997: (4, [50] * 10_000), 257: (4, [100_000_000])}, "its tag 32997 is wrong"),
     ],
 )
 def test_a_size_that_nobody_means_is_refused_before_memory_is_taken(tags: dict[int, Any], said: str) -> None:
@@ -597,3 +600,10 @@ def test_the_library_does_not_talk_about_a_frame_and_does_elsewhere(caplog: pyte
         with tifffile.TiffFile(io.BytesIO(few)) as opened:
             assert opened.pages[0].shape == SHAPE
         assert [record for record in caplog.records if record.name == "tifffile"]
+
+
+@pytest.mark.parametrize("kind", ["u8", "u16", "rgb16"])
+def test_a_large_page_is_put_together_in_bands(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strips_module, "_BAND", 700)
+    for _, content in written(kind, "lzw"):
+        assert_grey(read_frame(content), KINDS[kind][1])
