@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.changing import changing, is_leftover
+from runtime.changing import changing, unfinished
 from runtime.changing import sync as _sync
 from runtime.encoder import feature_count
 from runtime.errors import BundleError
@@ -62,7 +62,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     require_folder(path.parent)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputExistsError(f"{path} exists and is not a folder; choose another --out")
-    if path.exists() and not all(is_leftover(entry) for entry in path.iterdir()):
+    if path.exists() and {entry.name for entry in path.iterdir()} - unfinished(path):
         if not force:
             raise OutputExistsError(f"{path} exists; add --force to replace it, or choose another --out")
         if not (path / FILE_NAME).is_file():

@@ -94,9 +94,21 @@ def sync(folder: Path) -> None:
                 os.fsync(stream.fileno())
 
 
-def is_leftover(path: Path) -> bool:
-    """Whether an entry of a bundle's folder is a writer's: its lock, or what it had not finished."""
-    return path.name == LOCK or path.name.startswith(STAGING)
+def unfinished(folder: Path) -> set[str]:
+    """The names in a bundle's folder that are a writer's: its lock, its staging folders, what it had moved so far."""
+    names = {LOCK, *(left.name for left in folder.glob(f"{STAGING}*"))}
+    for left in folder.glob(f"{STAGING}*"):
+        names |= {PurePosixPath(file).parts[0] for file in _journal(left)}
+    return names
+
+
+def _journal(staging: Path) -> list[str]:
+    """The files that the change put into the folder or took out of use; none where it had not come that far."""
+    try:
+        names = json.loads(read_bounded(staging / _JOURNAL, _MAX_BYTES, BundleError))["files"]
+    except (BundleError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [name for name in names if _is_inside(staging.parent, name)] if isinstance(names, list) else []
 
 
 def _clear(folder: Path, staging: Path) -> None:
@@ -104,28 +116,35 @@ def _clear(folder: Path, staging: Path) -> None:
     then the staging folder goes."""
     if staging.is_symlink() or not staging.is_dir():
         return
-    with suppress(BundleError, OSError, ValueError, TypeError, KeyError, RecursionError):
-        names = json.loads(read_bounded(staging / _JOURNAL, _MAX_BYTES, BundleError))["files"]
-        # A text search rather than a reading: a name that stands anywhere in the manifest is kept, whatever it means.
-        manifest = read_bounded(folder / MANIFEST, _MAX_BYTES, BundleError).decode() if _has_manifest(folder) else ""
-        for name in names:
-            if json.dumps(name) not in manifest and f'"{name}"' not in manifest and _is_inside(folder, name):
-                with suppress(OSError):
-                    (folder / name).unlink()
-                for parent in [folder / above for above in PurePosixPath(name).parents][:-1]:
-                    with suppress(OSError):  # a folder that is not empty stays
-                        parent.rmdir()
+    # A text search rather than a reading: a name that stands anywhere in the manifest is kept, whatever it means.
+    with suppress(BundleError):
+        manifest = _text_of(folder / MANIFEST)
+        for name in _journal(staging):
+            if json.dumps(name) in manifest or f'"{name}"' in manifest:
+                continue
+            with suppress(OSError):
+                (folder / name).unlink()
+            for parent in [folder / above for above in PurePosixPath(name).parents][:-1]:
+                with suppress(OSError):  # a folder that is not empty stays
+                    parent.rmdir()
     shutil.rmtree(staging, ignore_errors=True)
 
 
-def _has_manifest(folder: Path) -> bool:
-    return os.path.lexists(folder / MANIFEST)
+def _text_of(manifest: Path) -> str:
+    """Empty where there is none. Raises BundleError where it cannot be read."""
+    if not os.path.lexists(manifest):
+        return ""
+    return read_bounded(manifest, _MAX_BYTES, BundleError).decode("utf-8", "replace")
 
 
-def _is_inside(folder: Path, name: str) -> bool:
-    parts = PurePosixPath(name)
-    inside = not parts.is_absolute() and ".." not in parts.parts and "\\" not in name and ":" not in name
-    return inside and (folder / name).parent.resolve().is_relative_to(folder.resolve()) and name != MANIFEST
+def _is_inside(folder: Path, name: object) -> bool:
+    """Whether it is the name of a file below the folder, and not of its manifest."""
+    if not isinstance(name, str) or not name or name == MANIFEST or any(mark in name for mark in "\\:\0"):
+        return False
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        return False
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
 
 
 def _sync_folder(folder: Path) -> None:

@@ -22,6 +22,8 @@ MAX_WHOLE = 2**63 - 1
 MAX_FAULTS = 50
 """So many faults of one file are told; the others are counted."""
 _MISSING = object()
+_SHORT = reprlib.Repr()
+_SHORT.maxlong = 100
 
 
 def parse_json(text: str | bytes, faults: list[str]) -> Any:
@@ -246,7 +248,11 @@ def _is_finite(value: object) -> TypeGuard[float]:
 def _kind(value: object) -> str:
     if isinstance(value, str):
         return f'the string "{value[:40]}"'
-    return f"{type(value).__name__} {reprlib.repr(value)[:40]}"
+    try:
+        text = _SHORT.repr(value)[:40]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "of too many digits"
+    return f"{type(value).__name__} {text}"
 
 
 def _shown(name: str) -> str:
