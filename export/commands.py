@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.manifest import Artifact, Manifest, load_bundle
+from runtime.manifest import Artifact, Manifest, bundle_of_recipe, load_bundle
 
 from .errors import CheckpointError, ExportError, OutputExistsError
 
@@ -133,6 +133,8 @@ class Teach:
 
         if args.out.exists() and not args.force:
             raise OutputExistsError(f"{args.out} exists; add --force to replace it, or choose another --out")
+        if bundle_of_recipe(args.out) is not None:
+            raise OutputExistsError(f"{args.out} is a bundle's own recipe, which the bundle would miss: choose another")
         manifest, _ = load_bundle(args.bundle)
         if args.arch is None:
             args.arch = manifest.encoder.architecture

@@ -32,15 +32,25 @@ _MAX_BYTES = 4 * 2**20
 
 
 @contextmanager
-def changing(folder: Path) -> Iterator[Path]:
-    """A folder for new files inside the bundle `folder`, which nobody else changes as long as the block runs.
+def holding(folder: Path) -> Iterator[None]:
+    """Nobody else changes the bundle as long as the block runs; what a killed writer left in it is gone.
 
-    A change inside a change, of the same thread, is made at once. Raises BundleError if another holds the lock.
+    Raises BundleError if another process or thread holds it.
     """
     with locked(folder / LOCK, folder) as first:
         if first:
             for left in folder.glob(f"{STAGING}*"):
                 _clear(folder, left)
+        yield
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[Path]:
+    """As `holding`, with a folder for new files inside the bundle.
+
+    A change inside a change, of the same thread, is made at once. Raises BundleError.
+    """
+    with holding(folder):
         staging = folder / f"{STAGING}{secrets.token_hex(4)}"
         try:
             staging.mkdir()

@@ -223,6 +223,16 @@ def replace_recipe(folder: str | Path, recipe: Recipe, *, instead_of: Recipe | N
         put_in_place(folder, staging, replace(manifest, recipe_file=file, recipe_sha256=digest), instead_of=manifest)
 
 
+def bundle_of_recipe(file: Path) -> Path | None:
+    """The bundle whose own recipe the file is: written in its place, it would no longer be what the manifest names."""
+    file = file.resolve()
+    for folder in file.parents:
+        manifest = _manifest_of(folder)
+        if manifest is not None and (folder / manifest.recipe_file).resolve() == file:
+            return folder
+    return None
+
+
 def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Manifest | None) -> Manifest:
     """Make `new` the manifest of the bundle that `changing` holds; the files of it that lie in `staging` come with it.
 

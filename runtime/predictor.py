@@ -19,7 +19,7 @@ from .batching import MicroBatcher
 from .errors import FrameError, PredictorError
 from .frames import FrameSource
 from .host import find_gpu
-from .manifest import load_bundle
+from .manifest import Manifest, use_bundle
 from .pipeline import Pipeline, Setup
 from .prediction import FailedFrame, Prediction
 from .recipe import Recipe
@@ -69,12 +69,13 @@ class Predictor:
         if not 0 <= max_delay_ms <= MAX_DELAY_MS:
             raise ValueError(f"max_delay_ms must lie in [0, {MAX_DELAY_MS}], not {max_delay_ms}")
         folder = Path(bundle)
-        self.manifest, bundled = load_bundle(folder)
-        opened = (
-            open_backend(backend, folder, self.manifest, precision=precision, threads=threads)
-            if isinstance(backend, str)
-            else backend
-        )
+
+        def open_all(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Backend]:
+            if not isinstance(backend, str):
+                return manifest, recipe, backend
+            return manifest, recipe, open_backend(backend, folder, manifest, precision=precision, threads=threads)
+
+        self.manifest, bundled, opened = use_bundle(folder, open_all)
         size = min(batch_size, opened.max_batch)
         self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
         self._rows = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom}

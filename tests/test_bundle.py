@@ -180,8 +180,8 @@ def test_when_the_disk_is_full_the_bundle_is_as_it_was(
         return moved
 
     monkeypatch.setattr(Path, step, failing)
-    with (  # noqa: PT012
-        pytest.raises(BundleError, match="cannot be written .No space left"),
+    with (
+        pytest.raises(BundleError, match=r"cannot be written .No space left"),
         writing_bundle(fake_bundle, force=True) as working,
     ):
         write_new(working)
@@ -388,7 +388,6 @@ def test_files_that_the_manifest_does_not_name_and_links_stay(fake_bundle: Path)
 def test_a_new_file_never_takes_a_name_that_is_there(fake_bundle: Path) -> None:
     """Not that of the artifact it replaces, which readers may be opening, nor that of somebody's file."""
     (fake_bundle / "extra.onnx").write_bytes(b"somebody's")
-    manifest, _ = load_bundle(fake_bundle)
     with bundle.changing_bundle(fake_bundle) as (folder, manifest):
         artifacts = []
         for name in ("model.onnx", "extra.onnx"):
