@@ -19,7 +19,7 @@ MAX_DIGITS = 1000
 MAX_TEXT = 4096
 MAX_ITEMS = 100_000
 MAX_WHOLE = 2**63 - 1
-MAX_FAULTS = 50
+MAX_FAULTS = 100
 """So many faults of one file are told; the others are counted."""
 _MISSING = object()
 _SHORT = reprlib.Repr()
