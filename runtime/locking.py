@@ -34,6 +34,8 @@ def locked(file: Path, what: Path, wait_s: float = WAIT_S) -> Iterator[bool]:
     Raises BundleError where another still holds it after `wait_s` seconds, or where it cannot be had.
     """
     file = file.parent.resolve() / file.name
+    if not file.parent.is_dir():  # which the library would make
+        raise BundleError(what, f"cannot be locked, so it is not changed ({file.parent} is not a folder)")
     lock = FileLock(file, is_singleton=True, on_acquired=_say_who)
     _acquire(lock, file, what, wait_s)
     first = lock.lock_counter == 1
