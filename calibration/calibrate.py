@@ -12,7 +12,7 @@ from typing import Any
 from runtime.changing import LOCK, holding
 from runtime.errors import RecipeError
 from runtime.files import read_bounded, write_atomically
-from runtime.jsonfields import Fields, parse_json
+from runtime.jsonfields import Fields, listed, parse_json
 from runtime.locking import locked
 from runtime.manifest import REPLACED_MEANWHILE, bundle_of_recipe, load_bundle, replace_recipe
 from runtime.operating_point import CHANGED_BY_HAND, OperatingPoint
@@ -230,7 +230,7 @@ def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
         raise RecipeError(path, f"is not readable JSON ({exc})") from exc
     point = OperatingPoint.read(Fields(document, "operating_point", faults), recipe.classes)
     if faults:
-        raise RecipeError(path, faults)
+        raise RecipeError(path, listed(faults))
     old, new = recipe.operating_point.to_dict(), point.to_dict()
     changed = [name for name in new if new[name] != old[name]]
     if not changed:

@@ -21,7 +21,7 @@ MAX_WORDS = 300
 
 
 @contextmanager
-def locked(file: Path, what: Path, wait_s: float = WAIT_S) -> Iterator[bool]:
+def locked(file: Path, what: Path, wait_s: float | None = None) -> Iterator[bool]:
     """Hold the lock `file`, which speaks for `what`; whether this thread did not hold it already.
 
     The file is made where it is absent and is gone again afterwards. Inside it stands who holds it, for the message of
@@ -31,13 +31,13 @@ def locked(file: Path, what: Path, wait_s: float = WAIT_S) -> Iterator[bool]:
     a network share it holds between machines if the share passes locks on: NFS 4, NFS 3 without `nolock`, SMB with
     Linux 5.5 or later. A share that says it has no locks is an error; one that keeps them to each machine is not seen.
 
-    Raises BundleError where another still holds it after `wait_s` seconds, or where it cannot be had.
+    Raises BundleError where another still holds it after `wait_s` seconds (WAIT_S), or where it cannot be had.
     """
     file = file.parent.resolve() / file.name
     if not file.parent.is_dir():  # which the library would make
         raise BundleError(what, f"cannot be locked, so it is not changed ({file.parent} is not a folder)")
     lock = FileLock(file, is_singleton=True, on_acquired=_say_who)
-    _acquire(lock, file, what, wait_s)
+    _acquire(lock, file, what, WAIT_S if wait_s is None else wait_s)
     first = lock.lock_counter == 1
     try:
         yield first
