@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -131,15 +132,14 @@ class Manifest:
             raise BundleError(where, listed(faults))
         return manifest
 
-    def files(self) -> list[str]:
-        """Everything in the folder that belongs to the bundle, the manifest aside."""
-        return [*(artifact.file for artifact in self.artifacts), self.recipe_file]
+    def files(self) -> dict[str, str]:
+        """Everything in the folder that belongs to the bundle, the manifest aside, with its SHA-256."""
+        return {artifact.file: artifact.sha256 for artifact in self.artifacts} | {self.recipe_file: self.recipe_sha256}
 
     def _check_whole(self, fields: Fields) -> None:
         """Record where one entry denies another."""
-        files = self.files()
-        twice = sorted({file for file in files if files.count(file) > 1})
-        for file in twice:
+        files = Counter([*(artifact.file for artifact in self.artifacts), self.recipe_file])
+        for file in sorted(file for file, count in files.items() if count > 1):
             fields.fault("artifacts", f"must name every file once, not {file} again")
         most = min(self.encoder.image_size) / 8
         if self.smoothing_px > most:
@@ -237,18 +237,20 @@ def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Mani
     """Make `new` the manifest of the bundle that `changing` holds; the files of it that lie in `staging` come with it.
 
     instead_of: the manifest that `new` was made from. A recipe that was put in its place since is kept. Returns what
-    was written: a file whose name was taken has got another. Raises BundleError; then the bundle is as it was.
+    was written: a file whose name was taken, but for the same content, has got another. Raises BundleError; then the
+    bundle is as it was.
     """
     there = _manifest_of(folder)
     if there != instead_of:
         new = _with_recipe_of(folder, new, instead_of, there)
-    moves = {file: _free_name(folder, new, file) for file in new.files() if (staging / file).is_file()}
+    staged = [file for file in new.files() if (staging / file).is_file()]
+    moves = {file: _free_name(folder, new, file) for file in staged if not _is_there(folder, there, new, file)}
     new = replace(
         new,
         artifacts=tuple(replace(a, file=moves.get(a.file, a.file)) for a in new.artifacts),
         recipe_file=moves.get(new.recipe_file, new.recipe_file),
     )
-    out_of_use = [] if there is None else sorted({*there.files()} - {*new.files()})
+    out_of_use = [] if there is None else sorted(there.files().keys() - new.files().keys())
     text = new.to_json()
     Manifest.from_json(text, where=str(folder / FILE_NAME))  # what readers refuse is not written
     try:
@@ -277,8 +279,13 @@ def _with_recipe_of(folder: Path, new: Manifest, before: Manifest | None, there:
 
 
 def _free_name(folder: Path, manifest: Manifest, file: str) -> str:
-    hashes = {artifact.file: artifact.sha256 for artifact in manifest.artifacts}
-    return free_name(folder, file, hashes.get(file, manifest.recipe_sha256))
+    return free_name(folder, file, manifest.files()[file])
+
+
+def _is_there(folder: Path, there: Manifest | None, new: Manifest, file: str) -> bool:
+    """Whether the old bundle has the very file already, and not only says so."""
+    digest = new.files()[file]
+    return there is not None and there.files().get(file) == digest and not _file_faults(folder, file, None, digest)
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:

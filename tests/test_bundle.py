@@ -401,6 +401,19 @@ def test_a_new_file_never_takes_a_name_that_is_there(fake_bundle: Path) -> None:
     assert (fake_bundle / "extra.onnx").read_bytes() == b"somebody's"
 
 
+def test_a_file_that_is_there_already_keeps_its_name_and_a_damaged_one_does_not(fake_bundle: Path) -> None:
+    content = (fake_bundle / "model.onnx").read_bytes()
+    for damaged in (False, True):
+        if damaged:
+            (fake_bundle / "model.onnx").write_bytes(bytes(len(content)))
+        with bundle.changing_bundle(fake_bundle) as (folder, manifest):
+            (folder / "model.onnx").write_bytes(content)
+            add_note(folder, manifest)
+        changed, _ = load_bundle(fake_bundle, verify_all=True)
+        assert (changed.artifacts[0].file == "model.onnx") == (not damaged)
+        assert names_in(fake_bundle) == sorted(["manifest.json", *changed.files()])
+
+
 def test_what_a_reader_would_refuse_is_not_written(fake_bundle: Path) -> None:
     before = content_of(fake_bundle)
     with (
