@@ -175,6 +175,17 @@ def test_a_graph_without_the_recipe_inputs_is_refused(fake_bundle: Path, monkeyp
     )
 
 
+def test_a_graph_that_asks_for_more_is_refused(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
+    monkeypatch.setattr(session, "get_inputs", lambda: [Node("frames"), more])
+    more = Node("frames")
+    more.name = "temperature"
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
+    with pytest.raises(BundleError, match=r"model\.onnx: asks for temperature, which the bundle's format has not"):
+        open_backend("cpu", fake_bundle, manifest_of(fake_bundle))
+
+
 def test_whatever_the_engine_raises_is_a_backend_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])

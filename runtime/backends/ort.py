@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError
+from ..jsonfields import listed
 from ..manifest import Artifact, Encoder, read_artifact
 from ..onnxfile import MAX_BYTES, onnx_faults
 from ..recipe import TENSORS, Recipe
@@ -78,7 +79,7 @@ class _OrtBackend(Backend):
             session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
             # It keeps them for that fallback.
             session._model_bytes = None
-            found = _signature(session)
+            found, asked = _signature(session), [node.name for node in session.get_inputs()]
         except Exception as exc:  # the engine's exception types are its own business
             raise self._unopened(folder, artifact, exc) from exc
         faults = [
@@ -86,8 +87,14 @@ class _OrtBackend(Backend):
             for name, needed in (graph_inputs(encoder) | graph_outputs(encoder)).items()
             if name not in found or not _agree(found[name], needed)
         ]
+        known = graph_inputs(encoder)
+        faults += [
+            f"{artifact.file}: asks for {name}, which the bundle's format has not"
+            for name in asked
+            if name not in known
+        ]
         if faults:
-            raise BundleError(folder, faults)
+            raise BundleError(folder, listed(faults))
         self._session: Any = session
 
     def _unopened(self, folder: Path, artifact: Artifact, exc: Exception) -> PredictorError:
