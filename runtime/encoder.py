@@ -10,8 +10,8 @@ from .jsonfields import Fields
 from .recipe import MEMORY_ROWS, Recipe
 
 MAX_SIDE = 16384
-MAX_IMAGE_PIXELS = 2**24
-"""Of `image_size`: a vision transformer of 16 px patches sees 65,536 of them then, and a map is 64 MB."""
+MAX_IMAGE_PIXELS = 2**22
+"""Of `image_size`, 2048 x 2048: 16,384 patches of 16 px, whose attention alone takes a gigabyte a head in fp32."""
 MAX_INPUT_PIXELS = 100_000_000
 """Of `input_size`, as of any frame."""
 REDUNDANCY = ("cls_weight", "class_mean")

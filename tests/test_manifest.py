@@ -654,7 +654,7 @@ def test_an_artifact_is_read_once_and_whole_or_not_at_all(fake_bundle: Path) -> 
         ({"grid": [4, 5]}, "image_size must be grid x patch_size, [64, 80], not [64, 64]"),
         (
             {"grid": [1024, 1024], "image_size": [16384, 16384]},
-            "image_size must not be more than 16,777,216 pixels, not 16384 x 16384",
+            "image_size must not be more than 4,194,304 pixels, not 16384 x 16384",
         ),
         ({"input_size": [16384, 16384]}, "input_size must not be more than 100,000,000 pixels, not 16384 x 16384"),
         ({"levels": [1, 2, 4, 3]}, "levels must rise, not [1, 2, 4, 3]"),
