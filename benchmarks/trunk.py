@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from benchmarks.timing import alternate, per_second, ratio
 from export.graph import SemClipGraph
 from export.to_onnx import OPSET, quiet_exporter
+from runtime.telemetry import import_onnxruntime
 
 Provider = str | tuple[str, Mapping[str, Any]]
 VANILLA, DUAL = "vanilla", "dual path"
@@ -76,8 +77,7 @@ def value_path_cost(
 
     files: of `export_trunks`. count: batches in one timed run, by their size; `in_flight` of them at a time.
     """
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     sessions = {

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from runtime.changing import LOCK, holding
 from runtime.errors import RecipeError
 from runtime.files import read_bounded, write_atomically
-from runtime.jsonfields import Fields, parse_json
-from runtime.manifest import REPLACED_MEANWHILE, load_bundle, replace_recipe
+from runtime.jsonfields import Fields, listed, parse_json
+from runtime.locking import locked
+from runtime.manifest import REPLACED_MEANWHILE, bundle_of_recipe, load_bundle, replace_recipe
 from runtime.operating_point import CHANGED_BY_HAND, OperatingPoint
 from runtime.recipe import Recipe
 
@@ -179,20 +182,39 @@ def load_recipe(target: Path) -> Recipe:
     return load_bundle(target)[1] if target.is_dir() else Recipe.load(target)
 
 
+@contextmanager
+def changing_recipe(target: Path) -> Iterator[Recipe]:
+    """The recipe of a bundle folder or a recipe file, which nobody else changes as long as the block runs.
+
+    Raises BundleError, RecipeError.
+    """
+    load_recipe(target)  # before a lock is left beside what is none
+    bundle, file = _bundle_of(target), target.resolve()
+    with holding(bundle) if bundle else locked(file.with_name(f".{file.name}{LOCK}"), target):
+        yield load_recipe(target)
+
+
 def store_recipe(target: Path, recipe: Recipe, *, instead_of: Recipe) -> None:
     """Put it back into a bundle folder or a recipe file, whole or not at all, in place of the one it was made from.
 
-    Raises BundleError, RecipeError; if another recipe is there by now, nothing is written.
+    A file that is the recipe of the bundle it lies in is replaced as that. Raises BundleError, RecipeError; if another
+    recipe is there by now, nothing is written.
     """
-    if target.is_dir():
-        replace_recipe(target, recipe, instead_of=instead_of)
+    bundle = _bundle_of(target)
+    if bundle is not None:
+        replace_recipe(bundle, recipe, instead_of=instead_of)
         return
-    if Recipe.load(target).to_bytes() != instead_of.to_bytes():
-        raise RecipeError(target, REPLACED_MEANWHILE)
-    try:
-        recipe.save(target)
-    except OSError as exc:
-        raise RecipeError(target, f"cannot be written ({exc.strerror})") from exc
+    with changing_recipe(target) as present:
+        if present.to_bytes() != instead_of.to_bytes():
+            raise RecipeError(target, REPLACED_MEANWHILE)
+        try:
+            recipe.save(target)
+        except OSError as exc:
+            raise RecipeError(target, f"cannot be written ({exc.strerror})") from exc
+
+
+def _bundle_of(target: Path) -> Path | None:
+    return target.resolve() if target.is_dir() else bundle_of_recipe(target)
 
 
 def write_operating_point(point: OperatingPoint, path: Path) -> None:
@@ -221,7 +243,7 @@ def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
         raise RecipeError(path, f"is not readable JSON ({exc})") from exc
     point = OperatingPoint.read(Fields(document, "operating_point", faults), recipe.classes)
     if faults:
-        raise RecipeError(path, faults)
+        raise RecipeError(path, listed(faults))
     old, new = recipe.operating_point.to_dict(), point.to_dict()
     changed = [name for name in new if new[name] != old[name]]
     if not changed:

@@ -23,6 +23,7 @@ from .calibrate import (
     Request,
     apply_by_hand,
     calibrate,
+    changing_recipe,
     load_recipe,
     operating_point_json,
     report,
@@ -99,7 +100,13 @@ class Calibrate:
         if args.plots:
             require_matplotlib()
         target: Path = args.recipe or args.bundle
-        recipe = load_recipe(target)
+        with changing_recipe(target) as recipe:
+            self._calibrate(args, request, pictures, target, recipe)
+        return 0
+
+    def _calibrate(
+        self, args: argparse.Namespace, request: Request, pictures: list[Path], target: Path, recipe: Recipe
+    ) -> None:
         dataset = load_frames(args.data)
         for stray in dataset.stray:
             print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
@@ -127,7 +134,6 @@ class Calibrate:
         _print_choices(done, recipe)
         _print_rates(done)
         print(f"\nwritten   {target}; edit it by hand with: sem-clip operating-point {target} --write point.json")
-        return 0
 
 
 class EditOperatingPoint:
@@ -149,6 +155,9 @@ class EditOperatingPoint:
 
     def run(self, args: argparse.Namespace) -> int:
         """Print, write or apply."""
+        if args.apply:
+            with changing_recipe(args.target) as recipe:
+                return self._apply(args, recipe)
         recipe = load_recipe(args.target)
         if args.write:
             require_files([args.write], force=args.force)
@@ -156,17 +165,19 @@ class EditOperatingPoint:
             print(
                 f"written {args.write}; put it back with: sem-clip operating-point {args.target} --apply {args.write}"
             )
-        elif args.apply:
-            edited, changed = apply_by_hand(recipe, args.apply)
-            if changed:
-                store_recipe(args.target, edited, instead_of=recipe)
-            old, new = recipe.operating_point.to_dict(), edited.operating_point.to_dict()
-            for name in changed:
-                print(f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}")
-            print(f"{args.target}: {'written' if changed else 'nothing changed'}")
         else:
             require_stdout("name a file with --write")
             print(operating_point_json(recipe.operating_point), end="")
+        return 0
+
+    def _apply(self, args: argparse.Namespace, recipe: Recipe) -> int:
+        edited, changed = apply_by_hand(recipe, args.apply)
+        if changed:
+            store_recipe(args.target, edited, instead_of=recipe)
+        old, new = recipe.operating_point.to_dict(), edited.operating_point.to_dict()
+        for name in changed:
+            print(f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}")
+        print(f"{args.target}: {'written' if changed else 'nothing changed'}")
         return 0
 
 

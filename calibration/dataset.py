@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from runtime.errors import FrameError
 from runtime.folders import MASK_SUFFIX, Listing, is_folder, list_folder, one_name
 from runtime.frames import SUFFIXES, page_count, read_frame
-from runtime.operating_point import is_verdict, unprintable
+from runtime.operating_point import is_verdict, same_name_key, unprintable
 from runtime.recipe import MAX_CLASSES, FrameOptions
 
 from . import carinthia, masks
@@ -262,7 +262,7 @@ def _class_faults(names: Sequence[str], *, good_only: bool, root: str = "images"
     faults += [f"no class may be called {name!a}: it cannot be printed" for name in names if unprintable(name)]
     by_folded: dict[str, list[str]] = defaultdict(list)
     for name in names:
-        by_folded[one_name(name).casefold().strip()].append(name)
+        by_folded[same_name_key(name)].append(name)
     faults += [f"two classes have one name: {', '.join(same)}" for same in by_folded.values() if len(same) > 1]
     return faults
 

@@ -1,21 +1,20 @@
-"""Writing bundles: everything into a folder beside the target, then one rename."""
+"""Writing bundles: new ones, and artifacts into those that exist (how: runtime.changing)."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+from runtime.changing import changing, unfinished
+from runtime.changing import sync as _sync
+from runtime.encoder import feature_count
 from runtime.errors import BundleError
-from runtime.files import require_folder, sha256_of
-from runtime.manifest import FILE_NAME, Artifact, Encoder, Manifest, load_bundle
+from runtime.files import read_bounded, require_folder, sha256_of
+from runtime.manifest import FILE_NAME, MAX_BYTES, Artifact, Encoder, Manifest, load_bundle, put_in_place
 
 from .checkpoint import LoadedModel
 from .errors import OutputExistsError
@@ -25,7 +24,7 @@ from .graph import SemClipGraph
 def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
     """The manifest's record of the encoder that `graph` holds."""
     encoder = graph.encoder
-    features = 3 * len(encoder.level_layers) * encoder.width + 1  # heads.head_features
+    features = feature_count(len(encoder.level_layers), encoder.width)
     identity = {
         "checkpoint": model.sha256,
         "vision": model.config["vision_cfg"],
@@ -63,7 +62,7 @@ def refuse_existing(path: Path, *, force: bool) -> None:
     require_folder(path.parent)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputExistsError(f"{path} exists and is not a folder; choose another --out")
-    if path.exists() and any(path.iterdir()):
+    if path.exists() and {entry.name for entry in path.iterdir()} - unfinished(path):
         if not force:
             raise OutputExistsError(f"{path} exists; add --force to replace it, or choose another --out")
         if not (path / FILE_NAME).is_file():
@@ -73,33 +72,27 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 
 @contextmanager
-def replacing_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` that takes its place when the block ends well.
+def writing_bundle(target: Path, *, force: bool) -> Iterator[Path]:
+    """A folder to write a whole bundle into; it becomes that of `target` when the block ends well.
 
-    If the block fails, or the process dies at any point, `target` is as it was or is the new one, whole either way.
-    (Where a system cannot swap two names in one step, a process that dies between two renames leaves the old one
-    beside `target`, as `.<name>.old-...`.)
+    End with `write_manifest`. Until then `target` is as it was; files that its old manifest does not name stay. Raises
+    OutputExistsError, BundleError.
     """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    working = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.new-"))
+    made = not target.exists()
+    target.mkdir(parents=True, exist_ok=True)
+    target = target.resolve()
     try:
-        yield working
-        working.chmod(0o755)
-        _sync(working)
-        if not target.exists():
-            working.replace(target)
-        elif not _exchange(working, target):
-            old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.old-"))
-            target.replace(old)
-            try:
-                working.replace(target)
-            except BaseException:
-                old.replace(target)
-                raise
-            shutil.rmtree(old, ignore_errors=True)
-    finally:
-        # After an exchange this is the old bundle.
-        shutil.rmtree(working, ignore_errors=True)
+        with changing(target) as folder:
+            refuse_existing(target, force=force)  # again: another process may have been here first
+            before = _manifest_in(target) if (target / FILE_NAME).exists() else None
+            yield folder
+            _sync(folder)
+            put_in_place(target, folder, _staged(folder), instead_of=before)
+    except BaseException:
+        if made:
+            with suppress(OSError):  # it holds something by now
+                target.rmdir()
+        raise
 
 
 def record_artifact(folder: Path, file: str, precision: str, operators: dict[str, int]) -> Artifact:
@@ -110,30 +103,25 @@ def record_artifact(folder: Path, file: str, precision: str, operators: dict[str
 
 @contextmanager
 def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
-    """A copy of a bundle to add artifacts to, and its manifest; it takes the bundle's place when the block ends well.
+    """A folder for new artifacts of a bundle, and its manifest; they are added to it when the block ends well.
 
-    Unchanged files are linked, not copied, where the file system can. Write new files aside of the old names, or
-    unlink a name before writing it, and end with `write_manifest`. Raises BundleError, also where another process
-    changed the bundle meanwhile; then it stays as that left it.
+    Nobody else changes the bundle meanwhile. Write new files into the folder, under the names that the new manifest
+    gives them, and end with `write_manifest`. The files that are there already lie in `bundle`; they are never written
+    over: a new file whose name is taken gets another, which the manifest then says. Raises BundleError; then the
+    bundle stays as it was.
     """
     bundle = bundle.resolve()  # where the name is a link, the folder is meant
-    manifest, _ = load_bundle(bundle)
-    before = (bundle / FILE_NAME).read_bytes()
-    with replacing_folder(bundle) as folder:
-        for file in (*(artifact.file for artifact in manifest.artifacts), manifest.recipe_file):
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            try:
-                os.link(bundle / file, folder / file)
-            except OSError:
-                shutil.copy2(bundle / file, folder / file)
+    load_bundle(bundle)  # before a lock is left in a folder that is no bundle
+    with changing(bundle) as folder:
+        manifest, _ = load_bundle(bundle)
         yield folder, manifest
-        if (bundle / FILE_NAME).read_bytes() != before:
-            raise BundleError(bundle, "was changed by another process meanwhile; run the command again")
+        _sync(folder)
+        put_in_place(bundle, folder, _staged(folder), instead_of=manifest)
 
 
-def with_artifact(manifest: Manifest, artifact: Artifact) -> Manifest:
-    """The manifest with an artifact added, in place of the one of the same file name if there is one."""
-    others = tuple(other for other in manifest.artifacts if other.file != artifact.file)
+def with_artifact(manifest: Manifest, artifact: Artifact, *, instead_of: Artifact | None = None) -> Manifest:
+    """The manifest with an artifact added at its end, in place of the one that did the same before, if there is one."""
+    others = tuple(other for other in manifest.artifacts if other != instead_of)
     return replace(manifest, artifacts=(*others, artifact))
 
 
@@ -142,19 +130,13 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
 
 
-def _exchange(a: Path, b: Path) -> bool:
-    """Swap two paths in one step; False where the system or the file system cannot (it is Linux's renameat2)."""
+def _staged(folder: Path) -> Manifest:
+    return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError), where=str(folder / FILE_NAME))
+
+
+def _manifest_in(bundle: Path) -> Manifest | None:
+    """What is to be replaced; a manifest that cannot be read names nothing, and so nothing of it goes."""
     try:
-        rename = ctypes.CDLL(None, use_errno=True).renameat2
-    except (OSError, AttributeError, TypeError):
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return bool(rename(here, os.fsencode(a), here, os.fsencode(b), exchange) == 0)
-
-
-def _sync(folder: Path) -> None:
-    """Bring the content to the disk before the rename promises that it is there."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+        return _staged(bundle)
+    except BundleError:
+        return None

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.files import require_files
-from runtime.manifest import Artifact, Manifest, load_bundle
+from runtime.manifest import Artifact, Manifest, bundle_of_recipe, load_bundle
 from runtime.terminal import printable
 
-from .errors import CheckpointError, ExportError
+from .errors import CheckpointError, ExportError, OutputExistsError
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
@@ -135,6 +135,8 @@ class Teach:
         from .progress import Stages
         from .teach import teach_recipe
 
+        if bundle_of_recipe(args.out) is not None:
+            raise OutputExistsError(f"{args.out} is a bundle's own recipe, which the bundle would miss: choose another")
         manifest, _ = load_bundle(args.bundle)
         if args.arch is None:
             args.arch = manifest.encoder.architecture

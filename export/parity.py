@@ -15,6 +15,7 @@ from runtime.backends import Outputs
 from runtime.backends.ort import OrtCpuBackend
 from runtime.manifest import Artifact, Encoder
 from runtime.recipe import TENSORS, Recipe
+from runtime.telemetry import import_onnxruntime
 
 from .errors import ParityError
 from .graph import SemClipGraph
@@ -114,8 +115,7 @@ def worst_layers(reference: Path, other: Path, frames: NDArray[np.uint8], count:
 
 def _all_outputs(file: Path, frames: NDArray[np.uint8]) -> dict[str, tuple[str, NDArray[np.float64]]]:
     """Operator and value of every floating-point output in the graph, with the recipe that is stored in it."""
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     model = onnx.load(file)
     operators = {name: node.op_type for node in model.graph.node for name in node.output if name}
     known = {value.name for value in model.graph.output}

@@ -15,7 +15,7 @@ from runtime.backends import Outputs
 from runtime.errors import FrameError
 from runtime.folders import find_frames
 from runtime.frames import prepare, read_frame
-from runtime.manifest import Manifest, load_bundle
+from runtime.manifest import Artifact, Manifest, load_bundle
 from runtime.recipe import Recipe
 
 from .errors import ExportError, OutputExistsError, ParityError
@@ -79,9 +79,9 @@ class Quantize:
         if not args.change > 0:
             raise ExportError(f"--change is {args.change:g}; it is a share of the features' mean size, above 0")
         manifest, _ = load_bundle(args.bundle)
-        file = FILES[args.runs_on]
-        if any(artifact.file == file for artifact in manifest.artifacts) and not args.force:
-            raise OutputExistsError(f"{args.bundle} holds {file}; add --force to replace it")
+        there = _there(manifest, args.runs_on)
+        if there is not None and not args.force:
+            raise OutputExistsError(f"{args.bundle} holds {there.file}; add --force to replace it")
         paths = _frame_files(args.data, args.frames)
         added = add_int8(
             args.bundle,
@@ -123,7 +123,7 @@ def add_int8(
     """Quantize the bundle's fp32 artifact on some of `paths` and prove it on the others; returns the new manifest.
 
     agreement: share of the labels, on either, that must be those of fp32. runs_on: one of FILES; for "tensorrt" what
-    was found on the fp32 graph is done to the fp16 one. The bundle is replaced as a whole, or stays as it was.
+    was found on the fp32 graph is done to the fp16 one. The bundle is changed as a whole, or stays as it was.
     Raises BundleError, FrameError, ExportError, ParityError.
     """
     from .bundle import changing_bundle, record_artifact, with_artifact, write_manifest
@@ -142,26 +142,26 @@ def add_int8(
         source, others = held["fp32"], needed[-1]
         file = FILES[runs_on]
         _, recipe = load_bundle(bundle)
+        old = _there(manifest, runs_on)
         with stages.stage("read frames"):
             frames = _read(paths, manifest, recipe)
         fitted, proof = _split(frames, calibration_frames)
         with stages.stage("quantize") as progress:
-            (folder / file).unlink(missing_ok=True)
             report = int8_from_onnx(
-                folder / source.file,
+                bundle / source.file,
                 fitted,
                 recipe,
                 folder / file,
                 agreement=agreement,
                 change=change,
                 scheme=CPU if runs_on == "cpu" else TENSORRT,
-                half=None if runs_on == "cpu" else folder / held["fp16"].file,
+                half=None if runs_on == "cpu" else bundle / held["fp16"].file,
                 progress=progress,
             )
         artifact = record_artifact(folder, file, "int8", dict(report.operators))
-        artifact = replace(artifact, target={} if runs_on == "cpu" else {"engine": runs_on})
+        artifact = replace(artifact, target=_target(runs_on))
         with stages.stage("compare with fp32"):
-            reference = artifact_outputs(folder, source, manifest.encoder, proof, recipe)
+            reference = artifact_outputs(bundle, source, manifest.encoder, proof, recipe)
             outputs = artifact_outputs(folder, artifact, manifest.encoder, proof, recipe)
         parity = {
             **_parity(reference, outputs, report, source.file, len(fitted)),
@@ -174,10 +174,20 @@ def add_int8(
                 f"fitted on, less than --agreement {agreement:g}: lower --change, or give more --frames; nothing was "
                 "written"
             )
-        changed = with_artifact(manifest, replace(artifact, parity=parity))
+        changed = with_artifact(manifest, replace(artifact, parity=parity), instead_of=old)
         changed = replace(changed, tools={**manifest.tools, **tool_versions()})
         write_manifest(folder, changed)
-    return changed
+    return load_bundle(bundle)[0]
+
+
+def _target(runs_on: str) -> dict[str, str]:
+    return {} if runs_on == "cpu" else {"engine": runs_on}
+
+
+def _there(manifest: Manifest, runs_on: str) -> Artifact | None:
+    """The 8-bit artifact that a new one takes the place of."""
+    wanted = ("onnx", "int8", _target(runs_on))
+    return next((a for a in manifest.artifacts if (a.kind, a.precision, dict(a.target)) == wanted), None)
 
 
 def _frame_files(data: Path, wanted: int) -> list[Path]:

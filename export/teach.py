@@ -13,10 +13,10 @@ import torch
 from calibration.dataset import Dataset, Sample
 from runtime.files import sha256_of
 from runtime.frames import prepare
-from runtime.manifest import Encoder, Manifest
+from runtime.manifest import Encoder, Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
 
-from .bundle import describe_encoder, record_artifact, refuse_existing, replacing_folder, write_manifest
+from .bundle import describe_encoder, record_artifact, refuse_existing, write_manifest, writing_bundle
 from .checkpoint import LoadedModel
 from .finetune import fit_recipe
 from .graph import SemClipGraph
@@ -136,7 +136,7 @@ def build_bundle(
     refuse_existing(out, force=force)
     encoder = describe_encoder(model, graph)
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
-    with replacing_folder(out) as folder:
+    with writing_bundle(out, force=force) as folder:
         artifacts = []
         sources = {"fp32": graph}
         if fp16:
@@ -175,7 +175,7 @@ def build_bundle(
             notes=tuple(notes),
         )
         write_manifest(folder, manifest)
-    return manifest
+    return load_bundle(out)[0]  # where a name was taken, another was given
 
 
 def parity_samples(dataset: Dataset) -> list[Sample]:

@@ -150,40 +150,44 @@ def add_engine(
 ) -> tuple[Artifact, bool]:
     """Build an engine of the bundle's fp16 or 8-bit graph and add it; the artifact, and whether it had to be built.
 
-    An engine with the same key is left as it is, unless `force`. The bundle is replaced as a whole, or stays as it was.
+    An engine with the same key is left as it is, unless `force`. The bundle is changed as a whole, or stays as it was.
     Raises BundleError, ExportError.
     """
     from .bundle import changing_bundle, with_artifact, write_manifest
     from .versions import tool_versions
 
     manifest, recipe = load_bundle(bundle)
-    source = source_artifact(bundle, manifest, builder.target.precision)
     if len(recipe.classes) > builder.target.most_classes:
         raise ExportError(
             f"the bundle's recipe has {len(recipe.classes)} classes, the engine is asked for "
             f"{builder.target.most_classes} at most: raise --most-classes"
         )
-    record = builder.describe(source.sha256)
-    there = next((a for a in manifest.artifacts if a.target.get("key") == record["key"]), None)
+    source = source_artifact(bundle, manifest, builder.target.precision)
+    there = _of_key(manifest, builder.describe(source.sha256)["key"])
     if there is not None and not force:
         check_artifact(bundle, there)
         return there, False
-    check_artifact(bundle, source)
-    file = f"{FOLDER}/{_file_name(record)}"
     with changing_bundle(bundle) as (folder, manifest):
+        source = source_artifact(bundle, manifest, builder.target.precision)  # as it is now that nobody changes it
+        onnx_file = check_artifact(bundle, source)
+        record = builder.describe(source.sha256)
+        file = f"{FOLDER}/{_file_name(record)}"
         plan = folder / file
         plan.parent.mkdir(exist_ok=True)
-        plan.unlink(missing_ok=True)
         built = build_plan(
-            folder / source.file, plan, builder, manifest.encoder, usual_classes=len(recipe.classes), progress=progress
+            onnx_file, plan, builder, manifest.encoder, usual_classes=len(recipe.classes), progress=progress
         )
         parity = {"measured": False, "why": "the engine was built, not run; its ONNX file was compared with torch"}
         target = {**record, **built}
         precision = builder.target.precision
         artifact = Artifact(file, "engine", precision, sha256_of(plan), plan.stat().st_size, {}, parity, target)
-        changed = with_artifact(manifest, artifact)
+        changed = with_artifact(manifest, artifact, instead_of=_of_key(manifest, record["key"]))
         write_manifest(folder, replace(changed, tools={**manifest.tools, **tool_versions()}))
-    return artifact, True
+    return load_bundle(bundle)[0].artifacts[-1], True
+
+
+def _of_key(manifest: Manifest, key: str) -> Artifact | None:
+    return next((artifact for artifact in manifest.artifacts if artifact.target.get("key") == key), None)
 
 
 def source_artifact(bundle: Path, manifest: Manifest, precision: str) -> Artifact:

@@ -24,6 +24,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from runtime.backends import Outputs
 from runtime.recipe import TENSORS, Recipe
+from runtime.telemetry import import_onnxruntime
 
 from .errors import ExportError
 from .round_weights import Rounded, round_weight
@@ -440,8 +441,7 @@ def _batches(frames: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 
 def _session(model: onnx.ModelProto) -> Any:
-    import onnxruntime
-
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

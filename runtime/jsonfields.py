@@ -1,30 +1,91 @@
-"""Strict reading of JSON objects: every fault is collected, nothing is guessed, unknown keys are faults."""
+"""Strict reading of JSON objects: every fault is collected, nothing is guessed, unknown keys are faults.
+
+What a reader of any text has to bound is bounded here, once: depth, number of values, digits, lengths, faults told.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import reprlib
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
+MAX_DEPTH = 32
+MAX_VALUES = 500_000
+MAX_DIGITS = 1000
+MAX_TEXT = 4096
+MAX_ITEMS = 100_000
+MAX_WHOLE = 2**63 - 1
+MAX_FAULTS = 100
+"""So many faults of one file are told; the others are counted."""
 _MISSING = object()
+_SHORT = reprlib.Repr()
+_SHORT.maxlong = 100
 
 
 def parse_json(text: str | bytes, faults: list[str]) -> Any:
     """The document. A name that stands twice in one object goes to `faults`: which is meant would be a guess.
 
-    Raises ValueError, RecursionError.
+    Raises ValueError, RecursionError: also for what no file of this project has (see the limits above), and for halves
+    of surrogate pairs, which no file or terminal takes.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
-        if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            faults.extend(f'"{name}" appears twice' for name in sorted({n for n in names if names.count(n) > 1}))
+        if len(found) < len(pairs) and len(faults) <= MAX_FAULTS:
+            twice = sorted(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+            faults.extend(f'"{_shown(name)}" appears twice' for name in twice[: MAX_FAULTS + 1])
         return found
 
-    return json.loads(text, object_pairs_hook=unique)
+    document = json.loads(text, object_pairs_hook=unique, parse_int=_whole)
+    _check_values(document)
+    return document
+
+
+def listed(faults: Sequence[str]) -> list[str]:
+    """The faults to tell: the first of them, and how many more there are."""
+    more = len(faults) - MAX_FAULTS
+    return list(faults) if more <= 0 else [*faults[:MAX_FAULTS], f"and {more:,} more"]
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > MAX_DIGITS:
+        raise ValueError(f"a whole number of {len(digits):,} digits")
+    return int(digits)
+
+
+def _check_values(document: object) -> None:
+    """Raise ValueError where the document is too deep or too large, or holds half a surrogate pair."""
+    values, count = [document], 0
+    for _ in range(MAX_DEPTH):
+        inner: list[Any] = []
+        for value in values:
+            if isinstance(value, dict):
+                for name in value:
+                    _check_text(name)
+                inner.extend(value.values())
+            elif isinstance(value, list):
+                inner.extend(value)
+            elif isinstance(value, str):
+                _check_text(value)
+        count += len(inner)
+        if count > MAX_VALUES:
+            raise ValueError(f"it holds more than {MAX_VALUES:,} values")
+        if not inner:
+            return
+        values = inner
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH}")
+
+
+def _check_text(text: str) -> None:
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text holds half a surrogate pair") from None
 
 
 class Fields:
@@ -44,7 +105,7 @@ class Fields:
 
     def fault(self, key: str, message: str) -> None:
         """Record that `key` is wrong."""
-        self.faults.append(f"{self.where}.{key} {message}")
+        self.faults.append(f"{self.where}.{_shown(key)} {message}")
 
     def _take(self, key: str, default: object) -> object:
         self._read.add(key)
@@ -56,12 +117,15 @@ class Fields:
         return value
 
     def text(self, key: str, default: object = _MISSING) -> str:
-        """A string, not empty."""
+        """A string, not empty, of at most MAX_TEXT characters."""
         value = self._take(key, default)
         if value is not _MISSING and not isinstance(value, str):
             self.fault(key, f"must be a string, not {_kind(value)}")
         elif value == "":
             self.fault(key, "must not be empty")
+        elif isinstance(value, str) and len(value) > MAX_TEXT:
+            self.fault(key, f"must not be longer than {MAX_TEXT:,} characters, not {len(value):,}")
+            return ""
         return value if isinstance(value, str) else ""
 
     def number(self, key: str, low: float = -math.inf, high: float = math.inf, default: object = _MISSING) -> float:
@@ -92,7 +156,7 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int):
             self.fault(key, f"must be a whole number, not {_kind(value)}")
         elif not low <= value <= high:
-            self.fault(key, f"must lie in [{low}, {high}], not {value}")
+            self.fault(key, f"must lie in [{low}, {high}], not {reprlib.repr(value)}")
         else:
             return value
         return low
@@ -128,19 +192,25 @@ class Fields:
             self.fault(key, f"must be true or false, not {_kind(value)}")
         return value is True
 
-    def texts(self, key: str) -> tuple[str, ...]:
-        """A list of strings."""
-        items = self.items(key)
+    def texts(self, key: str, most: int = MAX_ITEMS) -> tuple[str, ...]:
+        """A list of at most `most` strings, of at most MAX_TEXT characters each."""
+        items = self.items(key, most)
         if not all(isinstance(v, str) for v in items):
             self.fault(key, "must be a list of strings")
             return ()
+        if any(len(v) > MAX_TEXT for v in items):
+            self.fault(key, f"must not hold texts of more than {MAX_TEXT:,} characters")
+            return ()
         return tuple(items)
 
-    def items(self, key: str) -> list[Any]:
-        """A list of anything."""
+    def items(self, key: str, most: int = MAX_ITEMS) -> list[Any]:
+        """A list of at most `most` of anything."""
         value = self._take(key, _MISSING)
         if value is not _MISSING and not isinstance(value, list):
             self.fault(key, f"must be a list, not {_kind(value)}")
+        if isinstance(value, list) and len(value) > most:
+            self.fault(key, f"must hold at most {most:,} entries, not {len(value):,}")
+            return []
         return value if isinstance(value, list) else []
 
     def mapping(self, key: str) -> dict[str, Any]:
@@ -150,10 +220,10 @@ class Fields:
             self.fault(key, f"must be an object, not {_kind(value)}")
         if not isinstance(value, dict):
             return {}
-        try:
-            json.dumps(value, allow_nan=False)
-        except ValueError:
-            self.fault(key, "holds a number that is not finite, which JSON has not")
+        odd = _odd_number(value)
+        if odd:
+            self.fault(key, f"holds a number that is {odd}")
+            return {}
         return value
 
     def inner(self, key: str) -> Fields:
@@ -166,7 +236,7 @@ class Fields:
     def finish(self, message: str = "is not known to this version") -> None:
         """Record every key that nobody asked for."""
         unknown = sorted(set(self._values) - self._read)
-        self.faults.extend(f"{self.where}.{key} {message}" for key in unknown)
+        self.faults.extend(f"{self.where}.{_shown(key)} {message}" for key in unknown)
 
 
 def _is_finite(value: object) -> TypeGuard[float]:
@@ -178,4 +248,28 @@ def _is_finite(value: object) -> TypeGuard[float]:
 def _kind(value: object) -> str:
     if isinstance(value, str):
         return f'the string "{value[:40]}"'
-    return f"{type(value).__name__} {str(value)[:40]}"
+    try:
+        text = _SHORT.repr(value)[:40]
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        text = "of too many digits"
+    return f"{type(value).__name__} {text}"
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:80]}..."
+
+
+def _odd_number(value: object) -> str:
+    """What is odd about a number somewhere in a value that `parse_json` gave; "" where nothing is."""
+    values = [value]
+    while values:
+        one = values.pop()
+        if isinstance(one, dict):
+            values.extend(one.values())
+        elif isinstance(one, list | tuple):
+            values.extend(one)
+        elif isinstance(one, float) and not math.isfinite(one):
+            return "not finite, which JSON has not"
+        elif isinstance(one, int) and abs(one) > MAX_WHOLE:
+            return "larger than 64 bits hold"
+    return ""

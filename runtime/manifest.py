@@ -1,92 +1,41 @@
-"""The bundle's manifest: what is in the folder, and what produced it (format: README, "Bundle format")."""
+"""The bundle's manifest: what is in the folder, and what produced it (format: README, "Bundle format").
+
+Readers take no lock. They read the manifest once, then each file that it names once, by its hash; where that fails and
+another manifest is there by now, they start again with that one. So what is run is all of one bundle.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Mapping
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
-from .errors import BundleError, RecipeError
-from .files import read_bounded, sha256_of, write_atomically
-from .jsonfields import Fields, parse_json
+from .changing import MANIFEST, changing, commit, free_name
+from .encoder import Encoder as Encoder
+from .encoder import read_encoder, sha256_field
+from .errors import BundleError
+from .files import read_bounded, sha256_of
+from .jsonfields import Fields, listed, parse_json
 from .recipe import MAX_BYTES as MAX_RECIPE_BYTES
-from .recipe import MEMORY_ROWS, Recipe
+from .recipe import Recipe
 
 FORMAT = "sem-clip-bundle"
 VERSION = 1
-FILE_NAME = "manifest.json"
+FILE_NAME = MANIFEST
 MAX_BYTES = 4 * 2**20
-MAX_SIDE = 16384
+MAX_ARTIFACTS = 64
+MAX_NOTES = 100
+MAX_ARTIFACT_BYTES = 2**40
+MAX_READINGS = 20
+"""So often is a bundle read again that another process replaces meanwhile."""
 PRECISIONS = ("fp32", "fp16", "int8")
 KINDS = ("onnx", "engine")
-REDUNDANCY = ("cls_weight", "class_mean")
 REPLACED_MEANWHILE = "its recipe was replaced by another process meanwhile; nothing was written: run the command again"
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-@dataclass(frozen=True, slots=True)
-class Encoder:
-    """The frozen image encoder and the geometry of the graph.
-
-    id: fingerprint of weights, architecture and levels; a recipe carries the id it was taught on.
-    weights: where they came from, in words ("random, seed 0" means untrained).
-    image_size: [height, width] in pixels that the transformer sees; grid: its patches [rows, columns].
-    input_size: [height, width] of the graph's `frames`. Equal to image_size, any frame size is taken and resized on
-        the host; different, the resize is in the graph and frames must have this size once ignored rows are cut.
-    levels: the layers (1-based) whose outputs are read. width D, text_dim C, features F as in `recipe.TENSORS`.
-    mean, std: of the training pixels in [0, 1], already folded into the graph's weights.
-    """
-
-    id: str
-    architecture: str
-    weights: str
-    trained: bool
-    checkpoint_sha256: str
-    image_size: tuple[int, int]
-    input_size: tuple[int, int]
-    patch_size: tuple[int, int]
-    grid: tuple[int, int]
-    layers: int
-    heads: int
-    levels: tuple[int, ...]
-    width: int
-    text_dim: int
-    features: int
-    redundancy: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @property
-    def resizes_in_graph(self) -> bool:
-        """Whether frames must have exactly `input_size`."""
-        return self.input_size != self.image_size
-
-    def check(self, recipe: Recipe, where: str = "recipe") -> None:
-        """Raise RecipeError unless `recipe` was taught on this encoder and has its shapes."""
-        if recipe.encoder_id != self.id:
-            raise RecipeError(
-                where,
-                f"was taught on encoder {recipe.encoder_id[:12]}, this bundle holds {self.id[:12]} "
-                f"({self.architecture}): teach it again on this bundle's encoder",
-            )
-        expected = {
-            "text_seg": (2, self.text_dim),
-            "transform_weight": (len(self.levels), self.width, self.text_dim),
-            "memory": (len(self.levels), MEMORY_ROWS, self.width),
-            "head_weight": (len(recipe.classes), self.features),
-        }
-        faults = [
-            f"tensor {name} has shape {list(recipe.tensors[name].shape)}, this encoder needs {list(shape)}"
-            for name, shape in expected.items()
-            if recipe.tensors[name].shape != shape
-        ]
-        if faults:
-            raise RecipeError(where, faults)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,33 +106,58 @@ class Manifest:
             raise BundleError(
                 where, f"has format version {version}, this reader knows up to {VERSION}: update sem-clip"
             )
-        encoder = _read_encoder(fields.inner("encoder"))
+        encoder = read_encoder(fields.inner("encoder"))
         artifacts = tuple(
             _read_artifact(Fields(item, f"manifest.artifacts[{index}]", faults))
-            for index, item in enumerate(fields.items("artifacts"))
+            for index, item in enumerate(fields.items("artifacts", MAX_ARTIFACTS))
         )
         recipe = fields.inner("recipe")
+        tools = fields.mapping("tools")
+        if not all(isinstance(tool, str) for tool in tools.values()):
+            fields.fault("tools", "must give a text for each tool")
         manifest = cls(
             encoder=encoder,
             artifacts=artifacts,
             recipe_file=_file_name(recipe, "file"),
-            recipe_sha256=_hash(recipe, "sha256"),
+            recipe_sha256=sha256_field(recipe, "sha256"),
             smoothing_px=fields.number("smoothing_px", 0, 1000),
-            tools=fields.mapping("tools"),
-            notes=fields.texts("notes"),
+            tools=tools,
+            notes=fields.texts("notes", MAX_NOTES),
         )
         recipe.finish()
         fields.finish()
+        if not faults:
+            manifest._check_whole(fields)
         if faults:
-            raise BundleError(where, faults)
+            raise BundleError(where, listed(faults))
         return manifest
+
+    def files(self) -> dict[str, str]:
+        """Everything in the folder that belongs to the bundle, the manifest aside, with its SHA-256."""
+        return {artifact.file: artifact.sha256 for artifact in self.artifacts} | {self.recipe_file: self.recipe_sha256}
+
+    def _check_whole(self, fields: Fields) -> None:
+        """Record where one entry denies another."""
+        files = Counter([*(artifact.file for artifact in self.artifacts), self.recipe_file])
+        for file in sorted(file for file, count in files.items() if count > 1):
+            fields.fault("artifacts", f"must name every file once, not {file} again")
+        most = min(self.encoder.image_size) / 8
+        if self.smoothing_px > most:
+            fields.fault("smoothing_px", f"must not be more than {most:g}, an eighth of the image's shorter side")
 
 
 def load_bundle(folder: str | Path, *, verify_all: bool = False) -> tuple[Manifest, Recipe]:
     """Read and check a bundle: its manifest, that each file is there with its size, and the recipe with its hash.
 
-    The hash of an artifact is checked by `check_artifact` just before an engine opens it, or of all of them here with
-    `verify_all`. Another process may replace the recipe meanwhile. Raises BundleError with all faults.
+    The hash of an artifact is checked by `read_artifact` as an engine opens it, or of all of them here with
+    `verify_all`. Another process may replace the bundle meanwhile. Raises BundleError with all faults.
+    """
+    return use_bundle(folder, lambda manifest, recipe: (manifest, recipe), verify_all=verify_all)
+
+
+def use_bundle(folder: str | Path, use: Callable[[Manifest, Recipe], T], *, verify_all: bool = False) -> T:
+    """What `use` makes of a bundle, as `load_bundle` reads it. It may read artifacts of it, too: where another process
+    replaces the bundle meanwhile, `use` is called again with what is there by then. Raises BundleError.
     """
     folder = Path(folder)
     try:
@@ -192,13 +166,15 @@ def load_bundle(folder: str | Path, *, verify_all: bool = False) -> tuple[Manife
         there = False
     if not there:
         raise BundleError(folder, "is not a bundle folder; build one with: python export/build_engine.py --out FOLDER")
-    while True:
+    for reading in range(MAX_READINGS):
         content = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError)
         try:
-            return _load(folder, content, verify_all=verify_all)
-        except BundleError:  # the recipe that the manifest named a moment ago may have been replaced since
-            if read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError) == content:
+            return use(*_load(folder, content, verify_all=verify_all))
+        except BundleError:  # what the manifest named a moment ago may have been replaced since
+            unchanged = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError) == content
+            if unchanged or reading == MAX_READINGS - 1:
                 raise
+    raise AssertionError("the last reading returns or raises")
 
 
 def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, Recipe]:
@@ -224,31 +200,92 @@ def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, 
 def replace_recipe(folder: str | Path, recipe: Recipe, *, instead_of: Recipe | None = None) -> None:
     """Make `recipe` the bundle's own. Artifacts and engines are not touched.
 
-    The new file gets a name of its own, then manifest.json is replaced in one step, then the old file goes: a process
-    that dies at any point leaves a whole bundle, with the old recipe or with the new one. instead_of: the recipe that
-    the bundle must still hold. Raises BundleError if it holds another, if it is faulty, or if the recipe is not of its
-    encoder.
+    instead_of: the recipe that the bundle must still hold. Raises BundleError if it holds another, if it is faulty, if
+    another process is changing it, or if the recipe is not of its encoder; then nothing is written.
     """
-    folder = Path(folder)
-    manifest, present = load_bundle(folder)
-    manifest.encoder.check(recipe)
-    if instead_of is not None and present.to_bytes() != instead_of.to_bytes():
-        raise BundleError(folder, REPLACED_MEANWHILE)
-    content = recipe.to_bytes()
-    digest = hashlib.sha256(content).hexdigest()
-    if digest == manifest.recipe_sha256:
-        return
-    old = folder / manifest.recipe_file
-    new = old.with_name(f"recipe-{digest[:12]}.safetensors")
-    file = new.relative_to(folder).as_posix()
-    changed = replace(manifest, recipe_file=file, recipe_sha256=digest).to_json()
+    folder = Path(folder).resolve()
+    load_bundle(folder)[0].encoder.check(recipe)
+    with changing(folder) as staging:
+        manifest, present = load_bundle(folder)
+        manifest.encoder.check(recipe)
+        if instead_of is not None and present.to_bytes() != instead_of.to_bytes():
+            raise BundleError(folder, REPLACED_MEANWHILE)
+        content = recipe.to_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest == manifest.recipe_sha256:
+            return
+        file = PurePosixPath(manifest.recipe_file).with_name(f"recipe-{digest[:12]}.safetensors").as_posix()
+        try:
+            (staging / file).parent.mkdir(parents=True, exist_ok=True)
+            (staging / file).write_bytes(content)
+        except OSError as exc:
+            raise BundleError(folder, f"the recipe cannot be written ({exc.strerror})") from exc
+        put_in_place(folder, staging, replace(manifest, recipe_file=file, recipe_sha256=digest), instead_of=manifest)
+
+
+def bundle_of_recipe(file: Path) -> Path | None:
+    """The bundle whose own recipe the file is: written in its place, it would no longer be what the manifest names."""
+    file = file.resolve()
+    for folder in file.parents:
+        manifest = _manifest_of(folder)
+        if manifest is not None and (folder / manifest.recipe_file).resolve() == file:
+            return folder
+    return None
+
+
+def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Manifest | None) -> Manifest:
+    """Make `new` the manifest of the bundle that `changing` holds; the files of it that lie in `staging` come with it.
+
+    instead_of: the manifest that `new` was made from. A recipe that was put in its place since is kept. Returns what
+    was written: a file whose name was taken, but for the same content, has got another. Raises BundleError; then the
+    bundle is as it was.
+    """
+    there = _manifest_of(folder)
+    if there != instead_of:
+        new = _with_recipe_of(folder, new, instead_of, there)
+    staged = [file for file in new.files() if (staging / file).is_file()]
+    moves = {file: _free_name(folder, new, file) for file in staged if not _is_there(folder, there, new, file)}
+    new = replace(
+        new,
+        artifacts=tuple(replace(a, file=moves.get(a.file, a.file)) for a in new.artifacts),
+        recipe_file=moves.get(new.recipe_file, new.recipe_file),
+    )
+    out_of_use = [] if there is None else sorted(there.files().keys() - new.files().keys())
+    text = new.to_json()
+    Manifest.from_json(text, where=str(folder / FILE_NAME))  # what readers refuse is not written
     try:
-        write_atomically(new, content)
-        write_atomically(folder / FILE_NAME, changed.encode())
+        (staging / FILE_NAME).write_text(text, encoding="utf-8")
     except OSError as exc:
-        raise BundleError(folder, f"the recipe cannot be written ({exc.strerror})") from exc
-    with suppress(OSError):  # one file too many does no harm
-        old.unlink()
+        raise BundleError(folder, f"the change cannot be written ({exc.strerror})") from exc
+    commit(folder, staging, moves, out_of_use)
+    return new
+
+
+def _manifest_of(folder: Path) -> Manifest | None:
+    """The manifest that lies in the folder; None where none does, or none that this version can read."""
+    try:
+        return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError))
+    except BundleError:
+        return None
+
+
+def _with_recipe_of(folder: Path, new: Manifest, before: Manifest | None, there: Manifest | None) -> Manifest:
+    """`new`, with the recipe that took the place of that of `before`; BundleError if more than that has changed."""
+    if before is not None and there is not None:
+        same_but_recipe = replace(there, recipe_file=before.recipe_file, recipe_sha256=before.recipe_sha256) == before
+        if same_but_recipe and new.recipe_sha256 == before.recipe_sha256:
+            return replace(new, recipe_file=there.recipe_file, recipe_sha256=there.recipe_sha256)
+    raise BundleError(folder, "was changed by another process meanwhile; nothing was written: run the command again")
+
+
+def _free_name(folder: Path, manifest: Manifest, file: str) -> str:
+    return free_name(folder, file, manifest.files()[file])
+
+
+def _is_there(folder: Path, there: Manifest | None, new: Manifest, file: str) -> bool:
+    """Whether the old bundle has the very file already, and not only says so."""
+    digest = new.files()[file]
+    return there is not None and there.files().get(file) == digest and not _file_faults(folder, file, None, digest)
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
@@ -259,8 +296,10 @@ def check_artifact(folder: Path, artifact: Artifact) -> Path:
     return folder / artifact.file
 
 
-def read_artifact(folder: Path, artifact: Artifact) -> bytes:
+def read_artifact(folder: Path, artifact: Artifact, *, most_bytes: int = MAX_ARTIFACT_BYTES) -> bytes:
     """The artifact's content, read once, of the size and SHA-256 that the manifest records; BundleError otherwise."""
+    if artifact.bytes > most_bytes:
+        raise BundleError(folder, f"{artifact.file} is {artifact.bytes:,} bytes, more than {most_bytes:,}")
     faults = _artifact_faults(folder, artifact, hashed=False)
     if faults:
         raise BundleError(folder, faults)
@@ -296,42 +335,12 @@ def _other_hash(file: str) -> str:
     return f"{file} does not have the SHA-256 that the manifest records: copy the bundle again"
 
 
-def _read_encoder(fields: Fields) -> Encoder:
-    trained = fields.flag("trained")
-    mean, std = fields.numbers("mean", 3), fields.numbers("std", 3)
-    levels = tuple(fields.wholes("levels", 1, 1000))
-    encoder = Encoder(
-        id=_hash(fields, "id"),
-        architecture=fields.text("architecture"),
-        weights=fields.text("weights"),
-        trained=trained,
-        checkpoint_sha256=_hash(fields, "checkpoint_sha256"),
-        image_size=fields.pair("image_size", 1, MAX_SIDE),
-        input_size=fields.pair("input_size", 1, MAX_SIDE),
-        patch_size=fields.pair("patch_size", 1, MAX_SIDE),
-        grid=fields.pair("grid", 1, 1024),
-        layers=fields.whole("layers", 1, 1000),
-        heads=fields.whole("heads", 1, 1000),
-        levels=levels,
-        width=fields.whole("width", 1, 65536),
-        text_dim=fields.whole("text_dim", 1, 65536),
-        features=fields.whole("features", 1, 10**6),
-        redundancy=fields.text("redundancy"),
-        mean=(mean[0], mean[1], mean[2]),
-        std=(std[0], std[1], std[2]),
-    )
-    if encoder.redundancy and encoder.redundancy not in REDUNDANCY:
-        fields.fault("redundancy", f"must be one of {', '.join(REDUNDANCY)}")
-    fields.finish()
-    return encoder
-
-
 def _read_artifact(fields: Fields) -> Artifact:
     artifact = Artifact(
         file=_file_name(fields, "file"),
         kind=fields.text("kind"),
         precision=fields.text("precision"),
-        sha256=_hash(fields, "sha256"),
+        sha256=sha256_field(fields, "sha256"),
         bytes=fields.whole("bytes", 1, 2**40),
         operators=fields.mapping("operators"),
         parity=fields.mapping("parity"),
@@ -354,10 +363,3 @@ def _file_name(fields: Fields, key: str) -> str:
     if name and (name.startswith("/") or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts)):
         fields.fault(key, f'must be a relative path inside the bundle, not "{name}"')
     return name
-
-
-def _hash(fields: Fields, key: str) -> str:
-    value = fields.text(key)
-    if value and not _SHA256.fullmatch(value):
-        fields.fault(key, "must be a SHA-256 in lower-case hexadecimal")
-    return value

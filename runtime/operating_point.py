@@ -5,6 +5,7 @@ None of them is in the graph, so changing one changes verdicts and nothing else:
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,14 @@ CHANGED_BY_HAND = "changed_by_hand"
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
+def same_name_key(name: str) -> str:
+    """Equal for names that people, or a file system, would take for one: case, blanks at the ends, Unicode's forms."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+
+
 def is_verdict(name: str) -> bool:
     """Whether a class of this name could be taken for a verdict that is no class."""
-    return name.casefold().strip() in VERDICTS
+    return same_name_key(name) in VERDICTS
 
 
 def unprintable(name: str) -> bool:

@@ -25,7 +25,7 @@ from .errors import FrameError, PredictorError, RecipeError
 from .frames import FrameSource
 from .host import find_gpu
 from .lifetime import in_engine, require_process
-from .manifest import load_bundle
+from .manifest import Manifest, use_bundle
 from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
 from .recipe import Recipe
@@ -85,12 +85,15 @@ class Predictor:
         if not isinstance(backend, str | Backend):
             raise ValueError(f"backend must be a name or a Backend, not {backend!r:.60}")
         folder = Path(bundle)
-        self.manifest, bundled = load_bundle(folder)
-        if isinstance(backend, str):
+
+        def open_all(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Backend]:
+            if not isinstance(backend, str):
+                return manifest, recipe, backend
             with in_engine():
-                opened = open_backend(backend, folder, self.manifest, precision=precision, threads=threads)
-        else:
-            opened = backend
+                opened = open_backend(backend, folder, manifest, precision=precision, threads=threads)
+            return manifest, recipe, opened
+
+        self.manifest, bundled, opened = use_bundle(folder, open_all)
         size = min(batch_size, opened.max_batch)
         self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
         self._frame = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom, "white_level": white_level}

@@ -21,14 +21,15 @@ from safetensors.numpy import save as serialize_safetensors
 from .arguments import whole_number
 from .errors import RecipeError
 from .files import read_bounded, write_atomically
-from .jsonfields import Fields, parse_json
-from .operating_point import OperatingPoint, is_verdict, unprintable
+from .jsonfields import Fields, listed, parse_json
+from .operating_point import OperatingPoint, is_verdict, same_name_key, unprintable
 from .verdict import unit_rows
 
 FORMAT = "sem-clip-recipe"
 VERSION = 2
 METADATA_KEY = "sem_clip_recipe"
-MAX_BYTES = 512 * 2**20
+MAX_BYTES = 256 * 2**20
+MAX_HEADER_BYTES = 8 * 2**20
 MIN_CLASSES, MAX_CLASSES = 2, 64
 SCALARS = ("alpha", "lambda_v", "lambda_m", "tau", "tau_v", "tau_s")
 """What the six entries of the `scalars` tensor are: the class mix (eq. 23), the shares of the V path and of the memory
@@ -49,6 +50,8 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
 """Recipe inputs of the graph and their shapes: K classes, m levels, D width, C text dimension, F features, M
 MEMORY_ROWS."""
 SUPPORT_FEATURES = "support_features"
+MOST_FEATURE, LEAST_FEATURE = 1e15, 1e-9
+"""Between them, squares neither overflow nor vanish in float32. Features of real encoders are some 0.01 to 100."""
 _STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F")}
 """All tensors of the file. The features of the S supports are no input: the host measures novelty by them."""
 
@@ -153,13 +156,12 @@ class Recipe:
     @classmethod
     def from_bytes(cls, content: bytes, where: str = "recipe") -> Recipe:
         """The inverse of `to_bytes`; errors as `load`."""
-        try:
-            parsed = dict(deserialize(content))  # type: ignore[no-untyped-call]
-            length = int.from_bytes(content[:8], "little")
-            metadata = json.loads(content[8 : 8 + length]).get("__metadata__") or {}
-        except (SafetensorError, ValueError, UnicodeDecodeError) as exc:
-            raise RecipeError(where, f"is not a readable safetensors file ({exc}); copy or teach it again") from exc
         faults: list[str] = []
+        try:
+            metadata = _read_metadata(content, faults)
+            parsed = dict(deserialize(content))  # type: ignore[no-untyped-call]
+        except (SafetensorError, ValueError, RecursionError) as exc:
+            raise RecipeError(where, f"is not a readable safetensors file ({exc}); copy or teach it again") from exc
         header = _read_header(metadata, where, faults)
         fields = Fields(header, "recipe", faults)
         fields.text("format")
@@ -179,9 +181,19 @@ class Recipe:
         tensors = _read_tensors(parsed, faults)
         faults.extend(fault for fault in _tensor_faults(classes, tensors) if fault not in faults)
         if faults:
-            raise RecipeError(where, faults)
+            raise RecipeError(where, listed(faults))
         supports = tensors.pop(SUPPORT_FEATURES)
         return cls(classes, tensors, supports, encoder_id, point, text, options, teaching, calibration)
+
+
+def _read_metadata(content: bytes, faults: list[str]) -> Mapping[str, str]:
+    """The metadata of a safetensors file, whose own header is bounded first. Raises ValueError, RecursionError."""
+    length = int.from_bytes(content[:8], "little")
+    if length > MAX_HEADER_BYTES:
+        raise ValueError(f"its header is {length:,} bytes, more than the {MAX_HEADER_BYTES:,} allowed here")
+    header = parse_json(content[8 : 8 + length], faults)
+    metadata = header.get("__metadata__") if isinstance(header, dict) else None
+    return metadata if isinstance(metadata, dict) else {}
 
 
 def _read_header(metadata: Mapping[str, str], where: str, faults: list[str]) -> object:
@@ -212,7 +224,10 @@ def _read_tensors(parsed: Mapping[str, Any], faults: list[str]) -> dict[str, NDA
         elif entry["dtype"] != "F32":
             faults.append(f"tensor {name} must be F32, not {entry['dtype']}")
         else:
-            tensors[name] = np.frombuffer(entry["data"], np.float32).reshape(entry["shape"]).copy()
+            try:
+                tensors[name] = np.frombuffer(entry["data"], np.float32).reshape(entry["shape"])
+            except ValueError:  # more sides than an array can have, or none of its elements and sides beyond all bounds
+                faults.append(f"tensor {name} has a shape that no array has")
     return tensors
 
 
@@ -223,6 +238,8 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
         faults.append(f"classes must be {MIN_CLASSES} to {MAX_CLASSES}, not {len(classes)}")
     if len(set(classes)) != len(classes):
         faults.append("classes holds one name twice")
+    elif len({same_name_key(name) for name in classes}) != len(classes):
+        faults.append(f"classes holds names that differ in case, blanks or Unicode form alone: {_twins(classes)}")
     if not classes or classes[0] != "good":
         faults.append('classes must begin with "good"')
     faults.extend(f'no class may be called "{name}": that is a verdict' for name in classes if is_verdict(name))
@@ -245,6 +262,10 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
     supports = tensors.get(SUPPORT_FEATURES)
     if supports is not None and supports.ndim == 2 and len(supports) == 0:
         faults.append(f"tensor {SUPPORT_FEATURES} holds no support")
+    elif supports is not None and supports.ndim == 2 and supports.dtype == np.float32 and supports.size:
+        largest = np.abs(supports).max(axis=1)
+        if ((largest > MOST_FEATURE) | ((largest > 0) & (largest < LEAST_FEATURE))).any():
+            faults.append(f"tensor {SUPPORT_FEATURES} holds a support of a size at which float32 has no direction left")
     scalars = tensors.get("scalars")
     if scalars is not None and scalars.shape == (len(SCALARS),):
         alpha, lambda_v, lambda_m, *taus = scalars.tolist()
@@ -257,3 +278,8 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
     if scale is not None and scale.ndim == 2 and scale.shape[1:] == (2,) and not (scale[:, 1] > 0).all():
         faults.append("memory_scale holds a spread that is not positive")
     return faults
+
+
+def _twins(classes: tuple[str, ...]) -> str:
+    keys = [same_name_key(name) for name in classes]
+    return ", ".join(f"{name!a}" for name, key in zip(classes, keys, strict=True) if keys.count(key) > 1)

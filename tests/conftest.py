@@ -101,7 +101,7 @@ def write_bundle(folder: Path, *, encoder: Encoder | None = None, recipe: Recipe
     encoder = encoder or make_encoder()
     recipe = recipe or make_recipe(encoder=encoder)
     folder.mkdir(parents=True, exist_ok=True)
-    onnx = b"not really ONNX"
+    onnx = b"\x12\x0dno real graph"  # a message of Protocol Buffers that names its producer and holds nothing else
     (folder / "model.onnx").write_bytes(onnx)
     (folder / "recipe.safetensors").write_bytes(recipe.to_bytes())
     manifest = Manifest(

@@ -177,6 +177,17 @@ def test_a_graph_without_the_recipe_inputs_is_refused(fake_bundle: Path, monkeyp
     )
 
 
+def test_a_graph_that_asks_for_more_is_refused(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    session = Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
+    monkeypatch.setattr(session, "get_inputs", lambda: [Node("frames"), more])
+    more = Node("frames")
+    more.name = "temperature"
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
+    with pytest.raises(BundleError, match=r"model\.onnx: asks for temperature, which the bundle's format has not"):
+        open_backend("cpu", fake_bundle, manifest_of(fake_bundle))
+
+
 def test_whatever_the_engine_raises_is_a_backend_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
@@ -194,21 +205,22 @@ def test_whatever_the_engine_raises_is_a_backend_error(fake_bundle: Path, monkey
 
 def test_the_first_artifact_of_a_precision_is_opened(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
-    opened: list[str] = []
+    opened: list[bytes] = []
 
-    def open_session(path: str, options: object, providers: list[str], enable_fallback: int) -> Session:
+    def open_session(content: bytes, options: object, providers: list[str], enable_fallback: int) -> Session:
         assert providers == ["CPUExecutionProvider"]
-        opened.append(path)
+        opened.append(content)
         return Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
     manifest = manifest_of(fake_bundle)
-    half = replace(manifest.artifacts[0], precision="fp16", file="half.onnx")
-    (fake_bundle / "half.onnx").write_bytes((fake_bundle / "model.onnx").read_bytes())
+    single, other = (fake_bundle / "model.onnx").read_bytes(), b"\x12\x0dno half graph"
+    half = replace(manifest.artifacts[0], precision="fp16", file="half.onnx", sha256=hashlib.sha256(other).hexdigest())
+    (fake_bundle / "half.onnx").write_bytes(other)
     both = replace(manifest, artifacts=(half, *manifest.artifacts))
     for precision in (None, "fp32", "fp16"):
         open_backend("cpu", fake_bundle, both, precision=precision)
-    assert [Path(path).name for path in opened] == ["model.onnx", "model.onnx", "half.onnx"]
+    assert opened == [single, single, other]
 
 
 # The fake backend

@@ -15,7 +15,7 @@ from conftest import make_encoder, make_recipe, write_bundle
 
 from calibration.dataset import load_dataset
 from export import bundle, teach
-from export.bundle import describe_encoder, refuse_existing, replacing_folder
+from export.bundle import describe_encoder, refuse_existing, writing_bundle
 from export.checkpoint import LoadedModel, load_model
 from export.encoder import DualPathEncoder
 from export.errors import OutputExistsError, ParityError
@@ -25,7 +25,7 @@ from export.teach import build_bundle, parity_samples
 from runtime import Predictor
 from runtime.errors import BundleError, PredictorError
 from runtime.files import sha256_of
-from runtime.manifest import Encoder, load_bundle, replace_recipe
+from runtime.manifest import Encoder, Manifest, load_bundle, replace_recipe
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_files_and_links_are_never_replaced(tmp_path: Path, fake_bundle: Path, f
             refuse_existing(tmp_path / name, force=force)
 
 
-# ---- replacing -------------------------------------------------------------------------------------------------------
+# ---- writing a whole bundle ------------------------------------------------------------------------------------------
 
 
 def write_new(folder: Path) -> None:
@@ -121,21 +121,17 @@ def write_new(folder: Path) -> None:
     write_bundle(folder, encoder=encoder, recipe=make_recipe(("good", "new"), encoder=encoder))
 
 
-@pytest.mark.parametrize("swaps", [True, False])
-def test_a_finished_folder_takes_the_place_of_the_old_one(
-    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch, swaps: bool
-) -> None:
-    if not swaps:  # a system that cannot exchange two names in one step
-        monkeypatch.setattr(bundle, "_exchange", lambda *_: False)
+def test_a_finished_bundle_takes_the_place_of_the_old_one(fake_bundle: Path) -> None:
     (fake_bundle / "engines").mkdir()
-    (fake_bundle / "engines/old.plan").touch()
-    with replacing_folder(fake_bundle) as working:
-        assert working.parent == fake_bundle.parent
+    (fake_bundle / "engines/mine.txt").touch()
+    with writing_bundle(fake_bundle, force=True) as working:
         assert names_in(working) == []
         write_new(working)
         assert load_bundle(fake_bundle)[1].classes != ("good", "new")
-    assert load_bundle(fake_bundle, verify_all=True)[1].classes == ("good", "new")
-    assert names_in(fake_bundle) == ["manifest.json", "model.onnx", "recipe.safetensors"]
+    manifest, recipe = load_bundle(fake_bundle, verify_all=True)
+    assert recipe.classes == ("good", "new")
+    assert names_in(fake_bundle) == sorted(["manifest.json", *manifest.files(), "engines"])
+    assert names_in(fake_bundle / "engines") == ["mine.txt"]
     assert names_in(fake_bundle.parent) == ["bundle"]
 
 
@@ -144,17 +140,17 @@ def test_a_folder_is_made_with_its_parents(tmp_path: Path, before: str) -> None:
     target = tmp_path / "a/b/bundle"
     if before == "empty":
         target.mkdir(parents=True)
-    with replacing_folder(target) as working:
+    with writing_bundle(target, force=False) as working:
         write_new(working)
     load_bundle(target, verify_all=True)
+    assert names_in(target) == ["manifest.json", "model.onnx", "recipe.safetensors"]
     assert names_in(target.parent) == ["bundle"]
-    assert target.stat().st_mode & 0o777 == 0o755
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 def test_an_error_inside_leaves_the_old_bundle_and_nothing_else(fake_bundle: Path, error: type[BaseException]) -> None:
     def write_half(target: Path) -> None:
-        with replacing_folder(target) as working:
+        with writing_bundle(target, force=True) as working:
             (working / "model.onnx").write_text("half")
             raise error
 
@@ -166,35 +162,45 @@ def test_an_error_inside_leaves_the_old_bundle_and_nothing_else(fake_bundle: Pat
 
 
 def test_an_error_inside_leaves_no_folder_where_none_was(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="stop"), replacing_folder(tmp_path / "bundle"):
+    with pytest.raises(ValueError, match="stop"), writing_bundle(tmp_path / "bundle", force=False):
         raise ValueError("stop")
     assert names_in(tmp_path) == []
 
 
-def test_when_the_second_rename_fails_the_old_bundle_is_put_back(
-    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("step", ["rename", "replace"])
+def test_when_the_disk_is_full_the_bundle_is_as_it_was(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
-    monkeypatch.setattr(bundle, "_exchange", lambda *_: False)
-    before = content_of(fake_bundle)
-    rename = Path.replace
+    before, real = content_of(fake_bundle), getattr(Path, step)
 
     def failing(self: Path, target: Path) -> Path:
-        if ".new-" in self.name:
-            raise OSError("no space left on device")
-        return rename(self, target)
+        if target.name == "recipe.safetensors" or target.name.startswith("recipe-") or step == "replace":
+            raise OSError(28, "No space left on device")
+        moved: Path = real(self, target)
+        return moved
 
-    monkeypatch.setattr(Path, "replace", failing)
-    with pytest.raises(OSError, match="no space left"), replacing_folder(fake_bundle) as working:
+    monkeypatch.setattr(Path, step, failing)
+    with (
+        pytest.raises(BundleError, match=r"cannot be written .No space left"),
+        writing_bundle(fake_bundle, force=True) as working,
+    ):
         write_new(working)
     assert content_of(fake_bundle) == before
-    assert names_in(fake_bundle.parent) == ["bundle"]
+
+
+def test_what_came_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    """`refuse_existing` speaks before the work; another process may have built a bundle there since."""
+    write_new(tmp_path / "bundle")
+    with pytest.raises(OutputExistsError, match="add --force"), writing_bundle(tmp_path / "bundle", force=False):
+        raise AssertionError("nothing is made")
 
 
 KILLED = """
-import os, pathlib, shutil, signal, sys
+import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
 from conftest import make_encoder, make_recipe, write_bundle
 from export import bundle
+from runtime import changing
 
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
@@ -203,27 +209,44 @@ def write(folder):
     encoder = make_encoder(architecture="new")
     write_bundle(folder, encoder=encoder, recipe=make_recipe(("good", "new"), encoder=encoder))
 
+def at_the_manifest(self, target, real=pathlib.Path.replace):
+    if moment == "after_the_manifest":
+        real(self, target)
+    die()
+
 for moment in sys.argv[3:]:
     child = os.fork()
     if child == 0:
-        with bundle.replacing_folder(pathlib.Path(sys.argv[1]) / moment / "bundle") as working:
+        with bundle.writing_bundle(pathlib.Path(sys.argv[1]) / moment / "bundle", force=True) as working:
             if moment == "while_writing":
                 (working / "manifest.json").write_text("{")
                 die()
             write(working)
-            if moment == "before_the_swap":
+            if moment == "before_the_files":
                 bundle._sync = die
+            elif moment == "among_the_files":
+                changing._sync_folder = lambda folder: None if folder == working else die()
             else:
-                shutil.rmtree = die
+                pathlib.Path.replace = at_the_manifest
     print(moment, os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
-def test_a_process_killed_at_any_moment_leaves_a_whole_bundle(tmp_path: Path) -> None:
-    survivors = {"while_writing": "toy", "before_the_swap": "toy", "after_the_swap": "new"}
+@pytest.mark.parametrize("there", [True, False], ids=["over a bundle", "new"])
+def test_a_process_killed_at_any_moment_leaves_a_whole_bundle_or_none(tmp_path: Path, there: bool) -> None:
+    old = "toy" if there else None
+    survivors = {
+        "while_writing": old,
+        "before_the_files": old,
+        "among_the_files": old,
+        "before_the_manifest": old,
+        "after_the_manifest": "new",
+    }
     for moment in survivors:
-        write_bundle(tmp_path / moment / "bundle")
+        if there:
+            write_bundle(tmp_path / moment / "bundle")
+            (tmp_path / moment / "bundle/notes.txt").write_text("mine")
     done = subprocess.run(
         [sys.executable, "-c", KILLED, str(tmp_path), str(Path(__file__).parent), *survivors],
         capture_output=True,
@@ -234,12 +257,19 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_bundle(tmp_path: Path) ->
     assert done.stdout.split() == [word for moment in survivors for word in (moment, str(int(signal.SIGKILL)))]
     for moment, architecture in survivors.items():
         target = tmp_path / moment / "bundle"
-        manifest, _ = load_bundle(target, verify_all=True)
-        assert manifest.encoder.architecture == architecture, moment
-        # What the dead process left beside it does not stand in the way of the next one.
-        with replacing_folder(target) as working:
+        if architecture is None:
+            with pytest.raises(BundleError):
+                load_bundle(target)
+            refuse_existing(target, force=False)  # what is left is a writer's own
+        else:
+            assert load_bundle(target, verify_all=True)[0].encoder.architecture == architecture, moment
+        # What the dead process left does not stand in the way of the next one, which removes it.
+        with writing_bundle(target, force=True) as working:
             write_new(working)
-        assert load_bundle(target, verify_all=True)[0].encoder.architecture == "new"
+        manifest, _ = load_bundle(target, verify_all=True)
+        assert manifest.encoder.architecture == "new"
+        assert names_in(target) == sorted(["manifest.json", *manifest.files(), *(["notes.txt"] if there else [])])
+        assert names_in(target.parent) == ["bundle"]
 
 
 # ---- a really built bundle -------------------------------------------------------------------------------------------
@@ -312,15 +342,92 @@ def test_a_bundle_behind_a_link_is_changed_where_it_is(fake_bundle: Path, tmp_pa
     assert names_in(tmp_path) == ["bundle", "current"]
 
 
-def test_what_another_process_changed_meanwhile_is_kept(fake_bundle: Path) -> None:
+# ---- adding to a bundle ----------------------------------------------------------------------------------------------
+
+
+def add_note(folder: Path, manifest: Manifest) -> None:
+    bundle.write_manifest(folder, replace(manifest, notes=("mine",)))
+
+
+def test_a_recipe_that_was_replaced_meanwhile_is_kept(fake_bundle: Path) -> None:
+    """Other processes wait for the lock; this one, and a program that knows no lock, must not lose their change."""
+    with bundle.changing_bundle(fake_bundle) as (folder, manifest):
+        replace_recipe(fake_bundle, make_recipe(defect_threshold=0.7))
+        add_note(folder, manifest)
+    changed, recipe = load_bundle(fake_bundle, verify_all=True)
+    assert (changed.notes, recipe.operating_point.defect_threshold) == (("mine",), 0.7)
+    assert names_in(fake_bundle) == sorted(["manifest.json", *changed.files()])
+
+
+def test_whatever_else_was_changed_meanwhile_is_not_overwritten(fake_bundle: Path) -> None:
     with (  # noqa: PT012
-        pytest.raises(BundleError, match="was changed by another process meanwhile"),
+        pytest.raises(BundleError, match="was changed by another process meanwhile; nothing was written"),
         bundle.changing_bundle(fake_bundle) as (folder, manifest),
     ):
-        replace_recipe(fake_bundle, make_recipe(defect_threshold=0.7))
-        bundle.write_manifest(folder, replace(manifest, notes=("mine",)))
-    changed, recipe = load_bundle(fake_bundle)
-    assert (changed.notes, recipe.operating_point.defect_threshold) == (("made for tests",), 0.7)
+        bundle.write_manifest(fake_bundle, replace(manifest, notes=("theirs",)))
+        add_note(folder, manifest)
+    assert load_bundle(fake_bundle)[0].notes == ("theirs",)
+    assert names_in(fake_bundle) == ["manifest.json", "model.onnx", "recipe.safetensors"]
+
+
+def test_files_that_the_manifest_does_not_name_and_links_stay(fake_bundle: Path) -> None:
+    (fake_bundle / "recipes").mkdir()
+    (fake_bundle / "recipe.safetensors").rename(fake_bundle / "recipes/v1.safetensors")
+    (fake_bundle / "recipe.safetensors").symlink_to("recipes/v1.safetensors")
+    (fake_bundle / "metal2.safetensors").write_bytes(make_recipe().to_bytes())
+    (fake_bundle / "notes").mkdir()
+    (fake_bundle / "notes/lot7.txt").write_text("mine")
+    before = {path: path.lstat().st_ino for path in sorted(fake_bundle.rglob("*")) if path.name != "manifest.json"}
+    with bundle.changing_bundle(fake_bundle) as (folder, manifest):
+        add_note(folder, manifest)
+    assert load_bundle(fake_bundle, verify_all=True)[0].notes == ("mine",)
+    after = {path: path.lstat().st_ino for path in sorted(fake_bundle.rglob("*")) if path.name != "manifest.json"}
+    assert after == before
+
+
+def test_a_new_file_never_takes_a_name_that_is_there(fake_bundle: Path) -> None:
+    """Not that of the artifact it replaces, which readers may be opening, nor that of somebody's file."""
+    (fake_bundle / "extra.onnx").write_bytes(b"somebody's")
+    with bundle.changing_bundle(fake_bundle) as (folder, manifest):
+        artifacts = []
+        for name in ("model.onnx", "extra.onnx"):
+            (folder / name).write_bytes(b"new " + name.encode())
+            artifacts.append(bundle.record_artifact(folder, name, "fp32", {}))
+        bundle.write_manifest(folder, replace(manifest, artifacts=tuple(artifacts)))
+    changed, _ = load_bundle(fake_bundle, verify_all=True)
+    names = [artifact.file for artifact in changed.artifacts]
+    assert names == [f"model-{artifacts[0].sha256[:12]}.onnx", f"extra-{artifacts[1].sha256[:12]}.onnx"]
+    assert names_in(fake_bundle) == sorted([*names, "extra.onnx", "manifest.json", "recipe.safetensors"])
+    assert (fake_bundle / "extra.onnx").read_bytes() == b"somebody's"
+
+
+def test_a_file_that_is_there_already_keeps_its_name_and_a_damaged_one_does_not(fake_bundle: Path) -> None:
+    content = (fake_bundle / "model.onnx").read_bytes()
+    for damaged in (False, True):
+        if damaged:
+            (fake_bundle / "model.onnx").write_bytes(bytes(len(content)))
+        with bundle.changing_bundle(fake_bundle) as (folder, manifest):
+            (folder / "model.onnx").write_bytes(content)
+            add_note(folder, manifest)
+        changed, _ = load_bundle(fake_bundle, verify_all=True)
+        assert (changed.artifacts[0].file == "model.onnx") == (not damaged)
+        assert names_in(fake_bundle) == sorted(["manifest.json", *changed.files()])
+
+
+def test_what_a_reader_would_refuse_is_not_written(fake_bundle: Path) -> None:
+    before = content_of(fake_bundle)
+    with (
+        pytest.raises(BundleError, match="must hold at most 100 entries"),
+        bundle.changing_bundle(fake_bundle) as (folder, manifest),
+    ):
+        bundle.write_manifest(folder, replace(manifest, notes=("note",) * 101))
+    assert content_of(fake_bundle) == before
+
+
+def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
+    with pytest.raises(BundleError), bundle.changing_bundle(tmp_path):
+        raise AssertionError("nothing is made")
+    assert names_in(tmp_path) == []
 
 
 def test_a_bundle_below_a_file_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -12,16 +16,20 @@ import numpy as np
 import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 
+from runtime import changing
 from runtime import manifest as manifest_module
 from runtime.errors import BundleError, RecipeError
+from runtime.files import write_atomically
 from runtime.manifest import (
     MAX_BYTES,
+    MAX_READINGS,
     Artifact,
     Manifest,
     check_artifact,
     load_bundle,
     read_artifact,
     replace_recipe,
+    use_bundle,
 )
 
 GOLDEN = """{
@@ -434,13 +442,22 @@ def test_faults_of_all_files_are_listed_at_once(fake_bundle: Path) -> None:
 
 
 @pytest.mark.parametrize("path", ["artifacts.0.file", "recipe.file"])
-@pytest.mark.parametrize("name", ["x" * 5000, "nul\0byte", "lone \ud800 surrogate"], ids=["long", "nul", "surrogate"])
-def test_a_file_name_that_cannot_exist_is_a_fault(path: str, name: str, fake_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("x" * 300, "x cannot be read (File name too long)"),
+        ("x" * 5000, "must not be longer than 4,096 characters, not 5,000"),
+        ("nul\0byte", "is missing"),
+        ("lone \ud800 surrogate", "is not readable JSON (a text holds half a surrogate pair)"),
+    ],
+    ids=["long", "longer", "nul", "surrogate"],
+)
+def test_a_file_name_that_cannot_exist_is_a_fault(path: str, name: str, says: str, fake_bundle: Path) -> None:
     edit_bundle(fake_bundle, path, name)
     with pytest.raises(BundleError) as caught:
         load_bundle(fake_bundle)
     (fault,) = caught.value.faults
-    assert fault in (f"{name} is missing", f"{name} cannot be read (File name too long)")
+    assert fault.endswith(says)
 
 
 def test_a_file_that_may_not_be_read_is_a_fault(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -508,37 +525,46 @@ def test_a_replaced_recipe_is_the_bundles_own_and_the_rest_stays(tmp_path: Path)
 
 @pytest.mark.parametrize("step", [0, 1, 2], ids=["new recipe", "manifest", "old recipe"])
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("gone", [True, False], ids=["killed", "interrupted"])
 def test_a_process_that_dies_at_any_step_leaves_a_whole_bundle(
-    step: int, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: int, when: str, gone: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Killed, nothing is tidied up after it; the next writer does that."""
+
     class Died(BaseException):
         """As if the process were gone."""
 
     bundle, old, new = write_bundle(tmp_path / "bundle"), make_recipe(), make_recipe(defect_threshold=0.9)
     steps: list[str] = []
 
-    def dying(act: Callable[..., object]) -> Callable[..., None]:
-        def run(*arguments: object, **options: object) -> None:
+    def dying(act: Callable[..., object]) -> Callable[..., object]:
+        def run(path: Path, *arguments: object, **options: object) -> object:
+            if path.name == ".lock":
+                return act(path, *arguments, **options)
             steps.append(act.__name__)
             if len(steps) == step + 1 and when == "before":
                 raise Died
-            act(*arguments, **options)
+            done = act(path, *arguments, **options)
             if len(steps) == step + 1:
                 raise Died
+            return done
 
         return run
 
     with monkeypatch.context() as patch:
-        patch.setattr(manifest_module, "write_atomically", dying(manifest_module.write_atomically))
-        patch.setattr(Path, "unlink", dying(Path.unlink))
+        for name in ("rename", "replace", "unlink"):
+            patch.setattr(Path, name, dying(getattr(Path, name)))
+        if gone and step < 2:  # the last step is itself the tidying up
+            patch.setattr(changing, "_clear", lambda *_: None)
         with pytest.raises(Died):
             replace_recipe(bundle, new)
-    assert len(steps) == step + 1
+    assert steps[step] == ("rename", "replace", "unlink")[step]
     expected = old if step == 0 or (step, when) == (1, "before") else new
     _, found = load_bundle(bundle, verify_all=True)
     assert found.to_bytes() == expected.to_bytes()
-    replace_recipe(bundle, new)
-    assert load_bundle(bundle, verify_all=True)[1].to_bytes() == new.to_bytes()
+    replace_recipe(bundle, make_recipe(defect_threshold=0.8))
+    manifest, _ = load_bundle(bundle, verify_all=True)
+    assert {path.name for path in bundle.iterdir()} == {"manifest.json", *manifest.files()}
 
 
 def test_a_recipe_of_another_encoder_or_a_faulty_bundle_is_refused(tmp_path: Path) -> None:
@@ -615,3 +641,192 @@ def test_an_artifact_is_read_once_and_whole_or_not_at_all(fake_bundle: Path) -> 
     (fake_bundle / "model.onnx").write_bytes(b"")
     with pytest.raises(BundleError, match="copy the bundle again"):
         read_artifact(fake_bundle, artifact)
+
+
+# What entries have to do with each other
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"image_size": [1, 1]}, "image_size must be grid x patch_size, [64, 64], not [1, 1]"),
+        ({"patch_size": [8, 16]}, "image_size must be grid x patch_size, [32, 64], not [64, 64]"),
+        ({"grid": [4, 5]}, "image_size must be grid x patch_size, [64, 80], not [64, 64]"),
+        (
+            {"grid": [1024, 1024], "image_size": [16384, 16384]},
+            "image_size must not be more than 4,194,304 pixels, not 16384 x 16384",
+        ),
+        ({"input_size": [16384, 16384]}, "input_size must not be more than 100,000,000 pixels, not 16384 x 16384"),
+        ({"levels": [1, 2, 4, 3]}, "levels must rise, not [1, 2, 4, 3]"),
+        ({"levels": [1, 2, 2, 4]}, "levels must rise, not [1, 2, 2, 4]"),
+        ({"levels": [1, 2, 3, 5]}, "levels must not go beyond layer 4, the last, not [1, 2, 3, 5]"),
+        ({"layers": 3}, "levels must not go beyond layer 3, the last, not [1, 2, 3, 4]"),
+        ({"heads": 3}, "heads must divide the width of 32, not 3"),
+        ({"features": 384}, "features must be 3 x levels x width + 1, 385, not 384"),
+        ({"std": [0.25, 0, 0.25]}, "std must be positive, not [0.25, 0.0, 0.25]"),
+        ({"std": [0.25, -1, 0.25]}, "std must be positive, not [0.25, -1.0, 0.25]"),
+    ],
+)
+def test_a_geometry_that_contradicts_itself_is_refused(changes: dict[str, Any], fault: str) -> None:
+    document = json.loads(GOLDEN)
+    document["encoder"] |= changes
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(json.dumps(document))
+    assert caught.value.faults == (f"manifest.encoder.{fault}",)
+
+
+def test_smoothing_wider_than_the_picture_is_refused() -> None:
+    says = "manifest.smoothing_px must not be more than 8, an eighth of the image's shorter side"
+    assert faults_after("smoothing_px", 8.1) == (says,)
+
+
+@pytest.mark.parametrize("twin", ["engines/model.onnx", "recipe.safetensors"])
+def test_a_file_that_is_named_twice_is_refused(twin: str) -> None:
+    document = json.loads(GOLDEN)
+    document["artifacts"].append(document["artifacts"][0] | {"file": twin})
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(json.dumps(document))
+    assert caught.value.faults == (f"manifest.artifacts must name every file once, not {twin} again",)
+
+
+# Bounds
+
+
+def many(count: int) -> dict[str, int]:
+    return {f"key {number}": number for number in range(count)}
+
+
+def nested(depth: int) -> Any:
+    return json.loads("[" * depth + "]" * depth)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "fault"),
+    [
+        ("artifacts", [1] * 65, "manifest.artifacts must hold at most 64 entries, not 65"),
+        ("notes", ["x"] * 101, "manifest.notes must hold at most 100 entries, not 101"),
+        ("notes", ["x" * 5000], "manifest.notes must not hold texts of more than 4,096 characters"),
+        ("encoder.weights", "x" * 5000, "manifest.encoder.weights must not be longer than 4,096 characters, not 5,000"),
+        ("artifacts.0.operators", {"Add": 2**63}, "manifest.artifacts[0].operators holds a number that is larger than"),
+        ("artifacts.0.parity", {"a": [{"b": 10**400}]}, "manifest.artifacts[0].parity holds a number that is larger"),
+        ("tools", {"python": 3}, "manifest.tools must give a text for each tool"),
+        ("artifacts.0.target", {"a": [1] * 600_000}, "is not readable JSON (it holds more than 500,000 values)"),
+        ("tools", many(200_000), "manifest.tools must give a text for each tool"),
+        ("artifacts.0.parity", {"a": nested(40)}, "is not readable JSON (it is nested deeper than 32)"),
+        ("notes", ["\ud800"], "is not readable JSON (a text holds half a surrogate pair)"),
+        ("tools", {"\udfff": "1"}, "is not readable JSON (a text holds half a surrogate pair)"),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_what_no_manifest_needs_is_refused(path: str, value: object, fault: str) -> None:
+    assert any(found.startswith(fault) for found in faults_after(path, value))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"artifacts": [' + "1," * 1_900_000 + "1]}",
+        "{" + ",".join(f'"a{number}": 1' for number in range(300_000)) + "}",
+        "{" + '"a": 1,' * 500_000 + '"a": 1}',
+        "{" + ",".join(f'"a{number % 100_000}": 1' for number in range(300_000)) + "}",
+        '{"a": ' + "9" * 4_000_000 + "}",
+        '{"a": "' + "\\ud83d" * 600_000 + '"}',
+        "[" + "{}," * 1_300_000 + "{}]",
+        '{"' + "x" * 4_000_000 + '": 1}',
+    ],
+    ids=["artifacts", "keys", "equal keys", "pairs of keys", "digits", "surrogates", "objects", "a long key"],
+)
+def test_four_megabytes_of_anything_are_refused_in_time_and_in_few_words(text: str) -> None:
+    begun = time.monotonic()
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(text)
+    assert time.monotonic() - begun < 20
+    assert len(str(caught.value)) < 20_000
+
+
+def test_so_many_faults_are_told_and_the_others_counted() -> None:
+    document = json.loads(GOLDEN) | many(250)
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(json.dumps(document))
+    assert len(caught.value.faults) == 101
+    assert caught.value.faults[-1] == "and 150 more"
+
+
+# Readers and writers at once
+
+
+def swap_artifact(bundle: Path, content: bytes) -> None:
+    """Another process replaces the artifact, and the manifest with it."""
+    document = json.loads((bundle / "manifest.json").read_text())
+    (artifact,) = document["artifacts"]
+    old = bundle / artifact["file"]
+    artifact |= {"file": f"{hashlib.sha256(content).hexdigest()[:8]}.onnx", "bytes": len(content)}
+    artifact["sha256"] = hashlib.sha256(content).hexdigest()
+    (bundle / artifact["file"]).write_bytes(content)
+    write_atomically(bundle / "manifest.json", json.dumps(document).encode())
+    old.unlink()
+
+
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_as_it_is_then(fake_bundle: Path) -> None:
+    """From the manifest to the last artifact: all of the old one or all of the new one, and no error."""
+    calls: list[Manifest] = []
+
+    def open_artifact(manifest: Manifest, _: object) -> bytes:
+        calls.append(manifest)
+        if len(calls) < 4:
+            swap_artifact(fake_bundle, b"content %d" % len(calls))
+        return read_artifact(fake_bundle, manifest.artifacts[0])
+
+    assert use_bundle(fake_bundle, open_artifact) == b"content 3"
+    assert len(calls) == 4
+
+
+def test_an_artifact_that_is_wrong_and_stays_so_is_an_error_at_once(fake_bundle: Path) -> None:
+    calls: list[Manifest] = []
+
+    def open_artifact(manifest: Manifest, _: object) -> bytes:
+        calls.append(manifest)
+        return read_artifact(fake_bundle, replace(manifest.artifacts[0], sha256="0" * 64))
+
+    with pytest.raises(BundleError, match="does not have the SHA-256"):
+        use_bundle(fake_bundle, open_artifact)
+    assert len(calls) == 1
+
+
+def test_a_bundle_that_never_rests_is_an_error_after_some_time(fake_bundle: Path) -> None:
+    calls: list[Manifest] = []
+
+    def open_artifact(manifest: Manifest, _: object) -> bytes:
+        calls.append(manifest)
+        swap_artifact(fake_bundle, b"content %d" % len(calls))
+        return read_artifact(fake_bundle, manifest.artifacts[0])
+
+    with pytest.raises(BundleError, match="is missing"):
+        use_bundle(fake_bundle, open_artifact)
+    assert len(calls) == MAX_READINGS
+
+
+WRITE = """
+import sys, time
+sys.path.insert(0, sys.argv[2])
+from pathlib import Path
+from conftest import make_recipe
+from runtime.manifest import replace_recipe
+end = time.monotonic() + 5
+while time.monotonic() < end:
+    for threshold in (0.25, 0.75):
+        replace_recipe(Path(sys.argv[1]), make_recipe(defect_threshold=threshold, novelty_threshold=threshold))
+"""
+
+
+def test_a_reader_sees_old_or_new_and_no_error_while_others_write(fake_bundle: Path) -> None:
+    command = [sys.executable, "-c", WRITE, str(fake_bundle), str(Path(__file__).parent)]
+    writers = [subprocess.Popen(command) for _ in range(2)]
+    read = set()
+    while any(writer.poll() is None for writer in writers):
+        _, recipe = load_bundle(fake_bundle, verify_all=True)
+        point = recipe.operating_point
+        read.add((point.defect_threshold, point.novelty_threshold))
+    assert [writer.returncode for writer in writers] == [0, 0]
+    assert read <= {(0.5, None), (0.25, 0.25), (0.75, 0.75)}
+    assert {path.name for path in fake_bundle.iterdir()} == {"manifest.json", *load_bundle(fake_bundle)[0].files()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 import threading
 from pathlib import Path
@@ -12,8 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError
-from ..manifest import Artifact, Encoder, check_artifact
+from ..jsonfields import listed
+from ..manifest import Artifact, Encoder, read_artifact
+from ..onnxfile import MAX_BYTES, onnx_faults
 from ..recipe import TENSORS, Recipe
+from ..telemetry import import_onnxruntime
 from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 
 _ERRORS_ONLY = 3
@@ -35,7 +37,7 @@ def check_provider(backend: str) -> Any:
     or older than LEAST_VERSION."""
     package = _PACKAGES[backend]
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as exc:
         _raise_interrupt(exc)
         if isinstance(exc, ModuleNotFoundError) and exc.name == "onnxruntime":
@@ -100,28 +102,39 @@ class _OrtBackend(Backend):
         self, folder: Path, artifact: Artifact, encoder: Encoder, providers: list[Any], threads: int = 0
     ) -> None:
         self._ort = onnxruntime = check_provider(self.name)
-        path = check_artifact(folder, artifact)
-        _refuse_external_data(folder, path)
+        content = read_artifact(folder, artifact, most_bytes=MAX_BYTES)
+        wrong = onnx_faults(content)
+        if wrong:
+            raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         # Recipe tensors are inputs with defaults, and the engine warns about each of them; that is the design.
         options.log_severity_level = _ERRORS_ONLY
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+        # ONNX Runtime's own format would pass by what was looked for above.
+        options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
             # Left to itself, ONNX Runtime's Python layer would print a word and go on with other providers, both here
-            # and where a batch fails.
-            session = onnxruntime.InferenceSession(str(path), options, providers=providers, enable_fallback=0)
+            # and where a batch fails. It gets the bytes that were hashed: a path could lead to others by now.
+            session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
+            # It keeps them for that fallback.
+            session._model_bytes = None
+            found, asked = _signature(session), [node.name for node in session.get_inputs()]
         except Exception as exc:  # the engine's exception types are its own business
             raise self._unopened(folder, artifact, exc) from exc
-        nodes = (*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs())
-        found = {node.name: (node.type.removeprefix("tensor(").removesuffix(")"), tuple(node.shape)) for node in nodes}
         faults = [
             f"{artifact.file}: {name} is {found.get(name, 'missing')}, not {needed} of the bundle's format"
             for name, needed in (graph_inputs(encoder) | graph_outputs(encoder)).items()
             if name not in found or not _agree(found[name], needed)
         ]
+        known = graph_inputs(encoder)
+        faults += [
+            f"{artifact.file}: asks for {name}, which the bundle's format has not"
+            for name in asked
+            if name not in known
+        ]
         if faults:
-            raise BundleError(folder, faults)
+            raise BundleError(folder, listed(faults))
         self._session: Any = session
 
     def _unopened(self, folder: Path, artifact: Artifact, exc: Exception) -> PredictorError:
@@ -230,11 +243,10 @@ class OrtCudaBackend(_OrtBackend):
         super().close()
 
 
-def _refuse_external_data(folder: Path, path: Path) -> None:
-    """Weights in files of their own are named by a field `location` (onnx.proto, TensorProto); no hash covers them."""
-    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        if content.find(b"\x0a\x08location") >= 0:
-            raise BundleError(folder, f"{path.name} keeps weights in a file of their own, which no hash covers")
+def _signature(session: Any) -> dict[str, tuple[str, tuple[Any, ...]]]:
+    """Type and shape of what the graph takes and gives, by name."""
+    nodes = (*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs())
+    return {node.name: (node.type.removeprefix("tensor(").removesuffix(")"), tuple(node.shape)) for node in nodes}
 
 
 def _left_to_others(session: Any) -> list[str]:

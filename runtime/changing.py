@@ -1,0 +1,167 @@
+"""Changing a bundle where it lies: new files under free names, then the manifest in one step, then the old files go.
+
+    with changing(bundle) as staging:      # the lock is held; what a killed writer left is gone
+        ...                                # write new files and manifest.json into `staging`, a folder in the bundle
+        commit(bundle, staging, moves, out_of_use)
+
+No folder changes its name, so mount points, links and files that no manifest names stay as they are. A name that
+exists is never given to another content: a reader that has read the old manifest finds what it names, or nothing, and
+then reads the new one. A process that dies at any point leaves the old bundle or the new one, whole. What else it
+left is written in the staging folder's journal, and the next writer removes it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePosixPath
+
+from .errors import BundleError
+from .files import read_bounded
+from .locking import locked
+
+MANIFEST = "manifest.json"
+LOCK = ".lock"
+STAGING = ".sem-clip-new-"
+_JOURNAL = ".journal"
+_MAX_BYTES = 4 * 2**20
+
+
+@contextmanager
+def holding(folder: Path) -> Iterator[None]:
+    """Nobody else changes the bundle as long as the block runs; what a killed writer left in it is gone.
+
+    Raises BundleError if another process or thread holds it.
+    """
+    with locked(folder / LOCK, folder) as first:
+        if first:
+            for left in folder.glob(f"{STAGING}*"):
+                _clear(folder, left)
+        yield
+
+
+@contextmanager
+def changing(folder: Path) -> Iterator[Path]:
+    """As `holding`, with a folder for new files inside the bundle.
+
+    A change inside a change, of the same thread, is made at once. Raises BundleError.
+    """
+    with holding(folder):
+        staging = folder / f"{STAGING}{secrets.token_hex(4)}"
+        try:
+            staging.mkdir()
+        except OSError as exc:
+            raise BundleError(folder, f"cannot be changed ({exc.strerror})") from exc
+        try:
+            yield staging
+        finally:
+            _clear(folder, staging)
+
+
+def commit(folder: Path, staging: Path, moves: Mapping[str, str], out_of_use: Iterable[str]) -> None:
+    """Move staged files into the bundle, from name to free name, and make the staged manifest the bundle's.
+
+    out_of_use: the files that the old manifest names and the new one does not. Raises BundleError; then the bundle is
+    as it was.
+    """
+    journal = {"files": [*moves.values(), *out_of_use]}
+    try:
+        (staging / _JOURNAL).write_text(json.dumps(journal), encoding="utf-8")
+        sync(staging)
+        for source, name in moves.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (staging / source).rename(folder / name)
+        for parent in {(folder / name).parent for name in moves.values()} | {folder}:
+            _sync_folder(parent)
+        (staging / MANIFEST).replace(folder / MANIFEST)
+        _sync_folder(folder)
+    except OSError as exc:
+        raise BundleError(folder, f"the change cannot be written ({exc.strerror})") from exc
+
+
+def free_name(folder: Path, name: str, sha256: str) -> str:
+    """A name that no file of the bundle has: `name`, or the same with a part of the content's hash."""
+    path = PurePosixPath(name)
+    for number in range(1, 1000):
+        tail = "" if number == 1 else f"-{sha256[:12]}" if number == 2 else f"-{sha256[:12]}-{number}"
+        candidate = path.with_name(f"{path.stem}{tail}{path.suffix}").as_posix()
+        if not os.path.lexists(folder / candidate):
+            return candidate
+    raise BundleError(folder, f"there is no free name for {name}")
+
+
+def sync(folder: Path) -> None:
+    """Bring a folder's content to the disk before a rename promises that it is there."""
+    for path in (*folder.rglob("*"), folder):
+        if path.is_dir():
+            _sync_folder(path)
+        elif path.is_file():
+            with path.open("rb") as stream:
+                os.fsync(stream.fileno())
+
+
+def unfinished(folder: Path) -> set[str]:
+    """The names in a bundle's folder that are a writer's: its lock, its staging folders, what it had moved so far."""
+    names = {LOCK, *(left.name for left in folder.glob(f"{STAGING}*"))}
+    for left in folder.glob(f"{STAGING}*"):
+        names |= {PurePosixPath(file).parts[0] for file in _journal(left)}
+    return names
+
+
+def _journal(staging: Path) -> list[str]:
+    """The files that the change put into the folder or took out of use; none where it had not come that far."""
+    try:
+        names = json.loads(read_bounded(staging / _JOURNAL, _MAX_BYTES, BundleError))["files"]
+    except (BundleError, ValueError, TypeError, KeyError, RecursionError):
+        return []
+    return [name for name in names if _is_inside(staging.parent, name)] if isinstance(names, list) else []
+
+
+def _clear(folder: Path, staging: Path) -> None:
+    """End a change, whether it was made or not: of the files in its journal those go that the manifest does not name,
+    then the staging folder goes."""
+    if staging.is_symlink() or not staging.is_dir():
+        return
+    # A text search rather than a reading: a name that stands anywhere in the manifest is kept, whatever it means.
+    with suppress(BundleError):
+        manifest = _text_of(folder / MANIFEST)
+        for name in _journal(staging):
+            if json.dumps(name) in manifest or f'"{name}"' in manifest:
+                continue
+            with suppress(OSError):
+                (folder / name).unlink()
+            for parent in [folder / above for above in PurePosixPath(name).parents][:-1]:
+                with suppress(OSError):  # a folder that is not empty stays
+                    parent.rmdir()
+    shutil.rmtree(staging, ignore_errors=True)
+
+
+def _text_of(manifest: Path) -> str:
+    """Empty where there is none. Raises BundleError where it cannot be read."""
+    if not os.path.lexists(manifest):
+        return ""
+    return read_bounded(manifest, _MAX_BYTES, BundleError).decode("utf-8", "replace")
+
+
+def _is_inside(folder: Path, name: object) -> bool:
+    """Whether it is the name of a file below the folder, and not of its manifest."""
+    if not isinstance(name, str) or not name or name == MANIFEST or any(mark in name for mark in "\\:\0"):
+        return False
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        return False
+    return (folder / name).parent.resolve().is_relative_to(folder.resolve())
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":  # elsewhere a folder cannot be opened
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,152 @@
+"""The manifest's record of the encoder, and what its numbers must have to do with each other."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from .errors import RecipeError
+from .jsonfields import Fields
+from .recipe import MEMORY_ROWS, Recipe
+
+MAX_SIDE = 16384
+MAX_IMAGE_PIXELS = 2**22
+"""Of `image_size`, 2048 x 2048: 16,384 patches of 16 px, whose attention alone takes a gigabyte a head in fp32."""
+MAX_INPUT_PIXELS = 100_000_000
+"""Of `input_size`, as of any frame."""
+REDUNDANCY = ("cls_weight", "class_mean")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """The frozen image encoder and the geometry of the graph.
+
+    id: fingerprint of weights, architecture and levels; a recipe carries the id it was taught on.
+    weights: where they came from, in words ("random, seed 0" means untrained).
+    image_size: [height, width] in pixels that the transformer sees; grid: its patches [rows, columns].
+    input_size: [height, width] of the graph's `frames`. Equal to image_size, any frame size is taken and resized on
+        the host; different, the resize is in the graph and frames must have this size once ignored rows are cut.
+    levels: the layers (1-based) whose outputs are read. width D, text_dim C, features F as in `recipe.TENSORS`.
+    mean, std: of the training pixels in [0, 1], already folded into the graph's weights.
+    """
+
+    id: str
+    architecture: str
+    weights: str
+    trained: bool
+    checkpoint_sha256: str
+    image_size: tuple[int, int]
+    input_size: tuple[int, int]
+    patch_size: tuple[int, int]
+    grid: tuple[int, int]
+    layers: int
+    heads: int
+    levels: tuple[int, ...]
+    width: int
+    text_dim: int
+    features: int
+    redundancy: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def resizes_in_graph(self) -> bool:
+        """Whether frames must have exactly `input_size`."""
+        return self.input_size != self.image_size
+
+    def check(self, recipe: Recipe, where: str = "recipe") -> None:
+        """Raise RecipeError unless `recipe` was taught on this encoder and has its shapes."""
+        if recipe.encoder_id != self.id:
+            raise RecipeError(
+                where,
+                f"was taught on encoder {recipe.encoder_id[:12]}, this bundle holds {self.id[:12]} "
+                f"({self.architecture}): teach it again on this bundle's encoder",
+            )
+        expected = {
+            "text_seg": (2, self.text_dim),
+            "transform_weight": (len(self.levels), self.width, self.text_dim),
+            "memory": (len(self.levels), MEMORY_ROWS, self.width),
+            "head_weight": (len(recipe.classes), self.features),
+        }
+        faults = [
+            f"tensor {name} has shape {list(recipe.tensors[name].shape)}, this encoder needs {list(shape)}"
+            for name, shape in expected.items()
+            if recipe.tensors[name].shape != shape
+        ]
+        if faults:
+            raise RecipeError(where, faults)
+
+
+def read_encoder(fields: Fields) -> Encoder:
+    """From a JSON object; what is wrong with it goes to the faults of `fields`."""
+    known = len(fields.faults)
+    trained = fields.flag("trained")
+    mean, std = fields.numbers("mean", 3), fields.numbers("std", 3)
+    levels = tuple(fields.wholes("levels", 1, 1000))
+    encoder = Encoder(
+        id=sha256_field(fields, "id"),
+        architecture=fields.text("architecture"),
+        weights=fields.text("weights"),
+        trained=trained,
+        checkpoint_sha256=sha256_field(fields, "checkpoint_sha256"),
+        image_size=fields.pair("image_size", 1, MAX_SIDE),
+        input_size=fields.pair("input_size", 1, MAX_SIDE),
+        patch_size=fields.pair("patch_size", 1, MAX_SIDE),
+        grid=fields.pair("grid", 1, 1024),
+        layers=fields.whole("layers", 1, 1000),
+        heads=fields.whole("heads", 1, 1000),
+        levels=levels,
+        width=fields.whole("width", 1, 65536),
+        text_dim=fields.whole("text_dim", 1, 65536),
+        features=fields.whole("features", 1, 10**6),
+        redundancy=fields.text("redundancy"),
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+    )
+    if encoder.redundancy and encoder.redundancy not in REDUNDANCY:
+        fields.fault("redundancy", f"must be one of {', '.join(REDUNDANCY)}")
+    fields.finish()
+    if len(fields.faults) == known:  # placeholders of wrong entries would disagree, too
+        _check_geometry(encoder, fields)
+    return encoder
+
+
+def _check_geometry(encoder: Encoder, fields: Fields) -> None:
+    """Record where one number denies another. What the graph itself says is compared when an engine opens it."""
+    sees = [patches * side for patches, side in zip(encoder.grid, encoder.patch_size, strict=True)]
+    if list(encoder.image_size) != sees:
+        fields.fault("image_size", f"must be grid x patch_size, {sees}, not {list(encoder.image_size)}")
+    for key, most in (("image_size", MAX_IMAGE_PIXELS), ("input_size", MAX_INPUT_PIXELS)):
+        height, width = getattr(encoder, key)
+        if height * width > most:
+            fields.fault(key, f"must not be more than {most:,} pixels, not {height} x {width}")
+    if any(later <= earlier for earlier, later in zip(encoder.levels, encoder.levels[1:], strict=False)):
+        fields.fault("levels", f"must rise, not {_shown(encoder.levels)}")
+    elif encoder.levels[-1] > encoder.layers:
+        fields.fault("levels", f"must not go beyond layer {encoder.layers}, the last, not {_shown(encoder.levels)}")
+    if encoder.width % encoder.heads:
+        fields.fault("heads", f"must divide the width of {encoder.width}, not {encoder.heads}")
+    features = feature_count(len(encoder.levels), encoder.width)
+    if encoder.features != features:
+        fields.fault("features", f"must be 3 x levels x width + 1, {features}, not {encoder.features}")
+    if min(encoder.std) <= 0:
+        fields.fault("std", f"must be positive, not {list(encoder.std)}")
+
+
+def feature_count(levels: int, width: int) -> int:
+    """How many features the class head reads: of every level its class token and two means of its patches under the
+    map; and the map's height."""
+    return 3 * levels * width + 1
+
+
+def _shown(levels: tuple[int, ...]) -> str:
+    return f"{list(levels[:8])}{' and more' if len(levels) > 8 else ''}"
+
+
+def sha256_field(fields: Fields, key: str) -> str:
+    """A SHA-256."""
+    value = fields.text(key)
+    if value and not _SHA256.fullmatch(value):
+        fields.fault(key, "must be a SHA-256 in lower-case hexadecimal")
+    return value

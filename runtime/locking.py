@@ -1,0 +1,80 @@
+"""One writer at a time: a lock file that the operating system holds for as long as its process lives."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .errors import BundleError
+from .files import open_plain
+
+WAIT_S = 10.0
+MAX_WORDS = 300
+
+
+@contextmanager
+def locked(file: Path, what: Path, wait_s: float | None = None) -> Iterator[bool]:
+    """Hold the lock `file`, which speaks for `what`; whether this thread did not hold it already.
+
+    The file is made where it is absent and is gone again afterwards. Inside it stands who holds it, for the message of
+    those who wait in vain. Threads exclude each other as processes do.
+
+    The lock is flock's (Windows: LockFileEx's): it ends with its process, however that ends, so none is ever stale. On
+    a network share it holds between machines if the share passes locks on: NFS 4, NFS 3 without `nolock`, SMB with
+    Linux 5.5 or later. A share that says it has no locks is an error; one that keeps them to each machine is not seen.
+
+    Raises BundleError where another still holds it after `wait_s` seconds (WAIT_S), or where it cannot be had.
+    """
+    file = file.parent.resolve() / file.name
+    if not file.parent.is_dir():  # which the library would make
+        raise BundleError(what, f"cannot be locked, so it is not changed ({file.parent} is not a folder)")
+    lock = FileLock(file, is_singleton=True, on_acquired=_say_who)
+    _acquire(lock, file, what, WAIT_S if wait_s is None else wait_s)
+    first = lock.lock_counter == 1
+    try:
+        yield first
+    finally:
+        if first:
+            with suppress(OSError):  # not while it is open, on Windows; who waits looks whether it still has its name
+                file.unlink()
+        lock.release()
+
+
+def _acquire(lock: FileLock, file: Path, what: Path, wait_s: float) -> None:
+    end = time.monotonic() + wait_s
+    while True:
+        try:
+            lock.acquire(timeout=max(0.0, end - time.monotonic()))
+            return
+        except Timeout:
+            raise BundleError(what, f"is being changed by {_who(file)}: wait until that is done") from None
+        except OSError as exc:
+            # What a network share says of a lock file that its last holder has removed meanwhile.
+            if exc.errno == errno.ESTALE and time.monotonic() < end:
+                continue
+            raise BundleError(what, f"cannot be locked, so it is not changed ({exc.strerror or exc})") from exc
+
+
+def _say_who(handle: int) -> None:
+    words = f"{Path(sys.argv[0]).name or 'python'} {' '.join(sys.argv[1:2])}".strip()
+    text = f"{words} (process {os.getpid()} on {platform.node() or 'this machine'})"
+    os.ftruncate(handle, 0)
+    os.lseek(handle, 0, os.SEEK_SET)
+    os.write(handle, text.encode("utf-8", "backslashreplace"))
+
+
+def _who(file: Path) -> str:
+    try:
+        with open_plain(file) as stream:
+            words = stream.read(MAX_WORDS).decode("utf-8", "backslashreplace")
+    except OSError:
+        words = ""
+    return "".join(letter if letter.isprintable() else " " for letter in words) or "another process"
