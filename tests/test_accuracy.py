@@ -33,7 +33,7 @@ from export.teach_settings import TeachSettings
 from runtime import Predictor, Recipe
 from runtime.recipe import SCALARS
 
-FIGURES = {"accuracy": 0.5, "precision": 0.4, "recall": 0.6, "f1": 0.5, "iauroc": 0.75}
+FIGURES = {"accuracy": 0.5, "verdict_accuracy": 0.25, "precision": 0.4, "recall": 0.6, "f1": 0.5, "iauroc": 0.75}
 ROW = {"method": "fp32", "shots": 1, "test_frames": 9, **FIGURES}
 PICTURES = ("shots.png", "confusion.png", "overlays.png")
 NO_MASKS = {"pauroc": None, "f1_max": None}
@@ -43,25 +43,27 @@ def test_table_says_where_there_are_no_masks() -> None:
     row = {**ROW, **NO_MASKS}
     table = summarize([{**row, "seed": 0}, {**row, "seed": 1, "accuracy": 0.7}], [1])
     assert (
-        "| fp32 | 1 | 2 | 9-9 | 60.0 ± 10.0 | 40.0 ± 0.0 | 60.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 0.0 | no masks | no masks |"
-        in table
+        "| fp32 | 1 | 2 | 9-9 | 60.0 ± 10.0 | 25.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 0.0 | no masks | "
+        "no masks |" in table
     )
 
 
 def test_other_frame_scores_stand_below_the_table() -> None:
-    row = {**ROW, **NO_MASKS, "iauroc_peak": 0.7, "iauroc_class": None, "overkill": 0.1, "underkill": 0.2}
-    row["pixel_f1"] = None
+    row = {**ROW, **NO_MASKS, "iauroc_score": 0.9, "iauroc_peak": 0.7, "iauroc_class": None}
+    row |= {"overkill": 0.1, "underkill": 0.2, "pixel_f1": None}
     lines = summarize([{**row, "seed": 0}, {**row, "seed": 1, "iauroc_peak": 0.8}], [1]).splitlines()
     assert lines[-1] == (
-        "fp32, K = 1: iAUROC 75.0 ± 5.0 by the map's maximum, - by 1 - P(good); at the thresholds as taught: "
-        "overkill 10.0 ± 0.0, underkill 20.0 ± 0.0, pixel F1 no masks"
+        "fp32, K = 1: iAUROC 90.0 ± 0.0 by the defect score, 75.0 ± 5.0 by the map's maximum, - by 1 - P(good); "
+        "at the thresholds as taught: overkill 10.0 ± 0.0, underkill 20.0 ± 0.0, pixel F1 no masks"
     )
     assert "by the map" not in summarize([{**ROW, **NO_MASKS, "method": "patch_memory", "seed": 0}], [1])
 
 
 def test_a_baseline_without_a_map_is_not_a_set_without_masks() -> None:
     table = summarize([{**ROW, **NO_MASKS, "method": "class_mean", "iauroc": None, "seed": 0}], [1])
-    assert "| class_mean | 1 | 1 | 9-9 | 50.0 | 40.0 | 60.0 | 50.0 | - | - | - |" in table, "one seed spreads over none"
+    assert "| class_mean | 1 | 1 | 9-9 | 50.0 | 25.0 | 40.0 | 60.0 | 50.0 | - | - | - |" in table, (
+        "one seed spreads over none"
+    )
     table = summarize([{**ROW, **NO_MASKS, "method": "patch_memory", "seed": 0}], [1])
     assert "| 75.0 | no masks | no masks |" in table
 
