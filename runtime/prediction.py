@@ -213,7 +213,9 @@ class Prediction:
         step = max(1, _PAINTED // width)
         blocks = [slice(start, min(size[0], start + step)) for start in range(0, size[0], step)]
         maps = (upsample(self.patch_map, size, self.image_size, self.smoothing_px, block) for block in blocks)
-        peak = None if any((part >= self.pixel_threshold).any() for part in maps) else self._around_peak()
+        # The full map is a mean of patches, so none of its values is above theirs.
+        could = self.patch_map.max() >= self.pixel_threshold - 1e-6
+        peak = None if could and any((part >= self.pixel_threshold).any() for part in maps) else self._around_peak()
         for start, stop in ((block.start, block.stop) for block in blocks):
             around = slice(max(0, start - 1), stop + 1)  # a row more on either side, for the outlines
             values = upsample(self.patch_map, size, self.image_size, self.smoothing_px, around)
