@@ -243,8 +243,11 @@ def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Mani
     there = _manifest_of(folder)
     if there != instead_of:
         new = _with_recipe_of(folder, new, instead_of, there)
-    staged = [file for file in new.files() if (staging / file).is_file()]
-    moves = {file: _free_name(folder, new, file) for file in staged if not _is_there(folder, there, new, file)}
+    moves = {
+        file: free_name(folder, file, digest)
+        for file, digest in new.files().items()
+        if (staging / file).is_file() and not _is_there(folder, there, file, digest)
+    }
     new = replace(
         new,
         artifacts=tuple(replace(a, file=moves.get(a.file, a.file)) for a in new.artifacts),
@@ -278,13 +281,8 @@ def _with_recipe_of(folder: Path, new: Manifest, before: Manifest | None, there:
     raise BundleError(folder, "was changed by another process meanwhile; nothing was written: run the command again")
 
 
-def _free_name(folder: Path, manifest: Manifest, file: str) -> str:
-    return free_name(folder, file, manifest.files()[file])
-
-
-def _is_there(folder: Path, there: Manifest | None, new: Manifest, file: str) -> bool:
+def _is_there(folder: Path, there: Manifest | None, file: str, digest: str) -> bool:
     """Whether the old bundle has the very file already, and not only says so."""
-    digest = new.files()[file]
     return there is not None and there.files().get(file) == digest and not _file_faults(folder, file, None, digest)
 
 
@@ -341,7 +339,7 @@ def _read_artifact(fields: Fields) -> Artifact:
         kind=fields.text("kind"),
         precision=fields.text("precision"),
         sha256=sha256_field(fields, "sha256"),
-        bytes=fields.whole("bytes", 1, 2**40),
+        bytes=fields.whole("bytes", 1, MAX_ARTIFACT_BYTES),
         operators=fields.mapping("operators"),
         parity=fields.mapping("parity"),
         target=fields.mapping("target"),
