@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.arguments import at_least
 from runtime.errors import PredictorError
-from runtime.files import require_files, require_folder, write_atomically
+from runtime.files import require_files, write_atomically
 from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
@@ -110,9 +110,6 @@ def _torch_options(args: argparse.Namespace) -> TorchOptions | None:
 def _check_out(args: argparse.Namespace, drawing: bool) -> None:
     """Before minutes of measuring, not after."""
     if args.out is not None:
-        if args.out.exists() and not args.out.is_dir():
-            raise PredictorError(f"{args.out} is not a folder; --out takes the name of one")
-        require_folder(args.out)
         require_files([args.out / RESULT, args.out / "result.md"], force=args.force)
     else:
         require_stdout("name a folder with --out")

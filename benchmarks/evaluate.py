@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.metrics import ExactScores, auroc, classification
-from calibration.dataset import Dataset, Sample, load_dataset
+from calibration.dataset import Dataset, Sample, load_dataset, say_left_out
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
 from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Predictor
-from runtime.files import require_files, require_folder, sha256_of, write_atomically
+from runtime.files import require_files, sha256_of, write_atomically
 from runtime.operating_point import VERDICTS
-from runtime.terminal import markdown_text, printable, require_stdout
+from runtime.terminal import markdown_text, require_stdout
 
 OVERLAYS_A_CLASS = 4
 FILES = ("metrics.json", "metrics.md", "confusion.png", "contact_sheet.png")
@@ -159,14 +159,12 @@ class Evaluate:
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
         if args.out:
-            require_folder(args.out)
             require_files([args.out / name for name in FILES], force=args.force)
             require_matplotlib()
         else:
             require_stdout("name a folder with --out")
         dataset = load_dataset(args.data)
-        for stray in dataset.stray:
-            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
+        say_left_out(dataset)
         with Predictor(args.bundle, backend=args.backend, precision=args.precision) as predictor:
             if args.recipe:
                 predictor.use(args.recipe)

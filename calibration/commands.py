@@ -15,7 +15,7 @@ from runtime.arguments import at_least
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.recipe import Recipe
-from runtime.terminal import printable, require_stdout
+from runtime.terminal import require_stdout
 
 from .calibrate import (
     DEFAULT_REQUEST,
@@ -31,7 +31,7 @@ from .calibrate import (
     store_recipe,
     write_operating_point,
 )
-from .dataset import Sample, load_frames
+from .dataset import Sample, load_frames, say_left_out
 from .errors import CalibrationError
 from .plots import draw_purity_coverage, draw_reliability, require_matplotlib
 from .rules import DEFECT_RULES, PIXEL_RULES, Rule
@@ -108,8 +108,7 @@ class Calibrate:
         self, args: argparse.Namespace, request: Request, pictures: list[Path], target: Path, recipe: Recipe
     ) -> None:
         dataset = load_frames(args.data)
-        for stray in dataset.stray:
-            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
+        say_left_out(dataset)
         fresh, supports = leave_out_supports(dataset, recipe)
         counts = count_labels(fresh)
         require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)

@@ -177,6 +177,11 @@ def use_bundle(folder: str | Path, use: Callable[[Manifest, Recipe], T], *, veri
     raise AssertionError("the last reading returns or raises")
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest that lies in the folder, whatever else does. Raises BundleError."""
+    return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError), where=str(folder / FILE_NAME))
+
+
 def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, Recipe]:
     manifest = Manifest.from_json(content, where=str(folder / FILE_NAME))
     faults: list[str] = []
@@ -227,7 +232,7 @@ def bundle_of_recipe(file: Path) -> Path | None:
     """The bundle whose own recipe the file is: written in its place, it would no longer be what the manifest names."""
     file = file.resolve()
     for folder in file.parents:
-        manifest = _manifest_of(folder)
+        manifest = manifest_of(folder)
         if manifest is not None and (folder / manifest.recipe_file).resolve() == file:
             return folder
     return None
@@ -240,7 +245,7 @@ def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Mani
     was written: a file whose name was taken, but for the same content, has got another. Raises BundleError; then the
     bundle is as it was.
     """
-    there = _manifest_of(folder)
+    there = manifest_of(folder)
     if there != instead_of:
         new = _with_recipe_of(folder, new, instead_of, there)
     moves = {
@@ -264,10 +269,11 @@ def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Mani
     return new
 
 
-def _manifest_of(folder: Path) -> Manifest | None:
-    """The manifest that lies in the folder; None where none does, or none that this version can read."""
+def manifest_of(folder: Path) -> Manifest | None:
+    """The manifest that lies in the folder; None where none does, or none that this version can read: it names nothing,
+    and so nothing of it goes when it is replaced."""
     try:
-        return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError))
+        return read_manifest(folder)
     except BundleError:
         return None
 
