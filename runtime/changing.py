@@ -147,11 +147,13 @@ def _text_of(manifest: Path) -> str:
     return read_bounded(manifest, _MAX_BYTES, BundleError).decode("utf-8", "replace")
 
 
+def is_relative(name: str) -> bool:
+    """Whether a name, as a manifest has it, leads to a file below its folder on every system."""
+    return not any(mark in name for mark in "\\:\0") and not {"", ".", ".."} & {*name.split("/")}
+
+
 def _is_inside(folder: Path, name: object) -> bool:
     """Whether it is the name of a file below the folder, and not of its manifest."""
-    if not isinstance(name, str) or not name or name == MANIFEST or any(mark in name for mark in "\\:\0"):
-        return False
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if not isinstance(name, str) or name == MANIFEST or not is_relative(name):
         return False
     return (folder / name).parent.resolve().is_relative_to(folder.resolve())

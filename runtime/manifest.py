@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from .changing import MANIFEST, changing, commit, free_name
+from .changing import MANIFEST, changing, commit, free_name, is_relative
 from .encoder import Encoder as Encoder
 from .encoder import read_encoder, sha256_field
 from .errors import BundleError
@@ -363,7 +363,6 @@ def _read_artifact(fields: Fields) -> Artifact:
 def _file_name(fields: Fields, key: str) -> str:
     """A relative path that stays inside the bundle."""
     name = fields.text(key)
-    parts = name.split("/")
-    if name and (name.startswith("/") or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts)):
+    if name and not is_relative(name):
         fields.fault(key, f'must be a relative path inside the bundle, not "{name}"')
     return name
