@@ -83,13 +83,6 @@ def answers(futures: list[Future[Prediction]]) -> list[int]:
     return [number_of(future.result(PATIENCE)) for future in futures]
 
 
-@pytest.fixture
-def threads_left() -> Callable[[], list[str]]:
-    """Names of the runtime's threads that were started in this test and still run."""
-    before = set(threading.enumerate())
-    return lambda: [t.name for t in threading.enumerate() if t not in before and t.name.startswith("sem-clip")]
-
-
 def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
     """Start `work`; the list holds what it raised once the thread has ended."""
     raised: list[BaseException] = []
