@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.arguments import at_least
 from runtime.errors import PredictorError
 from runtime.files import require_files, write_atomically
+from runtime.predictor import MAX_THREADS
 from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Benchmark:
         )
         parser.add_argument("--batch", type=_counts, metavar="N,...", help="batch sizes (default: 1,2,4,8,16)")
         parser.add_argument("--rounds", type=at_least(1), help="rounds of alternating runs (default: 7)")
-        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for each engine (default: all)")
+        parser.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for each engine (default: all)"
+        )
         parser.add_argument(
             "--sections", type=_sections, metavar="NAME,...", help=f"some of {', '.join(SECTION_NAMES)} (default: all)"
         )

@@ -22,7 +22,7 @@ from .jsonlines import TO_A_FILE, json_lines
 from .manifest import Artifact, Encoder, load_bundle
 from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
-from .predictor import Predictor
+from .predictor import MAX_THREADS, Predictor
 from .recipe import SCALARS, Recipe
 from .terminal import printable, require_stdout, show
 
@@ -63,7 +63,9 @@ class Predict:
             help="of 16-bit frames, instead of the recipe's: 4095 where the tool stores 12 bits",
         )
         parser.add_argument("--batch-size", type=at_least(1), default=8, help="frames per engine run (default: 8)")
-        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
+        parser.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine (default: all)"
+        )
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
 
     def run(self, args: argparse.Namespace) -> int:

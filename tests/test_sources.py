@@ -325,10 +325,16 @@ def test_predict_takes_a_white_level(arguments: list[str], warned: bool, tmp_pat
     assert ("warnings" in json.loads(out.read_text())) == warned
 
 
-@pytest.mark.parametrize("value", ["0", "65536", "x"])
-def test_predict_refuses_a_white_level_out_of_range(value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--white-level", "0"), ("--white-level", "65536"), ("--white-level", "x"), ("--threads", "1025")],
+)
+def test_predict_refuses_numbers_out_of_range(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["predict", str(tmp_path), "a.png", "--white-level", value])
+        main(["predict", str(tmp_path), "a.png", option, value])
+    assert f"error: argument {option}: " in capsys.readouterr().err
 
 
 # Overlays
