@@ -186,7 +186,7 @@ def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, 
     manifest = Manifest.from_json(content, where=str(folder / FILE_NAME))
     faults: list[str] = []
     for artifact in manifest.artifacts:
-        faults.extend(_artifact_faults(folder, artifact, hashed=verify_all))
+        faults += _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if verify_all else None)
     recipe_path, taught = folder / manifest.recipe_file, b""
     missing = _file_faults(folder, manifest.recipe_file, None, None)
     if not missing:
@@ -294,7 +294,7 @@ def _is_there(folder: Path, there: Manifest | None, file: str, digest: str) -> b
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
     """The artifact's path, once its size and SHA-256 agree with the manifest; BundleError otherwise."""
-    faults = _artifact_faults(folder, artifact, hashed=True)
+    faults = _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256)
     if faults:
         raise BundleError(folder, faults)
     return folder / artifact.file
@@ -304,17 +304,13 @@ def read_artifact(folder: Path, artifact: Artifact, *, most_bytes: int = MAX_ART
     """The artifact's content, read once, of the size and SHA-256 that the manifest records; BundleError otherwise."""
     if artifact.bytes > most_bytes:
         raise BundleError(folder, f"{artifact.file} is {artifact.bytes:,} bytes, more than {most_bytes:,}")
-    faults = _artifact_faults(folder, artifact, hashed=False)
+    faults = _file_faults(folder, artifact.file, artifact.bytes, None)
     if faults:
         raise BundleError(folder, faults)
     content = read_bounded(folder / artifact.file, artifact.bytes, BundleError)
     if hashlib.sha256(content).hexdigest() != artifact.sha256:
         raise BundleError(folder, _other_hash(artifact.file))
     return content
-
-
-def _artifact_faults(folder: Path, artifact: Artifact, *, hashed: bool) -> list[str]:
-    return _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if hashed else None)
 
 
 def _file_faults(folder: Path, file: str, size: int | None, sha256: str | None) -> list[str]:
