@@ -28,7 +28,7 @@ from benchmarks.baselines import NAMES as BASELINES
 from benchmarks.baselines import NO_MAP, WINCLIP, Baselines
 from benchmarks.evaluate import AT_THRESHOLDS, OTHER_SCORES, evaluate, overlays, per_class
 from benchmarks.machine import describe_machine, peak_memory_mb
-from calibration.dataset import Dataset, Sample, load_dataset
+from calibration.dataset import Dataset, Sample, load_dataset, say_left_out
 from calibration.errors import DatasetError
 from calibration.plots import require_matplotlib
 from export.bundle import describe_encoder
@@ -57,10 +57,9 @@ from export.teach_settings import TeachSettings
 from runtime import Predictor, Recipe
 from runtime.arguments import at_least
 from runtime.cli import run
-from runtime.files import require_files, require_folder, write_atomically
+from runtime.files import require_files, write_atomically
 from runtime.manifest import Encoder
 from runtime.recipe import SCALARS
-from runtime.terminal import printable
 
 SCALAR_ABLATIONS = {"no_p_s": {"alpha": 1.0}, "no_p_c": {"alpha": 0.0}}
 """Rows of the paper's Table 3 that are scalars of the recipe: nothing else that was taught depends on them."""
@@ -167,7 +166,6 @@ class Accuracy:
     def _measure(self, args: argparse.Namespace, work: Path) -> int:
         shots, precisions, options = _numbers(args.shots), _precisions(args.precisions), frame_options(args)
         if args.out:  # before hours of measuring, not after
-            require_folder(args.out)
             require_files([args.out / "accuracy.json", args.out / "accuracy.md"], force=args.force)
             require_matplotlib()
         seed = 0 if args.random_weights else None
@@ -181,8 +179,7 @@ class Accuracy:
         dataset = load_dataset(args.data or work / "generated")
         if args.classes is not None:
             dataset = dataset.only(args.classes.split(","))
-        for stray in dataset.stray:
-            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
+        say_left_out(dataset)
         splits = {}
         for seed in range(args.first_seed, args.first_seed + args.seeds):  # all of them before the first is measured
             splits[seed] = pool, _ = split_by_group(dataset, max(shots), seed)

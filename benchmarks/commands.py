@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.arguments import at_least
 from runtime.errors import PredictorError
-from runtime.files import require_files, require_folder, write_atomically
+from runtime.files import require_files, write_atomically
+from runtime.predictor import MAX_THREADS
 from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
@@ -38,7 +39,9 @@ class Benchmark:
         )
         parser.add_argument("--batch", type=_counts, metavar="N,...", help="batch sizes (default: 1,2,4,8,16)")
         parser.add_argument("--rounds", type=at_least(1), help="rounds of alternating runs (default: 7)")
-        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for each engine (default: all)")
+        parser.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for each engine (default: all)"
+        )
         parser.add_argument(
             "--sections", type=_sections, metavar="NAME,...", help=f"some of {', '.join(SECTION_NAMES)} (default: all)"
         )
@@ -110,9 +113,6 @@ def _torch_options(args: argparse.Namespace) -> TorchOptions | None:
 def _check_out(args: argparse.Namespace, drawing: bool) -> None:
     """Before minutes of measuring, not after."""
     if args.out is not None:
-        if args.out.exists() and not args.out.is_dir():
-            raise PredictorError(f"{args.out} is not a folder; --out takes the name of one")
-        require_folder(args.out)
         require_files([args.out / RESULT, args.out / "result.md"], force=args.force)
     else:
         require_stdout("name a folder with --out")

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from benchmarks.metrics import ExactScores, auroc, classification
-from calibration.dataset import Dataset, Sample, load_dataset
+from calibration.dataset import Dataset, Sample, load_dataset, say_left_out
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
 from calibration.plots import require_matplotlib
-from runtime import FailedFrame, Predictor
-from runtime.files import require_files, require_folder, sha256_of, write_atomically
+from runtime import FailedFrame, Prediction, Predictor
+from runtime.files import require_files, sha256_of, write_atomically
 from runtime.operating_point import VERDICTS
-from runtime.terminal import markdown_text, printable, require_stdout
+from runtime.terminal import markdown_text, require_stdout
 
 OVERLAYS_A_CLASS = 4
 FILES = ("metrics.json", "metrics.md", "confusion.png", "contact_sheet.png")
@@ -56,11 +56,10 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
     pixels.
     """
     classes = tuple(dict.fromkeys([*dataset.classes, *predictor.recipe.classes]))
-    pixels = ScoreHistogram()
+    pixels = _Pixels(dataset.folder, exact=exact)
     good = predictor.recipe.classes[0]
     scores: dict[str, list[float]] = {"iauroc": [], **{name: [] for name in OTHER_SCORES}}
-    predicted, actual, confidences, verdicts, masked = [], [], [], [], 0
-    kept = ExactScores()
+    predicted, actual, confidences, verdicts = [], [], [], []
     began = time.perf_counter()
     with tqdm(total=len(test), unit="frame", leave=False, file=sys.stderr, disable=None) as bar:
         for sample, result in zip(test, predictor.stream(sample.path for sample in test), strict=True):
@@ -74,37 +73,19 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
             actual.append(classes.index(sample.label))
             confidences.append(result.probabilities[result.head_class])
             verdicts.append(result.verdict)
-            mask = sample.read_mask(result.frame_size)
-            if mask is not None:
-                mask = mask[result.judged_rows]  # what was not looked at is neither right nor wrong
-                masked += bool(mask.any())
-                judged = result.defect_map()[result.judged_rows]
-                pixels.add(judged, mask > 0)
-                if exact:
-                    if kept.count + judged.size > MOST_EXACT_PIXELS:
-                        raise DatasetError(
-                            dataset.folder,
-                            f"--exact keeps every pixel, {MOST_EXACT_PIXELS:,} at most, and these frames have more; "
-                            "leave it out, or judge fewer frames",
-                        )
-                    kept.add(judged, mask > 0)
+            pixels.add(sample, result)
             bar.update()
     seconds = time.perf_counter() - began
     defect, decided = np.asarray(actual) > 0, [None if v in VERDICTS else v != good for v in verdicts]
     called_defect, passed = (np.array([v is kind for v in decided]) for kind in (True, False))
-    pixel_threshold = predictor.recipe.operating_point.pixel_threshold
     image_level = {name: auroc(values, defect) for name, values in scores.items()}
     return {
         "test_frames": len(test),
-        "masked_frames": masked,
         "seconds": seconds,
         **{name: None if np.isnan(value) else value for name, value in image_level.items()},
-        "pauroc": pixels.auroc() if masked else None,
-        "f1_max": pixels.f1_max() if masked else None,
+        **pixels.metrics(predictor.recipe.operating_point.pixel_threshold),
         "overkill": None if defect.all() else float(called_defect[~defect].mean()),
         "underkill": float(passed[defect].mean()) if defect.any() else None,
-        "pixel_f1": pixels.f1_at(pixel_threshold) if masked else None,
-        **(dict(zip(EXACT, kept.metrics() if masked else (None, None), strict=True)) if exact else {}),
         "verdict_accuracy": float(np.mean([v == sample.label for v, sample in zip(verdicts, test, strict=True)])),
         **classification(predicted, actual, len(classes)),
         "classes": list(classes),
@@ -112,6 +93,46 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
         "confidences": confidences,
         "verdicts": verdicts,
     }
+
+
+class _Pixels:
+    """Scores and truth of the pixels of all frames whose mask is known. exact: keep every score as well."""
+
+    def __init__(self, folder: Path, *, exact: bool) -> None:
+        self._folder = folder
+        self._masked = 0
+        self._binned = ScoreHistogram()
+        self._kept = ExactScores() if exact else None
+
+    def add(self, sample: Sample, result: Prediction) -> None:
+        """Raises DatasetError for a mask that is none, and for more than MOST_EXACT_PIXELS to keep."""
+        mask = sample.read_mask(result.frame_size)
+        if mask is None:
+            return
+        defect = mask[result.judged_rows] > 0  # what was not looked at is neither right nor wrong
+        scores = result.defect_map()[result.judged_rows]
+        self._masked += bool(defect.any())
+        self._binned.add(scores, defect)
+        if self._kept is not None:
+            if self._kept.count + scores.size > MOST_EXACT_PIXELS:
+                raise DatasetError(
+                    self._folder,
+                    f"--exact keeps every pixel, {MOST_EXACT_PIXELS:,} at most, and these frames have more; "
+                    "leave it out, or judge fewer frames",
+                )
+            self._kept.add(scores, defect)
+
+    def metrics(self, threshold: float) -> dict[str, float | None]:
+        """Those of `evaluate` that are of pixels; None where no frame has a defect with a mask."""
+        any_masked, binned = self._masked > 0, self._binned
+        exact = () if self._kept is None else self._kept.metrics() if any_masked else (None, None)
+        return {
+            "masked_frames": self._masked,
+            "pauroc": binned.auroc() if any_masked else None,
+            "f1_max": binned.f1_max() if any_masked else None,
+            "pixel_f1": binned.f1_at(threshold) if any_masked else None,
+            **dict(zip(EXACT, exact, strict=False)),
+        }
 
 
 def without_supports(dataset: Dataset, predictor: Predictor) -> tuple[list[Sample], int]:
@@ -159,14 +180,12 @@ class Evaluate:
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
         if args.out:
-            require_folder(args.out)
             require_files([args.out / name for name in FILES], force=args.force)
             require_matplotlib()
         else:
             require_stdout("name a folder with --out")
         dataset = load_dataset(args.data)
-        for stray in dataset.stray:
-            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
+        say_left_out(dataset)
         with Predictor(args.bundle, backend=args.backend, precision=args.precision) as predictor:
             if args.recipe:
                 predictor.use(args.recipe)

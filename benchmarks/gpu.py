@@ -41,7 +41,7 @@ from runtime.backends.ort import cuda_provider
 from runtime.cli import run as run_command
 from runtime.commands import find_frames
 from runtime.errors import BackendUnavailable, PredictorError
-from runtime.files import require_files, require_folder, write_atomically
+from runtime.files import require_files, write_atomically
 from runtime.host import find_gpu
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
@@ -95,7 +95,6 @@ class Gpu:
             raise BackendUnavailable(f"there is no GPU to measure: {why}")
         batches = _batches(args.batch)
         if args.out is not None:
-            require_folder(args.out)
             require_files([args.out / RESULT, args.out / TABLE], force=args.force)
         else:
             require_stdout("name a folder with --out")

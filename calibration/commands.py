@@ -14,8 +14,9 @@ from runtime import Predictor
 from runtime.arguments import at_least
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
+from runtime.predictor import MAX_THREADS
 from runtime.recipe import Recipe
-from runtime.terminal import printable, require_stdout
+from runtime.terminal import require_stdout
 
 from .calibrate import (
     DEFAULT_REQUEST,
@@ -31,7 +32,7 @@ from .calibrate import (
     store_recipe,
     write_operating_point,
 )
-from .dataset import Sample, load_frames
+from .dataset import Sample, load_frames, say_left_out
 from .errors import CalibrationError
 from .plots import draw_purity_coverage, draw_reliability, require_matplotlib
 from .rules import DEFECT_RULES, PIXEL_RULES, Rule
@@ -90,7 +91,9 @@ class Calibrate:
         engine = parser.add_argument_group("how to run")
         engine.add_argument("--backend", default="auto", help="as for predict (default: auto)")
         engine.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
-        engine.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
+        engine.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine (default: all)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Score, choose, say what changed, store."""
@@ -108,8 +111,7 @@ class Calibrate:
         self, args: argparse.Namespace, request: Request, pictures: list[Path], target: Path, recipe: Recipe
     ) -> None:
         dataset = load_frames(args.data)
-        for stray in dataset.stray:
-            print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
+        say_left_out(dataset)
         fresh, supports = leave_out_supports(dataset, recipe)
         counts = count_labels(fresh)
         require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)

@@ -11,8 +11,8 @@ some of them says little about others.
 
 from __future__ import annotations
 
-import contextlib
 import csv
+import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import FrameError
-from runtime.folders import MASK_SUFFIX, Listing, is_folder, list_folder, one_name
-from runtime.frames import SUFFIXES, page_count, read_frame
+from runtime.folders import MASK_SUFFIX, Listing, is_folder, list_folder, one_name, pages_in
+from runtime.frames import SUFFIXES, read_frame
 from runtime.operating_point import is_verdict, same_name_key, unprintable
 from runtime.recipe import MAX_CLASSES, FrameOptions
+from runtime.terminal import printable
 
 from . import carinthia, masks
 from .errors import DatasetError
@@ -163,6 +164,12 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
     return Dataset(folder, classes, tuple(samples), tuple(stray))
 
 
+def say_left_out(dataset: Dataset) -> None:
+    """Name on stderr what lies in the folder and is not used."""
+    for path in dataset.stray:
+        print(f"left out, not a frame: {printable(path)}", file=sys.stderr)
+
+
 def _layout_of(folder: Path) -> _Layout | None:
     if is_folder(folder / "images"):
         return _Layout(("images",), "masks")
@@ -240,14 +247,12 @@ def _samples_of(
 
 
 def _page_faults(frames: Sequence[Path]) -> list[str]:
-    """Files of several frames, of which a data folder cannot say one. A broken file is left to whoever reads it."""
-    faults = []
-    for path in frames:
-        if path.suffix.lower() in (".tif", ".tiff"):
-            with contextlib.suppress(FrameError):
-                if (pages := page_count(path)) > 1:
-                    faults.append(f"{path} holds {pages} pages; save each page that is a frame as a file of its own")
-    return faults
+    """Files of several frames, of which a data folder cannot say one."""
+    return [
+        f"{path} holds {pages} pages; save each page that is a frame as a file of its own"
+        for path in frames
+        if (pages := pages_in(path)) > 1
+    ]
 
 
 def _class_faults(names: Sequence[str], *, good_only: bool, root: str = "images") -> list[str]:

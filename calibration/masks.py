@@ -32,14 +32,14 @@ from tifffile import PHOTOMETRIC, TiffFile, TiffPage
 from runtime.errors import FrameError
 from runtime.files import open_plain
 from runtime.frames import decode_frame, page_count
+from runtime.pixels import row_blocks
 from runtime.recipe import FrameOptions
+from runtime.tiff import REDUCED_OR_MASK, palette_colours
 
 from .errors import DatasetError
 
 MOST_SHARE = 0.9
 _SHOWN = 6
-_BLOCK = 1 << 20
-"""Pixels that are looked at together: what a mask of 100 megapixels needs beside its own pixels."""
 _READERS: dict[bytes, Callable[[BinaryIO], ImageFile]] = {
     b"\x89P": PngImageFile,
     b"\xff\xd8": JpegImageFile,
@@ -47,7 +47,6 @@ _READERS: dict[bytes, Callable[[BinaryIO], ImageFile]] = {
 }
 """By the first two bytes. `Image.open` would ask the host program's settings how large an image may be."""
 _MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"}
-_REDUCED_OR_MASK = 1 | 4  # TIFF 6.0, section 8: NewSubfileType
 _UNASSOCIATED_ALPHA = 2
 
 
@@ -123,14 +122,13 @@ def _of_tiff(file: BinaryIO, path: Path) -> StoredMask:
         page = opened.pages.first
         _check_page(page, path)
         pixels = page.asarray()
-        table = None if page.colormap is None else np.asarray(page.colormap).T
+        table = None if page.colormap is None else palette_colours(page.colormap)
         white = 1 if pixels.dtype.kind == "f" else (1 << page.bitspersample) - 1
     if page.axes == "SYX":  # one colour after the other
         pixels = np.moveaxis(pixels, 0, -1)
     if table is None or page.photometric != PHOTOMETRIC.PALETTE:
         return StoredMask(path, pixels, white)
-    eight = table >> 8 if table.max() > 255 else table  # some writers fill 8 of the 16 bits
-    return StoredMask(path, pixels, white, tuple((*entry, 255) for entry in eight.tolist()))
+    return StoredMask(path, pixels, white, tuple((*entry, 255) for entry in table.tolist()))
 
 
 def _check_page(page: TiffPage, path: Path) -> None:
@@ -144,7 +142,7 @@ def _check_page(page: TiffPage, path: Path) -> None:
     if page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.PALETTE, PHOTOMETRIC.RGB):
         kind = getattr(page.photometric, "name", page.photometric)
         raise DatasetError(path, f"the mask holds {kind} colours; save it as grey, 0 and 255")
-    if page.subfiletype & _REDUCED_OR_MASK or page.axes not in ("YX", "YXS", "SYX"):
+    if page.subfiletype & REDUCED_OR_MASK or page.axes not in ("YX", "YXS", "SYX"):
         raise DatasetError(
             path, "the mask's first page is a reduced copy or a volume; save the one that is meant alone"
         )
@@ -159,10 +157,8 @@ def _array(image: Image.Image) -> NDArray[Any]:
     """`np.asarray` without its two copies, which would be 0.6 GB of the largest colour mask."""
     first = np.asarray(image.crop((0, 0, image.width, 1)))
     pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
-    rows = max(1, _BLOCK // image.width)
-    for top in range(0, image.height, rows):
-        bottom = min(top + rows, image.height)
-        pixels[top:bottom] = np.asarray(image.crop((0, top, image.width, bottom)))
+    for rows in row_blocks(image.height, image.width):
+        pixels[rows] = np.asarray(image.crop((0, rows.start, image.width, rows.stop)))
     return pixels
 
 
@@ -251,9 +247,8 @@ def _kind(mask: StoredMask, code: int | float) -> _Kind:
 
 def _codes(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
     """Rows by rows, one number a pixel. Of transparent pixels the colour below is nobody's, and 0."""
-    rows = max(1, _BLOCK // pixels.shape[1])
-    for start in range(0, len(pixels), rows):
-        block = pixels[start : start + rows]
+    for rows in row_blocks(*pixels.shape[:2]):
+        block = pixels[rows]
         if block.ndim == 3:
             code = block[..., 0].astype(np.uint32)
             for channel in range(1, block.shape[2]):
@@ -262,4 +257,4 @@ def _codes(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
             if block.shape[2] in (2, 4):
                 code[block[..., -1] == 0] = 0
             block = code
-        yield slice(start, start + len(block)), block
+        yield rows, block

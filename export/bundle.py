@@ -12,9 +12,17 @@ from pathlib import Path
 from runtime.changing import changing, unfinished
 from runtime.changing import sync as _sync
 from runtime.encoder import feature_count
-from runtime.errors import BundleError
-from runtime.files import read_bounded, require_folder, sha256_of
-from runtime.manifest import FILE_NAME, MAX_BYTES, Artifact, Encoder, Manifest, load_bundle, put_in_place
+from runtime.files import require_folder, sha256_of
+from runtime.manifest import (
+    FILE_NAME,
+    Artifact,
+    Encoder,
+    Manifest,
+    load_bundle,
+    manifest_of,
+    put_in_place,
+    read_manifest,
+)
 
 from .checkpoint import LoadedModel
 from .errors import OutputExistsError
@@ -84,10 +92,10 @@ def writing_bundle(target: Path, *, force: bool) -> Iterator[Path]:
     try:
         with changing(target) as folder:
             refuse_existing(target, force=force)  # again: another process may have been here first
-            before = _manifest_in(target) if (target / FILE_NAME).exists() else None
+            before = manifest_of(target)
             yield folder
             _sync(folder)
-            put_in_place(target, folder, _staged(folder), instead_of=before)
+            put_in_place(target, folder, read_manifest(folder), instead_of=before)
     except BaseException:
         if made:
             with suppress(OSError):  # it holds something by now
@@ -116,7 +124,7 @@ def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
         manifest, _ = load_bundle(bundle)
         yield folder, manifest
         _sync(folder)
-        put_in_place(bundle, folder, _staged(folder), instead_of=manifest)
+        put_in_place(bundle, folder, read_manifest(folder), instead_of=manifest)
 
 
 def with_artifact(manifest: Manifest, artifact: Artifact, *, instead_of: Artifact | None = None) -> Manifest:
@@ -128,15 +136,3 @@ def with_artifact(manifest: Manifest, artifact: Artifact, *, instead_of: Artifac
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write manifest.json into a folder that is still being made."""
     (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")
-
-
-def _staged(folder: Path) -> Manifest:
-    return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError), where=str(folder / FILE_NAME))
-
-
-def _manifest_in(bundle: Path) -> Manifest | None:
-    """What is to be replaced; a manifest that cannot be read names nothing, and so nothing of it goes."""
-    try:
-        return _staged(bundle)
-    except BundleError:
-        return None

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.files import require_files
 from runtime.manifest import Artifact, Manifest, bundle_of_recipe, load_bundle
-from runtime.terminal import printable
 
 from .errors import CheckpointError, ExportError, OutputExistsError
 
@@ -305,6 +303,8 @@ def frame_options(args: argparse.Namespace) -> FrameOptions:
 
 
 def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachRequest:
+    from calibration.dataset import say_left_out
+
     from .checkpoint import require_one_source
     from .prompts import load_prompts
     from .teach import TeachRequest
@@ -317,8 +317,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     options = frame_options(args)
     require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, args.random_weights or None)
     dataset = _dataset(args.data, stages, out)
-    for stray in dataset.stray:
-        print(f"left out, not a frame: {printable(stray)}", file=sys.stderr)
+    say_left_out(dataset)
     prompts = load_prompts(args.prompts)
     settings = TeachSettings(views=args.views, head=args.head)
     return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings)

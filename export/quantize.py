@@ -135,12 +135,8 @@ def add_int8(
     stages = Stages()
     with changing_bundle(bundle) as (folder, manifest):
         needed = {"cpu": ("fp32",), "tensorrt": ("fp32", "fp16")}[runs_on]
-        held = {a.precision: a for a in manifest.artifacts if a.kind == "onnx" and not a.target}
-        missing = [precision for precision in needed if precision not in held]
-        if missing:
-            raise ExportError(f"{bundle} holds no {' and no '.join(missing)} ONNX artifact to quantize; build it again")
-        source, others = held["fp32"], needed[-1]
-        file = FILES[runs_on]
+        held = _held(bundle, manifest, needed)
+        source, file = held["fp32"], FILES[runs_on]
         _, recipe = load_bundle(bundle)
         old = _there(manifest, runs_on)
         with stages.stage("read frames"):
@@ -158,15 +154,14 @@ def add_int8(
                 half=None if runs_on == "cpu" else bundle / held["fp16"].file,
                 progress=progress,
             )
-        artifact = record_artifact(folder, file, "int8", dict(report.operators))
-        artifact = replace(artifact, target=_target(runs_on))
+        artifact = replace(record_artifact(folder, file, "int8", dict(report.operators)), target=_target(runs_on))
         with stages.stage("compare with fp32"):
             reference = artifact_outputs(bundle, source, manifest.encoder, proof, recipe)
             outputs = artifact_outputs(folder, artifact, manifest.encoder, proof, recipe)
         parity = {
             **_parity(reference, outputs, report, source.file, len(fitted)),
             "feature_change": feature_change(reference.features, outputs.features),
-            "others": others,
+            "others": needed[-1],
         }
         if parity["labels_equal"] < agreement * len(proof):
             raise ParityError(
@@ -175,9 +170,17 @@ def add_int8(
                 "written"
             )
         changed = with_artifact(manifest, replace(artifact, parity=parity), instead_of=old)
-        changed = replace(changed, tools={**manifest.tools, **tool_versions()})
-        write_manifest(folder, changed)
+        write_manifest(folder, replace(changed, tools={**manifest.tools, **tool_versions()}))
     return load_bundle(bundle)[0]
+
+
+def _held(bundle: Path, manifest: Manifest, needed: Sequence[str]) -> dict[str, Artifact]:
+    """The ONNX artifacts that are not for one engine alone, by precision. Raises ExportError if a needed one lacks."""
+    held = {a.precision: a for a in manifest.artifacts if a.kind == "onnx" and not a.target}
+    missing = [precision for precision in needed if precision not in held]
+    if missing:
+        raise ExportError(f"{bundle} holds no {' and no '.join(missing)} ONNX artifact to quantize; build it again")
+    return held
 
 
 def _target(runs_on: str) -> dict[str, str]:

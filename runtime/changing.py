@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 
 from .errors import BundleError
-from .files import read_bounded
+from .files import read_bounded, sync_folder
 from .locking import locked
 
 MANIFEST = "manifest.json"
@@ -76,9 +76,9 @@ def commit(folder: Path, staging: Path, moves: Mapping[str, str], out_of_use: It
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (staging / source).rename(folder / name)
         for parent in {(folder / name).parent for name in moves.values()} | {folder}:
-            _sync_folder(parent)
+            sync_folder(parent)
         (staging / MANIFEST).replace(folder / MANIFEST)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError as exc:
         raise BundleError(folder, f"the change cannot be written ({exc.strerror})") from exc
 
@@ -98,7 +98,7 @@ def sync(folder: Path) -> None:
     """Bring a folder's content to the disk before a rename promises that it is there."""
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
-            _sync_folder(path)
+            sync_folder(path)
         elif path.is_file():
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
@@ -147,21 +147,13 @@ def _text_of(manifest: Path) -> str:
     return read_bounded(manifest, _MAX_BYTES, BundleError).decode("utf-8", "replace")
 
 
+def is_relative(name: str) -> bool:
+    """Whether a name, as a manifest has it, leads to a file below its folder on every system."""
+    return not any(mark in name for mark in "\\:\0") and not {"", ".", ".."} & {*name.split("/")}
+
+
 def _is_inside(folder: Path, name: object) -> bool:
     """Whether it is the name of a file below the folder, and not of its manifest."""
-    if not isinstance(name, str) or not name or name == MANIFEST or any(mark in name for mark in "\\:\0"):
-        return False
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or not path.parts:
+    if not isinstance(name, str) or name == MANIFEST or not is_relative(name):
         return False
     return (folder / name).parent.resolve().is_relative_to(folder.resolve())
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

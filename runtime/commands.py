@@ -22,7 +22,7 @@ from .jsonlines import TO_A_FILE, json_lines
 from .manifest import Artifact, Encoder, load_bundle
 from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
-from .predictor import Predictor
+from .predictor import MAX_THREADS, Predictor
 from .recipe import SCALARS, Recipe
 from .terminal import printable, require_stdout, show
 
@@ -58,12 +58,14 @@ class Predict:
         parser.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
         parser.add_argument(
             "--white-level",
-            type=_white_level,
+            type=at_least(1, 65535),
             metavar="VALUE",
             help="of 16-bit frames, instead of the recipe's: 4095 where the tool stores 12 bits",
         )
         parser.add_argument("--batch-size", type=at_least(1), default=8, help="frames per engine run (default: 8)")
-        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
+        parser.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine (default: all)"
+        )
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
 
     def run(self, args: argparse.Namespace) -> int:
@@ -85,7 +87,8 @@ class Predict:
         )
         with predictor, json_lines(args.json) as write:
             if args.overlays is not None:
-                _make_overlay_folder(args.overlays)
+                # Now: a place that cannot be is an error, and not a run without pictures.
+                args.overlays.mkdir(parents=True, exist_ok=True)
             print(predictor.backend.description, file=sys.stderr)
             tally = Tally(predictor.recipe.classes)
             for error in unread:
@@ -157,19 +160,14 @@ class Tally:
 
 def _check_outputs(args: argparse.Namespace) -> None:
     """Raise PredictorError where results cannot or may not be written: before a frame is read."""
-    if args.json is not None:
-        if args.json.is_dir():
-            raise PredictorError(f"{args.json} is a folder; --json takes the name of a file")
-        require_files([args.json], force=args.force)
-    else:
+    if args.json is None:
         require_stdout(TO_A_FILE)
-    if args.overlays is None:
-        return
-    if args.overlays.exists() and not args.overlays.is_dir():
-        raise PredictorError(f"{args.overlays} is not a folder; --overlays takes the name of one")
-    require_folder(args.overlays)
-    if args.overlays.exists() and any(args.overlays.iterdir()) and not args.force:
-        raise PredictorError(f"{args.overlays} exists; add --force to replace it, or choose another name")
+    else:
+        require_files([args.json], force=args.force)
+    if args.overlays is not None:
+        require_folder(args.overlays)
+        if args.overlays.exists() and any(args.overlays.iterdir()) and not args.force:
+            raise PredictorError(f"{args.overlays} exists; add --force to replace it, or choose another name")
 
 
 def _refuse_among_frames(overlays: Path, frames: Sequence[str]) -> None:
@@ -181,23 +179,11 @@ def _refuse_among_frames(overlays: Path, frames: Sequence[str]) -> None:
             raise PredictorError(f"{overlays} holds frames that are judged ({real}): choose another place for overlays")
 
 
-def _make_overlay_folder(folder: Path) -> None:
-    """Before the first frame is judged, so that a place that cannot be is an error and not a run without pictures."""
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 def _with_bar(answers: Iterable[_Answer], total: int) -> Iterable[_Answer]:
     from tqdm import tqdm  # a bar for people; the Predictor itself does not need it
 
     bar: Iterable[_Answer] = tqdm(answers, total=total, unit="frame", file=sys.stderr, disable=None)
     return bar
-
-
-def _white_level(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 65535:
-        raise argparse.ArgumentTypeError(f"must lie in [1, 65535], not {value}")
-    return value
 
 
 class Inspect:

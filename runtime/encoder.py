@@ -7,13 +7,12 @@ from dataclasses import dataclass
 
 from .errors import RecipeError
 from .jsonfields import Fields
+from .pixels import MAX_PIXELS
 from .recipe import MEMORY_ROWS, Recipe
 
 MAX_SIDE = 16384
 MAX_IMAGE_PIXELS = 2**22
 """Of `image_size`, 2048 x 2048: 16,384 patches of 16 px, whose attention alone takes a gigabyte a head in fp32."""
-MAX_INPUT_PIXELS = 100_000_000
-"""Of `input_size`, as of any frame."""
 REDUNDANCY = ("cls_weight", "class_mean")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -117,7 +116,7 @@ def _check_geometry(encoder: Encoder, fields: Fields) -> None:
     sees = [patches * side for patches, side in zip(encoder.grid, encoder.patch_size, strict=True)]
     if list(encoder.image_size) != sees:
         fields.fault("image_size", f"must be grid x patch_size, {sees}, not {list(encoder.image_size)}")
-    for key, most in (("image_size", MAX_IMAGE_PIXELS), ("input_size", MAX_INPUT_PIXELS)):
+    for key, most in (("image_size", MAX_IMAGE_PIXELS), ("input_size", MAX_PIXELS)):
         height, width = getattr(encoder, key)
         if height * width > most:
             fields.fault(key, f"must not be more than {most:,} pixels, not {height} x {width}")

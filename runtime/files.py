@@ -70,11 +70,8 @@ def open_plain(path: str | Path) -> io.FileIO:
 
 def sha256_of(path: Path) -> str:
     """Hex SHA-256 of a file's content, read in pieces."""
-    digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while piece := stream.read(1 << 20):
-            digest.update(piece)
-    return digest.hexdigest()
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def require_folder(folder: Path) -> None:
@@ -190,7 +187,7 @@ class OutputFile:
         else:
             self._close()
             self._temporary.replace(to)
-        _sync_folder(to.parent)
+        sync_folder(to.parent)
 
     def _close(self) -> None:
         handle, self._handle = self._handle, -1
@@ -207,7 +204,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     try:
         yield scratch
         scratch.rename(path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
         if handle >= 0:
@@ -275,9 +272,7 @@ def _is_direct(path: Path) -> bool:
         return True
     try:
         mode = path.stat().st_mode
-    except FileNotFoundError:
-        return False
-    except NotADirectoryError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     if stat.S_ISBLK(mode) or stat.S_ISSOCK(mode):
         raise PredictorError(f"{path} is a disk or a socket, which is not written to: choose another place")
@@ -329,7 +324,7 @@ def _named(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Bring the new name to the disk, so that writes one after the other survive a power cut in that order."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return

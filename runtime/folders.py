@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from .errors import FrameError
 from .files import open_plain
-from .frames import SUFFIXES, page_count
+from .frames import SUFFIXES, TIFF_SUFFIXES, page_count
 
 SYSTEM_FOLDERS = frozenset(
     {
@@ -230,11 +230,16 @@ def _is_truth(folder: Path, beside: Set[str]) -> bool:
 
 
 def _pages(name: str) -> list[str]:
-    """`name#1`, `name#2`, ... for a file of several pages; a broken file is left for the stream to report."""
-    if Path(name).suffix.lower() not in (".tif", ".tiff"):
-        return [name]
-    try:
-        pages = page_count(name)
-    except FrameError:
-        return [name]
+    """`name#1`, `name#2`, ... for a file of several pages."""
+    pages = pages_in(name)
     return [name] if pages == 1 else [f"{name}#{page}" for page in range(1, pages + 1)]
+
+
+def pages_in(path: str | Path) -> int:
+    """How many frames a file holds that is called a TIFF file; 1 of any other and of a broken one: reading says why."""
+    if Path(path).suffix.lower() not in TIFF_SUFFIXES:
+        return 1
+    try:
+        return page_count(path)
+    except FrameError:
+        return 1

@@ -36,8 +36,8 @@ FrameSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | BinaryIO 
 MAX_FILE_BYTES = 1 << 29
 """Of a file that is read at once. Stacks of TIFF pages may be larger: they are read a page at a time."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
-_TIFF_SUFFIXES = (".tif", ".tiff")
+TIFF_SUFFIXES = (".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 _BUFFER = 1 << 16
 _IMAGE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"}
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 8
@@ -200,7 +200,7 @@ def _from_file(path: str, options: FrameOptions, name: str) -> Decoded:
     path, page = _split_page(path)
     with _opened(path, name) as file:
         # A stack is not read as a whole for each of its pages, and anything else not in more calls than it takes.
-        if path.lower().endswith(_TIFF_SUFFIXES) and file.read(4) in tiff.SIGNATURES:
+        if path.lower().endswith(TIFF_SUFFIXES) and file.read(4) in tiff.SIGNATURES:
             with io.BufferedReader(file, _BUFFER) as buffered:
                 stored = tiff.decode(buffered, page, name, _identity(file), path)
             return decoded(stored, options.white_level, name)
@@ -277,11 +277,7 @@ def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Decode
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise FrameError(name, f"has shape {list(array.shape)}; expected [height, width] or [height, width, 3]")
     check_pixels(array.shape[1], array.shape[0], name)
-    if (
-        array.dtype != np.uint8
-        and not (array.dtype.kind == "u" and array.dtype.itemsize == 2)
-        and array.dtype.kind != "f"
-    ):
+    if array.dtype.kind != "f" and not (array.dtype.kind == "u" and array.dtype.itemsize <= 2):
         raise FrameError(name, f"has type {array.dtype}; expected uint8, uint16 or float in [0, 1]")
     return decoded(Stored(array), options.white_level, name)
 

@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from .errors import BundleError
 from .files import open_plain
+from .terminal import printable
 
 WAIT_S = 10.0
 MAX_WORDS = 300
@@ -77,4 +78,4 @@ def _who(file: Path) -> str:
             words = stream.read(MAX_WORDS).decode("utf-8", "backslashreplace")
     except OSError:
         words = ""
-    return "".join(letter if letter.isprintable() else " " for letter in words) or "another process"
+    return printable(words) or "another process"

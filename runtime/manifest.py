@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from .changing import MANIFEST, changing, commit, free_name
+from .changing import MANIFEST, changing, commit, free_name, is_relative
 from .encoder import Encoder as Encoder
 from .encoder import read_encoder, sha256_field
 from .errors import BundleError
@@ -177,11 +177,16 @@ def use_bundle(folder: str | Path, use: Callable[[Manifest, Recipe], T], *, veri
     raise AssertionError("the last reading returns or raises")
 
 
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest that lies in the folder, whatever else does. Raises BundleError."""
+    return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError), where=str(folder / FILE_NAME))
+
+
 def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, Recipe]:
     manifest = Manifest.from_json(content, where=str(folder / FILE_NAME))
     faults: list[str] = []
     for artifact in manifest.artifacts:
-        faults.extend(_artifact_faults(folder, artifact, hashed=verify_all))
+        faults += _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if verify_all else None)
     recipe_path, taught = folder / manifest.recipe_file, b""
     missing = _file_faults(folder, manifest.recipe_file, None, None)
     if not missing:
@@ -227,7 +232,7 @@ def bundle_of_recipe(file: Path) -> Path | None:
     """The bundle whose own recipe the file is: written in its place, it would no longer be what the manifest names."""
     file = file.resolve()
     for folder in file.parents:
-        manifest = _manifest_of(folder)
+        manifest = manifest_of(folder)
         if manifest is not None and (folder / manifest.recipe_file).resolve() == file:
             return folder
     return None
@@ -240,11 +245,14 @@ def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Mani
     was written: a file whose name was taken, but for the same content, has got another. Raises BundleError; then the
     bundle is as it was.
     """
-    there = _manifest_of(folder)
+    there = manifest_of(folder)
     if there != instead_of:
         new = _with_recipe_of(folder, new, instead_of, there)
-    staged = [file for file in new.files() if (staging / file).is_file()]
-    moves = {file: _free_name(folder, new, file) for file in staged if not _is_there(folder, there, new, file)}
+    moves = {
+        file: free_name(folder, file, digest)
+        for file, digest in new.files().items()
+        if (staging / file).is_file() and not _is_there(folder, there, file, digest)
+    }
     new = replace(
         new,
         artifacts=tuple(replace(a, file=moves.get(a.file, a.file)) for a in new.artifacts),
@@ -261,10 +269,11 @@ def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Mani
     return new
 
 
-def _manifest_of(folder: Path) -> Manifest | None:
-    """The manifest that lies in the folder; None where none does, or none that this version can read."""
+def manifest_of(folder: Path) -> Manifest | None:
+    """The manifest that lies in the folder; None where none does, or none that this version can read: it names nothing,
+    and so nothing of it goes when it is replaced."""
     try:
-        return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError))
+        return read_manifest(folder)
     except BundleError:
         return None
 
@@ -278,19 +287,14 @@ def _with_recipe_of(folder: Path, new: Manifest, before: Manifest | None, there:
     raise BundleError(folder, "was changed by another process meanwhile; nothing was written: run the command again")
 
 
-def _free_name(folder: Path, manifest: Manifest, file: str) -> str:
-    return free_name(folder, file, manifest.files()[file])
-
-
-def _is_there(folder: Path, there: Manifest | None, new: Manifest, file: str) -> bool:
+def _is_there(folder: Path, there: Manifest | None, file: str, digest: str) -> bool:
     """Whether the old bundle has the very file already, and not only says so."""
-    digest = new.files()[file]
     return there is not None and there.files().get(file) == digest and not _file_faults(folder, file, None, digest)
 
 
 def check_artifact(folder: Path, artifact: Artifact) -> Path:
     """The artifact's path, once its size and SHA-256 agree with the manifest; BundleError otherwise."""
-    faults = _artifact_faults(folder, artifact, hashed=True)
+    faults = _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256)
     if faults:
         raise BundleError(folder, faults)
     return folder / artifact.file
@@ -300,17 +304,13 @@ def read_artifact(folder: Path, artifact: Artifact, *, most_bytes: int = MAX_ART
     """The artifact's content, read once, of the size and SHA-256 that the manifest records; BundleError otherwise."""
     if artifact.bytes > most_bytes:
         raise BundleError(folder, f"{artifact.file} is {artifact.bytes:,} bytes, more than {most_bytes:,}")
-    faults = _artifact_faults(folder, artifact, hashed=False)
+    faults = _file_faults(folder, artifact.file, artifact.bytes, None)
     if faults:
         raise BundleError(folder, faults)
     content = read_bounded(folder / artifact.file, artifact.bytes, BundleError)
     if hashlib.sha256(content).hexdigest() != artifact.sha256:
         raise BundleError(folder, _other_hash(artifact.file))
     return content
-
-
-def _artifact_faults(folder: Path, artifact: Artifact, *, hashed: bool) -> list[str]:
-    return _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if hashed else None)
 
 
 def _file_faults(folder: Path, file: str, size: int | None, sha256: str | None) -> list[str]:
@@ -341,7 +341,7 @@ def _read_artifact(fields: Fields) -> Artifact:
         kind=fields.text("kind"),
         precision=fields.text("precision"),
         sha256=sha256_field(fields, "sha256"),
-        bytes=fields.whole("bytes", 1, 2**40),
+        bytes=fields.whole("bytes", 1, MAX_ARTIFACT_BYTES),
         operators=fields.mapping("operators"),
         parity=fields.mapping("parity"),
         target=fields.mapping("target"),
@@ -359,7 +359,6 @@ def _read_artifact(fields: Fields) -> Artifact:
 def _file_name(fields: Fields, key: str) -> str:
     """A relative path that stays inside the bundle."""
     name = fields.text(key)
-    parts = name.split("/")
-    if name and (name.startswith("/") or "\\" in name or ":" in name or any(part in ("", ".", "..") for part in parts)):
+    if name and not is_relative(name):
         fields.fault(key, f'must be a relative path inside the bundle, not "{name}"')
     return name

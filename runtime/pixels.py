@@ -20,8 +20,8 @@ MAX_SIDE = 65_535
 """JPEG's limit too. What a resize needs grows with the side, and not with the pixels alone."""
 MAX_BYTES = 400_000_000
 """Of one frame as it is stored, unpacked. With the copies that a decoder makes, reading stays below a gigabyte."""
-_BLOCK = 1 << 20
-"""Pixels that are scaled at once: of a large frame, no second copy in float32 is ever whole."""
+BLOCK = 1 << 20
+"""Pixels that are worked on at once: of a large frame, no second copy is ever whole."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _DARK_SHARE = 8
 """A frame of more than 8 bits that uses less than one in so many of the values it may hold gets a warning."""
@@ -115,14 +115,15 @@ def to_grey(
         if not eight:
             warning = _unused(float(low), float(high), white, kind)
     grey = np.empty(values.shape[:2], np.uint8)
-    for rows in _row_blocks(values.shape):
+    for rows in row_blocks(*values.shape[:2]):
         grey[rows] = _scaled(values[rows], white)
     return (np.subtract(255, grey, out=grey) if inverted else grey), warning
 
 
-def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    step = max(1, _BLOCK // max(1, shape[1]))
-    return (slice(start, start + step) for start in range(0, shape[0], step))
+def row_blocks(height: int, width: int, most: int = BLOCK) -> Iterator[slice]:
+    """All rows, so many together that they hold about `most` pixels."""
+    step = max(1, most // max(1, width))
+    return (slice(start, min(height, start + step)) for start in range(0, height, step))
 
 
 def _range(values: NDArray[Any], name: str) -> tuple[Any, Any]:

@@ -14,6 +14,7 @@ from PIL import Image
 from .errors import FrameError
 from .frames import FrameSource, checksum_of, decode_frame
 from .maps import Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
+from .pixels import row_blocks
 from .recipe import FrameOptions, Recipe
 from .verdict import decide, defect_scores, novelty, temper
 
@@ -210,8 +211,7 @@ class Prediction:
         """The map and the outlines onto `picture`, in blocks of rows: beside a large frame is no room for more."""
         rows, width = self.judged_rows, picture.width
         size = (rows.stop - rows.start, width)
-        step = max(1, _PAINTED // width)
-        blocks = [slice(start, min(size[0], start + step)) for start in range(0, size[0], step)]
+        blocks = list(row_blocks(*size, _PAINTED))
         maps = (upsample(self.patch_map, size, self.image_size, self.smoothing_px, block) for block in blocks)
         # The full map is a mean of patches, so none of its values is above theirs.
         could = self.patch_map.max() >= self.pixel_threshold - 1e-6

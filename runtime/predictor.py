@@ -77,9 +77,7 @@ class Predictor:
         batch_size = whole_number("batch_size", batch_size, 1)
         self._queue_size = whole_number("queue_size", queue_size, 1)
         self._max_delay_ms = real_number("max_delay_ms", max_delay_ms, 0, MAX_DELAY_MS)
-        threads = whole_number("threads", threads, 0)
-        if threads > MAX_THREADS:
-            raise ValueError(f"threads must be at most {MAX_THREADS}, not {threads}")
+        threads = whole_number("threads", threads, 0, MAX_THREADS)
         if not isinstance(bundle, str | os.PathLike):
             raise ValueError(f"bundle must be the path of a folder, not {bundle!r:.60}")
         if not isinstance(backend, str | Backend):

@@ -42,7 +42,8 @@ _SINGLE = {254, 255, 256, 257, 259, 262, 266, 274, 277, 278, 284, 317, 322, 323,
 _STRUCTURE = {258, 273, 279, 320, 324, 325, 338, 339} | _SINGLE
 """Tags that say where the pixels are and what they mean, and those that have one value. tifffile goes on without one
 that is damaged, and for ever with a width of a million values."""
-_REDUCED_OR_MASK = 1 | 4
+REDUCED_OR_MASK = 1 | 4
+"""Of NewSubfileType (TIFF 6.0, section 8)."""
 _GREY, _PALETTE, _COLOUR = (0, 1), 3, (2, 6)
 _IMAGEJ = re.compile(r"\A(?:ImageJ|SCIFIO)=.*?^images=(\d{1,9})\s*$", re.DOTALL | re.MULTILINE)
 
@@ -170,10 +171,8 @@ def _first_values(entries: list[tuple[int, int, int, bytes]], order: str, size: 
         length = count * _SIZES.get(kind, 0)
         loaded += length
         outside = length > len(value) and int.from_bytes(value, endian) + length > size
-        wrong = kind not in _WHOLE or not count or (count > 1 and code in _SINGLE)
-        if code in _STRUCTURE and (code in single or wrong or outside):
-            raise FrameError(name, f"is damaged or truncated (its tag {code} is wrong or is there twice)")
-        if code in single or outside or loaded > _MAX_TAG_BYTES:
+        wrong = code in _STRUCTURE and (kind not in _WHOLE or not count or (count > 1 and code in _SINGLE))
+        if wrong or code in single or outside or loaded > _MAX_TAG_BYTES:
             raise FrameError(name, f"is damaged or truncated (its tag {code} is wrong, too large or there twice)")
         single[code] = int.from_bytes(value[: _SIZES.get(kind, 0)], endian)
     return single
@@ -183,7 +182,7 @@ def _is_frame(tags: dict[int, int], name: str) -> bool:
     """Whether a page is meant as a frame."""
     if _STK in tags:
         raise FrameError(name, "is a MetaMorph stack, which is not read; save its planes as pages")
-    if tags.get(_SUBFILE, 0) & _REDUCED_OR_MASK or tags.get(_OLD_SUBFILE) == 2:
+    if tags.get(_SUBFILE, 0) & REDUCED_OR_MASK or tags.get(_OLD_SUBFILE) == 2:
         return False
     return tags.get(_PHOTOMETRIC) != PHOTOMETRIC.MASK
 
@@ -277,10 +276,14 @@ def _grey_palette(page: TiffPage, name: str) -> NDArray[np.uint8]:
     entries = page.colormap
     if entries is None or entries.shape[1] < 1 << page.bitspersample or page.sampleformat != 1:
         raise FrameError(name, "is damaged or truncated (its palette is missing or too short)")
-    # Some writers fill 8 of the 16 bits.
-    eight = (entries >> 8 if entries.max() > 255 else entries).astype(np.uint8)
-    grey: NDArray[np.uint8] = np.asarray(Image.fromarray(np.ascontiguousarray(eight.T[None])).convert("L"))[0]
+    grey: NDArray[np.uint8] = np.asarray(Image.fromarray(palette_colours(entries)[None]).convert("L"))[0]
     return grey
+
+
+def palette_colours(entries: NDArray[np.uint16]) -> NDArray[np.uint8]:
+    """The colours [n, 3] of a palette as TIFF has it, [3, n]; some writers fill 8 of the 16 bits."""
+    eight = entries >> 8 if entries.max() > 255 else entries
+    return np.ascontiguousarray(eight.T.astype(np.uint8))
 
 
 class _Quiet(logging.Filter):

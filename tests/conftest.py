@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -125,6 +127,13 @@ def write_bundle(folder: Path, *, encoder: Encoder | None = None, recipe: Recipe
 def fake_bundle(tmp_path: Path) -> Path:
     """A bundle folder for `Predictor(fake_bundle, backend="fake")`."""
     return write_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def threads_left() -> Callable[[], list[str]]:
+    """Names of the runtime's threads that were started in this test and still run."""
+    before = set(threading.enumerate())
+    return lambda: [t.name for t in threading.enumerate() if t not in before and t.name.startswith("sem-clip")]
 
 
 @pytest.fixture(scope="session")

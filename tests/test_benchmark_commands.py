@@ -114,7 +114,7 @@ def test_a_bad_list_is_named(arguments: list[str], message: str, fake_bundle: Pa
         (["--random-weights"], "belong to --arch"),
         (["--arch", "toy"], "needs either --weights FILE"),
         (["--arch", "toy", "--weights", "w", "--random-weights"], "needs either --weights FILE"),
-        (["--out", "FILE"], "is not a folder"),
+        (["--out", "FILE"], "is a file, so nothing can be written below it"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_in_one_line(

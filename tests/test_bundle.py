@@ -225,7 +225,7 @@ for moment in sys.argv[3:]:
             if moment == "before_the_files":
                 bundle._sync = die
             elif moment == "among_the_files":
-                changing._sync_folder = lambda folder: None if folder == working else die()
+                changing.sync_folder = lambda folder: None if folder == working else die()
             else:
                 pathlib.Path.replace = at_the_manifest
     print(moment, os.WTERMSIG(os.waitpid(child, 0)[1]), flush=True)

@@ -347,11 +347,11 @@ def no_frames(bundle: Path, frames: Path) -> list[object]:
         (lambda bundle, frames: [frames, "--backend", "tpu"], 'there is no backend "tpu" in this version'),
         (lambda bundle, frames: [frames, "--recipe", "absent.safetensors"], "absent.safetensors: does not exist"),
         (lambda bundle, frames: [frames, "--backend", "cpu", "--precision", "fp16"], "holds no fp16 ONNX artifact"),
-        (lambda bundle, frames: [frames, "--json", frames], "is a folder; --json takes the name of a file"),
-        (lambda bundle, frames: [frames, "--json", frames, "--force"], "is a folder; --json takes the name of a file"),
+        (lambda bundle, frames: [frames, "--json", frames], "is a folder; give the name of a file"),
+        (lambda bundle, frames: [frames, "--json", frames, "--force"], "is a folder; give the name of a file"),
         (
             lambda bundle, frames: [frames, "--overlays", frames / "a.png", "--force"],
-            "is not a folder; --overlays takes the name of one",
+            "a.png is a file, so nothing can be written below it",
         ),
     ],
 )

@@ -201,15 +201,6 @@ def test_folders_without_good_frames_are_refused(tmp_path: Path, make: Callable[
 # ---- masks -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_mask_is_read_as_zeros_and_ones(tmp_path: Path) -> None:
-    values = np.array([[0, 0, 0], [255, 255, 255]], np.uint8)
-    Image.fromarray(values).save(tmp_path / "m.png")
-    mask = Sample(tmp_path / "f.png", "hole", "g", tmp_path / "m.png").read_mask((2, 3))
-    assert mask is not None
-    assert mask.dtype == np.uint8
-    assert mask.tolist() == [[0, 0, 0], [1, 1, 1]]
-
-
 def test_a_good_frame_without_mask_is_clean_and_a_defect_without_mask_is_unknown(tmp_path: Path) -> None:
     clean = Sample(tmp_path / "f.png", "good", "g", None).read_mask((2, 3))
     assert clean is not None
@@ -415,28 +406,6 @@ def test_real_data_sets_load(shared: Path, name: str) -> None:
             assert mask is not None
             fraction = fractions[sample.path.relative_to(folder).as_posix()]
             assert mask.mean() == pytest.approx(float(fraction or 0), abs=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["numbers", "red", "16 bits"])
-def test_a_mask_of_numbers_is_not_taken_for_an_empty_one(kind: str, tmp_path: Path) -> None:
-    frame, mask = save(tmp_path / "a.png"), tmp_path / "mask.png"
-    marked = np.zeros((8, 6), np.uint16)
-    marked[2:4, 2:4] = {"numbers": 1, "red": 255, "16 bits": 255}[kind]
-    if kind == "red":
-        Image.fromarray(np.dstack([marked, 0 * marked, 0 * marked]).astype(np.uint8)).save(mask)
-    else:
-        Image.fromarray(marked if kind == "16 bits" else marked.astype(np.uint8)).save(mask)
-    read = Sample(frame, "hole", "a", mask).read_mask((8, 6))
-    assert read is not None
-    assert np.array_equal(read, marked > 0)
-
-
-def test_a_black_mask_says_nothing_of_a_defect_and_all_of_a_good_frame(tmp_path: Path) -> None:
-    frame, mask = save(tmp_path / "a.png"), save(tmp_path / "mask.png", value=0)
-    assert Sample(frame, "hole", "a", mask).read_mask((8, 6)) is None
-    good = Sample(frame, "good", "a", mask).read_mask((8, 6))
-    assert good is not None
-    assert not good.any()
 
 
 def test_masks_that_lie_beside_the_class_folders_are_a_fault(folder: Path) -> None:

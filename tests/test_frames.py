@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import io
 import struct
 import warnings
 import zlib
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import make_encoder
+from pictures import assert_grey, encoded, luma, png_of, reason, scaled
 from PIL import Image
 
 from runtime import pixels as pixels_module
@@ -31,46 +31,16 @@ LUMA = [250, 0, 60, 23]
 INDICES = RNG.integers(0, 4, (24, 32), dtype=np.uint8)
 
 
-def scaled(values: Any, white: float = 65535) -> np.ndarray:
-    """16-bit values as 8 bits, read off the definition."""
-    return np.clip(np.rint(np.asarray(values, np.float64) * 255 / white), 0, 255).astype(np.uint8)
-
-
-def luma(colour: Any) -> np.ndarray:
-    return np.asarray(colour, np.float64) @ [0.299, 0.587, 0.114]
-
-
 def palette_image() -> Image.Image:
     image = Image.fromarray(INDICES)
     image.putpalette(PALETTE)
     return image
 
 
-def encoded(image: Image.Image, form: str, **options: Any) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, form, **options)
-    return stream.getvalue()
-
-
 def save_pages(path: Path, *arrays: np.ndarray) -> Path:
     first, *rest = (Image.fromarray(array) for array in arrays)
     first.save(path, save_all=True, append_images=rest)
     return path
-
-
-def reason(source: Any, options: FrameOptions | None = None) -> str:
-    """Why read_frame refuses `source`."""
-    with pytest.raises(FrameError) as caught:
-        read_frame(source, options, "the frame")
-    assert caught.value.source == "the frame"
-    assert str(caught.value) == f"the frame: {caught.value.reason}"
-    return caught.value.reason
-
-
-def assert_grey(pixels: np.ndarray, expected: np.ndarray, within: int = 0) -> None:
-    assert pixels.dtype == np.uint8
-    assert pixels.shape == expected.shape
-    assert np.abs(pixels.astype(int) - expected.astype(int)).max() <= within
 
 
 # Files
@@ -126,21 +96,6 @@ def test_16_bit_images_of_both_byte_orders_agree(mode: str) -> None:
     order = ">u2" if mode == "I;16B" else "<u2"
     image = Image.frombytes(mode, (32, 24), DEEP.astype(order).tobytes())
     assert_grey(read_frame(image), scaled(DEEP))
-
-
-def test_big_endian_16_bit_tiff_is_read(tmp_path: Path) -> None:
-    tags = [(256, 3), (257, 2), (258, 16), (259, 1), (262, 1), (273, 122), (277, 1), (278, 2), (279, 12)]
-    entries = b"".join(
-        struct.pack(">HHI", tag, 4, 1) + struct.pack(">I", value)
-        if tag in (273, 279)
-        else struct.pack(">HHIHH", tag, 3, 1, value, 0)
-        for tag, value in tags
-    )
-    content = b"MM\0*" + struct.pack(">IH", 8, len(tags)) + entries + struct.pack(">I", 0)
-    values = np.array([[0, 257, 65535], [32768, 514, 771]])
-    path = tmp_path / "frame.tif"
-    path.write_bytes(content + values.astype(">u2").tobytes())
-    assert read_frame(path).tolist() == [[0, 1, 255], [128, 2, 3]]
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".bmp"])
@@ -296,7 +251,6 @@ FILES = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own, of damaged TIFF tags
 @pytest.mark.parametrize("name", list(FILES))
 def test_a_file_cut_anywhere_is_refused_or_whole(name: str, tmp_path: Path) -> None:
     content, path = FILES[name], tmp_path / name
@@ -316,7 +270,6 @@ def test_a_file_cut_anywhere_is_refused_or_whole(name: str, tmp_path: Path) -> N
     assert refused == lengths[: len(refused)]
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 def test_counting_the_pages_of_a_cut_stack_raises_frame_errors_only(tmp_path: Path) -> None:
     path = save_pages(tmp_path / "stack.tif", GREY, GREY, GREY)
     content = path.read_bytes()
@@ -337,16 +290,9 @@ def test_an_unloaded_image_of_a_truncated_file_is_a_frame_error(tmp_path: Path) 
         assert reason(image).startswith("is damaged or truncated (")
 
 
-def test_an_image_that_pillow_cannot_convert_is_a_frame_error() -> None:
-    assert "LAB" in reason(Image.new("LAB", (4, 4)))
-
-
 def png_header(width: int, height: int) -> bytes:
     """A PNG that promises a size and holds no pixels."""
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks
-    )
+    return png_of((width, height), 8, 0, (b"IDAT", b""))
 
 
 def bmp_header(width: int, height: int) -> bytes:
@@ -354,7 +300,6 @@ def bmp_header(width: int, height: int) -> bytes:
     return b"BM" + struct.pack("<IHHI", 14 + len(info), 0, 0, 14 + len(info)) + info
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(("width", "height"), [(10_001, 10_000), (20_000, 10_000), (65_000, 65_000)])
 @pytest.mark.parametrize("header", [png_header, bmp_header])
 def test_a_file_of_more_than_100_megapixels_is_refused_unread(
@@ -362,10 +307,7 @@ def test_a_file_of_more_than_100_megapixels_is_refused_unread(
 ) -> None:
     path = tmp_path / "frame.img"
     path.write_bytes(header(width, height))
-    assert reason(path) in (
-        f"is {width}x{height} pixels, more than 100 megapixels",
-        "is larger than 100 megapixels",
-    )
+    assert reason(path) == f"is {width}x{height} pixels, more than 100 megapixels"
 
 
 def test_a_later_page_of_too_many_pixels_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -603,21 +545,9 @@ def test_all_real_tiffs_are_read_as_they_are(shared: Path) -> None:
         assert pixels.std() > 0
 
 
-def wide_colour_png(path: Path) -> Path:
-    """A 16-bit RGB file, which Pillow does not write."""
-    pixels = np.repeat(np.array([[0, 1024, 2048, 4095]], ">u2")[:, :, None], 3, axis=2)
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", 4, 1, 16, 2, 0, 0, 0)
-    rows = zlib.compress(b"\x00" + pixels.tobytes())
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b""))
-    return path
-
-
 def test_16_bit_colour_is_not_read_with_another_white_than_its_own(tmp_path: Path) -> None:
-    path = wide_colour_png(tmp_path / "a.png")
+    path, row = tmp_path / "a.png", np.array([0, 1024, 2048, 4095], ">u2").repeat(3)
+    path.write_bytes(png_of((4, 1), 16, 2, (b"IDAT", zlib.compress(b"\0" + row.tobytes()))))
     assert read_frame(path).tolist() == [[0, 4, 8, 15]]
     with Image.open(path) as image:
         for source in (path, image):

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from conftest import make_encoder
+from conftest import make_encoder, write_bundle
 from fake_gpu import Engine, FakeDevice, fake_module
+from test_trt import PROBABLE
 
 from benchmarks import gpu
 from benchmarks.gpu import Gpu, gpu_state, markdown, shares
@@ -27,6 +28,12 @@ def arguments(*given: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     Gpu().add_arguments(parser)
     return parser.parse_args(given)
+
+
+@pytest.fixture
+def fake_bundle(tmp_path: Path) -> Path:
+    """Whose recipe makes the fake engine's answers probabilities."""
+    return write_bundle(tmp_path / "bundle", recipe=PROBABLE)
 
 
 @pytest.fixture

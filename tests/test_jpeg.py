@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pictures import encoded as encoded_as
+from pictures import reason
 from PIL import Image
 
 from runtime import jpeg
@@ -30,16 +32,8 @@ STREAMS: dict[str, dict[str, Any]] = {
 
 
 def encoded(pixels: np.ndarray, mode: str | None = None, **options: Any) -> bytes:
-    image = Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes()) if mode else Image.fromarray(pixels)
-    file = io.BytesIO()
-    image.save(file, "JPEG", **options)
-    return file.getvalue()
-
-
-def reason(data: bytes) -> str:
-    with pytest.raises(FrameError) as caught:
-        read_frame(data)
-    return caught.value.reason
+    image = Image.frombytes(mode, pixels.shape[1::-1], pixels.tobytes()) if mode else pixels
+    return encoded_as(image, "JPEG", **options)
 
 
 @pytest.mark.parametrize("mode", MODES)

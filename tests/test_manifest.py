@@ -447,7 +447,7 @@ def test_faults_of_all_files_are_listed_at_once(fake_bundle: Path) -> None:
     [
         ("x" * 300, "x cannot be read (File name too long)"),
         ("x" * 5000, "must not be longer than 4,096 characters, not 5,000"),
-        ("nul\0byte", "is missing"),
+        ("nul\0byte", 'must be a relative path inside the bundle, not "nul\0byte"'),
         ("lone \ud800 surrogate", "is not readable JSON (a text holds half a surrogate pair)"),
     ],
     ids=["long", "longer", "nul", "surrogate"],

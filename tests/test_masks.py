@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from PIL import Image, ImageDraw
 from calibration.dataset import Sample
 from calibration.errors import DatasetError
 from calibration.masks import defect_pixels, read_mask
+from runtime.pixels import row_blocks
 
 SIZE = 48
 INSIDE = np.zeros((SIZE, SIZE), bool)
@@ -265,6 +267,6 @@ def test_a_truncated_mask_is_refused(tmp_path: Path) -> None:
 
 
 def test_blocks_of_rows_are_one_mask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("calibration.masks._BLOCK", 5 * SIZE)
+    monkeypatch.setattr("calibration.masks.row_blocks", partial(row_blocks, most=5 * SIZE))
     path = save(colour((255, 0, 0, 255), (0, 0, 0, 255)), tmp_path / "m.png")
     assert np.array_equal(defect_pixels(read_mask(path)), INSIDE)

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import tifffile
 from conftest import make_recipe, write_bundle
+from pictures import encoded, made, reason, tags_of
 from PIL import Image, ImageFile, PngImagePlugin
 from test_prediction import frame, make_prediction
-from test_tiff import made, tags_of
 
 from runtime import FrameError, FrameOptions, Predictor
 from runtime.cli import main
@@ -29,18 +29,6 @@ from runtime.frames import describe, page_count, read_frame
 RNG = np.random.default_rng(1)
 GREY = RNG.integers(0, 256, (40, 100), dtype=np.uint8)
 FORMS = ("PNG", "JPEG", "BMP", "TIFF")
-
-
-def encoded(pixels: np.ndarray | Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    file = io.BytesIO()
-    (pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)).save(file, form, **options)
-    return file.getvalue()
-
-
-def reason(source: Any) -> str:
-    with pytest.raises(FrameError) as caught:
-        read_frame(source)
-    return caught.value.reason
 
 
 @pytest.fixture
@@ -337,10 +325,16 @@ def test_predict_takes_a_white_level(arguments: list[str], warned: bool, tmp_pat
     assert ("warnings" in json.loads(out.read_text())) == warned
 
 
-@pytest.mark.parametrize("value", ["0", "65536", "x"])
-def test_predict_refuses_a_white_level_out_of_range(value: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--white-level", "0"), ("--white-level", "65536"), ("--white-level", "x"), ("--threads", "1025")],
+)
+def test_predict_refuses_numbers_out_of_range(
+    option: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit):
-        main(["predict", str(tmp_path), "a.png", "--white-level", value])
+        main(["predict", str(tmp_path), "a.png", option, value])
+    assert f"error: argument {option}: " in capsys.readouterr().err
 
 
 # Overlays

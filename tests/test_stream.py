@@ -34,13 +34,6 @@ def number_of(result: Prediction | FailedFrame) -> int:
 
 
 @pytest.fixture
-def threads_left() -> Callable[[], list[str]]:
-    """Names of the runtime's threads that were started in this test and still run."""
-    before = set(threading.enumerate())
-    return lambda: [t.name for t in threading.enumerate() if t not in before and t.name.startswith("sem-clip")]
-
-
-@pytest.fixture
 def backend() -> FakeBackend:
     return FakeBackend(make_encoder())
 

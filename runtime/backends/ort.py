@@ -122,17 +122,14 @@ class _OrtBackend(Backend):
             found, asked = _signature(session), [node.name for node in session.get_inputs()]
         except Exception as exc:  # the engine's exception types are its own business
             raise self._unopened(folder, artifact, exc) from exc
+        inputs = graph_inputs(encoder)
         faults = [
             f"{artifact.file}: {name} is {found.get(name, 'missing')}, not {needed} of the bundle's format"
-            for name, needed in (graph_inputs(encoder) | graph_outputs(encoder)).items()
+            for name, needed in (inputs | graph_outputs(encoder)).items()
             if name not in found or not _agree(found[name], needed)
         ]
-        known = graph_inputs(encoder)
-        faults += [
-            f"{artifact.file}: asks for {name}, which the bundle's format has not"
-            for name in asked
-            if name not in known
-        ]
+        extra = [name for name in asked if name not in inputs]
+        faults += [f"{artifact.file}: asks for {name}, which the bundle's format has not" for name in extra]
         if faults:
             raise BundleError(folder, listed(faults))
         self._session: Any = session
