@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.arguments import at_least
+from runtime.arguments import MAX_THREADS, at_least
 from runtime.errors import PredictorError
 from runtime.files import require_files, require_folder, write_atomically
 from runtime.terminal import require_stdout
@@ -38,7 +38,9 @@ class Benchmark:
         )
         parser.add_argument("--batch", type=_counts, metavar="N,...", help="batch sizes (default: 1,2,4,8,16)")
         parser.add_argument("--rounds", type=at_least(1), help="rounds of alternating runs (default: 7)")
-        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for each engine (default: all)")
+        parser.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for each engine (default: all)"
+        )
         parser.add_argument(
             "--sections", type=_sections, metavar="NAME,...", help=f"some of {', '.join(SECTION_NAMES)} (default: all)"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import Predictor
-from runtime.arguments import at_least
+from runtime.arguments import MAX_THREADS, at_least
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.recipe import Recipe
@@ -90,7 +90,9 @@ class Calibrate:
         engine = parser.add_argument_group("how to run")
         engine.add_argument("--backend", default="auto", help="as for predict (default: auto)")
         engine.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
-        engine.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
+        engine.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine (default: all)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Score, choose, say what changed, store."""

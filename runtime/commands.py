@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from .arguments import at_least
+from .arguments import MAX_THREADS, at_least
 from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
 from .files import require_files, require_folder, write_atomically
@@ -63,7 +63,9 @@ class Predict:
             help="of 16-bit frames, instead of the recipe's: 4095 where the tool stores 12 bits",
         )
         parser.add_argument("--batch-size", type=at_least(1), default=8, help="frames per engine run (default: 8)")
-        parser.add_argument("--threads", type=at_least(0), default=0, help="cores for the engine (default: all)")
+        parser.add_argument(
+            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine (default: all)"
+        )
         parser.add_argument("--force", action="store_true", help="replace FILE, and write into a DIR that is not empty")
 
     def run(self, args: argparse.Namespace) -> int:

@@ -663,6 +663,14 @@ def test_nobody_who_reads_stderr_is_no_end(fake_bundle: Path, frames: Path, tmp_
     assert len(lines_of((tmp_path / "v").read_text())) == 3
 
 
+@pytest.mark.parametrize("command", ["predict", "calibrate", "benchmark"])
+def test_more_threads_than_can_be_are_one_message(command: str, tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, str(tmp_path), str(tmp_path), "--threads", "100000"])
+    assert caught.value.code == 2
+    assert "--threads: must be at most 1024, not 100000" in capsys.readouterr().err
+
+
 def test_a_class_may_be_called_what_the_summary_says_of_others(tmp_path: Path, capsys: Capture) -> None:
     bundle = write_bundle(tmp_path / "bundle", recipe=make_recipe(("good", "bridge", "not read")))
     (tmp_path / "broken.png").write_bytes(b"no picture")
