@@ -22,6 +22,10 @@ def main() -> int:
             sys.modules["runtime"] = package = module_from_spec(spec)
             spec.loader.exec_module(package)
         from runtime.cli import main as program
+    except ModuleNotFoundError as exc:
+        where = Path(__file__).resolve().parent
+        print(f"error: {exc}: sem-clip is not installed for {sys.executable}: -m pip install {where}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

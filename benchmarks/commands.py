@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runtime.arguments import at_least
+from runtime.arguments import MAX_THREADS, at_least
 from runtime.errors import PredictorError
 from runtime.files import require_files, write_atomically
 from runtime.predictor import MAX_THREADS

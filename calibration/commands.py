@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime import Predictor
-from runtime.arguments import at_least
+from runtime.arguments import MAX_THREADS, at_least
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.predictor import MAX_THREADS

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runtime.backends.ort import check_provider
 from runtime.files import require_files
 from runtime.manifest import Artifact, Manifest, bundle_of_recipe, load_bundle
 
@@ -76,6 +77,7 @@ class Build:
     def run(self, args: argparse.Namespace) -> int:
         """Build and print the summary."""
         _need_torch()
+        check_provider("cpu")  # which compares the graph with torch at the end
         from .bundle import refuse_existing
         from .graph import SemClipGraph
         from .progress import Stages

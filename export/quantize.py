@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.backends import Outputs
+from runtime.backends.ort import check_provider
 from runtime.errors import FrameError
 from runtime.folders import find_frames
 from runtime.frames import prepare, read_frame
@@ -78,6 +79,7 @@ class Quantize:
             raise ExportError(f"--agreement is {args.agreement:g}; it is a share in [0.5, 1]")
         if not args.change > 0:
             raise ExportError(f"--change is {args.change:g}; it is a share of the features' mean size, above 0")
+        check_provider("cpu")  # which measures, and runs both forms
         manifest, _ = load_bundle(args.bundle)
         there = _there(manifest, args.runs_on)
         if there is not None and not args.force:

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from runtime.backends import Outputs
+from runtime.backends.ort import check_provider
 from runtime.recipe import TENSORS, Recipe
-from runtime.telemetry import import_onnxruntime
 
 from .errors import ExportError
 from .round_weights import Rounded, round_weight
@@ -441,7 +441,7 @@ def _batches(frames: NDArray[np.uint8]) -> Iterator[NDArray[np.uint8]]:
 
 
 def _session(model: onnx.ModelProto) -> Any:
-    onnxruntime = import_onnxruntime()
+    onnxruntime = check_provider("cpu")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is an error is raised, too
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])

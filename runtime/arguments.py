@@ -7,6 +7,8 @@ import operator
 from collections.abc import Callable
 from numbers import Real
 
+MAX_THREADS = 1024
+
 
 def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
     """A type of arguments of commands: whole numbers from `least` on, and up to `most`."""

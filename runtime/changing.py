@@ -112,6 +112,11 @@ def unfinished(folder: Path) -> set[str]:
     return names
 
 
+def is_writers(part: str) -> bool:
+    """Whether a file or folder of this name is a writer's, and goes with it."""
+    return part == LOCK or part.startswith(".sem-clip-")
+
+
 def _journal(staging: Path) -> list[str]:
     """The files that the change put into the folder or took out of use; none where it had not come that far."""
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
 
-from .arguments import at_least
+from .arguments import MAX_THREADS, at_least
 from .backends import NAMES, obstacles
 from .errors import FrameError, PredictorError
 from .files import require_files, require_folder, write_atomically
@@ -147,11 +147,11 @@ class Tally:
 
     def lines(self) -> list[str]:
         """The summary for people: a line for each class and each reject, then what failed and why."""
-        counts = {**self.verdicts, **({"not read": self.failures.count} if self.failures.count else {})}
-        width = max(map(len, counts))
+        counts = [*self.verdicts.items(), *([("not read", self.failures.count)] if self.failures.count else [])]
+        width = max(len(name) for name, _ in counts)
         return [
-            f"{sum(counts.values())} frames",
-            *(f"  {name:<{width}}  {count:6}" for name, count in counts.items()),
+            f"{sum(count for _, count in counts)} frames",
+            *(f"  {name:<{width}}  {count:6}" for name, count in counts),
             *self.failures.lines("", "; the JSON lines give every reason"),
             *self.warnings.lines("warning: ", "; the JSON lines give every warning"),
             *self.undrawn.lines("no overlay: ", " without an overlay"),

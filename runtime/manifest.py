@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
-from .changing import MANIFEST, changing, commit, free_name, is_relative
+from .changing import MANIFEST, changing, commit, free_name, is_relative, is_writers
 from .encoder import Encoder as Encoder
 from .encoder import read_encoder, sha256_field
 from .errors import BundleError
@@ -361,4 +361,6 @@ def _file_name(fields: Fields, key: str) -> str:
     name = fields.text(key)
     if name and not is_relative(name):
         fields.fault(key, f'must be a relative path inside the bundle, not "{name}"')
+    elif name == FILE_NAME or any(is_writers(part) for part in name.split("/")):
+        fields.fault(key, f'must not be "{name}", a name for the manifest and those who write it')
     return name

@@ -13,6 +13,8 @@ MAX_BYTES = 2**31 - 1
 """Protocol Buffers hold no more in one message."""
 MAX_FIELDS = 10**6
 """A graph of twelve layers has some 20,000 in the messages that are read."""
+MAX_NODES = 20_000
+"""A graph of twelve layers has some 2,000; what an engine looks for in many more takes it minutes."""
 _DOMAINS = (b"", b"ai.onnx")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _32_BITS = 2**32 - 1
@@ -53,16 +55,24 @@ _Reader = Callable[[memoryview], Iterator[Field]]
 
 
 def _check_model(model: memoryview, fields: _Reader) -> None:
+    graphs = 0
     for number, value in fields(model):
         if number == 7:  # ModelProto.graph
+            graphs += 1
+            if graphs > 1:  # which a reader takes for parts of one
+                raise _RefusedError("holds more than one graph")
             _check_graph(_message(value), fields)
         elif number == 25:  # ModelProto.functions
             raise _RefusedError("holds functions of its own, which may call each other for ever")
 
 
 def _check_graph(graph: memoryview, fields: _Reader) -> None:
+    nodes = 0
     for number, value in fields(graph):
         if number == 1:  # GraphProto.node
+            nodes += 1
+            if nodes > MAX_NODES:
+                raise _RefusedError(f"has more than {MAX_NODES:,} nodes")
             _check_node(_message(value), fields)
         elif number == 5:  # GraphProto.initializer
             _check_tensor(_message(value), fields)

@@ -22,8 +22,8 @@ MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
 
 def same_name_key(name: str) -> str:
-    """Equal for names that people, or a file system, would take for one: case, blanks at the ends, Unicode's forms."""
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).strip()
+    """Equal for names that people, or a file system, would take for one: case, blanks, Unicode's forms."""
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
 
 
 def is_verdict(name: str) -> bool:

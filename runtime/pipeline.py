@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from .frames import FrameSource, Prepared, checksum_of, decode_frame, describe, 
 from .lifetime import in_engine
 from .manifest import Encoder
 from .prediction import Prediction, summarize
-from .recipe import FrameOptions, Recipe
+from .recipe import FrameOptions, Recipe, directionless
 
 _TOLERANCE = 0.01
 """By how much probabilities, their sum and a map may miss [0, 1]: fp16 keeps 11 bits, so 64 of them miss by 0.001."""
@@ -81,21 +81,26 @@ class Pipeline:
                 f"{self.backend.description}: {fault}: the engine or the recipe is broken; try another precision, or "
                 "build it again"
             )
-        return outputs, time.perf_counter() - began
+        # What misses [0, 1] by rounding: a logarithm of less than 0 is none, and a score beyond 1 reaches no threshold.
+        sound = replace(outputs, probabilities=np.clip(outputs.probabilities, 0, 1))
+        return sound, time.perf_counter() - began
 
     def _fault(self, outputs: Outputs, names: Sequence[str], classes: int) -> str:
         """What is wrong with the answers, and of which frame; "" where nothing is."""
         shapes = ((len(names), classes), (len(names), *self.encoder.grid), (len(names), self.encoder.features))
         for name, shape in zip(OUTPUTS, shapes, strict=True):
             values = getattr(outputs, name, None)
-            if not isinstance(values, np.ndarray):
+            if type(values) is not np.ndarray:  # a masked array, say, hides what it holds from every check
                 return f"{name}: {type(values).__name__}, not an array"
-            if values.dtype.kind != "f" or values.shape != shape:
+            if values.dtype.kind != "f" or values.dtype.itemsize > 8 or values.shape != shape:
                 return f"{name}: {values.dtype} {list(values.shape)}, not float32 {list(shape)}"
             sound = np.isfinite(values).reshape(len(names), -1).all(axis=1)
             if not sound.all():
                 return f"{name} of {names[int(sound.argmin())]} is NaN or infinite"
             if name == "features":
+                lost = directionless(values)
+                if lost.any():
+                    return f"{name} of {names[int(lost.argmax())]} are of a size at which float32 has no direction left"
                 continue
             flat = values.reshape(len(names), -1)
             low, high = flat.min(axis=1), flat.max(axis=1)

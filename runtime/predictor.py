@@ -18,7 +18,7 @@ from typing import NoReturn
 import numpy as np
 from PIL import Image
 
-from .arguments import real_number, whole_number
+from .arguments import MAX_THREADS, real_number, whole_number
 from .backends import Backend, open_backend
 from .batching import MicroBatcher
 from .errors import FrameError, PredictorError, RecipeError
@@ -32,7 +32,6 @@ from .recipe import Recipe
 from .stream import stream
 
 MAX_DELAY_MS = 3_600_000
-MAX_THREADS = 1024
 _ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, io.IOBase, Image.Image)
 """What can be iterated, some of it, and is one frame and not many."""
 _log = logging.getLogger("sem_clip")

@@ -262,10 +262,8 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
     supports = tensors.get(SUPPORT_FEATURES)
     if supports is not None and supports.ndim == 2 and len(supports) == 0:
         faults.append(f"tensor {SUPPORT_FEATURES} holds no support")
-    elif supports is not None and supports.ndim == 2 and supports.dtype == np.float32 and supports.size:
-        largest = np.abs(supports).max(axis=1)
-        if ((largest > MOST_FEATURE) | ((largest > 0) & (largest < LEAST_FEATURE))).any():
-            faults.append(f"tensor {SUPPORT_FEATURES} holds a support of a size at which float32 has no direction left")
+    elif supports is not None and supports.ndim == 2 and supports.size and directionless(supports).any():
+        faults.append(f"tensor {SUPPORT_FEATURES} holds a support of a size at which float32 has no direction left")
     scalars = tensors.get("scalars")
     if scalars is not None and scalars.shape == (len(SCALARS),):
         alpha, lambda_v, lambda_m, *taus = scalars.tolist()
@@ -278,6 +276,12 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
     if scale is not None and scale.ndim == 2 and scale.shape[1:] == (2,) and not (scale[:, 1] > 0).all():
         faults.append("memory_scale holds a spread that is not positive")
     return faults
+
+
+def directionless(features: NDArray[Any]) -> NDArray[np.bool_]:
+    """Rows [n, F] so large or small that their length, in float32, is none; a row of zeros is fine."""
+    largest = np.maximum(features.max(axis=1), -features.min(axis=1))
+    return np.asarray((largest > MOST_FEATURE) | ((largest > 0) & (largest < LEAST_FEATURE)))
 
 
 def _twins(classes: tuple[str, ...]) -> str:

@@ -7,7 +7,8 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from runtime.backends import NAMES, Backend, FakeBackend, obstacles, open_backen
 from runtime.backends.base import graph_inputs, graph_outputs
 from runtime.errors import BackendError, BackendUnavailable, BundleError
 from runtime.manifest import Manifest, load_bundle
+from runtime.recipe import Recipe
 
 
 def manifest_of(folder: Path) -> Manifest:
@@ -299,6 +301,18 @@ def test_a_graph_of_another_encoder_is_refused_with_every_difference(toy_bundle:
     assert len(caught.value.faults) == 2
     assert "frames is ('uint8'" in caught.value.faults[0]
     assert "defect_map is ('float'" in caught.value.faults[1]
+
+
+def test_what_an_engine_fails_on_is_raised_and_not_printed(toy_bundle: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """Printed past Python, names in a stranger's graph could steer a terminal."""
+    manifest, recipe = load_bundle(toy_bundle)
+    odd = SimpleNamespace(tensors={**recipe.tensors, "head_bias": np.zeros(3, np.float32)})
+    with (
+        open_backend("cpu", toy_bundle, manifest) as backend,
+        pytest.raises(BackendError, match="failed on a batch of 1"),
+    ):
+        backend.run(np.zeros((1, *manifest.encoder.input_size), np.uint8), cast(Recipe, odd))
+    assert capfd.readouterr() == ("", "")
 
 
 # Which ONNX Runtime

@@ -237,6 +237,16 @@ def test_without_torch_the_extra_to_install_is_named(
     assert 'pip install "sem-clip[export,cpu]"' in errors_in(stderr)[0]
 
 
+@pytest.mark.parametrize("command", ["build", "quantize"])
+def test_an_engine_that_cannot_compare_is_said_before_the_work(
+    command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("runtime.backends.ort.LEAST_VERSION", {"cpu": "1000"})
+    arguments = {"build": ["--data", "nowhere"], "quantize": [str(tmp_path / "nowhere"), "nowhere"]}[command]
+    assert main([command, *arguments]) == 2
+    assert capsys.readouterr().err.startswith('error: backend "cpu" needs ONNX Runtime 1000 or newer')
+
+
 def test_without_fp16_the_bundle_is_the_same_but_for_that_file(
     script: Run, toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -663,6 +663,23 @@ def test_nobody_who_reads_stderr_is_no_end(fake_bundle: Path, frames: Path, tmp_
     assert len(lines_of((tmp_path / "v").read_text())) == 3
 
 
+@pytest.mark.parametrize("command", ["predict", "calibrate", "benchmark"])
+def test_more_threads_than_can_be_are_one_message(command: str, tmp_path: Path, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([command, str(tmp_path), str(tmp_path), "--threads", "100000"])
+    assert caught.value.code == 2
+    assert "--threads: must be at most 1024, not 100000" in capsys.readouterr().err
+
+
+def test_a_class_may_be_called_what_the_summary_says_of_others(tmp_path: Path, capsys: Capture) -> None:
+    bundle = write_bundle(tmp_path / "bundle", recipe=make_recipe(("good", "bridge", "not read")))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    assert predict(bundle, write_frame(tmp_path / "a.png", 2, defect=True), tmp_path / "broken.png") == 1
+    err = capsys.readouterr().err
+    assert "2 frames\n" in err
+    assert [line.split() for line in err.splitlines()].count(["not", "read", "1"]) == 2
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
 def test_class_names_reach_every_stdout(encoding: str, tmp_path: Path) -> None:
     bundle = write_bundle(tmp_path / "bundle", recipe=make_recipe(("good", "größe", "桥接")))

@@ -255,6 +255,14 @@ def test_a_path_that_could_leave_the_bundle_is_refused(path: str, name: str) -> 
     assert faults_after(path, name) == (f'{named(path)} must be a relative path inside the bundle, not "{name}"',)
 
 
+@pytest.mark.parametrize("path", ["artifacts.0.file", "recipe.file"])
+@pytest.mark.parametrize("name", ["manifest.json", ".lock", "engines/.lock", ".sem-clip-new-0123abcd/model.onnx"])
+def test_a_name_that_goes_with_the_next_writer_is_refused(path: str, name: str) -> None:
+    assert faults_after(path, name) == (
+        f'{named(path)} must not be "{name}", a name for the manifest and those who write it',
+    )
+
+
 def test_a_newer_bundle_asks_for_a_newer_reader_and_says_nothing_else() -> None:
     document = json.loads(GOLDEN) | {"version": 2, "new": "entry"}
     del document["encoder"]

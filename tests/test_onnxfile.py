@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 from runtime.backends import open_backend
 from runtime.errors import BundleError
 from runtime.manifest import load_bundle
-from runtime.onnxfile import MAX_FIELDS, onnx_faults
+from runtime.onnxfile import MAX_FIELDS, MAX_NODES, onnx_faults
 
 NUMBER = helper.make_tensor_value_info("n", TensorProto.FLOAT, [1])
 TENSOR = helper.make_tensor("w", TensorProto.FLOAT, [1], [0.0])
@@ -110,8 +110,15 @@ def test_a_file_of_nothing_but_fields_is_refused_in_time() -> None:
     length = 8 * MAX_FIELDS
     varint = bytes((length >> shift & 0x7F) | 0x80 for shift in range(0, 28, 7)) + bytes([length >> 28])
     begun = time.monotonic()
-    assert onnx_faults(b"\x3a" + varint + b"\x0a\x00" * (length // 2)) == ["has more than 1,000,000 fields"]
+    assert onnx_faults(b"\x3a" + varint + b"\x12\x00" * (length // 2)) == ["has more than 1,000,000 fields"]
     assert time.monotonic() - begun < 20
+
+
+def test_more_nodes_than_an_engine_takes_in_time_are_refused() -> None:
+    node = helper.make_node("Identity", ["w"], ["n"])
+    assert onnx_faults(model_of(*[node] * MAX_NODES)) == []
+    assert onnx_faults(model_of(*[node] * (MAX_NODES + 1))) == ["has more than 20,000 nodes"]
+    assert onnx_faults(model_of(node) + model_of(node)) == ["holds more than one graph"]
 
 
 def test_no_damaged_byte_raises() -> None:

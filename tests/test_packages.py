@@ -37,6 +37,18 @@ def test_a_strangers_module_on_the_path_is_not_run(name: str, fake_bundle: Path,
         assert "a stranger was run" not in done.stdout
 
 
+def test_a_python_without_the_dependencies_is_told_what_to_install() -> None:
+    done = subprocess.run(
+        [sys.executable, "-S", str(ROOT / "sem_clip.py"), "inspect", "bundle"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert "sem-clip is not installed for" in done.stderr
+
+
 def test_a_name_that_was_taken_before_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     stranger = ModuleType("export")
     stranger.__file__ = str(tmp_path / "export.py")

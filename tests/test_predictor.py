@@ -802,6 +802,22 @@ LIES: dict[str, tuple[Callable[[Outputs], Any], str]] = {
         r"features: object \[3, 385\], not float32",
     ),
     "list": (lambda out: replace(out, probabilities=out.probabilities.tolist()), "probabilities: list, not an array"),
+    "masked": (
+        lambda out: replace(out, defect_map=np.ma.masked_greater(out.defect_map, 0.5)),
+        "defect_map: MaskedArray, not an array",
+    ),
+    "precision": (
+        lambda out: replace(out, features=out.features.astype(np.longdouble)),
+        r"features: \w+ \[3, 385\], not float32",
+    ),
+    "huge": (
+        lambda out: replace(out, features=second_row(out.features, 1e30)),
+        r"features of frame\[1\] are of a size at which float32 has no direction left",
+    ),
+    "tiny": (
+        lambda out: replace(out, features=second_row(out.features, -1e-30)),
+        r"features of frame\[1\] are of a size at which float32 has no direction left",
+    ),
 }
 
 
@@ -823,6 +839,21 @@ def test_rounding_of_half_precision_is_no_fault(fake_bundle: Path) -> None:
 
     with Predictor(fake_bundle, backend=Lying(rounded)) as predictor:
         assert len(predictor.predict([frame(0), np.full((64, 64), 255, np.uint8)])) == 2
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_what_misses_0_and_1_by_rounding_is_judged_as_0_and_1(temperature: float, tmp_path: Path) -> None:
+    """A probability below 0 has no logarithm, and one above 1 makes a score below 0."""
+
+    def rounded(out: Outputs) -> Outputs:
+        probabilities = np.tile(np.array([1.006, -0.006, 0], np.float32), (len(out.probabilities), 1))
+        return replace(out, probabilities=probabilities, defect_map=out.defect_map * 0)
+
+    bundle = write_bundle(tmp_path / "bundle", recipe=make_recipe(temperature=temperature, class_share=0.5))
+    with Predictor(bundle, backend=Lying(rounded)) as predictor:
+        for answer in predictor.predict([frame(0), frame(1)]):
+            assert (answer.verdict, answer.score, answer.confidence) == ("good", 0.0, 1.0)
+            assert dict(answer.probabilities) == {"good": 1.0, "bridge": 0.0, "hole": 0.0}
 
 
 def test_a_queue_that_finds_no_room_for_its_thread_says_so(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

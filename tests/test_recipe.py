@@ -47,6 +47,7 @@ POINT_KEYS = [
     "confidence_thresholds",
     "novelty_threshold",
     "review_disagreement",
+    "class_share",
 ]
 STORED = (*TENSORS, SUPPORT_FEATURES)
 
@@ -165,6 +166,7 @@ def test_the_format_is_pinned() -> None:
             "confidence_thresholds": {"good": 0.0, "bridge": 0.0, "hole": 0.0},
             "novelty_threshold": None,
             "review_disagreement": False,
+            "class_share": 0.0,
         },
         "text": "anchors",
         "frame": {"ignore_top": 0, "ignore_bottom": 0, "white_level": 65535},
@@ -242,7 +244,7 @@ def test_tensors_of_a_recipe_cannot_be_written(loaded: bool) -> None:
         "frame.ignore_top",
         "frame.ignore_bottom",
         "frame.white_level",
-        *(f"operating_point.{key}" for key in POINT_KEYS),
+        *(f"operating_point.{key}" for key in POINT_KEYS if key != "class_share"),
         "operating_point.confidence_thresholds.hole",
     ],
 )
@@ -673,8 +675,8 @@ def test_supports_whose_direction_is_lost_in_float32_are_refused(size: float) ->
         np.testing.assert_allclose(unit, make_recipe().unit_supports, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("twin", ["Hole", "hole ", "HOLE", "\u00e9tch", "e\u0301tch"])
+@pytest.mark.parametrize("twin", ["Hole", "hole ", "HOLE", "Line  break", "\u00e9tch", "e\u0301tch"])
 def test_classes_that_people_would_take_for_one_are_refused(twin: str) -> None:
-    classes = ("good", "hole", "e\u0301tch" if twin == "\u00e9tch" else "\u00e9tch", twin)
+    classes = ("good", "hole", "line break", "e\u0301tch" if twin == "\u00e9tch" else "\u00e9tch", twin)
     with pytest.raises(RecipeError, match="classes holds names that differ in case, blanks or Unicode form alone"):
         make_recipe(classes)

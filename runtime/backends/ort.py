@@ -18,7 +18,7 @@ from ..recipe import TENSORS, Recipe
 from ..telemetry import import_onnxruntime
 from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
 
-_ERRORS_ONLY = 3
+_FATAL_ONLY = 4
 _CUDA = "CUDAExecutionProvider"
 _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 LEAST_VERSION = {"cpu": "1.24.1", "cuda": "1.30"}
@@ -108,8 +108,9 @@ class _OrtBackend(Backend):
             raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # Recipe tensors are inputs with defaults, and the engine warns about each of them; that is the design.
-        options.log_severity_level = _ERRORS_ONLY
+        # The engine warns of inputs with defaults, as the recipe's are by design. Its errors are raised, too: printed
+        # past Python, the names of a stranger's graph could steer a terminal.
+        options.log_severity_level = _FATAL_ONLY
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         # ONNX Runtime's own format would pass by what was looked for above.
         options.add_session_config_entry("session.load_model_format", "ONNX")
