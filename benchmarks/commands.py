@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from runtime.arguments import MAX_THREADS, at_least
 from runtime.errors import PredictorError
 from runtime.files import require_files, write_atomically
-from runtime.predictor import MAX_THREADS
 from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from runtime import Predictor
 from runtime.arguments import MAX_THREADS, at_least
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
-from runtime.predictor import MAX_THREADS
 from runtime.recipe import Recipe
 from runtime.terminal import require_stdout
 

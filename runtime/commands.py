@@ -22,7 +22,7 @@ from .jsonlines import TO_A_FILE, json_lines
 from .manifest import Artifact, Encoder, load_bundle
 from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
-from .predictor import MAX_THREADS, Predictor
+from .predictor import Predictor
 from .recipe import SCALARS, Recipe
 from .terminal import printable, require_stdout, show
 
