@@ -205,9 +205,17 @@ def _unpacked(compression: int, parts: list[_Part], row: int, rows: int, length:
 
     No more is unpacked, whatever a part holds; FrameError if it holds less.
     """
-    if compression in _BY_LIBTIFF:
+    if compression in _BY_LIBTIFF and row * length <= _BAND:
         return _by_libtiff(compression, parts, row, rows, length)
     whole = bytearray(row * length)
+    if compression in _BY_LIBTIFF:  # a band at a time, for it makes copies of what it is given
+        step = max(1, _BAND // (rows * row))
+        for index in range(0, len(parts), step):
+            start = index * rows
+            stop = min(start + step * rows, length)
+            band, parts[index : index + step] = parts[index : index + step], [b""] * len(parts[index : index + step])
+            whole[start * row : stop * row] = _by_libtiff(compression, band, row, rows, stop - start)
+        return whole
     for index in range(len(parts)):
         start = index * rows * row
         size = min(rows * row, len(whole) - start)

@@ -304,6 +304,13 @@ def test_jpeg_inside_is_read_as_the_library_reads_it(photometric: str, layout: s
     assert "JPEG data end too early" in reason(bytes(cut))
 
 
+def test_jpeg_of_colour_and_opacity_is_no_ink() -> None:
+    grey = np.tile(np.arange(96, dtype=np.uint8)[None] * 2, (64, 1))
+    file = io.BytesIO()
+    Image.fromarray(grey).convert("RGBA").save(file, "TIFF", compression="jpeg", quality=95)
+    assert_grey(read_frame(file.getvalue()), grey, within=3)
+
+
 @pytest.mark.parametrize(
     ("tags", "said"),
     [
