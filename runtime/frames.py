@@ -271,7 +271,18 @@ def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Decoded
     return decoded(Stored(values, wide_colour=wide_colour), options.white_level, name)
 
 
+def plain_array(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers without what a subclass makes of them; its own `copy`, for example, need not be one.
+
+    A masked array stays what it is where pixels are masked, and is refused by whoever reads it.
+    """
+    return array if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array) else np.asarray(array)
+
+
 def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Decoded:
+    array = plain_array(array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise FrameError(name, f"is a masked array without {np.count_nonzero(array.mask)} of its values; fill them")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
