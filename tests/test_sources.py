@@ -361,6 +361,9 @@ def test_an_overlay_of_a_file_that_has_changed_is_refused(suffix: str, predictor
     with pytest.raises(FrameError) as caught:
         result.overlay()
     assert str(caught.value) == f"{path}: has changed since it was judged; predict it again"
+    for again in (path, str(path)):
+        with pytest.raises(FrameError, match="has changed since it was judged"):
+            result.overlay(again)
     result.overlay(GREY)  # what the caller hands over is the caller's
 
 
