@@ -373,3 +373,13 @@ def test_an_overlay_is_the_same_painted_in_blocks(monkeypatch: pytest.MonkeyPatc
     for pixels in (1, 500, 5000):
         monkeypatch.setattr("runtime.prediction._PAINTED", pixels)
         np.testing.assert_array_equal(np.asarray(result.overlay(frame())), whole)
+
+
+def test_a_tiff_that_pillow_turns_when_it_is_loaded_gets_a_warning(tmp_path: Path, predictor: Predictor) -> None:
+    path = tmp_path / "turned.tif"
+    Image.fromarray(GREY).save(path, tiffinfo={274: 3})
+    with Image.open(path) as image:
+        result = predictor(image)
+    assert result.warnings[0].startswith("Pillow turned it by its orientation tag (3)")
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_frame(image), read_frame(path)[::-1, ::-1])
