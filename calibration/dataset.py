@@ -12,6 +12,7 @@ some of them says little about others.
 from __future__ import annotations
 
 import csv
+import io
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import FrameError
+from runtime.files import open_plain
 from runtime.folders import MASK_SUFFIX, Listing, is_folder, list_folder, one_name, pages_in
 from runtime.frames import SUFFIXES, read_frame
 from runtime.operating_point import is_verdict, same_name_key, unprintable
@@ -32,6 +34,7 @@ from . import carinthia, masks
 from .errors import DatasetError
 
 GOOD = "good"
+GROUPS = "groups.csv"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +151,7 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
             folder, f"there is no folder images/ in it; expected images/<class>/<frame>.png{_held(folder)}"
         )
     faults, stray = [], list[Path]()
+    _look_beside(folder, layout, faults, stray)
     places = _class_folders(folder, layout, faults, stray)
     names = list(dict.fromkeys(place.name for place in places))
     faults += _class_faults(names, good_only=good_only, root=layout.roots[-1])
@@ -202,12 +206,28 @@ def _stray_of(found: Listing) -> list[Path]:
     return sorted([*found.folders, *found.outputs, *found.others, *found.hidden])
 
 
+def _look_beside(folder: Path, layout: _Layout, faults: list[str], stray: list[Path]) -> None:
+    """Name what lies beside the folders of the layout: masks in a folder of another name would be missed in silence."""
+    found = _list(folder, [])
+    known = {*layout.roots, layout.truth, GROUPS}
+    for path in sorted([*found.folders, *found.others]):
+        meant = path.name.lower()
+        if meant in known and path.name not in known:
+            faults.append(f"{path.name} is not used under this name; call it {meant}")
+    unread = [Path(error.source) for error in found.unread]
+    stray += sorted([path for path in [*found.folders, *unread] if path.name not in known] + found.frames + found.masks)
+
+
 def _class_folders(folder: Path, layout: _Layout, faults: list[str], stray: list[Path]) -> list[Path]:
     places: list[Path] = []
     for root in layout.roots:
         found = _list(folder / root, faults)
         stray += sorted([*found.frames, *found.masks, *found.outputs, *found.others, *found.hidden])
         places += found.folders
+    own: dict[Path, Path] = {}
+    for place in places:
+        if own.setdefault(place.resolve(), place) != place:
+            faults.append(f"{place} and {own[place.resolve()]} are one folder, by a link")
     return places
 
 
@@ -275,7 +295,7 @@ def _class_faults(names: Sequence[str], *, good_only: bool, root: str = "images"
 def _index_masks(
     folder: Path, layout: _Layout, labels: Set[str], faults: list[str], stray: list[Path]
 ) -> dict[tuple[str, str], Path]:
-    """Masks by (class, file stem). What is no mask is stray, unless it is hidden."""
+    """Masks by (class, file stem). What is no mask is stray."""
     truth = folder / layout.truth
     index: dict[tuple[str, str], Path] = {}
     if not is_folder(truth):
@@ -284,7 +304,7 @@ def _index_masks(
         return index
     outer = _list(truth, faults)
     loose = [*outer.frames, *outer.masks]
-    stray += [*outer.outputs, *outer.others]
+    stray += [*outer.outputs, *outer.others, *outer.hidden]
     if loose:
         faults.append(
             f"{truth.name}/ holds {len(loose)} files such as {loose[0].name}; expected {truth.name}/<class>/<frame>.png"
@@ -297,7 +317,7 @@ def _index_masks(
             )
             continue
         found = _list(inner, faults)
-        stray += sorted([*found.folders, *found.outputs, *found.others])
+        stray += _stray_of(found)
         for path in sorted([*found.frames, *found.masks]):
             if index.setdefault((label, one_name(path.stem)), path) != path:
                 faults.append(f"masks {index[label, one_name(path.stem)]} and {path.name} are for one frame")
@@ -317,11 +337,12 @@ def _mask_faults(truths: Mapping[tuple[str, str], Path], samples: Sequence[Sampl
 
 def _read_groups(folder: Path, layout: _Layout, faults: list[str]) -> dict[str, str] | None:
     """Group by path, or None without a groups.csv."""
-    path = folder / "groups.csv"
+    path = folder / GROUPS
     groups: dict[str, str] = {}
     columns = {"path", "class", "group"}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin UTF-8 with a mark
+        # Spreadsheets begin UTF-8 with a mark.
+        with io.TextIOWrapper(io.BufferedReader(open_plain(path)), encoding="utf-8-sig", newline="") as stream:
             head = stream.readline()
             stream.seek(0)
             # Spreadsheets write the separator of their country.
@@ -335,7 +356,13 @@ def _read_groups(folder: Path, layout: _Layout, faults: list[str]) -> dict[str, 
                     f"groups.csv lacks the columns {', '.join(sorted(lacking))} (between commas, semicolons or tabs)"
                 )
                 return None
+            twice = {name for name in columns if list(rows.fieldnames or ()).count(name) > 1}
+            if twice:
+                faults.append(f"groups.csv has two columns {', '.join(sorted(twice))}")
+                return None
             for line, row in enumerate(rows, start=2):
+                if None in row:  # "Lot 1, site 2" without quotes would be read as "Lot 1"
+                    faults.append(f"groups.csv line {line} has more values than there are columns")
                 key, label, group = (one_name(row[name] or "") for name in ("path", "class", "group"))
                 parts = key.split("/")
                 if len(parts) != 3 or parts[0] not in layout.roots:

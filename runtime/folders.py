@@ -1,8 +1,9 @@
 """Walking folders for frames: what lies in one, and the frames of a whole tree in a stable order.
 
 Not taken for frames, unless named themselves: hidden files and folders, folders of file servers and systems, folders
-called ground_truth, `masks` beside `images`, a picture `x_mask` beside a picture x, and pictures that this program
-wrote. Those say so in their own data (`output_info`), wherever they were moved to and whatever they are called.
+called ground_truth, `masks` beside `images`, a picture `x_mask` beside a picture x (in any case), and pictures that
+this program wrote. Those say so in their own data (`output_info`), wherever they were moved to and whatever they are
+called.
 """
 
 from __future__ import annotations
@@ -25,11 +26,32 @@ from .frames import SUFFIXES, TIFF_SUFFIXES, page_count
 
 SYSTEM_FOLDERS = frozenset(
     {
-        *("#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "~snapshot"),  # file servers
+        *("#recycle", "#snapshot", "@eadir", "@recently-snapshot", "@recycle", "@tmp", "~snapshot"),  # file servers
+        *("network trash folder", "temporary items"),
         *("$recycle.bin", "__macosx", "lost+found", "recycler", "system volume information"),
     }
 )
 """In lower case; those that begin with a dot are hidden anyway."""
+OTHER_PICTURES = frozenset(
+    {
+        *(".avif", ".gif", ".heic", ".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".pgm", ".pnm", ".ppm", ".tga", ".webp"),
+        *(
+            ".czi",
+            ".dm3",
+            ".dm4",
+            ".emd",
+            ".fits",
+            ".lif",
+            ".lsm",
+            ".mrc",
+            ".nd2",
+            ".ser",
+            ".svs",
+            ".tf8",
+        ),  # microscopes
+    }
+)
+"""That one may miss among the frames of a folder; a table or a note is nobody's frame."""
 MASK_SUFFIX = "_mask"
 OUTPUT_TEXT = ("Comment", "Written by SEM-CLIP: results, not a frame")
 """PNG text of every picture that a command writes. With matplotlib: `savefig(..., metadata=dict([OUTPUT_TEXT]))`."""
@@ -105,11 +127,11 @@ def _sort_in(entry: os.DirEntry[str], path: Path, found: Listing) -> None:
 
 
 def _set_masks_apart(found: Listing) -> None:
-    stems = {one_name(path.stem) for path in found.frames}
+    stems = {one_name(path.stem).lower() for path in found.frames}
     frames = list(found.frames)
     found.frames.clear()
     for path in frames:
-        stem = one_name(path.stem)
+        stem = one_name(path.stem).lower()
         mask = stem.endswith(MASK_SUFFIX) and stem.removesuffix(MASK_SUFFIX) in stems
         (found.masks if mask else found.frames).append(path)
 
@@ -148,6 +170,8 @@ def find_frames(paths: Sequence[str], unread: list[FrameError] | None = None) ->
     frames: list[str] = []
     failed: list[FrameError] = []
     for name in paths:
+        if not name:  # of a shell's variable that is not set; to Path it is the current folder
+            raise FrameError(name, "an empty name is no path; the current folder is .")
         frames += _frames_below(name, failed) if is_folder(Path(name)) else _pages(name)
     if unread is None and failed:
         raise failed[0]
@@ -208,6 +232,9 @@ def _walk(root: Path, left_out: LeftOut, failed: list[FrameError]) -> list[Path]
         failed += listing.unread
         left_out["masks"] += listing.masks
         left_out["results of this program"] += listing.outputs
+        left_out["pictures of kinds that are not read"] += [
+            path for path in listing.others if path.suffix.lower() in OTHER_PICTURES
+        ]
         hidden = [path for path in listing.hidden if path.suffix.lower() in SUFFIXES]
         left_out["hidden or of the system"] += listing.system + hidden
         names = {path.name.lower() for path in listing.folders}

@@ -40,7 +40,7 @@ TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
 _BUFFER = 1 << 16
 _IMAGE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK", "YCbCr", "HSV", "I", "F"}
-_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 8
+_PHOTOMETRIC, _WHITE_IS_ZERO, _ORIENTATION = 262, 0, 274  # TIFF 6.0, section 8
 _PAGE = re.compile(r"(?P<file>.+)#(?P<page>[0-9]{1,9})")
 _log = logging.getLogger("sem_clip")
 
@@ -259,6 +259,7 @@ def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Decoded
     wide_colour = not wide and any(";16" in str(tile[3]) for tile in getattr(image, "tile", ()))
     if wide and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         raise FrameError(name, "stores white as 0, which is understood up to 8 bits only; save it with black as 0")
+    turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1)  # gone once Pillow has loaded and turned the image
     try:
         image.load()  # here, where damaged data are understood
     except ValueError as exc:
@@ -268,10 +269,25 @@ def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Decoded
     if image.mode == "P":
         image = image.convert("RGBA")  # to "RGB", Pillow warns about palettes that hold transparency
     values = np.asarray(image) if wide else image
-    return decoded(Stored(values, wide_colour=wide_colour), options.white_level, name)
+    frame = decoded(Stored(values, wide_colour=wide_colour), options.white_level, name)
+    if turned == 1:
+        return frame
+    how = f"Pillow turned it by its orientation tag ({turned}): the same file, given by its name, is judged as stored"
+    return Decoded(frame.pixels, (how, *frame.warnings))
+
+
+def plain_array(array: NDArray[Any]) -> NDArray[Any]:
+    """The same numbers without what a subclass makes of them; its own `copy`, for example, need not be one.
+
+    A masked array stays what it is where pixels are masked, and is refused by whoever reads it.
+    """
+    return array if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array) else np.asarray(array)
 
 
 def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Decoded:
+    array = plain_array(array)
+    if isinstance(array, np.ma.MaskedArray):
+        raise FrameError(name, f"is a masked array without {np.count_nonzero(array.mask)} of its values; fill them")
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:

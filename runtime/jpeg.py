@@ -51,10 +51,12 @@ class _Scan(NamedTuple):
 
 @dataclass(slots=True)
 class _Stream:
-    """What the markers of one JPEG image say. parts: what decoding needs, in order."""
+    """What the markers of one JPEG image say. parts: what decoding needs, in order. inverted: four components are inks
+    as Adobe stores them, 255 for none, and as Pillow takes all of them; in TIFF they are colour and opacity."""
 
     frame: bytes = b""
     orientation: int = 1
+    inverted: bool = True
     parts: list[bytes] = field(default_factory=list)
     scans: list[_Scan] = field(default_factory=list)
 
@@ -119,7 +121,7 @@ def _checksum(image: Image.Image) -> int:
 
 def _pixels(stream: _Stream, filling: bytes) -> Image.Image:
     mode = _MODES[len(stream.components)]
-    raw_mode = "CMYK;I" if mode == "CMYK" else mode  # as Pillow has it: all that is met is Adobe's
+    raw_mode = "CMYK;I" if mode == "CMYK" and stream.inverted else mode
     return Image.frombytes(mode, stream.size, stream.joined(filling), "jpeg", raw_mode, "")
 
 
@@ -165,7 +167,7 @@ def _reached_its_end(image: Image.Image) -> bool:
 
 
 def _parse(data: bytes, name: str, tables: bytes, colour: int | None) -> _Stream:
-    stream, header, interval = _Stream(), b"", 0
+    stream, header, interval = _Stream(inverted=colour is None), b"", 0
     if tables:
         stream.parts += [segment for marker, segment in _segments(tables, name) if marker in _TABLES]
     if colour is not None:
@@ -191,6 +193,8 @@ def _parse(data: bytes, name: str, tables: bytes, colour: int | None) -> _Stream
         raise FrameError(name, "is damaged or truncated (a JPEG without pixels)")
     if stream.frame[4] != 8:
         raise FrameError(name, f"is a JPEG of {stream.frame[4]} bits, which is not read; save it as PNG or TIFF")
+    if colour == 1 and stream.frame[9] == 4:  # which libjpeg takes for YCCK
+        raise FrameError(name, "holds JPEG data of YCbCr and opacity, which are not read; save it without transparency")
     if len(stream.components) not in _MODES or not all(all(pair) for pair in stream.components.values()):
         raise FrameError(name, f"is a JPEG of {stream.frame[9]} components, which is not read; save it as PNG or TIFF")
     return stream

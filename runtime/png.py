@@ -90,20 +90,22 @@ def _sizes(width: int, height: int, interlaced: int) -> Iterator[tuple[int, int]
 
 
 def _walk(file: memoryview, name: str) -> _Chunks:
-    """What the chunks up to the end of the pixels hold. Their checksums are verified, those of metadata are not."""
+    """What the chunks up to the end of the pixels hold. Their checksums are verified, those of metadata are not: a
+    file whose rest is zeros, as after a copy that broke off, may still inflate to enough pixels."""
     header = palette = b""
     data: list[memoryview] = []
     orientation, at = 1, len(SIGNATURE)
     while at + 12 <= len(file):
         length, kind = int.from_bytes(file[at : at + 4], "big"), bytes(file[at + 4 : at + 8])
         body, end = file[at + 8 : at + 8 + length], at + 12 + length
-        if kind == b"IDAT":
-            data.append(body)  # the last may be cut short; its stream has a checksum of its own
-        elif data or end > len(file):
+        if kind != b"IDAT" and (data or end > len(file)):
             break
+        checked = kind in (b"IHDR", b"PLTE", b"IDAT") and end <= len(file)
+        if checked and isal_zlib.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
+            raise FrameError(name, f"is damaged or truncated (a wrong checksum of {kind.decode()})")
+        if kind == b"IDAT":
+            data.append(body)  # the last may be cut short, after all of its pixels
         elif kind in (b"IHDR", b"PLTE"):
-            if zlib.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
-                raise FrameError(name, f"is damaged or truncated (a wrong checksum of {kind.decode()})")
             if kind == b"IHDR" and (at != len(SIGNATURE) or length != 13):
                 raise FrameError(name, "is damaged or truncated (a wrong header)")
             header, palette = (bytes(file[at:end]), b"") if kind == b"IHDR" else (header, bytes(file[at:end]))

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import FrameError
-from .frames import FrameSource, checksum_of, decode_frame
+from .frames import FrameSource, checksum_of, decode_frame, path_of
 from .maps import Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
 from .pixels import row_blocks
 from .recipe import FrameOptions, Recipe
@@ -190,17 +190,16 @@ class Prediction:
     def overlay(self, frame: FrameSource | None = None) -> Image.Image:
         """The frame with the map in red and the outline of each region in yellow: a Pillow RGB image.
 
-        frame: the frame, where it did not come from a file; a file is read again. Raises FrameError; also if the file
-        holds other pixels than those that were judged.
+        frame: the frame, where it did not come from a file; a file is read again. Raises FrameError; also if the file,
+        named here or not, holds other pixels than those that were judged.
         """
         if frame is None and self.path is None:
             raise FrameError(self.source, "overlay() needs the frame again, because it did not come from a file")
-        again = frame is None
-        source: FrameSource = self.path if again else frame  # type: ignore[assignment]
+        source: FrameSource = self.path if frame is None else frame  # type: ignore[assignment]
         grey = np.asarray(decode_frame(source, self.frame_options, self.source).pixels)
         if grey.shape != self.frame_size:
             raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")
-        if again and self.checksum is not None and checksum_of(grey) != self.checksum:
+        if path_of(source) is not None and self.checksum is not None and checksum_of(grey) != self.checksum:
             raise FrameError(self.source, "has changed since it was judged; predict it again")
         picture = Image.fromarray(grey).convert("RGB")
         if self.is_defect:

@@ -34,7 +34,7 @@ from . import lifetime
 from .backends import Outputs
 from .crew import Crew, Worker
 from .errors import BackendError, FrameError, PredictorError
-from .frames import FrameSource, describe
+from .frames import FrameSource, describe, plain_array
 from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
 
@@ -92,11 +92,14 @@ def frozen(source: FrameSource) -> FrameSource | None:
 
     Cameras refill one array, and Pillow walks the pages of a file by one image that is seeked.
     """
-    if isinstance(source, str | os.PathLike | bytes):
+    if isinstance(source, str | bytes):
         return source
+    if isinstance(source, os.PathLike):  # one object may lead to the next file later
+        return os.fsdecode(source)
     if isinstance(source, bytearray):
         return bytes(source)
-    return source.copy() if isinstance(source, np.ndarray) and source.nbytes <= _COPIED else None
+    plain = plain_array(source) if isinstance(source, np.ndarray) else None
+    return plain.copy() if plain is not None and plain.nbytes <= _COPIED else None
 
 
 class _Run:

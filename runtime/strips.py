@@ -15,7 +15,7 @@ from itertools import accumulate, islice
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from isal import isal_zlib
+from isal import igzip_lib
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 from tifffile import COMPRESSION, TiffPage
@@ -33,6 +33,8 @@ _MOST_SEGMENTS = 131_072
 _SMALL = 1 << 22
 """Pixels that tiles may cover in vain whatever the size of the image."""
 _LZMA_MEMORY = 1 << 27
+_SPARE = 1 << 20
+"""Bytes that a strip may hold in vain whatever its size."""
 _BAND = 1 << 24
 """Bytes of strips that tifffile is given at once."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
@@ -205,9 +207,17 @@ def _unpacked(compression: int, parts: list[_Part], row: int, rows: int, length:
 
     No more is unpacked, whatever a part holds; FrameError if it holds less.
     """
-    if compression in _BY_LIBTIFF:
+    if compression in _BY_LIBTIFF and row * length <= _BAND:
         return _by_libtiff(compression, parts, row, rows, length)
     whole = bytearray(row * length)
+    if compression in _BY_LIBTIFF:  # a band at a time, for it makes copies of what it is given
+        step = max(1, _BAND // (rows * row))
+        for index in range(0, len(parts), step):
+            start = index * rows
+            stop = min(start + step * rows, length)
+            band, parts[index : index + step] = parts[index : index + step], [b""] * len(parts[index : index + step])
+            whole[start * row : stop * row] = _by_libtiff(compression, band, row, rows, stop - start)
+        return whole
     for index in range(len(parts)):
         start = index * rows * row
         size = min(rows * row, len(whole) - start)
@@ -221,19 +231,28 @@ def _unpacked(compression: int, parts: list[_Part], row: int, rows: int, length:
 def _inflated(compression: int, data: _Part, size: int) -> _Part:
     """Up to `size` bytes, or a few more."""
     if compression in _DEFLATE:
-        inflater = isal_zlib.decompressobj()
-        # One byte more is asked for, so that the end is met and its checksum verified.
-        inflated = inflater.decompress(data, size + 1)
-        if len(inflated) <= size and not inflater.eof:
-            raise ValueError("its compressed data end too early")
-        return inflated
+        return _to_the_end(igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB), data, size)
     if compression in _LZMA:
-        return lzma.LZMADecompressor(memlimit=_LZMA_MEMORY).decompress(data, size)
+        return _to_the_end(lzma.LZMADecompressor(memlimit=_LZMA_MEMORY), data, size)
     if compression in _ZSTD:
         import imagecodecs
 
         return bytes(imagecodecs.zstd_decode(bytes(data), out=size))
     return data
+
+
+def _to_the_end(unpacker: Any, data: _Part, size: int) -> bytes:
+    """Up to `size` + 1 bytes. Their end is met, so that the checksum there is verified: damaged data may be longer.
+
+    Some writers fill the last strip up to its full height, which is passed over.
+    """
+    unpacked: bytes = unpacker.decompress(data, size + 1)
+    spare = max(size, _SPARE)
+    while spare > 0 and not unpacker.eof and not unpacker.needs_input:
+        spare -= max(1, len(unpacker.decompress(b"", min(spare, _SPARE))))
+    if not unpacker.eof:
+        raise ValueError("its compressed data do not end where they should")
+    return unpacked
 
 
 def _by_libtiff(compression: int, parts: list[_Part], row: int, rows: int, length: int) -> bytes:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -129,8 +131,7 @@ def test_files_that_are_no_frames_are_left_out_and_reported(folder: Path) -> Non
         path.write_bytes(b"not a frame")
     (folder / "images/hole/folder.png").mkdir()
     (folder / "images/.cache").mkdir()
-    (folder / "masks/hole/._0.png").write_bytes(b"not a mask")
-    for name in ("masks/readme.txt", "masks/hole/0.xcf"):
+    for name in ("masks/readme.txt", "masks/hole/0.xcf", "masks/hole/._0.png", "masks/.old.png"):
         (folder / name).write_bytes(b"")
         stray.append(folder / name)
     (folder / "images/@eaDir").mkdir()
@@ -575,3 +576,55 @@ def test_pictures_of_this_program_are_left_out_and_named(folder: Path) -> None:
     assert len(dataset.of_class("hole")) == 3
     assert dataset.stray == (written,)
     assert load_frames(folder / "images/hole").stray == (written,)
+
+
+@pytest.mark.parametrize("name", ["Masks", "MASKS", "Groups.csv"])
+def test_what_is_called_by_the_layouts_name_in_another_case_is_a_fault(folder: Path, name: str) -> None:
+    (folder / name.lower()).rename(folder / name)
+    if (folder / name.lower()).exists():
+        pytest.skip("this file system does not tell cases apart")
+    with pytest.raises(DatasetError, match=f"{name} is not used under this name; call it {name.lower()}"):
+        load_dataset(folder)
+
+
+def test_what_lies_beside_images_and_masks_is_named(folder: Path) -> None:
+    (folder / "masks").rename(folder / "labels")
+    shutil.copy(folder / "images/hole/0.png", folder / "lost.png")
+    (folder / "README.md").touch()
+    dataset = load_dataset(folder)
+    assert set(dataset.stray) == {folder / "labels", folder / "lost.png"}
+    assert all(sample.mask is None for sample in dataset.samples)
+
+
+def test_one_folder_is_not_two_classes(folder: Path) -> None:
+    (folder / "images/void").symlink_to("hole")
+    with pytest.raises(DatasetError, match=r"void and .*hole are one folder, by a link"):
+        load_dataset(folder)
+
+
+@pytest.mark.parametrize("name", ["0_Mask.png", "0_MASK.PNG"])
+def test_a_mask_among_frames_is_one_in_any_case(folder: Path, name: str) -> None:
+    shutil.copy(folder / "masks/hole/0.png", folder / "images/hole" / name)
+    with pytest.raises(DatasetError, match=f"{name} is called as the mask of a frame beside it"):
+        load_dataset(folder)
+
+
+def test_a_group_with_a_comma_and_without_quotes_is_refused(folder: Path) -> None:
+    lines = [
+        f"images/{path.parent.name}/{path.name},{path.parent.name},Lot 1" for path in folder.glob("images/*/*.png")
+    ]
+    table = folder / "groups.csv"
+    table.write_text("\n".join(["path,class,group", lines[0] + ", site 2", *lines[1:]]), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"groups.csv line 2 has more values than there are columns"):
+        load_dataset(folder)
+    table.write_text("\n".join(["path,class,group,group", *(f"{line},B" for line in lines)]), encoding="utf-8")
+    with pytest.raises(DatasetError, match=r"groups.csv has two columns group"):
+        load_dataset(folder)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_groups_are_not_waited_for_in_a_pipe(folder: Path) -> None:
+    (folder / "groups.csv").unlink()
+    os.mkfifo(folder / "groups.csv")
+    with pytest.raises(DatasetError, match=r"groups.csv cannot be read"):
+        load_dataset(folder)

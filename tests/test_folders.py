@@ -262,3 +262,19 @@ def test_a_folder_without_frames_is_refused(tmp_path: Path) -> None:
     write(tmp_path / ".snapshot/a.png")
     with pytest.raises(FrameError, match=r"the folder holds no frames \(\.png"):
         find_frames([str(tmp_path)])
+
+
+def test_pictures_of_other_kinds_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "a.png")
+    for name in ("b.webp", "c.dm3", "notes.txt"):
+        (tmp_path / name).touch()
+    assert names_below(tmp_path) == ["a.png"]
+    assert f"2 pictures of kinds that are not read ({tmp_path / 'b.webp'}, ...)" in caplog.text
+
+
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FrameError, match="an empty name is no path"):
+        find_frames([""])
+    assert find_frames(["."]) == ["a.png"]

@@ -588,3 +588,10 @@ def test_options_out_of_range_are_refused() -> None:
     for options in ({"ignore_top": -1}, {"ignore_bottom": -58}, {"white_level": 0}, {"white_level": 65536}):
         with pytest.raises(ValueError, match="must lie in"):
             FrameOptions(**options)
+
+
+def test_a_masked_array_is_read_where_no_pixel_is_masked_and_refused_elsewhere() -> None:
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    assert np.array_equal(read_frame(np.ma.masked_array(values, np.zeros((8, 8), bool))), values)
+    with pytest.raises(FrameError, match="is a masked array without 3 of its values; fill them"):
+        read_frame(np.ma.masked_array(values, values > 60))

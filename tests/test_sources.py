@@ -355,6 +355,9 @@ def test_an_overlay_of_a_file_that_has_changed_is_refused(suffix: str, predictor
     with pytest.raises(FrameError) as caught:
         result.overlay()
     assert str(caught.value) == f"{path}: has changed since it was judged; predict it again"
+    for again in (path, str(path)):
+        with pytest.raises(FrameError, match="has changed since it was judged"):
+            result.overlay(again)
     result.overlay(GREY)  # what the caller hands over is the caller's
 
 
@@ -364,3 +367,13 @@ def test_an_overlay_is_the_same_painted_in_blocks(monkeypatch: pytest.MonkeyPatc
     for pixels in (1, 500, 5000):
         monkeypatch.setattr("runtime.prediction._PAINTED", pixels)
         np.testing.assert_array_equal(np.asarray(result.overlay(frame())), whole)
+
+
+def test_a_tiff_that_pillow_turns_when_it_is_loaded_gets_a_warning(tmp_path: Path, predictor: Predictor) -> None:
+    path = tmp_path / "turned.tif"
+    Image.fromarray(GREY).save(path, tiffinfo={274: 3})
+    with Image.open(path) as image:
+        result = predictor(image)
+    assert result.warnings[0].startswith("Pillow turned it by its orientation tag (3)")
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(read_frame(image), read_frame(path)[::-1, ::-1])

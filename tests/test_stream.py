@@ -376,7 +376,19 @@ def pasted(count: int) -> Iterator[Image.Image]:
         yield image
 
 
-@pytest.mark.parametrize("kind", ["array", "view", "large array", "file", "image", "memory map"])
+class Untrue(np.ndarray):
+    """An array of a camera's library, whose copies are the same array."""
+
+    def copy(self, *_: object, **__: object) -> Untrue:  # type: ignore[override]
+        return self
+
+
+def untrue(count: int) -> Iterator[np.ndarray]:
+    for buffer in refilled(count):
+        yield buffer.view(Untrue)
+
+
+@pytest.mark.parametrize("kind", ["array", "view", "large array", "subclass", "file", "image", "memory map"])
 def test_each_frame_is_judged_as_it_was_when_it_was_drawn(
     kind: str, fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -395,6 +407,7 @@ def test_each_frame_is_judged_as_it_was_when_it_was_drawn(
         "array": refilled(30),
         "view": (buffer[1:-1, ::2] for buffer in refilled(30, (66, 128))),
         "large array": refilled(30),
+        "subclass": untrue(30),
         "file": seeked(tmp_path / "stack.tif"),
         "image": pasted(30),
         "memory map": mapping(),
@@ -406,6 +419,26 @@ def test_each_frame_is_judged_as_it_was_when_it_was_drawn(
     assert {result.source for result in results} == (
         {named[kind]} if kind in named else {f"frame[{number}]" for number in range(30)}
     )
+
+
+def test_a_path_object_that_moves_on_is_read_as_it_was_drawn(fake_bundle: Path, tmp_path: Path) -> None:
+    class Latest:
+        number = -1
+
+        def __fspath__(self) -> str:
+            return str(tmp_path / f"{self.number}.png")
+
+    def walked() -> Iterator[Latest]:
+        latest = Latest()
+        for latest.number in range(20):
+            yield latest
+
+    for number in range(20):
+        Image.fromarray(frame(number)).save(tmp_path / f"{number}.png")
+    with Predictor(fake_bundle, backend="fake", batch_size=4) as predictor:
+        results = list(predictor.stream(walked(), decoders=3))
+    assert [number_of(result) for result in results] == list(range(20))
+    assert [result.path for result in results] == [str(tmp_path / f"{number}.png") for number in range(20)]
 
 
 def test_a_list_whose_items_are_one_array_refilled_is_judged_as_it_is_walked(fake_bundle: Path) -> None:

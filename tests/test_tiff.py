@@ -11,7 +11,6 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -247,6 +246,13 @@ def test_jpeg_inside_is_read_as_the_library_reads_it(photometric: str, layout: s
     at = cut.rindex(b"\xff\xd9")
     cut[at - 60 : at + 2] = b"\xff\xd9" + bytes(60)
     assert "JPEG data end too early" in reason(bytes(cut))
+
+
+def test_jpeg_of_colour_and_opacity_is_no_ink() -> None:
+    grey = np.tile(np.arange(96, dtype=np.uint8)[None] * 2, (64, 1))
+    file = io.BytesIO()
+    Image.fromarray(grey).convert("RGBA").save(file, "TIFF", compression="jpeg", quality=95)
+    assert_grey(read_frame(file.getvalue()), grey, within=3)
 
 
 @pytest.mark.parametrize(
@@ -513,10 +519,32 @@ def test_compressed_data_unpack_to_what_was_promised_and_no_more() -> None:
     import imagecodecs
 
     flood = bytes(300_000_000)
-    for method, data in ((8, zlib.compress(flood, 1)), (34925, lzma.compress(flood, preset=0)), (50000, None)):
-        packed = data if data is not None else imagecodecs.zstd_encode(flood)
-        with pytest.raises(FrameError) if method == 50000 else nullcontext():
-            assert not read_frame(made((tags_of(t259=method), [packed]))).any()
+    for method, packed in (
+        (8, zlib.compress(flood, 1)),
+        (34925, lzma.compress(flood, preset=0)),
+        (50000, imagecodecs.zstd_encode(flood)),
+    ):
+        assert "is damaged" in refused_soon(made((tags_of(t259=method), [packed])))
+
+
+@pytest.mark.parametrize("method", [8, 34925])
+def test_compressed_data_are_verified_where_they_end(method: int) -> None:
+    import lzma
+    import zlib
+
+    def pack(data: bytes) -> bytes:
+        return zlib.compress(data) if method == 8 else lzma.compress(data)
+
+    noise = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8)
+    whole = pack(noise.tobytes())
+    padded = pack(noise.tobytes() + bytes(5000))  # a last strip that was filled up
+    assert_grey(read_frame(made((tags_of(t259=method), [padded]))), noise, within=0)
+    for packed in (whole, padded):
+        for at in range(20, len(packed), len(packed) // 40):
+            zeros = packed[:at] + bytes(len(packed) - at)
+            flipped = packed[:at] + bytes([packed[at] ^ 4]) + packed[at + 1 :]
+            for damaged in (zeros, flipped):
+                assert "damaged" in reason(made((tags_of(t259=method), [damaged])))
 
 
 def test_strips_that_share_their_bytes_are_refused() -> None:
