@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .arguments import real_number, whole_number
 from .errors import FrameError
 from .frames import FrameSource, checksum_of, decode_frame
 from .maps import Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
 from .recipe import FrameOptions, Recipe
-from .verdict import decide, defect_scores, novelty, temper
+from .verdict import decide, defect_scores, novelty
 
 _PAINTED = 1 << 22
 """Pixels of an overlay that are painted at once."""
@@ -89,9 +91,11 @@ class Prediction:
     def defect_map(self, size: tuple[int, int] | None = None) -> Map:
         """The map, up-sampled and smoothed: float32 [height, width] in [0, 1], 0 in the ignored rows.
 
-        size: [height, width] of the whole frame in the result; the frame's own by default.
+        size: [height, width] of the whole frame in the result; the frame's own by default. ValueError if it is none.
         """
-        height, width = size or self.frame_size
+        if size is not None and not (isinstance(size, Sequence) and len(size) == 2):
+            raise ValueError(f"size must be (height, width), not {size!r:.60}")
+        height, width = self.frame_size if size is None else (whole_number("size", side, 0) for side in size)
         scale = height / self.frame_size[0]
         top, bottom = (round(rows * scale) for rows in self.ignored_rows)
         full = np.zeros((height, width), np.float32)
@@ -104,8 +108,10 @@ class Prediction:
         """Where the defect is: bool [height, width] of the frame.
 
         Without a threshold, the pixels of `regions`: none of a frame that is no defect. With one, the pixels whose map
-        value reaches it, whatever the verdict.
+        value reaches it, whatever the verdict. ValueError if it is no number.
         """
+        if threshold is not None:
+            threshold = real_number("threshold", threshold, -math.inf, math.inf)
         full = self.defect_map()
         return self._outlined(full)[0] if threshold is None else self._reaching(threshold, full)
 
@@ -157,7 +163,7 @@ class Prediction:
             "is_defect": self.is_defect,
             "label": self.label,
             "confidence": round(self.confidence, 6),
-            "score": round(self.score, 6),
+            "score": self.score,  # to the last digit, by which it may reach the threshold or not
             "defect_threshold": self.defect_threshold,
             "frame_size": list(self.frame_size),
             "ignored_rows": list(self.ignored_rows),
@@ -257,14 +263,13 @@ def summarize(
     """
     point, classes = recipe.operating_point, recipe.classes
     best = probabilities.argmax(axis=1).tolist()
-    tempered = temper(probabilities, point.temperature)
     full = upsample(patch_maps, image_size, image_size, smoothing_px)
     map_scores, peaks = frame_scores(full), full.max(axis=(1, 2)).tolist()
     scores = defect_scores(map_scores, probabilities, point.class_share).tolist()
     distances = novelty(features, recipe.unit_supports).tolist()
     summaries = []
-    for k, row, values, score, map_score, peak, distance in zip(
-        best, tempered, tempered.tolist(), scores, map_scores.tolist(), peaks, distances, strict=True
+    for k, row, score, map_score, peak, distance in zip(
+        best, probabilities, scores, map_scores.tolist(), peaks, distances, strict=True
     ):
         answer = decide(point, classes, row, score, distance)
         summaries.append(
@@ -275,7 +280,7 @@ def summarize(
                 "label": answer.label,
                 "confidence": answer.confidence,
                 "score": score,
-                "probabilities": dict(zip(classes, values, strict=True)),
+                "probabilities": dict(zip(classes, answer.probabilities.tolist(), strict=True)),
                 "head_class": classes[k],
                 "map_score": map_score,
                 "peak": peak,

@@ -143,6 +143,7 @@ def test_a_source_that_comes_back_after_it_was_left_is_closed_by_its_own_thread(
 
 def test_ctrl_c_leaves_a_stream_whose_source_hangs(fake_bundle: Path) -> None:
     program = """
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
         predictor = Predictor(sys.argv[1], backend="fake", batch_size=2)
         try:
             print("waiting", flush=True)

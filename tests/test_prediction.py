@@ -204,7 +204,7 @@ def test_the_summary_is_json_with_exactly_these_keys() -> None:
         "label": "bridge",
         "confidence": 0.875,
         "is_defect": True,
-        "score": 0.751235,
+        "score": 0.7512345678,
         "defect_threshold": 0.5,
         "frame_size": [90, 120],
         "ignored_rows": [0, 10],
