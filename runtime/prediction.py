@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -98,11 +99,19 @@ class Prediction:
         height, width = self.frame_size if size is None else (whole_number("size", side, 0) for side in size)
         scale = height / self.frame_size[0]
         top, bottom = (round(rows * scale) for rows in self.ignored_rows)
-        full = np.zeros((height, width), np.float32)
-        kept = (height - top - bottom, width)
-        if min(kept) > 0:
-            full[top : height - bottom] = upsample(self.patch_map, kept, self.image_size, self.smoothing_px)
+        with self._memory():
+            full = np.zeros((height, width), np.float32)
+            kept = (height - top - bottom, width)
+            if min(kept) > 0:
+                full[top : height - bottom] = upsample(self.patch_map, kept, self.image_size, self.smoothing_px)
         return full
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError as exc:
+            raise FrameError(self.source, "needs more memory than is left") from exc
 
     def mask(self, threshold: float | None = None) -> NDArray[np.bool_]:
         """Where the defect is: bool [height, width] of the frame.
@@ -113,7 +122,8 @@ class Prediction:
         if threshold is not None:
             threshold = real_number("threshold", threshold, -math.inf, math.inf)
         full = self.defect_map()
-        return self._outlined(full)[0] if threshold is None else self._reaching(threshold, full)
+        with self._memory():
+            return self._outlined(full)[0] if threshold is None else self._reaching(threshold, full)
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
@@ -125,8 +135,9 @@ class Prediction:
         if not self.is_defect:
             return ()
         full = self.defect_map()
-        mask, below = self._outlined(full)
-        return tuple(replace(region, below_threshold=below) for region in find_regions(mask, full))
+        with self._memory():
+            mask, below = self._outlined(full)
+            return tuple(replace(region, below_threshold=below) for region in find_regions(mask, full))
 
     def _outlined(self, full: Map) -> tuple[NDArray[np.bool_], bool]:
         """The pixels of `regions`, and whether they are the peak's own for want of any that reach the threshold."""
@@ -202,6 +213,10 @@ class Prediction:
             raise FrameError(self.source, "overlay() needs the frame again, because it did not come from a file")
         again = frame is None
         source: FrameSource = self.path if again else frame  # type: ignore[assignment]
+        with self._memory():
+            return self._drawn(source, again=again)
+
+    def _drawn(self, source: FrameSource, *, again: bool) -> Image.Image:
         grey = np.asarray(decode_frame(source, self.frame_options, self.source).pixels)
         if grey.shape != self.frame_size:
             raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")

@@ -13,7 +13,7 @@ import tomllib
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
-EXTRAS = ("cpu",)
+EXTRAS = ("cpu", "tiff")
 PYTEST = "pytest"
 
 

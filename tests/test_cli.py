@@ -700,6 +700,7 @@ def test_a_signal_keeps_what_was_judged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
+    request: pytest.FixtureRequest,
 ) -> None:
     streamed = Predictor.stream
 
@@ -710,6 +711,9 @@ def test_a_signal_keeps_what_was_judged(
             yield result
 
     monkeypatch.setattr(Predictor, "stream", stream)
+    ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    found = signal.signal(number, ours)  # a background job is born ignoring some of them
+    request.addfinalizer(lambda: signal.signal(number, found))
     before = signal.getsignal(number)
     out = tmp_path / "v.jsonl"
     assert predict(fake_bundle, frames, "--json", out, "--overlays", tmp_path / "o") == status

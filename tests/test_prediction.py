@@ -229,6 +229,17 @@ def test_a_prediction_is_frozen_and_equal_to_itself_alone() -> None:
     assert len({result, result, others[0]}) == 2
 
 
+@pytest.mark.parametrize("part", ["regions", "mask", "defect_map", "overlay"])
+def test_a_picture_that_finds_no_memory_is_a_typed_error(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("runtime.prediction.upsample", none_left)
+    result = make_prediction(is_defect=True)
+    with pytest.raises(FrameError, match="needs more memory than is left"):
+        getattr(result, part)(*([np.zeros(result.frame_size, np.uint8)] if part == "overlay" else []))
+
+
 def test_its_text_form_is_short() -> None:
     text = repr(make_prediction())
     assert "bridge" in text

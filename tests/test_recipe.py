@@ -48,6 +48,7 @@ POINT_KEYS = [
     "confidence_thresholds",
     "novelty_threshold",
     "review_disagreement",
+    "class_share",
 ]
 STORED = (*TENSORS, SUPPORT_FEATURES)
 
@@ -166,6 +167,7 @@ def test_the_format_is_pinned() -> None:
             "confidence_thresholds": {"good": 0.0, "bridge": 0.0, "hole": 0.0},
             "novelty_threshold": None,
             "review_disagreement": False,
+            "class_share": 0.0,
         },
         "text": "anchors",
         "frame": {"ignore_top": 0, "ignore_bottom": 0, "white_level": 65535},
@@ -243,7 +245,7 @@ def test_tensors_of_a_recipe_cannot_be_written(loaded: bool) -> None:
         "frame.ignore_top",
         "frame.ignore_bottom",
         "frame.white_level",
-        *(f"operating_point.{key}" for key in POINT_KEYS),
+        *(f"operating_point.{key}" for key in POINT_KEYS[:-1]),  # the share came later, and is 0 where it is missing
         "operating_point.confidence_thresholds.hole",
     ],
 )
@@ -708,3 +710,7 @@ def test_what_is_no_path_and_no_content_is_a_typed_error() -> None:
         Recipe.load(5)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="must be bytes, not str"):
         Recipe.from_bytes("x")  # type: ignore[arg-type]
+
+
+def test_a_recipe_from_before_there_was_a_share_has_the_map_alone_in_its_score() -> None:
+    assert Recipe.from_bytes(without("operating_point.class_share")).operating_point.class_share == 0
