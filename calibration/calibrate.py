@@ -152,7 +152,12 @@ def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[st
         choices["confidence_thresholds"] = choose_for_max_reject(scored, point, request.max_reject)
     point = _applied(point, choices)
     before, after = scored.summary(old), scored.summary(point)
-    record = {name: value for name, value in recipe.calibration.items() if name != CHANGED_BY_HAND}
+    moved = _changed(old, point)
+    record = {
+        name: _void(value, DEPENDS_ON.get(name, set()) & {*moved})
+        for name, value in recipe.calibration.items()
+        if name != CHANGED_BY_HAND
+    }
     by_hand = [name for name in _by_hand(recipe) if name not in choices]
     record |= {name: {**choice.to_dict(), "data": data.get("folder")} for name, choice in choices.items()}
     record |= {"data": dict(data), "before": before, "after": after} | ({CHANGED_BY_HAND: by_hand} if by_hand else {})
@@ -244,8 +249,7 @@ def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
     point = OperatingPoint.read(Fields(document, "operating_point", faults), recipe.classes)
     if faults:
         raise RecipeError(path, listed(faults))
-    old, new = recipe.operating_point.to_dict(), point.to_dict()
-    changed = [name for name in new if new[name] != old[name]]
+    changed = _changed(recipe.operating_point, point)
     if not changed:
         return recipe, []
     voided = {name for name, depends_on in DEPENDS_ON.items() if name in recipe.calibration and depends_on & {*changed}}
@@ -255,6 +259,19 @@ def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
 
 def _applied(point: OperatingPoint, choices: Mapping[str, Choice]) -> OperatingPoint:
     return replace(point, **{name: choice.value for name, choice in choices.items()})
+
+
+def _changed(old: OperatingPoint, new: OperatingPoint) -> list[str]:
+    before = old.to_dict()
+    return [name for name, value in new.to_dict().items() if value != before[name]]
+
+
+def _void(section: Any, moved: set[str]) -> Any:
+    """The record of an earlier choice, without what it promised if anything that this rests on has moved since."""
+    if not moved or not isinstance(section, dict):
+        return section
+    kept = {name: section[name] for name in ("rule", "data") if name in section}
+    return {**kept, "promise": f"void: chosen before {', '.join(sorted(moved))} changed"}
 
 
 def _by_hand(recipe: Recipe) -> list[str]:

@@ -34,9 +34,9 @@ def choose_novelty_threshold(novelty: NDArray[np.float64], share: float) -> Choi
     value = float(ordered[known - 1] + higher[0]) / 2 if higher.size else float(ordered[-1])
     expected, at_most = order_statistic_rate(beyond, novelty.size)
     promise = (
-        f"{beyond} of these {novelty.size} frames of taught classes would be unknown; of frames to come of taught "
-        f"classes at most {expected:.2%} on average, and given this set at most {at_most:.2%} with {CONFIDENCE:.0%} "
-        "confidence"
+        f"at most {beyond} of these {novelty.size} frames of taught classes would be unknown; of frames to come of "
+        f"taught classes at most {expected:.2%} on average, and given this set at most {at_most:.2%} with "
+        f"{CONFIDENCE:.0%} confidence"
     )
     figures = {"frames": novelty.size, "beyond": beyond, "expected_rate": expected, "rate_at_95_percent": at_most}
     return Choice(value, f"novelty-quantile={share:g}", promise, figures)

@@ -74,8 +74,7 @@ class Scored:
 
     def verdicts(self, point: OperatingPoint) -> list[str]:
         """What `Prediction.verdict` would be at an operating point."""
-        tempered = temper(self.probabilities, point.temperature)
-        rows = zip(tempered, self.score.tolist(), self.novelty.tolist(), strict=True)
+        rows = zip(self.probabilities, self.score.tolist(), self.novelty.tolist(), strict=True)
         return [decide(point, self.classes, row, score, novelty).verdict for row, score, novelty in rows]
 
     def summary(self, point: OperatingPoint) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import operator
 from collections.abc import Callable
 from numbers import Real
@@ -43,6 +44,10 @@ def real_number(name: str, value: object, least: float, most: float) -> float:
     """As `whole_number`, of numbers with a fraction; NaN is out of every range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{name} must be a number, not {value!r:.60}")
-    if not least <= float(value) <= most:
-        raise ValueError(f"{name} must lie in [{least:g}, {most:g}], not {float(value):g}")
-    return float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf  # a whole number beyond all floats
+    if not least <= number <= most:
+        raise ValueError(f"{name} must lie in [{least:g}, {most:g}], not {number:g}")
+    return number

@@ -266,8 +266,9 @@ def _operating_point_lines(recipe: Recipe) -> list[str]:
     floors = ", ".join(f"{name} {value:.3f}" for name, value in point.confidence_thresholds.items())
     lines = [
         f"verdicts    defect threshold {point.defect_threshold:.4f}, pixel threshold {point.pixel_threshold:.4f}",
+        f"            defect score: {1 - point.class_share:.4g} x map + {point.class_share:.4g} x (1 - P(good))",
         f"            temperature {point.temperature:.4g}; unknown: {novelty}",
-        f"            cannot decide: below confidence {floors}; {review} where class and map disagree",
+        f"            cannot decide: below confidence {floors}; {review} where class and score disagree",
     ]
     by_hand = recipe.calibration.get(CHANGED_BY_HAND)
     edited = by_hand if isinstance(by_hand, list) else []

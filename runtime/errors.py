@@ -18,8 +18,20 @@ library is called.
 from __future__ import annotations
 
 import copyreg
+import signal
+import traceback
 from collections.abc import Sequence
 from typing import Any
+
+
+def raised_by_handler(error: BaseException) -> bool:
+    """Whether a signal handler of the program around raised it, such as an alarm that limits the time of a call.
+
+    Handlers run in the main thread between any two steps of it, so what they raise comes out of a decoder or an engine.
+    """
+    handlers = [signal.getsignal(number) for number in signal.valid_signals()]
+    codes = [getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers]
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 class SemClipError(Exception):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import bmp, jpeg, png, tiff
-from .errors import FrameError
+from .errors import FrameError, raised_by_handler
 from .files import open_plain
 from .manifest import Encoder
 from .pixels import MAX_PIXELS, MAX_SIDE, Decoded, Pixels, Stored, check_pixels, decoded
@@ -193,6 +193,8 @@ def _decoding(name: str) -> Iterator[None]:
     except MemoryError as exc:
         raise FrameError(name, "needs more memory than is left") from exc
     except Exception as exc:
+        if raised_by_handler(exc):
+            raise  # it says something to the program around, and nothing of the frame
         raise FrameError(name, f"is damaged or truncated ({str(exc) or type(exc).__name__})") from exc
 
 

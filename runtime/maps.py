@@ -150,9 +150,11 @@ def find_regions(mask: NDArray[np.bool_], full_map: Map) -> tuple[Region, ...]:
 def around_peak(full_map: Map, background: float) -> NDArray[np.bool_]:
     """The 8-connected part of a map [height, width] that holds its maximum and is nearer to that than to `background`.
 
-    The full width at half maximum, as one measures a peak over its background; never empty.
+    The full width at half maximum, as one measures a peak over its background; never empty. A frame of few pixels may
+    show none of what is above the background: then there is no peak, and the part that is no lower.
     """
-    half = (float(full_map.max()) + background) / 2
+    highest = float(full_map.max())
+    half = (highest + min(background, highest)) / 2
     row, start, stop = _runs(full_map >= half - 1e-6)  # a flat map is flat but for rounding
     label = _connect(row, start, stop)
     peak_row, peak_column = np.unravel_index(int(full_map.argmax()), full_map.shape)

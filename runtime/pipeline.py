@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,17 +73,23 @@ class Pipeline:
         """
         began = time.perf_counter()
         recipe = jobs[0].setup.recipe
-        with self._memory_for(jobs), in_engine():
-            outputs = self.backend.run(np.stack([job.frame.pixels for job in jobs]), recipe)
-        fault = self._fault(outputs, [job.frame.source for job in jobs], len(recipe.classes))
-        if fault:
-            raise BackendError(
-                f"{self.backend.description}: {fault}: the engine or the recipe is broken; try another precision, or "
-                "build it again"
+        with self._memory_for(jobs):
+            with in_engine():
+                outputs = self.backend.run(np.stack([job.frame.pixels for job in jobs]), recipe)
+            fault = self._fault(outputs, [job.frame.source for job in jobs], len(recipe.classes))
+            if fault:
+                raise BackendError(
+                    f"{self.backend.description}: {fault}: the engine or the recipe is broken; try another precision, "
+                    "or build it again"
+                )
+            # What rounding pushed beyond its range is put back, and more digits than float32 has go: so a score of 0
+            # reaches a threshold of 0, no logarithm is NaN, and calibration reads the numbers that verdicts go by.
+            probabilities, defect_map = (
+                np.clip(values.astype(np.float32, copy=False), 0, 1)
+                for values in (outputs.probabilities, outputs.defect_map)
             )
-        # What misses [0, 1] by rounding: a logarithm of less than 0 is none, and a score beyond 1 reaches no threshold.
-        sound = replace(outputs, probabilities=np.clip(outputs.probabilities, 0, 1))
-        return sound, time.perf_counter() - began
+            features = outputs.features.astype(np.float32, copy=False)
+        return Outputs(probabilities, defect_map, features), time.perf_counter() - began
 
     def _fault(self, outputs: Outputs, names: Sequence[str], classes: int) -> str:
         """What is wrong with the answers, and of which frame; "" where nothing is."""

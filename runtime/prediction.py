@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from .arguments import real_number, whole_number
 from .errors import FrameError
 from .frames import FrameSource, checksum_of, decode_frame, path_of
 from .maps import Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
 from .pixels import row_blocks
 from .recipe import FrameOptions, Recipe
-from .verdict import decide, defect_scores, novelty, temper
+from .verdict import decide, defect_scores, novelty
 
 _PAINTED = 1 << 22
 """Pixels of an overlay that are painted at once."""
@@ -90,25 +93,38 @@ class Prediction:
     def defect_map(self, size: tuple[int, int] | None = None) -> Map:
         """The map, up-sampled and smoothed: float32 [height, width] in [0, 1], 0 in the ignored rows.
 
-        size: [height, width] of the whole frame in the result; the frame's own by default.
+        size: [height, width] of the whole frame in the result; the frame's own by default. ValueError if it is none.
         """
-        height, width = size or self.frame_size
+        if size is not None and not (isinstance(size, Sequence) and len(size) == 2):
+            raise ValueError(f"size must be (height, width), not {size!r:.60}")
+        height, width = self.frame_size if size is None else (whole_number("size", side, 0) for side in size)
         scale = height / self.frame_size[0]
         top, bottom = (round(rows * scale) for rows in self.ignored_rows)
-        full = np.zeros((height, width), np.float32)
-        kept = (height - top - bottom, width)
-        if min(kept) > 0:
-            full[top : height - bottom] = upsample(self.patch_map, kept, self.image_size, self.smoothing_px)
+        with self._memory():
+            full = np.zeros((height, width), np.float32)
+            kept = (height - top - bottom, width)
+            if min(kept) > 0:
+                full[top : height - bottom] = upsample(self.patch_map, kept, self.image_size, self.smoothing_px)
         return full
+
+    @contextmanager
+    def _memory(self) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError as exc:
+            raise FrameError(self.source, "needs more memory than is left") from exc
 
     def mask(self, threshold: float | None = None) -> NDArray[np.bool_]:
         """Where the defect is: bool [height, width] of the frame.
 
         Without a threshold, the pixels of `regions`: none of a frame that is no defect. With one, the pixels whose map
-        value reaches it, whatever the verdict.
+        value reaches it, whatever the verdict. ValueError if it is no number.
         """
+        if threshold is not None:
+            threshold = real_number("threshold", threshold, -math.inf, math.inf)
         full = self.defect_map()
-        return self._outlined(full)[0] if threshold is None else self._reaching(threshold, full)
+        with self._memory():
+            return self._outlined(full)[0] if threshold is None else self._reaching(threshold, full)
 
     @cached_property
     def regions(self) -> tuple[Region, ...]:
@@ -120,8 +136,9 @@ class Prediction:
         if not self.is_defect:
             return ()
         full = self.defect_map()
-        mask, below = self._outlined(full)
-        return tuple(replace(region, below_threshold=below) for region in find_regions(mask, full))
+        with self._memory():
+            mask, below = self._outlined(full)
+            return tuple(replace(region, below_threshold=below) for region in find_regions(mask, full))
 
     def _outlined(self, full: Map) -> tuple[NDArray[np.bool_], bool]:
         """The pixels of `regions`, and whether they are the peak's own for want of any that reach the threshold."""
@@ -158,7 +175,7 @@ class Prediction:
             "is_defect": self.is_defect,
             "label": self.label,
             "confidence": round(self.confidence, 6),
-            "score": round(self.score, 6),
+            "score": self.score,  # to the last digit, by which it may reach the threshold or not
             "defect_threshold": self.defect_threshold,
             "frame_size": list(self.frame_size),
             "ignored_rows": list(self.ignored_rows),
@@ -196,6 +213,10 @@ class Prediction:
         if frame is None and self.path is None:
             raise FrameError(self.source, "overlay() needs the frame again, because it did not come from a file")
         source: FrameSource = self.path if frame is None else frame  # type: ignore[assignment]
+        with self._memory():
+            return self._drawn(source)
+
+    def _drawn(self, source: FrameSource) -> Image.Image:
         grey = np.asarray(decode_frame(source, self.frame_options, self.source).pixels)
         if grey.shape != self.frame_size:
             raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")
@@ -258,14 +279,13 @@ def summarize(
     """
     point, classes = recipe.operating_point, recipe.classes
     best = probabilities.argmax(axis=1).tolist()
-    tempered = temper(probabilities, point.temperature)
     full = upsample(patch_maps, image_size, image_size, smoothing_px)
     map_scores, peaks = frame_scores(full), full.max(axis=(1, 2)).tolist()
     scores = defect_scores(map_scores, probabilities, point.class_share).tolist()
     distances = novelty(features, recipe.unit_supports).tolist()
     summaries = []
-    for k, row, values, score, map_score, peak, distance in zip(
-        best, tempered, tempered.tolist(), scores, map_scores.tolist(), peaks, distances, strict=True
+    for k, row, score, map_score, peak, distance in zip(
+        best, probabilities, scores, map_scores.tolist(), peaks, distances, strict=True
     ):
         answer = decide(point, classes, row, score, distance)
         summaries.append(
@@ -276,7 +296,7 @@ def summarize(
                 "label": answer.label,
                 "confidence": answer.confidence,
                 "score": score,
-                "probabilities": dict(zip(classes, values, strict=True)),
+                "probabilities": dict(zip(classes, answer.probabilities.tolist(), strict=True)),
                 "head_class": classes[k],
                 "map_score": map_score,
                 "peak": peak,

@@ -91,7 +91,12 @@ class Predictor:
             return manifest, recipe, opened
 
         self.manifest, bundled, opened = use_bundle(folder, open_all)
-        size = min(batch_size, opened.max_batch)
+        try:
+            size = min(batch_size, whole_number("max_batch of the backend", opened.max_batch, 1))
+            whole_number("in_flight of the backend", opened.in_flight, 1)
+        except ValueError:
+            opened.close()
+            raise
         self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
         self._frame = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom, "white_level": white_level}
         self._batcher: MicroBatcher | None = None
@@ -167,6 +172,7 @@ class Predictor:
         if isinstance(frames, np.ndarray) and (frames.ndim == 2 or (frames.ndim == 3 and frames.shape[-1] in (1, 3))):
             raise FrameError("stream", f"takes many frames, not one of shape {list(frames.shape)}; put it in a list")
         iterates = hasattr(type(frames), "__iter__") or hasattr(type(frames), "__getitem__")
+        iterates &= np.ndim(frames) > 0 if isinstance(frames, np.ndarray | np.generic) else True
         if isinstance(frames, _ONE_FRAME) or not iterates:
             raise FrameError("stream", f"takes an iterable of frames, not {type(frames).__name__}; put it in a list")
 

@@ -8,6 +8,7 @@ serves any number of recipes.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -104,6 +105,7 @@ class Recipe:
     unit_supports: NDArray[np.float32] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        self._require_types()
         stored = self._stored()
         faults = _tensor_faults(self.classes, stored) + self.operating_point.faults(self.classes)
         if faults:
@@ -115,6 +117,29 @@ class Recipe:
     def __reduce__(self) -> tuple[Any, ...]:
         # By the constructor, so that the arrays of a copy are read-only as well.
         return type(self), tuple(getattr(self, part.name) for part in fields(self) if part.init)
+
+    def _require_types(self) -> None:
+        """Everything below takes the fields for what they are said to be. Raises RecipeError."""
+        classes = self.classes
+        sound = {
+            "classes": isinstance(classes, tuple | list) and all(isinstance(name, str) for name in classes),
+            "tensors": isinstance(self.tensors, Mapping)
+            and all(isinstance(array, np.ndarray) for array in self.tensors.values()),
+            "support_features": isinstance(self.support_features, np.ndarray),
+            "encoder_id": isinstance(self.encoder_id, str),
+            "operating_point": isinstance(self.operating_point, OperatingPoint)
+            and isinstance(self.operating_point.confidence_thresholds, Mapping),
+            "text": self.text in ("tower", "anchors") if isinstance(self.text, str) else False,
+            "frame": isinstance(self.frame, FrameOptions),
+            "teaching": isinstance(self.teaching, Mapping),
+            "calibration": isinstance(self.calibration, Mapping),
+        }
+        wrong = [
+            f"{name} is not what it must be: {getattr(self, name)!r:.60}" for name, fine in sound.items() if not fine
+        ]
+        if wrong:
+            raise RecipeError("recipe", wrong)
+        object.__setattr__(self, "classes", tuple(classes))
 
     def _stored(self) -> dict[str, NDArray[np.float32]]:
         return {**self.tensors, SUPPORT_FEATURES: self.support_features}
@@ -151,11 +176,15 @@ class Recipe:
 
         Raises RecipeError with all faults if the file is missing, too large, damaged, of another version or not sound.
         """
+        if not isinstance(path, str | os.PathLike):
+            raise RecipeError("recipe", f"must be read from a path, not {path!r:.60}")
         return cls.from_bytes(read_bounded(Path(path), MAX_BYTES, RecipeError), where=str(path))
 
     @classmethod
     def from_bytes(cls, content: bytes, where: str = "recipe") -> Recipe:
         """The inverse of `to_bytes`; errors as `load`."""
+        if not isinstance(content, bytes):
+            raise RecipeError(where, f"must be bytes, not {type(content).__name__}")
         faults: list[str] = []
         try:
             metadata = _read_metadata(content, faults)

@@ -68,7 +68,7 @@ class Decision:
 
     verdict: `label`, or "unknown", or "cannot decide". reason: why, in one sentence with the numbers that decided.
     is_defect: whether the defect score reaches its threshold. label: "good" where it does not, else the likeliest
-    defect class. confidence: the probability of `label`, tempered.
+    defect class. confidence: the probability of `label`. probabilities: of all classes, [K]; both tempered.
     """
 
     verdict: str
@@ -76,12 +76,14 @@ class Decision:
     is_defect: bool
     label: str
     confidence: float
+    probabilities: Floats
 
 
 def named_class(probabilities: Floats, is_defect: NDArray[np.bool_]) -> NDArray[np.intp]:
     """The class that each frame is given: 0 (good) or, of a defect, the likeliest defect class: [n].
 
-    probabilities: [n, K]; a temperature makes no difference. is_defect: [n].
+    probabilities: [n, K], not tempered: a high temperature rounds the last digits away, by which they may differ.
+    is_defect: [n].
     """
     return np.where(is_defect, 1 + probabilities[:, 1:].argmax(axis=1), 0)
 
@@ -91,19 +93,20 @@ def decide(
 ) -> Decision:
     """The verdict on one frame.
 
-    probabilities: tempered [K]; score: the defect score, in [0, 1]; novelty: as above. A frame whose score reaches the
-    defect threshold is a defect and takes the likeliest defect class; any other is good. Then, in this order: `unknown`
-    above the novelty threshold; `cannot decide` below the class's confidence threshold, or where the likeliest of all
-    classes contradicts the score and the operating point asks for review then. A number that is NaN passes no
-    threshold.
+    probabilities: [K], not tempered; score: the defect score, in [0, 1]; novelty: as above. A frame whose score reaches
+    the defect threshold is a defect and takes the likeliest defect class; any other is good. Then, in this order:
+    `unknown` above the novelty threshold; `cannot decide` below the class's confidence threshold, or where the
+    likeliest of all classes contradicts the score and the operating point asks for review then. A number that is NaN
+    passes no threshold.
     """
     is_defect = bool(score >= point.defect_threshold)
     k = int(named_class(probabilities[None], np.array([is_defect]))[0])
     best = int(probabilities.argmax())
-    label, confidence = classes[k], float(probabilities[k])
+    tempered = temper(probabilities, point.temperature)
+    label, confidence = classes[k], float(tempered[k])
 
     def answer(verdict: str, reason: str) -> Decision:
-        return Decision(verdict, reason, is_defect, label, confidence)
+        return Decision(verdict, reason, is_defect, label, confidence, tempered)
 
     limit = point.novelty_threshold
     if limit is not None and not novelty <= limit:
@@ -113,13 +116,13 @@ def decide(
     if not confidence >= floor:
         found, asked = _apart(confidence, floor)
         other = max((i for i in range(len(classes)) if i != k), key=lambda i: float(probabilities[i]))
-        against = f"{classes[other]} {float(probabilities[other]):.3f}"
+        against = f"{classes[other]} {float(tempered[other]):.3f}"
         return answer(CANNOT_DECIDE, f"{label} {found} against {against}; {label} is decided from {asked} on")
     found, asked = _apart(score, point.defect_threshold)
     says = f"defect score {found} {'reaches' if is_defect else 'is below'} {asked}"
     if (best > 0) == is_defect:
         return answer(label, f"{label} {confidence:.3f}; {says}")
-    contrary = f"{classes[best]} {float(probabilities[best]):.3f}"
+    contrary = f"{classes[best]} {float(tempered[best]):.3f}"
     if point.review_disagreement:
         return answer(CANNOT_DECIDE, f"class and score disagree: {contrary}, but {says}")
     if is_defect:

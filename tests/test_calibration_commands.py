@@ -176,6 +176,23 @@ def test_earlier_choices_stay_recorded(fake_bundle: Path, data: Path) -> None:
     assert calibration["novelty_threshold"]["rule"] == "novelty-quantile=1"
 
 
+def test_a_promise_whose_ground_moved_is_void(fake_bundle: Path, data: Path, capsys: Capture) -> None:
+    assert calibrate(fake_bundle, data, "--max-reject", "0.5") == 0
+    first = load_bundle(fake_bundle)[1].calibration["confidence_thresholds"]
+    assert calibrate(fake_bundle, data, "--pixel-rule", "good-quantile=0.99") == 0
+    assert load_bundle(fake_bundle)[1].calibration["confidence_thresholds"] == first
+    assert calibrate(fake_bundle, data, "--novelty-quantile", "0.8") == 0
+    record = load_bundle(fake_bundle)[1].calibration
+    assert record["confidence_thresholds"] == {
+        "rule": "max-reject=0.5",
+        "data": "data",
+        "promise": "void: chosen before novelty_threshold changed",
+    }
+    assert "void" not in record["novelty_threshold"]["promise"]
+    assert calibrate(fake_bundle, data, "--max-reject", "0.5") == 0
+    assert "void" not in load_bundle(fake_bundle)[1].calibration["confidence_thresholds"]["promise"]
+
+
 def test_pictures_are_written(fake_bundle: Path, data: Path, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     assert calibrate(fake_bundle, data, "--plots", tmp_path / "plots") == 0

@@ -88,8 +88,9 @@ def test_inspect_says_what_a_bundle_holds(fake_bundle: Path, capsys: Capture) ->
         "8 operators, 8 Attention",
         "recipe.safetensors: good, bridge, hole; text from anchors",
         "defect threshold 0.5000, pixel threshold 0.5000",
+        "defect score: 1 x map + 0 x (1 - P(good))",
         "temperature 1; unknown: never",
-        "cannot decide: below confidence good 0.000, bridge 0.000, hole 0.000; not where class and map disagree",
+        "cannot decide: below confidence good 0.000, bridge 0.000, hole 0.000; not where class and score disagree",
         "as taught, never calibrated",
         "alpha 0.8, lambda_v 1, lambda_m 0.3, tau 10, tau_v 10, tau_s 10",
         "made for tests",
@@ -716,6 +717,7 @@ def test_a_signal_keeps_what_was_judged(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: Capture,
+    request: pytest.FixtureRequest,
 ) -> None:
     streamed = Predictor.stream
 
@@ -726,6 +728,9 @@ def test_a_signal_keeps_what_was_judged(
             yield result
 
     monkeypatch.setattr(Predictor, "stream", stream)
+    ours = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+    found = signal.signal(number, ours)  # a background job is born ignoring some of them
+    request.addfinalizer(lambda: signal.signal(number, found))
     before = signal.getsignal(number)
     out = tmp_path / "v.jsonl"
     assert predict(fake_bundle, frames, "--json", out, "--overlays", tmp_path / "o") == status

@@ -79,7 +79,7 @@ def test_leaving_does_not_wait_for_a_source_that_hangs(fake_bundle: Path) -> Non
         next(results)
         time.sleep(0.3)  # by now the source has been asked for more than it has
         left_in_time(results)
-        print(predictor(frame(2)).label)
+        print(predictor(frame(2)).head_class)
         predictor.close()
     """
     assert run(fake_bundle, program).splitlines() == ["left", "hole"]
@@ -143,6 +143,7 @@ def test_a_source_that_comes_back_after_it_was_left_is_closed_by_its_own_thread(
 
 def test_ctrl_c_leaves_a_stream_whose_source_hangs(fake_bundle: Path) -> None:
     program = """
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
         predictor = Predictor(sys.argv[1], backend="fake", batch_size=2)
         try:
             print("waiting", flush=True)
@@ -159,6 +160,33 @@ def test_ctrl_c_leaves_a_stream_whose_source_hangs(fake_bundle: Path) -> None:
         process.send_signal(signal.SIGINT)
         assert process.communicate(timeout=LIMIT_S) == ("interrupted\n", "")
         assert process.returncode == 0
+
+
+def test_what_a_signal_handler_raises_is_no_fault_of_the_frame(fake_bundle: Path) -> None:
+    program = """
+        import io
+        from PIL import Image
+        class TooLate(Exception):
+            pass
+        class Clock:
+            def rings(self, *_):
+                raise TooLate
+        class File(io.BytesIO):
+            def read(self, *size):
+                os.kill(os.getpid(), signal.SIGALRM)
+                return super().read(*size)
+        signal.signal(signal.SIGALRM, Clock().rings)
+        picture = io.BytesIO()
+        Image.fromarray(frame()).save(picture, "PNG")
+        with Predictor(sys.argv[1], backend="fake") as predictor:
+            for ask in (predictor, predictor.submit):
+                try:
+                    ask(File(picture.getvalue()))
+                except TooLate:
+                    print("too late")
+            print(predictor.submit(picture.getvalue()).result(20).head_class)
+    """
+    assert run(fake_bundle, program).splitlines()[:2] == ["too late", "too late"]
 
 
 @pytest.mark.parametrize("where", ["here", "in its own thread", "in its engine"])
@@ -271,7 +299,7 @@ def test_a_thread_that_outlives_the_main_one_gets_its_answers(fake_bundle: Path)
         predictor = Predictor(sys.argv[1], backend="fake", batch_size=2)
         def work():
             threading.main_thread().join()
-            print(len(list(predictor.stream([frame()] * 9))), predictor.submit(frame(1)).result(20).label)
+            print(len(list(predictor.stream([frame()] * 9))), predictor.submit(frame(1)).result(20).head_class)
         results = predictor.stream(endless())
         next(results)
         predictor.submit(frame()).result(20)
@@ -331,13 +359,13 @@ def test_a_forked_child_is_refused_at_once_and_ends_well(state: str, fake_bundle
                     refused += "opened before a fork" in str(exc)
             print(refused == len(uses), flush=True)
             with Predictor(sys.argv[1], backend="fake") as own, predictor:
-                print(own.submit(frame(1)).result(10).label, len(list(own.stream([frame()] * 9))), flush=True)
+                print(own.submit(frame(1)).result(10).head_class, len(list(own.stream([frame()] * 9))), flush=True)
             del predictor, results, pending
             gc.collect()
             sys.exit(7)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         predictor.close()
-        print(pending.result().label if pending else "good")
+        print(pending.result().head_class if pending else "good")
     """
     assert run(fake_bundle, program).splitlines() == ["True", "bridge 9", "7", "good"]
 
@@ -403,11 +431,11 @@ def test_callbacks_may_swap_close_and_exit(fake_bundle: Path) -> None:
         first = predictor.submit(frame())
         first.add_done_callback(close)
         try:
-            more += [predictor.submit(frame(1)).result(20).label]
+            more += [predictor.submit(frame(1)).result(20).head_class]
         except PredictorError:
             pass
         predictor.close()
-        print(first.result().label, engine.closed, threading.active_count())
+        print(first.result().head_class, engine.closed, threading.active_count())
     """
     done = subprocess.run(command(fake_bundle, program), capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert (done.returncode, done.stdout.splitlines()[-1].rpartition("out ")[2]) == (0, "good True 1")
@@ -419,12 +447,12 @@ def test_a_callback_that_closes_frees_the_engine_after_all_answers(fake_bundle: 
         class Watched(Engine):
             def close(self):
                 super().close()
-                print("closed after", len(self.batches))
+                print(f"closed after {len(self.batches)}\\n", end="")  # one write: two threads print
         engine = Watched(delay_s=0.1)
         predictor = Predictor(sys.argv[1], backend=engine, batch_size=1, max_delay_ms=0)
         futures = [predictor.submit(frame(number)) for number in range(4)]
         futures[0].add_done_callback(lambda future: predictor.close())
-        print([future.result(20).label for future in futures])
+        print(f"{[future.result(20).head_class for future in futures]}\\n", end="")
         predictor.close()
     """
     said = run(fake_bundle, program).replace("in ", "").replace("out ", "").splitlines()
@@ -439,7 +467,7 @@ def test_a_dropped_predictor_answers_what_was_submitted_and_ends(fake_bundle: Pa
         futures = [predictor.submit(frame(number)) for number in range(3)]
         del predictor
         gc.collect()
-        print([future.result(20).label for future in futures])
+        print([future.result(20).head_class for future in futures])
         for _ in range(100):
             if threading.active_count() == 1:
                 break

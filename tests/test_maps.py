@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from runtime.maps import Region, find_regions, frame_score, frame_scores, upsample, upsampling_matrix
+from runtime.maps import (
+    Region,
+    around_peak,
+    find_regions,
+    frame_score,
+    frame_scores,
+    upsample,
+    upsampling_matrix,
+)
 
 EIGHT = np.ones((3, 3), int)
 
@@ -264,6 +272,11 @@ def test_the_peak_is_taken_inside_the_mask_alone() -> None:
     values = np.array([[0.1, 0.2, 0.9, 0.9], [0.9, 0.9, 0.9, 0.9]], np.float32)
     (region,) = find_regions(mask, values)
     assert region == Region(x=0, y=0, width=2, height=1, area=2, centroid=(0.5, 0.0), peak=float(np.float32(0.2)))
+
+
+def test_a_peak_below_its_background_has_a_region_too() -> None:
+    assert around_peak(np.full((1, 1), 0.1, np.float32), background=0.9).tolist() == [[True]]
+    assert around_peak(np.array([[0.1, 0.3]], np.float32), background=0.9).tolist() == [[False, True]]
 
 
 def test_numbers_of_a_region_are_plain() -> None:

@@ -38,6 +38,9 @@ def contradictions(result: Prediction, classes: tuple[str, ...]) -> list[str]:
         "only a map below its threshold has a peak's region": all(
             region.below_threshold == (not result.mask(result.pixel_threshold).any()) for region in result.regions
         ),
+        "score and threshold in the JSON say what is_defect says": (
+            (written["score"] >= written["defect_threshold"]) == result.is_defect
+        ),
         "the JSON says the same": (written["verdict"], written["is_defect"], len(written["regions"]))
         == (result.verdict, result.is_defect, len(result.regions)),
     }

@@ -204,7 +204,7 @@ def test_the_summary_is_json_with_exactly_these_keys() -> None:
         "label": "bridge",
         "confidence": 0.875,
         "is_defect": True,
-        "score": 0.751235,
+        "score": 0.7512345678,
         "defect_threshold": 0.5,
         "frame_size": [90, 120],
         "ignored_rows": [0, 10],
@@ -227,6 +227,17 @@ def test_a_prediction_is_frozen_and_equal_to_itself_alone() -> None:
     others = [make_prediction(), result]
     assert others.index(result) == 1
     assert len({result, result, others[0]}) == 2
+
+
+@pytest.mark.parametrize("part", ["regions", "mask", "defect_map", "overlay"])
+def test_a_picture_that_finds_no_memory_is_a_typed_error(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("runtime.prediction.upsample", none_left)
+    result = make_prediction(is_defect=True)
+    with pytest.raises(FrameError, match="needs more memory than is left"):
+        getattr(result, part)(*([np.zeros(result.frame_size, np.uint8)] if part == "overlay" else []))
 
 
 def test_its_text_form_is_short() -> None:

@@ -702,6 +702,50 @@ def test_arguments_of_another_type_are_refused_by_name(
         Predictor(bundle, **{"backend": "fake", **options})
 
 
+@pytest.mark.parametrize("frames", [np.float32(1), np.array("x"), np.datetime64("2020")])
+def test_a_stream_of_one_number_is_refused_with_its_type(frames: Any, fake_bundle: Path) -> None:
+    with (
+        Predictor(fake_bundle, backend="fake") as predictor,
+        pytest.raises(FrameError, match="takes an iterable of frames, not"),
+    ):
+        predictor.stream(frames)
+
+
+@pytest.mark.parametrize("option", ["max_delay_ms", "queue_size"])
+def test_a_number_beyond_all_floats_is_out_of_range(option: str, fake_bundle: Path) -> None:
+    if option == "max_delay_ms":
+        with pytest.raises(ValueError, match=f"{option} must lie in"):
+            Predictor(fake_bundle, backend="fake", **{option: 10**400})
+    with pytest.raises(ValueError, match=option):
+        Predictor(fake_bundle, backend="fake", **{option: -(10**400)})
+
+
+@pytest.mark.parametrize("value", [0, -1, "8", None, 1.5])
+@pytest.mark.parametrize("name", ["max_batch", "in_flight"])
+def test_a_backend_that_takes_no_frame_at_all_is_refused(name: str, value: Any, fake_bundle: Path) -> None:
+    backend = FakeBackend(make_encoder())
+    setattr(backend, name, value)
+    with pytest.raises(ValueError, match=f"{name} of the backend must be"):
+        Predictor(fake_bundle, backend=backend)
+
+
+@pytest.mark.parametrize("argument", [{"max_batch": 0}, {"delay_s": -1}, {"delay_s": "1"}, {"fail_after": 1.5}])
+def test_a_fake_backend_refuses_what_it_cannot_do(argument: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=next(iter(argument))):
+        FakeBackend(make_encoder(), **argument)
+
+
+def test_maps_and_masks_refuse_what_is_no_size_and_no_threshold(fake_bundle: Path) -> None:
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        result = predictor(frame(0))
+    for threshold in ("0.5", float("nan"), [0.5]):
+        with pytest.raises(ValueError, match="threshold"):
+            result.mask(threshold)  # type: ignore[arg-type]
+    for size in (5, (5,), (5, 5, 5), (5.5, 5), (-1, 5)):
+        with pytest.raises(ValueError, match="size"):
+            result.defect_map(size)  # type: ignore[arg-type]
+
+
 def test_numbers_of_numpy_are_numbers(fake_bundle: Path) -> None:
     options: dict[str, Any] = {"batch_size": np.int64(2), "ignore_top": np.uint8(3), "max_delay_ms": np.float32(1)}
     with Predictor(fake_bundle, backend="fake", **options) as predictor:
@@ -854,6 +898,32 @@ def test_what_misses_0_and_1_by_rounding_is_judged_as_0_and_1(temperature: float
         for answer in predictor.predict([frame(0), frame(1)]):
             assert (answer.verdict, answer.score, answer.confidence) == ("good", 0.0, 1.0)
             assert dict(answer.probabilities) == {"good": 1.0, "bridge": 0.0, "hole": 0.0}
+
+
+def test_answers_are_taken_within_their_range_and_in_float32(fake_bundle: Path) -> None:
+    def rounded(out: Outputs) -> Outputs:
+        probabilities = second_row(out.probabilities.astype(np.float64), [1.004, -0.004, 0])
+        return replace(out, probabilities=probabilities, defect_map=out.defect_map.astype(np.float64) - 0.002)
+
+    point = replace(make_recipe().operating_point, defect_threshold=0.0, class_share=1.0, temperature=2.0)
+    with Predictor(fake_bundle, backend=Lying(rounded), recipe=replace(make_recipe(), operating_point=point)) as p:
+        result = p.predict([frame(0), np.zeros((64, 64), np.uint8)])[1]
+    assert (result.score, result.is_defect, result.label) == (0.0, True, "bridge")
+    assert list(result.probabilities.values()) == [1.0, 0.0, 0.0]
+    assert (result.patch_map.dtype, result.patch_map.min()) == (np.float32, 0)
+
+
+def test_a_defect_in_a_frame_of_one_pixel_has_a_region(fake_bundle: Path) -> None:
+    def ring(out: Outputs) -> Outputs:
+        defect_map = np.full_like(out.defect_map, 0.9)
+        defect_map[:, 1:-1, 1:-1] = 0.1
+        return replace(out, defect_map=defect_map)
+
+    point = replace(make_recipe().operating_point, defect_threshold=0.0, pixel_threshold=1.0)
+    with Predictor(fake_bundle, backend=Lying(ring), recipe=replace(make_recipe(), operating_point=point)) as p:
+        result = p.predict([np.zeros((1, 1), np.uint8), frame(0)])[0]
+    assert [(region.area, region.below_threshold) for region in result.regions] == [(1, True)]
+    assert result.mask().tolist() == [[True]]
 
 
 def test_a_queue_that_finds_no_room_for_its_thread_says_so(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

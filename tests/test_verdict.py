@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from calibration.scoring import Scored
 from runtime.operating_point import OperatingPoint
 from runtime.verdict import decide, defect_scores, novelty, temper, unit_rows
 
@@ -159,6 +160,17 @@ def test_disagreement_of_class_and_score_is_reviewed_if_asked(
     assert found == expected
     assert ("class and score disagree" in reason) == (expected == "cannot decide")
     assert verdict(probabilities, score)[0] != "cannot decide"
+
+
+def test_a_temperature_that_rounds_two_classes_together_names_no_other() -> None:
+    close = np.array([0.2, 0.4, np.nextafter(np.float32(0.4), np.float32(1))], np.float32)
+    hot = point(temperature=100.0, review_disagreement=True)
+    assert decide(hot, CLASSES, close, 0.9, 0.0).label == "hole"
+    tied = np.array([0.5, np.nextafter(np.float32(0.5), np.float32(1)), 0], np.float32)
+    assert decide(hot, CLASSES, tied, 0.9, 0.0).verdict == "bridge"
+    scored = Scored(CLASSES, ("hole", "bridge"), np.stack([close, tied]), np.full(2, 0.9), np.zeros(2))
+    assert scored.named(hot).tolist() == [2, 1]
+    assert scored.verdicts(hot) == ["hole", "bridge"]
 
 
 def test_two_equal_classes_are_both_named() -> None:

@@ -8,6 +8,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from ..arguments import real_number, whole_number
 from ..errors import BackendError
 from ..manifest import Encoder
 from ..recipe import Recipe
@@ -29,9 +30,11 @@ class FakeBackend(Backend):
         self, encoder: Encoder, *, max_batch: int = 8, delay_s: float = 0.0, fail_after: int | None = None
     ) -> None:
         self.encoder = encoder
-        self.max_batch = max_batch
-        self.delay_s = delay_s
-        self.fail_after = fail_after
+        if not isinstance(encoder, Encoder):
+            raise ValueError(f"encoder must be the Encoder of a manifest, not {encoder!r:.60}")
+        self.max_batch = whole_number("max_batch", max_batch, 1)
+        self.delay_s = real_number("delay_s", delay_s, 0, threading.TIMEOUT_MAX)
+        self.fail_after = None if fail_after is None else whole_number("fail_after", fail_after, 0)
         self.batches: list[int] = []
         self.closed = False
         self._lock = threading.Lock()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError
+from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError, raised_by_handler
 from ..jsonfields import listed
 from ..manifest import Artifact, Encoder, read_artifact
 from ..onnxfile import MAX_BYTES, onnx_faults
@@ -147,6 +147,8 @@ class _OrtBackend(Backend):
         try:
             return self._answer(session, frames, recipe)
         except Exception as exc:
+            if raised_by_handler(exc):
+                raise
             raise BackendError(f"ONNX Runtime failed on a batch of {len(frames)}: {_first_line(exc)}") from exc
 
     def _answer(self, session: Any, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
