@@ -201,6 +201,8 @@ class Evaluate:
                 print(f"left out  {left_out} frames that taught the recipe, or share a group with one that did")
             if not isinstance(predictor.recipe.teaching.get("support_sha256"), list):
                 print("note      the recipe does not say which frames taught it: none could be left out")
+            elif not left_out:
+                print("          none of these frames taught the recipe")
             if unknown:
                 print(f"note      the recipe does not know {', '.join(unknown)}: those frames count as wrong")
             if args.out:
@@ -226,7 +228,7 @@ def verdict_line(metrics: dict[str, Any]) -> str:
     verdicts, count = metrics["verdicts"], metrics["test_frames"]
     right, open_ones = round(metrics["verdict_accuracy"] * count), sum(v in VERDICTS for v in verdicts)
     left = f", {open_ones} left undecided" if open_ones else ""
-    return f"verdicts  {right} of {count} are right{left}; none of these frames taught the recipe"
+    return f"verdicts  {right} of {count} are right{left}"
 
 
 def per_class_table(metrics: dict[str, Any]) -> str:

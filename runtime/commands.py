@@ -75,6 +75,8 @@ class Predict:
         frames = find_frames(args.paths, unread)
         if args.overlays is not None:
             _refuse_among_frames(args.overlays, frames)
+        if args.json is not None and args.json.is_file():
+            _refuse_an_input(args.json, frames, args.bundle)
         names = _overlay_names(frames)
         predictor = Predictor(
             args.bundle,
@@ -177,6 +179,15 @@ def _refuse_among_frames(overlays: Path, frames: Sequence[str]) -> None:
         real = Path(os.path.realpath(parent))
         if folder == str(real) or folder in map(str, real.parents):
             raise PredictorError(f"{overlays} holds frames that are judged ({real}): choose another place for overlays")
+
+
+def _refuse_an_input(target: Path, frames: Sequence[str], bundle: Path) -> None:
+    """Raise PredictorError if what --force would replace is read by this very run."""
+    real = os.path.realpath(target)
+    if Path(os.path.realpath(bundle)) in Path(real).parents:
+        raise PredictorError(f"{target} is a file of the bundle: choose another place for the results")
+    if any(target.name in frame and os.path.realpath(frame.partition("#")[0]) == real for frame in frames):
+        raise PredictorError(f"{target} is a frame that is judged: choose another place for the results")
 
 
 def _with_bar(answers: Iterable[_Answer], total: int) -> Iterable[_Answer]:

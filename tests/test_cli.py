@@ -877,3 +877,15 @@ def test_a_copy_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr(cli, "entry_points", lambda **_: ())
     assert main(["predict", "bundle", "frames"]) == 2
     assert capsys.readouterr().err.startswith("error: sem-clip is not installed, so it has no commands: python -m pip")
+
+
+@pytest.mark.parametrize("what", ["frame", "page", "manifest"])
+def test_results_do_not_replace_what_the_run_reads(fake_bundle: Path, frames: Path, capsys: Capture, what: str) -> None:
+    if what == "page":
+        pages = [Image.new("L", (64, 64), value) for value in (10, 200)]
+        pages[0].save(frames / "s.tif", save_all=True, append_images=pages[1:])
+    target = {"frame": frames / "a.png", "page": frames / "s.tif", "manifest": fake_bundle / "manifest.json"}[what]
+    before = target.read_bytes()
+    assert predict(fake_bundle, frames, "--json", target, "--force") == 2
+    assert "choose another place for the results" in capsys.readouterr().err
+    assert target.read_bytes() == before
