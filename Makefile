@@ -10,7 +10,7 @@ LOWEST := .venv-lowest
 demo: $(INSTALLED)
 	$(BIN)/python export/build_engine.py --out demo/bundle --force
 	$(BIN)/sem-clip predict demo/bundle demo/bundle-frames/new --json demo/verdicts.jsonl --force
-	$(BIN)/sem-clip evaluate demo/bundle demo/bundle-frames/new --out demo/evaluation
+	$(BIN)/sem-clip evaluate demo/bundle demo/bundle-frames/new --out demo/evaluation --force
 	@echo "Look at demo/evaluation/contact_sheet.png and demo/verdicts.jsonl"
 
 test: $(INSTALLED)
