@@ -6,8 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .backends import OUTPUTS, Backend, Outputs
 from .errors import BackendError, FrameError
@@ -15,7 +17,7 @@ from .frames import FrameSource, Prepared, checksum_of, decode_frame, describe, 
 from .lifetime import in_engine
 from .manifest import Encoder
 from .prediction import Prediction, summarize
-from .recipe import FrameOptions, Recipe, directionless
+from .recipe import LEAST_FEATURE, MOST_FEATURE, FrameOptions, Recipe, directionless
 
 _TOLERANCE = 0.01
 """By how much probabilities, their sum and a map may miss [0, 1]: fp16 keeps 11 bits, so 64 of them miss by 0.001."""
@@ -82,14 +84,8 @@ class Pipeline:
                     f"{self.backend.description}: {fault}: the engine or the recipe is broken; try another precision, "
                     "or build it again"
                 )
-            # What rounding pushed beyond its range is put back, and more digits than float32 has go: so a score of 0
-            # reaches a threshold of 0, no logarithm is NaN, and calibration reads the numbers that verdicts go by.
-            probabilities, defect_map = (
-                np.clip(values.astype(np.float32, copy=False), 0, 1)
-                for values in (outputs.probabilities, outputs.defect_map)
-            )
-            features = outputs.features.astype(np.float32, copy=False)
-        return Outputs(probabilities, defect_map, features), time.perf_counter() - began
+            sound = Outputs(*(_float32(getattr(outputs, name), name) for name in OUTPUTS))
+        return sound, time.perf_counter() - began
 
     def _fault(self, outputs: Outputs, names: Sequence[str], classes: int) -> str:
         """What is wrong with the answers, and of which frame; "" where nothing is."""
@@ -100,6 +96,12 @@ class Pipeline:
                 return f"{name}: {type(values).__name__}, not an array"
             if values.dtype.kind != "f" or values.dtype.itemsize > 8 or values.shape != shape:
                 return f"{name}: {values.dtype} {list(values.shape)}, not float32 {list(shape)}"
+        return "" if _plausible(outputs) else self._wrong_value(outputs, names)
+
+    def _wrong_value(self, outputs: Outputs, names: Sequence[str]) -> str:
+        """Which value of which frame is none that an answer has."""
+        for name in OUTPUTS:
+            values = getattr(outputs, name)
             sound = np.isfinite(values).reshape(len(names), -1).all(axis=1)
             if not sound.all():
                 return f"{name} of {names[int(sound.argmin())]} is NaN or infinite"
@@ -182,3 +184,27 @@ class Pipeline:
         """`infer` and `finish` for jobs of one setup, at most `batch_size`."""
         outputs, seconds = self.infer(jobs)
         return self.finish(jobs, outputs, seconds)
+
+
+def _plausible(outputs: Outputs) -> bool:
+    """Whether all values are what an answer has: asked of the batch as a whole, in few calls of numpy. NaN is none."""
+    probabilities, defect_map, features = (getattr(outputs, name) for name in OUTPUTS)
+    largest = np.maximum(features.max(axis=1), -features.min(axis=1)).tolist()
+    return bool(
+        all(value == 0 or LEAST_FEATURE <= value <= MOST_FEATURE for value in largest)
+        and -_TOLERANCE <= defect_map.min() <= defect_map.max() <= 1 + _TOLERANCE
+        and -_TOLERANCE <= probabilities.min() <= probabilities.max() <= 1 + _TOLERANCE
+        and np.abs(probabilities.sum(axis=1) - 1).max() <= _TOLERANCE
+    )
+
+
+def _float32(values: NDArray[Any], name: str) -> NDArray[np.float32]:
+    """Of a range, put back what rounding pushed beyond it; and take off more digits than float32 has.
+
+    So a score of 0 reaches a threshold of 0, no logarithm is NaN, and calibration reads the numbers that verdicts go
+    by.
+    """
+    found: NDArray[np.float32] = values.astype(np.float32, copy=False)
+    if name != "features" and (found.min() < 0 or found.max() > 1):
+        return np.clip(found, 0, 1)
+    return found

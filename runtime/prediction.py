@@ -296,7 +296,7 @@ def summarize(
                 "label": answer.label,
                 "confidence": answer.confidence,
                 "score": score,
-                "probabilities": dict(zip(classes, answer.probabilities.tolist(), strict=True)),
+                "probabilities": dict(zip(classes, answer.probabilities, strict=True)),
                 "head_class": classes[k],
                 "map_score": map_score,
                 "peak": peak,
