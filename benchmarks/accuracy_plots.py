@@ -53,7 +53,8 @@ def draw_overlays(results: Sequence[tuple[Sample, Prediction]], columns: int = 4
     rows = -(-len(results) // columns)
     figure, axes = _figure(4.0 * columns, 2.3 * rows, rows, columns)
     figure.suptitle(
-        "true class: verdict (defect score). Yellow: where the defect was found. Blue: where it is.", fontsize=10
+        "true class: verdict (defect score), red if wrong. Yellow: where the defect was found. Blue: where it is.",
+        fontsize=10,
     )
     for ax in axes.flat:
         ax.axis("off")

@@ -195,14 +195,14 @@ class Evaluate:
             table = per_class_table(metrics)
             if args.out:  # before anything is printed about it
                 self._write(args.out, predictor, test, metrics, table)
-            print(table)
             print(verdict_line(metrics))
+            print(f"\n{table}\n")
             if left_out:
                 print(f"left out  {left_out} frames that taught the recipe, or share a group with one that did")
             if not isinstance(predictor.recipe.teaching.get("support_sha256"), list):
                 print("note      the recipe does not say which frames taught it: none could be left out")
             elif not left_out:
-                print("          none of these frames taught the recipe")
+                print("note      none of these frames taught the recipe")
             if unknown:
                 print(f"note      the recipe does not know {', '.join(unknown)}: those frames count as wrong")
             if args.out:
@@ -228,7 +228,7 @@ def verdict_line(metrics: dict[str, Any]) -> str:
     verdicts, count = metrics["verdicts"], metrics["test_frames"]
     right, open_ones = round(metrics["verdict_accuracy"] * count), sum(v in VERDICTS for v in verdicts)
     left = f", {open_ones} left undecided" if open_ones else ""
-    return f"verdicts  {right} of {count} are right{left}"
+    return f"verdicts  {right} of {count} are right{left} (the table's classes are the likeliest ones, as in the paper)"
 
 
 def per_class_table(metrics: dict[str, Any]) -> str:

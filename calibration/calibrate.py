@@ -105,7 +105,8 @@ def require_labels(request: Request, recipe: Recipe, labels: set[str], where: ob
     if needs_classes and absent:
         raise CalibrationError(
             f"{where} holds no frames of {', '.join(absent)} (supports of the recipe left out), and "
-            f"{', '.join(needs_classes)} needs frames of every class of the recipe; {good_alone}"
+            f"{', '.join(needs_classes)} needs frames of every class of the recipe: bring some, or name what to choose "
+            f"without it, such as --defect-rule f1-max; {good_alone}"
         )
     foreign = sorted(labels - set(recipe.classes))
     if needs_classes and foreign:
