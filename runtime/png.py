@@ -132,19 +132,16 @@ def _stored(chunks: list[memoryview], size: int) -> memoryview:
 
     It is valid until the thread's next call. No more than `size` is inflated, whatever the file holds.
     """
+    pixels = memoryview(b"".join(_inflated(chunks, size)))
     stream = _own.of(2 + size + 5 * math.ceil(size / _BLOCK) + 4)
     stream[:2] = b"\x78\x01"
+    at = 2
     for start in range(0, size, _BLOCK):
-        length = min(_BLOCK, size - start)
-        head = start + length == size, length, length ^ 0xFFFF
-        struct.pack_into("<BHH", stream, 2 + 5 * (start // _BLOCK) + start, *head)
-    done, checksum = 0, 1
-    for part in _inflated(chunks, size):
-        at = 2 + 5 * (done // _BLOCK + 1) + done
-        stream[at : at + len(part)] = part
-        done += len(part)
-        checksum = isal_zlib.adler32(part, checksum)
-    stream[-4:] = struct.pack(">I", checksum)
+        part = pixels[start : start + _BLOCK]
+        struct.pack_into("<BHH", stream, at, start + len(part) == size, len(part), len(part) ^ 0xFFFF)
+        stream[at + 5 : at + 5 + len(part)] = part
+        at += 5 + len(part)
+    stream[-4:] = struct.pack(">I", isal_zlib.adler32(pixels))
     return stream
 
 
@@ -156,16 +153,23 @@ def _checked(chunks: list[memoryview], size: int) -> bytes:
 
 
 def _inflated(chunks: list[memoryview], size: int) -> Iterator[bytes]:
-    """`size` bytes inflated, in parts none of which crosses a block's end. Raises OSError if there are fewer."""
-    waiting = iter(chunks)
+    """`size` bytes inflated, in one part where they are `_LARGEST` at most. Raises OSError if there are fewer.
+
+    Every call of ISA-L hands the GIL over, for which decoders then wait: so there are few.
+    """
+    room, parts = 2 * size + _BLOCK, []  # pixels need no more room than that, however badly they are compressed
+    for chunk in chunks:
+        parts.append(chunk[:room])
+        room -= len(parts[-1])
+    data = b"".join(parts)
     inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
     done = 0
     while done < size and not inflater.eof:
-        chunk = next(waiting, None) if inflater.needs_input else b""
-        if chunk is None:
+        part = inflater.decompress(data, min(size - done, _LARGEST))
+        if not part:
             break
-        part = inflater.decompress(chunk, min(size - done, _BLOCK - done % _BLOCK))
         done += len(part)
+        data = b""
         yield part
     if done < size:
         raise OSError(f"its pixels end after {done} of {size} bytes")

@@ -159,6 +159,16 @@ def test_interlaced_files_are_read_as_pillow_reads_them(mode: str, size: tuple[i
                 read_frame(data)
 
 
+def test_of_far_more_compressed_data_than_pixels_a_bounded_part_is_read() -> None:
+    """Blocks that hold nothing, 5 bytes each: as many as a file has room for, and pixels behind them."""
+    nothing = b"\x00\x00\x00\xff\xff"
+    pixels = zlib.compress(bytes(72))[2:]
+    few, many = (png_of((8, 8), 8, 0, (b"IDAT", b"\x78\x01" + nothing * n + pixels)) for n in (1_000, 100_000))
+    assert not read_frame(few).any()
+    with pytest.raises(FrameError, match="its pixels end after 0 of 72"):
+        read_frame(many)
+
+
 def test_metadata_have_no_say() -> None:
     """Text that unpacks to gigabytes, a profile that is none, checksums that are wrong: of no use to a frame."""
     flood = zlib.compress(bytes(50_000_000), 9)
