@@ -35,7 +35,6 @@ from export.bundle import describe_encoder
 from export.checkpoint import LoadedModel, load_model
 from export.commands import add_frame_arguments, frame_options, pixel_size
 from export.errors import ExportError, ParityError
-from export.fit_memory import MEMORY_SHARE
 from export.graph import SemClipGraph
 from export.pretrain_frames import HELD_OUT_LAYOUTS
 from export.progress import Stages
@@ -44,6 +43,8 @@ from export.quantize import LEAST_FRAMES, MOST_PARITY_FRAMES, add_int8
 from export.supports import draw_supports, split_by_group
 from export.synthetic import write_dataset
 from export.teach import (
+    PAPER_SMOOTHING_PX_AT_240,
+    SMOOTHING_PX_AT_240,
     EncodedSupports,
     TeachRequest,
     build_bundle,
@@ -63,31 +64,27 @@ from runtime.recipe import SCALARS
 
 SCALAR_ABLATIONS = {"no_p_s": {"alpha": 1.0}, "no_p_c": {"alpha": 0.0}}
 """Rows of the paper's Table 3 that are scalars of the recipe: nothing else that was taught depends on them."""
-FITTED_ABLATIONS: dict[str, dict[str, Any]] = {
-    "paper": {"head": "paper"},
-    "last_level": {"last_level_only": True},
-    "value_path": {"lambda_v": 1.0},
-    "no_frame_loss": {"frame_loss": 0.0},
-    "own_maps": {"head_maps": "own"},
-    "maps_of_others": {"head_maps": "others"},
-    "memory": {"memory_share": MEMORY_SHARE},
-    "no_value_path": {"lambda_v": 0.0},
-    "no_memory": {"memory_share": 0.0},
-    "no_transform": {"lambda_v": 1e6, "memory_share": 0.0},
+NO_TRANSFORM = "no_transform"
+FITTED_ABLATIONS: dict[str, TeachSettings] = {
+    "paper": TeachSettings.paper(),
+    "value_path": TeachSettings(lambda_v=1.0),
+    "no_memory": TeachSettings(memory_share=0.0),
+    "no_frame_loss": TeachSettings(frame_loss=0.0),
+    NO_TRANSFORM: TeachSettings(start="text", steps=0, lambda_v=1.0, memory_share=0.0),
 }
-"""Rows that another fit of the same supports gives. paper: the head of eq. 20-22, which reads class tokens alone, the V
-path with its full share, and a map that is taught by its cells alone; value_path: that share with the head as it is;
-no_frame_loss: such a map with the head as it is; own_maps, maps_of_others: a head that learns on the recipe's maps of
-its supports, or on those of layers that were taught without the frame; memory: the good supports' patches in the map,
-whatever the supports say of it; no_value_path, no_memory: maps without the one or the other, and a head that was taught
-on such maps; no_transform: the V path has the map to itself."""
+"""Rows that another fit of the same supports gives. paper: all that the paper says (`TeachSettings.paper`), smoothed as
+the bundle is; value_path: the V path with the paper's share; no_memory: a map without the memory bank; no_frame_loss: a
+map that is taught by its cells alone; no_transform: the paper's "w/o Transformation Layer", where Z_j meets the text by
+the tower's own projection, beside the V path, so it needs text."""
 GENERIC_PROMPTS = "generic_prompts"
 CLASS_MEAN = "class_mean_redundancy"
+LAST_LEVEL = "last_level"
 ENCODED_ABLATIONS = (GENERIC_PROMPTS, CLASS_MEAN)
 """Rows that need the supports encoded again; only where a text tower is. generic_prompts: another prompt file.
 class_mean_redundancy: eq. 13-15 read literally, where what is redundant cancels, with the paper's share of the V path;
 beside it, `value_path` is the same with the reading that acts."""
 ABLATIONS = (*FITTED_ABLATIONS, *SCALAR_ABLATIONS)
+"""Beside them LAST_LEVEL, which is another graph on the same supports."""
 METRICS = {
     "accuracy": "accuracy",
     "verdict_accuracy": "verdicts right",
@@ -110,11 +107,15 @@ _KEEP = ("test_frames", "seconds", *METRICS, *OTHER_SCORES, *AT_THRESHOLDS, "con
 def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder, stages: Stages) -> Recipe:
     """The recipe as the ablation `name`, one of ABLATIONS, has it."""
     if name in FITTED_ABLATIONS:
-        settings = replace(encoded.request.settings, **FITTED_ABLATIONS[name])
-        return fit_supports(encoded, encoder, stages, settings)
+        return fit_supports(encoded, encoder, stages, FITTED_ABLATIONS[name])
+    return with_scalars(recipe, **SCALAR_ABLATIONS[name])
+
+
+def with_scalars(recipe: Recipe, **values: float) -> Recipe:
+    """The recipe with other scalars, by their names (SCALARS)."""
     scalars = recipe.tensors["scalars"].copy()
-    for scalar, value in SCALAR_ABLATIONS[name].items():
-        scalars[SCALARS.index(scalar)] = value
+    for name, value in values.items():
+        scalars[SCALARS.index(name)] = value
     return replace(recipe, tensors={**recipe.tensors, "scalars": scalars})
 
 
@@ -146,7 +147,9 @@ class Accuracy:
         parser.add_argument("--shots", default="1,2,5,10", help="comma-separated (default: 1,2,5,10)")
         parser.add_argument("--seeds", type=at_least(1), default=5, help="how many (default: 5)")
         parser.add_argument("--first-seed", type=at_least(0), default=0, help="the first of them (default: 0)")
-        parser.add_argument("--head", choices=("pooled", "paper"), default="pooled", help="what the class head reads")
+        parser.add_argument(
+            "--method", choices=("default", "paper"), default="default", help="paper: in everything that the paper says"
+        )
         add_frame_arguments(parser)
         parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
         parser.add_argument(
@@ -187,14 +190,16 @@ class Accuracy:
             if "int8" in precisions:
                 _not_tested(dataset, splits[seed][1])
         prompts = load_prompts()
-        settings = TeachSettings(head=args.head)
+        settings = TeachSettings.paper() if args.method == "paper" else TeachSettings()
+        at_240 = PAPER_SMOOTHING_PX_AT_240 if args.method == "paper" else SMOOTHING_PX_AT_240
+        smoothing = smoothing_px(encoder, at_240)
         about = {
             "data": dataset.folder.name,
             "classes": dataset.classes,
             "architecture": model.architecture,
             "weights": model.origin,
             "trained": model.trained,
-            "head": args.head,
+            "method": args.method,
             "image_size": encoder.image_size,
             "machine": describe_machine(),
         }
@@ -205,7 +210,9 @@ class Accuracy:
             baselines = None
             for k in shots:
                 stages = Stages()
-                request = TeachRequest(dataset, prompts, k, seed, options, settings, tuple(pool))
+                request = TeachRequest(
+                    dataset, prompts, k, seed, options, settings, tuple(pool), smoothing_px=smoothing
+                )
                 encoded = encode_request(model, graph, request, stages)
                 recipe = fit_supports(encoded, encoder, stages)
                 # With int8 each seed has its own: ranges and rounding must owe nothing to a frame under test.
@@ -213,13 +220,19 @@ class Accuracy:
                     _close(predictors)
                     shutil.rmtree(work / "bundle", ignore_errors=True)
                     fp16 = "fp16" in precisions
-                    build_bundle(model, graph, recipe, parity_samples(dataset), work / "bundle", stages, fp16=fp16)
+                    # Rows beside ours may read the V path, which a bundle whose own recipe does not may lack.
+                    built = with_scalars(recipe, lambda_v=1.0) if args.ablations else recipe
+                    samples = parity_samples(dataset)
+                    build_bundle(model, graph, built, samples, work / "bundle", stages, fp16=fp16, smoothing=smoothing)
                     predictors = _open(work / "bundle", precisions, dataset, test, seed)
                 found = {name: _judge(predictor, recipe, dataset, test) for name, predictor in predictors.items()}
                 if args.ablations:
                     for name in ABLATIONS:
+                        if name == NO_TRANSFORM and encoded.bank.projection is None:
+                            continue
                         other = ablate(name, recipe, encoded, encoder, Stages())
                         found[name] = _judge(predictors["fp32"], other, dataset, test)
+                    found[LAST_LEVEL] = _judge_last_level(model, encoded, test, work / f"last-level-{k}-{seed}")
                     if model.has_text:
                         generic = replace(request, prompts=load_prompts(GENERIC_FILE))
                         other = fit_supports(encode_request(model, graph, generic, Stages()), encoder, Stages())
@@ -234,8 +247,7 @@ class Accuracy:
                 rows[-len(found)].update(stages=stages.seconds, scalars=chosen)
                 if args.baselines:
                     if baselines is None:
-                        pixels = smoothing_px(encoder)
-                        baselines = Baselines(model, graph, encoder, dataset, test, options, pixels, work)
+                        baselines = Baselines(model, graph, encoder, dataset, test, options, smoothing, work)
                     for name, metrics in baselines.judge(encoded).items():
                         none = dict.fromkeys(METRICS)
                         rows.append(
@@ -281,9 +293,24 @@ def _judge(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sa
 def _judge_class_mean(model: LoadedModel, request: TeachRequest, test: list[Sample], bundle: Path) -> dict[str, Any]:
     """The other reading of eq. 13-15 is another graph, so another bundle."""
     graph = SemClipGraph(model.encoder(), redundancy="class_mean")
-    request = replace(request, settings=replace(request.settings, **FITTED_ABLATIONS["value_path"]))
+    request = replace(request, settings=FITTED_ABLATIONS["value_path"])
     recipe = teach_recipe(model, graph, request, Stages())
-    build_bundle(model, graph, recipe, parity_samples(request.dataset), bundle, Stages(), fp16=False)
+    return _judge_other_graph(model, graph, recipe, request, test, bundle)
+
+
+def _judge_last_level(model: LoadedModel, encoded: EncodedSupports, test: list[Sample], bundle: Path) -> dict[str, Any]:
+    """The paper's "w/o multi-layer": a graph that has the last level alone, of both paths, and of P_S and the head."""
+    graph = SemClipGraph(model.encoder(last_level_only=True))
+    alone = replace(encoded, features=encoded.features.last_level())
+    recipe = fit_supports(alone, describe_encoder(model, graph), Stages())
+    return _judge_other_graph(model, graph, recipe, encoded.request, test, bundle)
+
+
+def _judge_other_graph(
+    model: LoadedModel, graph: SemClipGraph, recipe: Recipe, request: TeachRequest, test: list[Sample], bundle: Path
+) -> dict[str, Any]:
+    samples = parity_samples(request.dataset)
+    build_bundle(model, graph, recipe, samples, bundle, Stages(), fp16=False, smoothing=request.smoothing_px)
     with Predictor(bundle) as predictor:
         metrics = _judge(predictor, recipe, request.dataset, test)
     shutil.rmtree(bundle)  # one a cell would fill the disk

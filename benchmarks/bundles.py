@@ -8,10 +8,11 @@ import numpy as np
 
 from export.bundle import describe_encoder, record_artifact, write_manifest
 from export.checkpoint import load_model
-from export.fit_memory import MEMORY_SHARE
+from export.finetune import LAMBDA_V
+from export.fit_memory import SHARE_BESIDE_MASKS
 from export.graph import SemClipGraph
 from export.teach import RECIPE_FILE, smoothing_px
-from export.teach_settings import PAPER_ALPHA, TeachSettings
+from export.teach_settings import TeachSettings
 from export.text_bank import anchor_bank
 from export.to_onnx import onnx_from_graph
 from export.versions import tool_versions
@@ -42,7 +43,7 @@ def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 
         "memory_scale": np.tile(np.array([0.5, 0.1], np.float32), (levels, 1)),
         "head_weight": rng.standard_normal((classes, encoder.features)).astype(np.float32),
         "head_bias": np.zeros(classes, np.float32),
-        "scalars": TeachSettings().scalars(PAPER_ALPHA, float(bank.aligned), MEMORY_SHARE),
+        "scalars": TeachSettings().scalars(LAMBDA_V * bank.aligned, SHARE_BESIDE_MASKS),
     }
     supports = rng.standard_normal((10 * classes, encoder.features)).astype(np.float32)
     recipe = Recipe(names, tensors, supports, encoder.id, OperatingPoint.taught(names, 0.5, 0.5), bank.source)

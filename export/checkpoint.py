@@ -76,9 +76,9 @@ class LoadedModel:
     sha256: str
     vocabulary: frozenset[int] | None = None
 
-    def encoder(self) -> DualPathEncoder:
-        """The dual path over this model's image tower."""
-        return DualPathEncoder(self.clip.visual, mean=self.mean, std=self.std)
+    def encoder(self, *, last_level_only: bool = False) -> DualPathEncoder:
+        """The dual path over this model's image tower. last_level_only: as in `DualPathEncoder`."""
+        return DualPathEncoder(self.clip.visual, mean=self.mean, std=self.std, last_level_only=last_level_only)
 
 
 def load_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,10 +79,17 @@ class Build:
         """Build and print the summary."""
         _need_torch()
         check_provider("cpu")  # which compares the graph with torch at the end
-        from .bundle import refuse_existing
+        from .bundle import describe_encoder, refuse_existing
         from .graph import SemClipGraph
         from .progress import Stages
-        from .teach import build_bundle, parity_samples, teach_recipe
+        from .teach import (
+            PAPER_SMOOTHING_PX_AT_240,
+            SMOOTHING_PX_AT_240,
+            build_bundle,
+            parity_samples,
+            smoothing_px,
+            teach_recipe,
+        )
 
         refuse_existing(args.out, force=args.force)
         if args.engine and args.no_fp16:
@@ -97,11 +105,22 @@ class Build:
                 if size[0] < 1:
                     raise ExportError(f"--frame-size has {args.frame_size[0]} rows and all of them would be ignored")
             graph = SemClipGraph(model.encoder(), redundancy=args.redundancy, input_size=size)
+        at_240 = PAPER_SMOOTHING_PX_AT_240 if args.method == "paper" else SMOOTHING_PX_AT_240
+        request = replace(request, smoothing_px=smoothing_px(describe_encoder(model, graph), at_240))
         recipe = teach_recipe(model, graph, request, stages)
         notes = [] if model.trained else [UNTRAINED]
         samples = parity_samples(request.dataset)
         manifest = build_bundle(
-            model, graph, recipe, samples, args.out, stages, force=args.force, notes=notes, fp16=not args.no_fp16
+            model,
+            graph,
+            recipe,
+            samples,
+            args.out,
+            stages,
+            force=args.force,
+            notes=notes,
+            fp16=not args.no_fp16,
+            smoothing=request.smoothing_px,
         )
         if builder is not None:
             _add_engine(args.out, builder, stages)
@@ -143,7 +162,7 @@ class Teach:
         if not manifest.encoder.trained and args.weights is None and args.pretrained is None:
             args.random_weights = True
         stages = Stages()
-        request = _request(args, stages, args.out)
+        request = replace(_request(args, stages, args.out), smoothing_px=manifest.smoothing_px)
         with stages.stage("load encoder"):
             model = _model(args, manifest.encoder.image_size)
             resized = manifest.encoder.input_size if manifest.encoder.resizes_in_graph else None
@@ -265,11 +284,11 @@ def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file (TOML); the shipped one if left out")
     data.add_argument("--views", type=int, default=8, help="variations of each support that are encoded (default: 8)")
     data.add_argument(
-        "--head",
-        choices=("pooled", "paper"),
-        default="pooled",
-        help="what the class head reads: class tokens and what lies under the defect map, or, as in the paper, class "
-        "tokens alone (default: pooled)",
+        "--method",
+        choices=("default", "paper"),
+        default="default",
+        help="paper: SEM-CLIP as the paper has it, in everything that the paper says; without what docs/method.md adds "
+        "to it (default: default)",
     )
     add_frame_arguments(data)
     encoder = parser.add_argument_group("with which encoder")
@@ -321,8 +340,8 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     dataset = _dataset(args.data, stages, out)
     say_left_out(dataset)
     prompts = load_prompts(args.prompts)
-    settings = TeachSettings(views=args.views, head=args.head)
-    return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings)
+    settings = TeachSettings.paper() if args.method == "paper" else TeachSettings()
+    return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings, views=args.views)
 
 
 def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:

@@ -44,6 +44,7 @@ class DualPathEncoder(nn.Module):
     visual: an open_clip VisionTransformer with a class token, learned positions and plain residual blocks.
     mean, std: RGB statistics of its training pixels in [0, 1].
     levels: how many encoding blocks; the layers are divided evenly among them (paper: m = 4).
+    last_level_only: give the last of them alone (the paper's "w/o multi-layer").
     Raises CheckpointError for towers that the dual path is not defined on.
     """
 
@@ -52,7 +53,13 @@ class DualPathEncoder(nn.Module):
     class_token: Tensor
 
     def __init__(
-        self, visual: VisionTransformer, *, mean: Sequence[float], std: Sequence[float], levels: int = 4
+        self,
+        visual: VisionTransformer,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        levels: int = 4,
+        last_level_only: bool = False,
     ) -> None:
         super().__init__()
         _check_supported(visual, levels)
@@ -68,7 +75,8 @@ class DualPathEncoder(nn.Module):
         self.width: int = self.ln_post.normalized_shape[0]
         self.text_dim: int = self.proj.shape[1]
         step = len(self.blocks) // levels
-        self.level_layers = tuple(range(step, len(self.blocks) + 1, step))
+        self.block_ends = tuple(range(step, len(self.blocks) + 1, step))
+        self.level_layers = self.block_ends[-1:] if last_level_only else self.block_ends
         weight, bias = _grey_patch_embedding(visual.conv1.weight.detach(), mean, std)
         positions = visual.positional_embedding.detach()
         self.register_buffer("patch_weight", weight)
@@ -138,6 +146,7 @@ class DualPathEncoder(nn.Module):
                 if v is not None:
                     values.append(self.ln_post(v).to(self.compute_dtype) @ self.proj)
                 cls.append(self.ln_post(z[:, 0]).to(self.compute_dtype) @ self.proj)
+            if layer in self.block_ends:
                 v = None
         return Levels(tokens, values, cls)
 

@@ -1,20 +1,21 @@
-"""Few-shot fine-tuning: from cached support features to a recipe (paper section 3; decisions in the docstrings).
+"""Few-shot fine-tuning: from cached support features to a recipe (paper section 3; docs/method.md says what is ours).
 
-The trunk is frozen. Two things are fitted: the transformation layers, with focal and dice loss on the defect map of
-every level, and the classification head, a multinomial logistic regression. A third is remembered: patches of the good
-supports. The head reads what lies under the map, and a map is too good on the frames that taught it. Where the layers
-start at the text, those that were taught without a frame draw it well, and the head is fitted on such honest maps.
-Where they start at random, layers taught on fewer frames often point at something else than the defect, and the
-recipe's own maps are the better teacher. The defect threshold goes by the same maps, and by heads that were taught
-without the frame.
+The trunk is frozen. `fit_recipe` goes through five steps, each on what the ones before it found:
 
-Same features and seed, same bytes.
+1. `fit_transforms` teaches the layers of the defect map; `fit_memory` remembers patches of the good supports.
+2. `fuse_support_maps` draws the supports' maps: as the recipe draws them, and as the head and the threshold read them.
+3. `fit_class_head` fits the classes on what lies under those maps.
+4. `judge_supports` asks the finished tensors for the maps and P_S of the unchanged supports, as the graph will.
+5. `taught_point` sets the thresholds.
+
+Three things are decided by the supports: where the layers start (`starts_at_text`), how far the text is believed
+(`fit_prior_scales`), and the two thresholds. Same features and seed, same bytes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -30,29 +31,35 @@ from runtime.recipe import FrameOptions, Recipe
 from runtime.verdict import defect_scores
 
 from . import heads
-from .fit_head import (
-    PRIOR_BIAS_L2,
-    PRIOR_L2,
-    choose_alpha,
-    fit_head,
-    head_input,
-    head_scale,
-    held_out_probabilities,
-    text_prior,
-)
-from .fit_map import choose_lambda_v, fit_transforms, maps_by, maps_of_others, starts_at_text
-from .fit_memory import choose_memory_share, fit_memory, with_memory
-from .teach_settings import PAPER_ALPHA, TeachSettings
+from .fit_head import ClassHead, fit_class_head, head_input
+from .fit_map import Layers, fit_transforms, out_of_fold_maps
+from .fit_memory import Memory, fit_memory, memory_share, with_memory
+from .teach_settings import TeachSettings
 from .text_bank import TextBank
 from .views import Progress, SupportFeatures, area_average
 
-HEAD_MAPS = ("own", "others")
+LAMBDA_V = 0.3
+"""The V path's share of the map where the text is aligned."""
 CLASS_SHARE = 0.25
 """What 1 - P(good) counts in the defect score of a taught recipe; the map's score counts the rest.
 
 Chosen on splits that stand in no table (seeds 5 to 8, DeiT-Tiny), with the threshold below. At 10 shots 58.3 % of the
 verdicts on magnetic tiles are right, against 48.1 % by the map alone and 58.2 % at 0.5; on EMPS 93.0, 92.5 and 92.6 %.
 At one shot it costs EMPS half a point and brings the tiles seven."""
+
+
+@dataclass(frozen=True, slots=True)
+class SupportMaps:
+    """Defect maps [V, P] of all views of the supports (eq. 17, the memory's share in them).
+
+    own: by the recipe's layers. honest: what the head and the defect threshold learn from. Where the layers start at
+    the text, those that were taught without a frame draw it well, and `honest` is out of fold. Where they start at
+    random, layers taught on fewer frames often point at something else than the defect: `honest` is `own`.
+    A good support is never compared with a memory bank that holds it: nothing in it would be odd.
+    """
+
+    own: Tensor
+    honest: Tensor
 
 
 def fit_recipe(
@@ -68,101 +75,83 @@ def fit_recipe(
     provenance: Mapping[str, Any] | None = None,
     progress: Progress | None = None,
 ) -> Recipe:
-    """Teach a recipe. Deterministic for equal arguments on one machine.
-
-    Thresholds are those of the highest F1 on the supports themselves, the defect threshold where it can be by layers
-    and heads that were taught without the frame: a starting point, optimistic by nature. Raises ValueError for settings
-    that are unknown.
-    """
+    """Teach a recipe. Deterministic for equal arguments on one machine. Raises ValueError as `fit_transforms`."""
     settings = settings or TeachSettings()
-    if settings.head_maps not in (None, *HEAD_MAPS):
-        raise ValueError(f'head_maps "{settings.head_maps}" is unknown; there are: {", ".join(HEAD_MAPS)}')
-    text_seg = torch.tensor(bank.text_seg)
-    weight, bias, taught_by = fit_transforms(
-        features, text_seg, encoder.grid, settings, seed, progress, start=bank.projection
-    )
-    unseen, unseen_value = maps_of_others(features, bank, encoder.grid, settings, seed)
-    lambda_v = choose_lambda_v(unseen, unseen_value, features, bank, encoder.grid, settings)
-    unseen_maps = (unseen + lambda_v * unseen_value) / (1 + lambda_v)
+    layers = fit_transforms(features, bank, encoder.grid, settings, seed, progress)
     memory = fit_memory(features)
-    share = choose_memory_share(memory, unseen_maps, features, settings)
-    lambda_m = share * (1 + lambda_v)
-    at_text = starts_at_text(features, bank.projection, text_seg, encoder.grid)
-    head_maps, taken = unseen_maps, settings.head_maps or ("others" if at_text else "own")
-    if taken == "own":
-        own = maps_by(features.tokens, weight, bias, text_seg, settings.tau)
-        head_maps = (own + lambda_v * unseen_value) / (1 + lambda_v)
-    if memory.maps is not None:
-        head_maps = with_memory(head_maps, memory.maps, share)
+    shares = _shares(bank, layers, memory, settings)
+    maps = fuse_support_maps(features, layers, memory, shares, bank, encoder, settings, seed)
+    head = fit_class_head(features, maps.honest, bank, settings)
     tensors = {
         "text_seg": bank.text_seg,
         "text_cls": bank.text_cls,
-        "transform_weight": weight.numpy(),
-        "transform_bias": bias.numpy(),
+        "transform_weight": layers.weight.numpy(),
+        "transform_bias": layers.bias.numpy(),
         "memory": memory.rows.numpy(),
         "memory_scale": memory.scale.numpy(),
-        "scalars": settings.scalars(PAPER_ALPHA, lambda_v, lambda_m),
+        "head_weight": head.weight.numpy(),
+        "head_bias": head.bias.numpy(),
+        "scalars": settings.scalars(shares.value, shares.memory * (1 + shares.value)),
     }
-    patch_maps, text = _judge_supports(features, tensors, encoder)
-    levels, width = features.tokens.shape[1], features.tokens.shape[3]
-    scale = head_scale(levels, width, settings.head, last_level_only=settings.last_level_only)
-    head = head_input(features, torch.ones(len(features.labels), dtype=torch.bool), head_maps)
-    shots = float((features.plain.sum() / len(classes)).item())
-    prior, believed = text_prior(head, features.labels, bank, settings, shots)
-    held = 0.0 if prior is None else 1.0
-    l2, bias_l2 = settings.head_l2 + held * PRIOR_L2 / shots, held * PRIOR_BIAS_L2
-    head_weight, head_bias = fit_head(head, features.labels, len(classes), l2, scale, prior=prior, bias_l2=bias_l2)
-    tensors["head_weight"], tensors["head_bias"] = head_weight.numpy(), head_bias.numpy()
-    labels = features.labels[features.plain]
-    held_out = held_out_probabilities(head, features, len(classes), l2, scale, prior, bias_l2)
-    if settings.alpha is None:
-        alpha, chosen_by = choose_alpha(held_out, text, labels)
-    else:
-        alpha, chosen_by = settings.alpha, {"by": "setting"}
-    tensors["scalars"] = settings.scalars(alpha, lambda_v, lambda_m)
-    # A good support that is remembered has nothing odd in it, which no frame to come can match.
-    unremembered, _ = _judge_supports(features, tensors, encoder, memory.maps)
-    frame_maps = unremembered
-    if taken == "others":
-        frame_maps = list(head_maps[features.plain].reshape(-1, *encoder.grid).numpy())
-    good = None if held_out is None else alpha * held_out[:, 0].numpy() + (1 - alpha) * text[:, 0]
-    point = OperatingPoint.taught(
-        classes,
-        _defect_threshold(frame_maps, good, (labels > 0).numpy(), len(classes), encoder, smoothing_px),
-        _pixel_threshold(features, unremembered, encoder, smoothing_px),
-        CLASS_SHARE,
-    )
+    judged, text = judge_supports(features, tensors)
+    point = taught_point(classes, features, maps, head, text, encoder, smoothing_px, settings.alpha)
     teaching = {
         "seed": seed,
-        "map_taught_by": taught_by,
-        "head_maps": taken,
-        "alpha": {"value": alpha, **chosen_by},
-        "text_prior": {**believed, "head_l2": l2} if believed else {},
+        "map_taught_by": layers.taught_by,
+        "map_starts_at": "text" if layers.at_text else "random",
+        "memory_share": shares.memory,
+        "text_prior": head.prior,
         "settings": asdict(settings),
         **(provenance or {}),
     }
-    return Recipe(
-        tuple(classes),
-        tensors,
-        head_input(features, features.plain, torch.stack([m.flatten() for m in map(torch.tensor, patch_maps)])).numpy(),
-        encoder.id,
-        point,
-        bank.source,
-        options,
-        teaching,
-    )
+    supports = head_input(features, features.plain, judged).numpy()
+    return Recipe(tuple(classes), tensors, supports, encoder.id, point, bank.source, options, teaching)
 
 
-def _judge_supports(
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What counts beside the vanilla path's map: value, lambda_v of eq. 17; memory, beside those two together."""
+
+    value: float
+    memory: float
+
+
+def _shares(bank: TextBank, layers: Layers, memory: Memory, settings: TeachSettings) -> Shares:
+    """As set, or by what taught the map. The V path is not taught: where text and images were never aligned, it is noise."""
+    value, share = settings.lambda_v, settings.memory_share
+    if value is None:
+        value = LAMBDA_V if bank.aligned else 0.0
+    if share is None or memory.maps is None:
+        share = memory_share(memory, layers.taught_by, layers.at_text)
+    return Shares(value, share)
+
+
+def fuse_support_maps(
     features: SupportFeatures,
-    tensors: Mapping[str, NDArray[np.float32]],
+    layers: Layers,
+    memory: Memory,
+    shares: Shares,
+    bank: TextBank,
     encoder: Encoder,
-    memory_maps: Tensor | None = None,
-) -> tuple[list[NDArray[np.float32]], NDArray[np.float32]]:
-    """What the recipe says of the unchanged supports: patch maps (eq. 17) and P_S [supports, K] (eq. 18-19).
+    settings: TeachSettings,
+    seed: int,
+) -> SupportMaps:
+    """The supports' maps. Out-of-fold ones are computed only where they are read."""
+    value = torch.sigmoid(settings.temperatures.value * features.value).mean(1)  # eq. 16
 
-    memory_maps: [V, P], to take for the memory's map; else the memory's own, as in the graph.
-    """
+    def fused(vanilla: Tensor) -> Tensor:
+        return with_memory((vanilla + shares.value * value) / (1 + shares.value), memory, shares.memory)
+
+    own = fused(layers.maps(features.tokens, torch.tensor(bank.text_seg), settings.temperatures.map))
+    if not layers.at_text:
+        return SupportMaps(own, own)
+    return SupportMaps(own, fused(out_of_fold_maps(features, bank, encoder.grid, settings, seed)))
+
+
+def judge_supports(
+    features: SupportFeatures, tensors: Mapping[str, NDArray[np.float32]]
+) -> tuple[Tensor, NDArray[np.float32]]:
+    """What the recipe says of the unchanged supports: maps [supports, P] (eq. 17) and P_S [supports, K] (eq. 18-19)."""
     names = ("text_seg", "text_cls", "transform_weight", "transform_bias", "memory", "memory_scale")
     text_seg, text_cls, weight, bias, memory, memory_scale = (torch.tensor(tensors[name]) for name in names)
     _, lambda_v, lambda_m, tau, tau_v, tau_s = torch.tensor(tensors["scalars"])
@@ -170,16 +159,41 @@ def _judge_supports(
     for view in features.plain.nonzero()[:, 0].tolist():
         transformed = heads.transform(features.tokens[view].float(), weight, bias[:, None])
         vanilla = heads.vanilla_logit(heads.cosines(transformed, text_seg), tau)
-        if memory_maps is None:
-            odd = [heads.oddness(z.float(), rows) for z, rows in zip(features.tokens[view], memory, strict=True)]
-            remembered = heads.memory_map(odd, memory_scale)
-        else:
-            remembered = memory_maps[view]
-        value = list(tau_v * features.value[view])
-        patch_map = heads.fuse_maps(list(vanilla), value, remembered, lambda_v, lambda_m)
-        maps.append(patch_map.reshape(encoder.grid).numpy())
+        odd = [heads.oddness(z.float(), rows) for z, rows in zip(features.tokens[view], memory, strict=True)]
+        remembered = heads.memory_map(odd, memory_scale)
+        maps.append(heads.fuse_maps(list(vanilla), list(tau_v * features.value[view]), remembered, lambda_v, lambda_m))
         text.append(heads.text_probabilities(list(heads.cosines(transformed, text_cls)[:, None]), tau_s)[0].numpy())
-    return maps, np.stack(text)
+    return torch.stack(maps), np.stack(text)
+
+
+def taught_point(
+    classes: Sequence[str],
+    features: SupportFeatures,
+    maps: SupportMaps,
+    head: ClassHead,
+    text: NDArray[np.float32],
+    encoder: Encoder,
+    smoothing_px: float,
+    alpha: float,
+) -> OperatingPoint:
+    """Thresholds of the highest F1 on the unchanged supports: a starting point; expect worse on new frames.
+
+    text: P_S of the unchanged supports [supports, K].
+    """
+    plain = features.plain
+
+    def grids(of: Tensor) -> list[NDArray[np.float32]]:
+        return [row.reshape(encoder.grid).numpy() for row in of[plain]]
+
+    held_out = head.held_out
+    good = None if held_out is None else alpha * held_out[:, 0].numpy() + (1 - alpha) * text[:, 0]
+    defect = (features.labels[plain] > 0).numpy()
+    return OperatingPoint.taught(
+        classes,
+        _defect_threshold(grids(maps.honest), good, defect, len(classes), encoder, smoothing_px),
+        _pixel_threshold(features, grids(maps.own), encoder, smoothing_px),
+        CLASS_SHARE,
+    )
 
 
 def _defect_threshold(
@@ -211,7 +225,7 @@ def _pixel_threshold(
 ) -> float:
     """The threshold of highest F1 for pixels, by the recipe's own maps of the unchanged supports; 0.5 without masks.
 
-    Here maps of others are no better: they were taught by fewer frames, and so are less sure.
+    Out-of-fold maps are no better here: they were taught by fewer frames, and so are less sure.
     """
     values, truths = [], []
     for patch_map, view in zip(patch_maps, features.plain.nonzero()[:, 0].tolist(), strict=True):

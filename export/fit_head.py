@@ -1,62 +1,65 @@
-"""The classification head (paper eq. 20-22), taught on cached support features; its start from the text, its alpha."""
+"""The classification head (paper eq. 20-22), taught on cached support features, and its start from the text."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from . import heads
-from .teach_settings import PAPER_ALPHA, TeachSettings
+from .teach_settings import TeachSettings
 from .text_bank import TextBank
-from .text_prior import fit_prior_scales, head_prior, height_prior
+from .text_prior import fit_prior_scales, peak_prior, text_prior
 from .views import SupportFeatures
 
 Layer = tuple[Tensor, Tensor]
 """Weight and bias."""
-ALPHAS = (0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+HEAD_L2 = 1e-3
+"""Weight decay of the logistic regression, on features brought to one scale (`head_scale`)."""
 MAX_FOLDS = 5
 PRIOR_L2 = 1.0
-"""Added to the head's L2 if it starts from the text: this, by shots a class. Where the text means nothing (magnetic
+"""Added to the head's L2 if it starts from the text: this, by shots per class. Where the text means nothing (magnetic
 tiles, sem_tiny) it does no harm with two and with ten."""
 PRIOR_BIAS_L2 = 1.0
 """L2 on the bias of such a head. Classes weigh the same in the fit and in the text, so what a handful of supports would
 move it by is mostly chance: left free it cost up to five points of accuracy at one shot."""
 BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (1.0, 0.4, 0.5, 0.6)}
-"""By kind of head, how strongly z_C, the tokens under the map, their contrast and the map's height are let speak. The
+"""By kind of head, the scale of z_C, of the tokens under the map, of their contrast and of the map's peak mean. The
 tokens under the map are held back: maps fit the supports they were taught on better than frames to come. Chosen with
-`head_l2` on magnetic tiles with DeiT-Tiny, on ten splits that stand in no table (seeds 5 to 14 of benchmarks.accuracy):
+HEAD_L2 on magnetic tiles with DeiT-Tiny, on ten splits that stand in no table (seeds 5 to 14 of benchmarks.accuracy):
 60.0 % with 10 shots, against 57.9 % with both kinds of token at 0.7 and an L2 of 3e-4."""
 
 
-def text_prior(
-    head: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings, shots: float
-) -> tuple[Layer | None, dict[str, Any]]:
-    """What text and map say of a frame's class before any head is fitted, as weight [K, F] and bias [K].
+@dataclass(frozen=True, slots=True)
+class ClassHead:
+    """weight [K, F] and bias [K], for the graph's `features`.
 
-    The text names the class, the map's height tells defects from good. A handful of supports tells the tokens apart in
-    any number of ways, these in one. With it how far they are believed: the scale of the class tokens' cosines, one for
-    each of the upper levels, that of the height, and `explained`, the part of the log loss of guessing that they take
-    away on the supports. None and {} where the text is not aligned, and for the paper's head, which has no such start.
+    held_out: P_C of the unchanged supports by heads that were taught without them: [supports, K]; None where a class
+    has a single support. prior: what the text contributed, for the recipe's record; {} where it contributed nothing.
     """
-    if bank.projection is None or settings.head != "pooled" or settings.last_level_only:
-        return None, {}
-    levels = (head.shape[1] - 1) // (3 * bank.projection.weight.shape[0])
-    weight, bias = head_prior(bank.projection, torch.tensor(bank.text_cls), head, levels)
-    of_height = height_prior(len(bank.text_cls), head.shape[1])
-    weight, bias = torch.cat([weight, of_height[0][None]]), torch.cat([bias, of_height[1][None]])
-    logits = torch.einsum("vf,bkf->bvk", head, weight) + bias[:, None]
-    scales = fit_prior_scales(logits[:-1], logits[-1], labels, shots)
-    *by_level, height = (round(scale, 3) for scale in scales.tolist())
-    believed: dict[str, Any] = {"class_tokens": by_level, "map_height": height}
-    loss = F.cross_entropy(torch.einsum("b,bvk->vk", scales, logits), labels, weight=1 / torch.bincount(labels))
-    believed["explained"] = round(max(0.0, 1 - float(loss) / math.log(len(bank.text_cls))), 4)
-    return (torch.einsum("b,bkf->kf", scales, weight), scales @ bias), believed
+
+    weight: Tensor
+    bias: Tensor
+    held_out: Tensor | None
+    prior: dict[str, Any]
+
+
+def fit_class_head(features: SupportFeatures, maps: Tensor, bank: TextBank, settings: TeachSettings) -> ClassHead:
+    """Fit the head on what lies under maps [V, P]. With aligned text it starts there, and is held there by shots."""
+    classes, labels = len(bank.text_cls), features.labels
+    levels, width = features.tokens.shape[1], features.tokens.shape[3]
+    x = head_input(features, torch.ones(len(labels), dtype=torch.bool), maps)
+    scale = head_scale(levels, width, settings.head)
+    shots = float(features.plain.sum()) / classes
+    prior, record = start_of_head(x, labels, bank, settings, shots)
+    l2, bias_l2 = (HEAD_L2, 0.0) if prior is None else (HEAD_L2 + PRIOR_L2 / shots, PRIOR_BIAS_L2)
+    weight, bias = fit_head(x, labels, classes, l2, scale, prior=prior, bias_l2=bias_l2)
+    held_out = held_out_probabilities(x, features, classes, l2, scale, prior, bias_l2)
+    return ClassHead(weight, bias, held_out, record)
 
 
 def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
@@ -68,24 +71,43 @@ def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor
     return torch.stack(rows)
 
 
-def head_scale(levels: int, width: int, kind: str, *, last_level_only: bool = False) -> Tensor:
+def start_of_head(
+    x: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings, shots: float
+) -> tuple[Layer | None, dict[str, Any]]:
+    """What text and map say of a frame's class before any head is fitted, as weight [K, F] and bias [K].
+
+    The text names the class, the map's peak mean tells defects from good. A handful of supports tells the tokens apart
+    in any number of ways, these in one. With it the record: both scales (`fit_prior_scales`) and `explained`, the part
+    of the log loss of guessing that they take away on the supports. None and {} where the text is not aligned, and for
+    the paper's head, which has no such start. x: [V, F], what the head reads.
+    """
+    if bank.projection is None or settings.head != "pooled":
+        return None, {}
+    levels = (x.shape[1] - 1) // (3 * bank.projection.weight.shape[0])
+    of_text = text_prior(bank.projection, torch.tensor(bank.text_cls), x, levels)
+    of_peak = peak_prior(len(bank.text_cls), x.shape[1])
+    text, peak = fit_prior_scales(F.linear(x, *of_text), F.linear(x, *of_peak), labels, shots)
+    weight, bias = (text * a + peak * b for a, b in zip(of_text, of_peak, strict=True))
+    loss = F.cross_entropy(F.linear(x, weight, bias), labels, weight=1 / torch.bincount(labels))
+    explained = max(0.0, 1 - float(loss) / math.log(len(bank.text_cls)))
+    return (weight, bias), {"text": round(text, 3), "peak": round(peak, 3), "explained": round(explained, 4)}
+
+
+def head_scale(levels: int, width: int, kind: str) -> Tensor:
     """What standardized features are multiplied with before the head is fitted: [F], F = 3 * levels * width + 1.
 
     Class tokens, pooled tokens and their contrast count as blocks, each with its weight, whatever their width; what is
     not read is 0. "paper" reads the class tokens of all levels, "pooled" those of the upper half: lower down they know
-    the frame's brightness and little else. Raises ValueError.
+    the frame's brightness and little else.
     """
-    if kind not in BLOCK_WEIGHTS:
-        raise ValueError(f'head "{kind}" is unknown; there are: {", ".join(BLOCK_WEIGHTS)}')
-    *blocks, height = BLOCK_WEIGHTS[kind]
-    read = 1 if last_level_only else levels
-    reads = (read if kind == "paper" else -(-read // 2), read, read)
+    *blocks, peak = BLOCK_WEIGHTS[kind]
+    reads = (levels if kind == "paper" else -(-levels // 2), levels, levels)
     parts = []
     for weight, upper in zip(blocks, reads, strict=True):
         part = torch.zeros((levels, width))
         part[levels - upper :] = weight / math.sqrt(upper * width)
         parts.append(part.flatten())
-    return torch.cat([*parts, torch.tensor([height])])
+    return torch.cat([*parts, torch.tensor([peak])])
 
 
 def fit_head(
@@ -182,29 +204,3 @@ def held_out_probabilities(
         )
         head[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
     return head
-
-
-def choose_alpha(held_out: Tensor | None, text: NDArray[np.float32], labels: Tensor) -> tuple[float, dict[str, Any]]:
-    """The class mix of eq. 23 by cross-validation on the supports, and how it was chosen.
-
-    held_out: P_C of `held_out_probabilities`. text: P_S of the same supports [S, K]. labels: [S].
-    Log loss is taken on the left-out supports, classes weighing the same. A handful of supports measures it poorly, and
-    P_S, which is not fitted again, has seen their masks; so the mix nearest the paper's is taken whose loss is within
-    one standard error of the lowest (Breiman et al. 1984). Without held-out supports it is the paper's 0.8.
-    """
-    if held_out is None:
-        return PAPER_ALPHA, {"by": "paper", "why": "a class has fewer than 2 supports"}
-    share = (1.0 / torch.bincount(labels).double())[labels] / held_out.shape[1]
-    truth = torch.arange(len(labels)), labels
-    of_head, of_text = held_out[truth].double(), torch.tensor(text)[truth].double()
-    losses = {a: -((1 - a) * of_text + a * of_head).clamp_min(1e-12).log() for a in ALPHAS}
-    mean = {a: float((share * loss).sum()) for a, loss in losses.items()}
-    lowest = min(ALPHAS, key=lambda a: mean[a])
-
-    def within_noise(a: float) -> bool:
-        excess = losses[a] - losses[lowest]
-        error = (share * (excess - (share * excess).sum())).square().sum().sqrt()
-        return mean[a] - mean[lowest] <= float(error)
-
-    best = min(filter(within_noise, ALPHAS), key=lambda a: (abs(a - PAPER_ALPHA), a))
-    return best, {"by": "cross-validation", "log_loss": {f"{a:g}": loss for a, loss in mean.items()}}

@@ -32,13 +32,19 @@ from .views import SupportFeatures, encode_supports
 
 SMOOTHING_PX_AT_240 = 6.0
 """4 in an earlier build; on frames of both data sets with masks a wider one draws the better map at every K."""
+PAPER_SMOOTHING_PX_AT_240 = 4.0
+"""That of the paper's relatives (WinCLIP, CLIP-AD, PromptAD); the paper names none."""
 RECIPE_FILE = "recipe.safetensors"
 ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 
 
 @dataclass(frozen=True, slots=True)
 class TeachRequest:
-    """What to teach: `shots` frames of every class of `dataset`, drawn with `seed` (from `allowed` only, if given)."""
+    """What to teach: `shots` frames of every class of `dataset`, drawn with `seed` (from `allowed` only, if given).
+
+    views: variations of each support that are encoded, the first one unaugmented.
+    smoothing_px: of the map, in pixels of the encoder's image, as the bundle has it. None: `smoothing_px` decides.
+    """
 
     dataset: Dataset
     prompts: Prompts
@@ -47,11 +53,13 @@ class TeachRequest:
     options: FrameOptions = field(default_factory=FrameOptions)
     settings: TeachSettings = field(default_factory=TeachSettings)
     allowed: tuple[Sample, ...] | None = None
+    views: int = 8
+    smoothing_px: float | None = None
 
 
-def smoothing_px(encoder: Encoder) -> float:
-    """The map's smoothing, in pixels of the encoder's image: 6 px at 240 px."""
-    return SMOOTHING_PX_AT_240 * encoder.image_size[0] / 240
+def smoothing_px(encoder: Encoder, at_240: float = SMOOTHING_PX_AT_240) -> float:
+    """The map's smoothing, in pixels of the encoder's image; it grows with the image's height."""
+    return at_240 * encoder.image_size[0] / 240
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ def encode_request(model: LoadedModel, graph: SemClipGraph, request: TeachReques
     supports = draw_supports(dataset, request.shots, request.seed, allowed=request.allowed)
     with stages.stage("text bank"):
         bank = build_text_bank(model, request.prompts, dataset.classes)
-    with stages.stage(f"encode {len(supports)} x {request.settings.views} views") as progress:
+    with stages.stage(f"encode {len(supports)} x {request.views} views") as progress:
         features = encode_supports(
             graph,
             describe_encoder(model, graph),
@@ -83,7 +91,7 @@ def encode_request(model: LoadedModel, graph: SemClipGraph, request: TeachReques
             dataset.classes,
             torch.tensor(bank.text_seg),
             request.options,
-            views=request.settings.views,
+            views=request.views,
             seed=request.seed,
             progress=progress,
         )
@@ -102,7 +110,7 @@ def fit_supports(
             dataset.classes,
             encoded.bank,
             request.options,
-            smoothing_px=smoothing_px(encoder),
+            smoothing_px=smoothing_px(encoder) if request.smoothing_px is None else request.smoothing_px,
             seed=request.seed,
             settings=settings or request.settings,
             provenance={
@@ -128,10 +136,12 @@ def build_bundle(
     force: bool = False,
     notes: Sequence[str] = (),
     fp16: bool = True,
+    smoothing: float | None = None,
 ) -> Manifest:
     """Export fp32 and fp16 ONNX, prove parity on real frames, and write the bundle as a whole or not at all.
 
-    fp16: False leaves that artifact out; the CPU does not take it. Raises OutputExistsError, ExportError, ParityError.
+    fp16: False leaves that artifact out; the CPU does not take it. smoothing: in pixels of the encoder's image, as in
+    TeachRequest. Raises OutputExistsError, ExportError, ParityError.
     """
     refuse_existing(out, force=force)
     encoder = describe_encoder(model, graph)
@@ -170,7 +180,7 @@ def build_bundle(
             artifacts=tuple(artifacts),
             recipe_file=RECIPE_FILE,
             recipe_sha256=sha256_of(folder / RECIPE_FILE),
-            smoothing_px=smoothing_px(encoder),
+            smoothing_px=smoothing_px(encoder) if smoothing is None else smoothing,
             tools=tool_versions(),
             notes=tuple(notes),
         )

@@ -1,56 +1,95 @@
-"""How to teach: every choice of few-shot fine-tuning that is not the data's."""
+"""How to teach: what a user may set, and the paper's method as one setting of it."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-PAPER_ALPHA = 0.8
-"""The class mix of eq. 23 as the paper sets it."""
+HEADS = ("pooled", "paper")
+STARTS = ("auto", "random", "text")
+METHODS = ("default", "paper")
+
+
+@dataclass(frozen=True, slots=True)
+class Temperatures:
+    """Logit scales: cosines are multiplied with them before a softmax.
+
+    fit: of the map while its layers are taught, CLIP's. The taught map is then nearly binary; in use the softer `map`
+    ranks frames and pixels as well or better, and makes the map less sensitive to rounding. value: of the V path (eq.
+    15). text: of P_S (eq. 19).
+    """
+
+    fit: float = 100.0
+    map: float = 30.0
+    value: float = 100.0
+    text: float = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class TeachSettings:
-    """How to teach. views per support; steps and batch of the transformation layers' Adam; the rest as in the recipe.
+    """How to teach. docs/method.md says what each is worth.
 
-    learning_rate: of that Adam; layers that start at the text learn faster (fit_map.TEXT_RATE).
-    tau_fit: logit scale while fitting, CLIP's. The taught map is then nearly binary; the recipe gets the softer `tau`,
-    which ranks frames and pixels as well or better and makes the map less sensitive to rounding.
-    frame_loss: weight of the loss of whole frames beside that of their cells (`fit_map`); not with head "paper".
-    head: "pooled" reads the tokens under the map beside the class tokens (heads.map_features); "paper" reads the class
-    tokens alone (eq. 20-22), all other weights of the head are zero.
-    head_l2: weight decay of the logistic regression, on features brought to one scale (`head_scale`); of a head that
-    starts from what an aligned text tower says it is stronger, the fewer the shots (PRIOR_L2).
-    memory_share: what the memory's map counts beside the others; None lets the supports choose
-    (`choose_memory_share`). It is 0 with head "paper".
-    lambda_v: the V path's share of the map; None lets the supports choose (`choose_lambda_v`), but takes 0 where the
-    text vectors are not aligned, and the paper's 1 with head "paper".
-    last_level_only: the other levels' layers and head weights are zero, and they have no say (paper, Table 3).
-    head_maps: under which maps of the supports the class head learns to read: "own", those of the recipe; or "others",
-    those of layers that were taught without the frame: honest, but taught on fewer frames. None takes "others" where
-    the layers start at the text (`starts_at_text`), "own" where they start at random.
-    alpha: the class mix of eq. 23; None chooses it by cross-validation on the supports (`choose_alpha`).
+    steps: of the transformation layers' Adam; 0 leaves them where they start.
+    start: where those layers start: "random"; "text", the tower's own projection, which takes an aligned text tower; or
+        "auto", at the text where that finds the supports' defects untaught (`fit_map.starts_at_text`).
+    frame_loss: weight of the loss of whole frames beside that of their cells (`fit_map`).
+    head: "pooled" reads the tokens under the map beside the class tokens (`heads.map_features`), and starts from what
+        an aligned text tower says; "paper" reads the class tokens alone (eq. 20-22) and starts at zero.
+    alpha: the class mix of eq. 23.
+    lambda_v: the V path's share of the map (eq. 16-17). None: LAMBDA_V where the text vectors are aligned, else 0.
+    memory_share: the share of the memory bank's map beside the others. None: by what taught the map
+        (`fit_memory.memory_share`).
+    temperatures: see there.
+
+    Raises ValueError for a name that is unknown and for numbers out of range.
     """
 
-    views: int = 8
     steps: int = 500
-    batch: int = 4
-    learning_rate: float = 2e-3
+    start: str = "auto"
     frame_loss: float = 1.0
     head: str = "pooled"
-    head_l2: float = 1e-3
-    head_maps: str | None = None
-    last_level_only: bool = False
-    alpha: float | None = None
-    tau_fit: float = 100.0
-    tau: float = 30.0
-    tau_v: float = 100.0
-    tau_s: float = 10.0
+    alpha: float = 0.8
     lambda_v: float | None = None
     memory_share: float | None = None
+    temperatures: Temperatures = field(default_factory=Temperatures)
 
-    def scalars(self, alpha: float, lambda_v: float, lambda_m: float) -> NDArray[np.float32]:
+    def __post_init__(self) -> None:
+        for name, known in (("head", HEADS), ("start", STARTS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f'{name} "{getattr(self, name)}" is unknown; there are: {", ".join(known)}')
+        if not 0 <= self.alpha <= 1:
+            raise ValueError(f"alpha must lie in [0, 1], not {self.alpha}")
+        for name in ("steps", "frame_loss", "lambda_v", "memory_share"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+
+    @classmethod
+    def paper(cls) -> TeachSettings:
+        """SEM-CLIP as the paper has it (ICCAD 2024), beside `smoothing_px` 4 at 240 px.
+
+        steps: the paper is silent on loss, steps and views, so they are ours.
+        start: eq. 9 names a linear layer and no start; it starts at random.
+        frame_loss: eq. 8-17 know no loss of whole frames: 0.
+        head: z_C of eq. 20, the class tokens of all levels, and the linear layer of eq. 21-22.
+        alpha: 0.8, section 4.1 and eq. 23.
+        lambda_v: 1, A = A^Z + A^V of eq. 17.
+        memory_share: eq. 17 has no memory: 0.
+        temperatures: eq. 11 and 15 print none; CLIP's 100 stands for both, for a two-way softmax of cosines at 1 hardly
+        leaves 0.5. Eq. 19 prints none either; its softmax over classes is taken literally: 1.
+        """
+        return cls(
+            start="random",
+            frame_loss=0.0,
+            head="paper",
+            alpha=0.8,
+            lambda_v=1.0,
+            memory_share=0.0,
+            temperatures=Temperatures(fit=100.0, map=100.0, value=100.0, text=1.0),
+        )
+
+    def scalars(self, lambda_v: float, lambda_m: float) -> NDArray[np.float32]:
         """The graph's `scalars`."""
-        return np.array([alpha, lambda_v, lambda_m, self.tau, self.tau_v, self.tau_s], np.float32)
+        t = self.temperatures
+        return np.array([self.alpha, lambda_v, lambda_m, t.map, t.value, t.text], np.float32)

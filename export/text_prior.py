@@ -2,8 +2,8 @@
 
 In a CLIP the image tower's own projection leads from tokens to the text space. A transformation layer that starts there
 (fit_transforms) draws a map before it was taught anything, and a head that adds to what the text says of a frame
-(head_prior), and the map of there being a defect (height_prior), names classes from their prompts. One shot a class is
-then taken as a correction, not as all there is. How far the text is believed is measured on the supports: where the
+(text_prior), and the map of there being a defect (peak_prior), names classes from their prompts. One shot a class is
+then taken as a correction, not as all there is. How far the text is used is measured on the supports: where the
 prompts mean nothing to the tower, not at all.
 Zhang et al. 2022 (Tip-Adapter) and Silva-Rodriguez et al. 2024 (CLAP) anchor few-shot heads in the text likewise.
 """
@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PRIOR_STEPS = 100
-FIRST_PRIOR_SCALE, MAX_PRIOR_SCALE = 10.0, 50.0
-"""Sum of the text's scales where their fit begins, and of all scales at most."""
-HEIGHT_SCALE, HEIGHT_TRUST = 4.0, 0.03
-"""The scale of the map's height without any support, and how strongly its fit is held there: HEIGHT_TRUST / (2 shots)
-times the squared distance is added to the mean log loss. On EMPS the height is the better judge of whether there is a
+FIRST_TEXT_SCALE, MAX_PRIOR_SCALE = 10.0, 50.0
+"""The text's scale where its fit begins, and the sum of both scales at most."""
+PEAK_SCALE, PEAK_TRUST = 4.0, 0.03
+"""The scale of the map's peak mean without any support, and how strongly its fit is held there: PEAK_TRUST / (2 shots)
+times the squared distance is added to the mean log loss. On EMPS the peak is the better judge of whether there is a
 defect, on generated frames the text; a handful of supports tells which it is. Chosen on both."""
 
 
@@ -54,31 +54,30 @@ class Projection:
         return self.weight, self.bias * sizes.mean()
 
 
-def head_prior(projection: Projection, text_cls: Tensor, features: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Cosines with the classes' text as linear functions of what the head reads: weight [n, K, F], bias [n, K].
+def text_prior(projection: Projection, text_cls: Tensor, features: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+    """Cosines with the classes' text as a linear function of what the head reads: weight [K, F], bias [K].
 
-    Those of the class tokens of the upper n of the m levels, which are read by the head itself (`head_scale`). The text
-    says less of the tokens under the map. features: [V, 3 m D + 1] (heads.head_features); they give the usual sizes,
-    without which a cosine is not linear.
+    The mean over the class tokens of the upper half of the m levels, which the head itself reads (`head_scale`). The
+    text says less of the tokens under the map. features: [V, 3 m D + 1] (heads.head_features); they give the usual
+    sizes, without which a cosine is not linear.
     """
     width = projection.weight.shape[0]
     upper = range(levels // 2, levels)
-    weight = torch.zeros((len(upper), len(text_cls), features.shape[1]))
-    bias = torch.zeros((len(upper), len(text_cls)))
-    for i, level in enumerate(upper):
+    weight, bias = torch.zeros((len(text_cls), features.shape[1])), torch.zeros(len(text_cls))
+    for level in upper:
         block = slice(level * width, (level + 1) * width)
         x = features[:, block].float()
         layer, shift = projection.as_layer(x)
         size = torch.linalg.vector_norm(x @ layer + shift, dim=-1).mean()
-        weight[i, :, block] = (layer @ text_cls.T).T / size
-        bias[i] = text_cls @ shift / size
+        weight[:, block] = (layer @ text_cls.T).T / size / len(upper)
+        bias += text_cls @ shift / size / len(upper)
     return weight, bias
 
 
-def height_prior(classes: int, width: int) -> tuple[Tensor, Tensor]:
-    """The map's height less 0.5, for all defects and against good, likewise: weight [K, F] and bias [K].
+def peak_prior(classes: int, width: int) -> tuple[Tensor, Tensor]:
+    """The map's peak mean less 0.5, for all defects and against good, likewise: weight [K, F] and bias [K].
 
-    The height is the last of the F = `width` features.
+    The peak mean is the last of the F = `width` features.
     """
     sign = torch.ones(classes)
     sign[0] = -1
@@ -87,30 +86,30 @@ def height_prior(classes: int, width: int) -> tuple[Tensor, Tensor]:
     return weight, -0.5 * sign
 
 
-def fit_prior_scales(cosines: Tensor, height: Tensor, labels: Tensor, shots: float) -> Tensor:
-    """How far each kind of text cosine, and last the height, is to be believed: scales [n + 1], none below 0, which
-    add up to MAX_PRIOR_SCALE at most.
+def fit_prior_scales(text: Tensor, peak: Tensor, labels: Tensor, shots: float) -> tuple[float, float]:
+    """How far the text's cosines and the map's peak mean are used: two scales >= 0, MAX_PRIOR_SCALE together at most.
 
-    cosines: [n, V, K]. height: [V, K], `height_prior` of the views. shots: supports a class.
-    The scales of the lowest log loss, classes weighing the same; 0 where the text does not help. A mean over the levels
-    would hide that on some frames the lower ones say nothing. Nothing of `cosines` was fitted to the labels, so a
-    handful will do; maps were, if not always to these, and HEIGHT_SCALE stands against what few shots say of them.
+    text, peak: [V, K], what `text_prior` and `peak_prior` say of the views. shots: supports per class.
+    The scales of the lowest log loss, classes weighing the same; 0 where the text does not help. Nothing of the text's
+    was fitted to the labels, so a handful will do; maps were, if not always to these, and PEAK_SCALE stands against
+    what few shots say of them.
     """
-    share = (1.0 / torch.bincount(labels, minlength=cosines.shape[2]).clamp_min(1).float())[labels]
+    share = (1.0 / torch.bincount(labels, minlength=text.shape[1]).clamp_min(1).float())[labels]
     share = share / share.sum()
-    logits = torch.cat([cosines, height[None]])
-    raw = torch.tensor([FIRST_PRIOR_SCALE / len(cosines)] * len(cosines) + [HEIGHT_SCALE], requires_grad=True)
+    logits = torch.stack([text, peak])
+    raw = torch.tensor([FIRST_TEXT_SCALE, PEAK_SCALE], requires_grad=True)
     optimizer = torch.optim.LBFGS([raw], max_iter=PRIOR_STEPS, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
         logit = (raw.abs()[:, None, None] * logits).sum(0)
         loss = (F.cross_entropy(logit, labels, reduction="none") * share).sum()
-        loss = loss + 0.5 * HEIGHT_TRUST / shots * (raw[-1] - HEIGHT_SCALE).square()
+        loss = loss + 0.5 * PEAK_TRUST / shots * (raw[-1] - PEAK_SCALE).square()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     scales = raw.detach().abs()
-    # Supports that the text tells apart without a fault would have it believed without bound.
-    return scales * min(1.0, MAX_PRIOR_SCALE / max(float(scales.sum()), 1e-6))
+    # Supports that the text tells apart without a fault would have it used without bound.
+    scales = scales * min(1.0, MAX_PRIOR_SCALE / max(float(scales.sum()), 1e-6))
+    return float(scales[0]), float(scales[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,11 @@ class SupportFeatures:
     labels: Tensor
     plain: Tensor
     group: Tensor
+
+    def last_level(self) -> SupportFeatures:
+        """Those of the last level alone, as an encoder gives them that has no other."""
+        width = self.tokens.shape[3]
+        return replace(self, tokens=self.tokens[:, -1:], cls=self.cls[:, -width:], value=self.value[:, -1:])
 
     def part(self, views: Tensor) -> SupportFeatures:
         """Only the views for which `views` (bool [V]) is true."""
