@@ -117,7 +117,7 @@ class Shares:
 
 
 def _shares(bank: TextBank, layers: Layers, memory: Memory, settings: TeachSettings) -> Shares:
-    """As set, or by what taught the map. The V path is not taught: where text and images were never aligned, it is noise."""
+    """As set, or by what taught the map. The V path is not taught: without aligned text it is noise."""
     value, share = settings.lambda_v, settings.memory_share
     if value is None:
         value = LAMBDA_V if bank.aligned else 0.0

@@ -17,8 +17,8 @@ POOLED_SHARE = 0.1
 """A class's frame-level cosine is the mean of this share of the patches, the highest ones."""
 POOLING_POWER = 4
 """Sharp enough that a defect of a few patches outweighs a faint map on all others."""
-HEIGHT_SHARE = 0.02
-"""Of the patches of a map, those that make its height."""
+PEAK_SHARE = 0.02
+"""Of the patches of a map, those that make its peak mean."""
 LEAST_SPREAD = 1e-6
 """Added to the spread of patches, which is 0 in a channel that is the same throughout a frame."""
 
@@ -104,12 +104,12 @@ def head_features(tokens: Sequence[Tensor], defect_map: Tensor) -> Tensor:
 
 
 def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
-    """float32 [B, 2 m D + 1]: what the patch tokens [B, P, D] of every level are under the map, and the map's height.
+    """float32 [B, 2 m D + 1]: what the patch tokens [B, P, D] of every level are under the map, and the map's peak mean.
 
     First the tokens pooled under the map, brought to unit length: a patch weighs as the map to the power of
     POOLING_POWER. Then how far that is from the frame's mean patch, in standard deviations of the frame's own patches,
-    channel by channel, over sqrt(D): what the defect is on its own background, whatever the exposure. The height is
-    the mean of the map's highest patches (HEIGHT_SHARE of them).
+    channel by channel, over sqrt(D): what the defect is on its own background, whatever the exposure. The peak mean
+    is that of the map's highest patches (PEAK_SHARE of them).
     """
     # The peak first: the fourth power of a faint map leaves float32. A map that is zero throughout pools all alike.
     weight = (defect_map / defect_map.amax(1, keepdim=True).clamp_min(1e-12) + 1e-6) ** POOLING_POWER
@@ -122,12 +122,12 @@ def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
         under_map = (weight @ z)[:, 0]
         pooled.append(unit(under_map))
         contrast.append((under_map - mean[:, 0]) / spread / math.sqrt(z.shape[-1]))
-    return torch.cat([*pooled, *contrast, map_height(defect_map)[:, None]], dim=-1)
+    return torch.cat([*pooled, *contrast, peak_mean(defect_map)[:, None]], dim=-1)
 
 
-def map_height(defect_map: Tensor) -> Tensor:
-    """Mean of the highest patches of maps [B, P], HEIGHT_SHARE of them: [B]."""
-    count = max(1, int(HEIGHT_SHARE * defect_map.shape[1]))
+def peak_mean(defect_map: Tensor) -> Tensor:
+    """Mean of the highest patches of maps [B, P], PEAK_SHARE of them: [B]."""
+    count = max(1, int(PEAK_SHARE * defect_map.shape[1]))
     return defect_map.topk(count, dim=1).values.mean(1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +18,17 @@ from export import finetune, fit_map, heads
 from export import fit_head as fit_head_module
 from export.finetune import fit_recipe
 from export.fit_head import (
-    ALPHAS,
     BLOCK_WEIGHTS,
+    HEAD_L2,
     MAX_FOLDS,
-    PRIOR_L2,
-    choose_alpha,
     fit_head,
     head_scale,
     held_out_probabilities,
-    text_prior,
+    start_of_head,
 )
-from export.fit_map import choose_lambda_v, fit_transforms
+from export.fit_map import Layers, fit_transforms
 from export.fit_memory import fit_memory
-from export.teach_settings import TeachSettings
+from export.teach_settings import TeachSettings, Temperatures
 from export.text_bank import TextBank, anchor_bank
 from export.text_prior import Projection
 from export.views import SupportFeatures
@@ -118,7 +116,7 @@ def probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def test_head_learns_classes_that_can_be_told_apart() -> None:
     features = plant(LABELS)
-    weight, bias = fit_head(features.cls, features.labels, 3, QUICK.head_l2)
+    weight, bias = fit_head(features.cls, features.labels, 3, HEAD_L2)
     assert weight.shape == (3, LEVELS * WIDTH)
     assert weight.dtype == bias.dtype == torch.float32
     fresh = plant(LABELS, seed=8)
@@ -178,8 +176,8 @@ def test_the_paper_s_head_reads_class_tokens_alone() -> None:
     assert pooled.tensors["head_weight"][beyond].all()
     assert paper.tensors["head_weight"][:, : LEVELS * WIDTH].all()
     assert paper.teaching["settings"]["head"] == "paper"
-    with pytest.raises(ValueError, match="there are: paper, pooled"):
-        teach(plant(LABELS), settings=replace(quick, head="other"))
+    with pytest.raises(ValueError, match="there are: pooled, paper"):
+        replace(quick, head="other")
 
 
 def towards_defects() -> Projection:
@@ -216,12 +214,10 @@ def test_the_text_is_asked_only_where_it_is_aligned_and_not_by_the_paper_s_head(
     quick = replace(QUICK, steps=3)
     assert teach(plant(LABELS), settings=quick).teaching["text_prior"] == {}
     aligned = replace(BANK, projection=towards_classes())
-    said = teach(plant(LABELS), settings=quick, bank=aligned).teaching["text_prior"]
-    assert set(said) == {"class_tokens", "map_height", "explained", "head_l2"}
-    assert len(said["class_tokens"]) == LEVELS - LEVELS // 2
-    assert 0 < said["explained"] <= 1
-    shots = len(LABELS) / 3
-    assert said["head_l2"] == pytest.approx(QUICK.head_l2 + PRIOR_L2 / shots)
+    record = teach(plant(LABELS), settings=quick, bank=aligned).teaching["text_prior"]
+    assert set(record) == {"text", "peak", "explained"}
+    assert record["text"] > 0
+    assert 0 < record["explained"] <= 1
     paper = teach(plant(LABELS), settings=replace(quick, head="paper"), bank=aligned)
     assert paper.teaching["text_prior"] == {}
     assert not paper.tensors["head_weight"][:, LEVELS * WIDTH :].any()
@@ -231,10 +227,10 @@ def test_a_head_that_starts_from_the_text_starts_from_the_map_too() -> None:
     features, aligned = plant(LABELS), replace(BANK, projection=towards_defects())
     maps = torch.rand(len(LABELS), PATCHES, generator=torch.Generator().manual_seed(0))
     head = finetune.head_input(features, features.plain, maps)
-    prior, believed = text_prior(head, features.labels, aligned, QUICK, shots=4)
+    prior, record = start_of_head(head, features.labels, aligned, QUICK, shots=4)
     assert prior is not None
     weight, bias = prior
-    scale = believed["map_height"]
+    scale = record["peak"]
     assert scale > 0
     assert weight[:, -1].tolist() == pytest.approx([-scale, scale, scale], abs=1e-3), "good is the first class"
     logit = {
@@ -242,57 +238,68 @@ def test_a_head_that_starts_from_the_text_starts_from_the_map_too() -> None:
     }
     torch.testing.assert_close(logit[0.5], (logit[0] + logit[1]) / 2)
     assert float(logit[1][1] - logit[1][0] - (logit[0][1] - logit[0][0])) == pytest.approx(2 * scale, abs=1e-2)
-    assert text_prior(head, features.labels, BANK, QUICK, shots=4) == (None, {})
+    assert start_of_head(head, features.labels, BANK, QUICK, shots=4) == (None, {})
 
 
-def test_the_head_learns_on_the_recipe_s_own_maps(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = replace(QUICK, steps=20, memory_share=0.0)
-    seen: list[Tensor] = []
-    read = finetune.head_input
+def test_the_head_reads_out_of_fold_maps_only_where_the_layers_start_at_the_text(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = replace(QUICK, steps=20)
+    out_of_fold = torch.rand((len(LABELS), PATCHES), generator=torch.Generator().manual_seed(1))
+    asked: list[int] = []
+    read: list[Tensor] = []
+    fit = finetune.fit_class_head
 
-    def spy(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
-        seen.append(maps)
-        return read(features, views, maps)
+    def maps(*given: Any) -> Tensor:
+        asked.append(1)
+        return out_of_fold
 
-    monkeypatch.setattr(finetune, "head_input", spy)
+    def spy(features: SupportFeatures, maps: Tensor, *rest: Any) -> Any:
+        read.append(maps)
+        return fit(features, maps, *rest)
+
+    monkeypatch.setattr(finetune, "out_of_fold_maps", maps)
+    monkeypatch.setattr(finetune, "fit_class_head", spy)
     features = plant(LABELS)
-    own = teach(features, settings=settings)
-    learnt, judged = seen  # by the head, and of the supports as the graph will judge them
-    torch.testing.assert_close(learnt[features.plain], judged)
-    assert own.teaching["head_maps"] == "own", "the layers start at random"
-    others = teach(features, settings=replace(settings, head_maps="others"))
-    assert not torch.allclose(seen[2], learnt)
-    assert not np.array_equal(own.tensors["head_weight"], others.tensors["head_weight"])
-    np.testing.assert_array_equal(own.tensors["transform_weight"], others.tensors["transform_weight"])
-    monkeypatch.setattr(finetune, "starts_at_text", lambda *given: True)
-    at_text = teach(features, settings=settings)
-    assert at_text.teaching["head_maps"] == "others"
-    np.testing.assert_array_equal(at_text.tensors["head_weight"], others.tensors["head_weight"])
-    with pytest.raises(ValueError, match='head_maps "mine" is unknown; there are: own, others'):
-        teach(features, settings=replace(settings, head_maps="mine"))
+    random = teach(features, settings=settings)
+    assert random.teaching["map_starts_at"] == "random"
+    assert not asked, "they are computed where they are read, and nowhere else"
+    judged, _ = finetune.judge_supports(features, {**random.tensors, "scalars": without_memory(random)})
+    own = replace(settings, memory_share=0.0)
+    teach(features, settings=own)
+    torch.testing.assert_close(read[-1], judged)
+    at_text = teach(features, settings=replace(own, start="text"), bank=replace(BANK, projection=towards_defects()))
+    assert at_text.teaching["map_starts_at"] == "text"
+    assert asked == [1]
+    torch.testing.assert_close(read[-1], out_of_fold)
 
 
-def test_maps_of_others_were_taught_without_the_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_memory(recipe: Recipe) -> NDArray[np.float32]:
+    scalars = recipe.tensors["scalars"].copy()
+    scalars[2] = 0
+    return scalars
+
+
+def test_out_of_fold_maps_are_by_layers_that_were_taught_without_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two views a group; each group is left out together, and judged by layers that never saw it."""
     labels = [0] * 6 + [1] * 6 + [2] * 6
     features = replace(plant(labels), group=torch.arange(len(labels)) // 2)
     taught: list[set[int]] = []
     fit = fit_map.fit_transforms
 
-    def spy(part: SupportFeatures, *arguments: Any, **options: Any) -> Any:
+    def spy(part: SupportFeatures, *arguments: Any, **options: Any) -> Layers:
         taught.append(set(part.group.tolist()))
         level = torch.full((LEVELS, WIDTH, ENCODER.text_dim), float(len(taught)))
-        return level, torch.zeros(LEVELS, ENCODER.text_dim), "masks"
+        return Layers(level, torch.zeros(LEVELS, ENCODER.text_dim), "masks", False)
 
     monkeypatch.setattr(fit_map, "fit_transforms", spy)
-    fit_map.maps_of_others(features, BANK, ENCODER.grid, QUICK, 0)
+    fit_map.out_of_fold_maps(features, BANK, ENCODER.grid, QUICK, 0)
     everything = set(range(9))
     assert [everything - part for part in taught] == [{0, 3, 6}, {1, 4, 7}, {2, 5, 8}]
     monkeypatch.setattr(fit_map, "fit_transforms", fit)
-    maps, value = fit_map.maps_of_others(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
+    maps = fit_map.out_of_fold_maps(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
     truth = features.targets.reshape(len(labels), 4, 4, 4, 4).mean((2, 4)).flatten(1) > 0.5
-    assert maps.shape == value.shape == (18, PATCHES)
-    torch.testing.assert_close(value, torch.sigmoid(QUICK.tau_v * features.value).mean(1))
+    assert maps.shape == (18, PATCHES)
     assert float(maps[truth].mean()) > float(maps[~truth].mean()) + 0.3
 
 
@@ -302,36 +309,7 @@ def test_one_support_a_class_is_taught_whatever_its_folds_lack(labels: list[int]
     assert all(np.isfinite(tensor).all() for tensor in recipe.tensors.values())
 
 
-# ---- the class mix ---------------------------------------------------------------------------------------------------
-
-
-def spoken(labels: list[int], sure: float) -> NDArray[np.float32]:
-    """P_S that gives every frame's true class the probability `sure`."""
-    text = np.full((len(labels), 3), (1 - sure) / 2, np.float32)
-    text[range(len(labels)), labels] = sure
-    return text
-
-
-def mix(features: SupportFeatures, text: NDArray[np.float32]) -> tuple[float, dict[str, Any]]:
-    held_out = held_out_probabilities(features.cls, features, 3, 1e-3)
-    return choose_alpha(held_out, text, features.labels[features.plain])
-
-
-def test_text_that_is_always_wrong_gets_no_say_and_text_that_is_always_right_all_it_can() -> None:
-    features = plant(LABELS * 3, seed=1)
-    assert mix(features, spoken(LABELS * 3, 0.001))[0] == 1.0
-    noise = replace(features, cls=torch.randn(features.cls.shape, generator=torch.Generator().manual_seed(0)))
-    assert mix(noise, spoken(LABELS * 3, 0.999))[0] == ALPHAS[0]
-
-
-def test_without_a_clear_winner_the_paper_s_mix_stays() -> None:
-    """The left-out supports' losses differ by less than their own scatter."""
-    noise = plant(LABELS, seed=2)
-    noise = replace(noise, cls=torch.randn(noise.cls.shape, generator=torch.Generator().manual_seed(1)))
-    text = np.random.default_rng(0).dirichlet(np.ones(3), len(LABELS)).astype(np.float32)
-    alpha, chosen_by = mix(noise, text)
-    assert (alpha, chosen_by["by"]) == (0.8, "cross-validation")
-    assert list(chosen_by["log_loss"]) == [f"{a:g}" for a in ALPHAS]
+# ---- held-out heads --------------------------------------------------------------------------------------------------
 
 
 def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,37 +342,37 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0, 1, 1, 2]])
-def test_a_single_support_of_a_class_leaves_the_paper_s_mix(labels: list[int]) -> None:
+def test_a_single_support_of_a_class_leaves_no_head_without_it(labels: list[int]) -> None:
     features = plant(labels)
     assert held_out_probabilities(features.cls, features, 3, 1e-3) is None
-    assert mix(features, spoken(labels, 0.9)) == (0.8, {"by": "paper", "why": "a class has fewer than 2 supports"})
 
 
-@pytest.mark.parametrize(("alpha", "by"), [(None, "cross-validation"), (0.6, "setting")])
-def test_the_recipe_records_its_mix_and_who_chose_it(alpha: float | None, by: str) -> None:
+@pytest.mark.parametrize("alpha", [0.8, 0.6])
+def test_the_class_mix_is_the_setting_s(alpha: float) -> None:
+    assert TeachSettings().alpha == 0.8, "eq. 23"
     recipe = teach(plant(LABELS), settings=replace(QUICK, steps=2, alpha=alpha))
-    assert recipe.teaching["alpha"]["by"] == by
-    assert recipe.tensors["scalars"][0] == pytest.approx(recipe.teaching["alpha"]["value"])
-    assert recipe.teaching["alpha"]["value"] in (ALPHAS if alpha is None else (0.6,))
+    assert recipe.tensors["scalars"][0] == pytest.approx(alpha)
 
 
 # ---- the transformation layers ---------------------------------------------------------------------------------------
 
 
-def fit(features: SupportFeatures, settings: TeachSettings = QUICK, seed: int = 0) -> tuple[Tensor, Tensor, str]:
-    return fit_transforms(features, TEXT, ENCODER.grid, settings, seed)
+def fit(
+    features: SupportFeatures, settings: TeachSettings = QUICK, seed: int = 0, bank: TextBank = BANK
+) -> tuple[Tensor, Tensor, str]:
+    layers = fit_transforms(features, bank, ENCODER.grid, settings, seed)
+    return layers.weight, layers.bias, layers.taught_by
 
 
 def test_a_map_that_starts_at_the_text_needs_little_teaching(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fit_map, "START_AUROC", 0.6)  # one level of four knows the defects
-    barely = replace(QUICK, steps=1, learning_rate=1e-5)
     features = plant(LABELS)
-    start = towards_defects()
-    weight, bias, _ = fit_transforms(features, TEXT, ENCODER.grid, barely, 0, start=start)
+    bank = replace(BANK, projection=towards_defects())
+    weight, bias, _ = fit(features, replace(QUICK, steps=0), bank=bank)
     similarity = heads.cosines(heads.transform(plant(LABELS, seed=50).tokens.float(), weight, bias[:, None]), TEXT)
     logits, truth = (similarity[..., 1] - similarity[..., 0])[:, 0], patch_truth(LABELS, 50)
     assert float((logits[truth][:, None] > logits[~truth][None]).float().mean()) > 0.75
-    taught, bias, _ = fit_transforms(features, TEXT, ENCODER.grid, QUICK, 0, start=start)
+    taught, bias, _ = fit(features, bank=bank)
     assert separation(taught, bias) > 0.85
 
 
@@ -420,7 +398,7 @@ def test_more_steps_lower_the_loss() -> None:
     losses = []
     for steps in (1, 15, 150):
         weight, bias, _ = fit(features, replace(QUICK, steps=steps))
-        found = torch.sigmoid(QUICK.tau_fit * map_logits(features, weight, bias)).clamp(1e-6, 1 - 1e-6)
+        found = torch.sigmoid(QUICK.temperatures.fit * map_logits(features, weight, bias)).clamp(1e-6, 1 - 1e-6)
         losses.append(float(torch.nn.functional.binary_cross_entropy(found, truth)))
     assert losses[0] > losses[1] > losses[2]
 
@@ -442,19 +420,19 @@ def test_a_frame_is_told_by_its_highest_cells() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "head", "expected"),
+    ("labels", "frame_loss", "expected"),
     [
-        ([0, 1, 1], "pooled", (0.0, 1.0)),
-        ([0, 0, 1, 2], "pooled", (0.5, 2.0)),
-        ([0, 0, 0, 0, 1, 2], "pooled", (0.75, 2.0)),
-        ([0, 0, 0, 0, 1, 2], "paper", (0.0, 0.0)),
+        ([0, 1, 1], 1.0, (0.0, 1.0)),
+        ([0, 0, 1, 2], 1.0, (0.5, 2.0)),
+        ([0, 0, 0, 0, 1, 2], 1.0, (0.75, 2.0)),
+        ([0, 0, 0, 0, 1, 2], 0.0, (0.0, 2.0)),
     ],
 )
 def test_whole_frames_count_the_more_the_more_good_ones_there_are(
-    labels: list[int], head: str, expected: tuple[float, float]
+    labels: list[int], frame_loss: float, expected: tuple[float, float]
 ) -> None:
     features = plant(labels)
-    settings = replace(QUICK, head=head)
+    settings = replace(QUICK, frame_loss=frame_loss)
     assert fit_map._frame_weights(features, torch.arange(len(labels)), settings) == expected
     twice = replace(features, labels=features.labels.repeat(2), group=features.group.repeat(2))  # views of the same
     assert fit_map._frame_weights(twice, torch.arange(2 * len(labels)), settings) == expected
@@ -544,50 +522,36 @@ def test_recipe_records_what_taught_it_and_survives_a_file(tmp_path: Path) -> No
     assert loaded.teaching["settings"]["steps"] == 2
 
 
-def test_v_path_has_no_say_where_text_and_images_were_never_aligned() -> None:
-    """Unless it is asked for, as an ablation does."""
-    bank = replace(BANK, aligned=False, source="tower")
-    for head in ("pooled", "paper"):
-        settings = replace(QUICK, steps=1, head=head)
-        assert teach(plant(LABELS), settings=settings, bank=bank).tensors["scalars"][1] == 0
-        asked = replace(settings, lambda_v=0.7)
-        assert teach(plant(LABELS), settings=asked, bank=bank).tensors["scalars"][1] == pytest.approx(0.7)
+def test_the_v_path_counts_where_text_and_images_were_aligned_or_where_it_is_asked_for() -> None:
+    quick, aligned = replace(QUICK, steps=1), replace(BANK, aligned=True)
+    for bank, asked, expected in ((BANK, None, 0.0), (aligned, None, finetune.LAMBDA_V), (BANK, 0.7, 0.7)):
+        recipe = teach(plant(LABELS), settings=replace(quick, lambda_v=asked), bank=bank)
+        assert recipe.tensors["scalars"][1] == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("quality", "expected"), [("right", 1.0), ("wrong", 0.0), ("no better", 0.0)])
-def test_the_supports_choose_the_v_path_s_share(quality: str, expected: float) -> None:
-    features = plant(LABELS)
-    truth = (features.targets.reshape(len(LABELS), 4, 4, 4, 4).mean((2, 4)).flatten(1) > 0.5).float()
-    noise = torch.rand(truth.shape, generator=torch.Generator().manual_seed(0))
-    own = (0.3 * truth + noise).clamp(0, 1)
-    value = {"right": 0.9 * truth + 0.05, "wrong": 0.9 - 0.8 * truth, "no better": own}[quality]
-    grid, bank = ENCODER.grid, replace(BANK, aligned=True)
-    assert choose_lambda_v(own, value, features, bank, grid, QUICK) == expected
-    assert choose_lambda_v(own, value, features, BANK, grid, QUICK) == 0, "its text is not aligned"
-    assert choose_lambda_v(own, value, features, bank, grid, replace(QUICK, head="paper")) == 1
-    for given in (bank, BANK):
-        assert choose_lambda_v(own, value, features, given, grid, replace(QUICK, lambda_v=0.5)) == 0.5
-    unmasked = replace(features, targets=torch.full_like(features.targets, torch.nan))
-    assert (choose_lambda_v(own, value, unmasked, bank, grid, QUICK) > 0) == (expected > 0)
-
-
-def test_layers_start_at_the_text_only_where_it_is_of_use(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_layers_start_at_the_text_where_it_is_of_use_or_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     """With no step taken, what comes out is the start."""
     monkeypatch.setattr(fit_map, "START_AUROC", 0.6)
-    features, none = plant(LABELS), replace(QUICK, steps=1, learning_rate=0.0)
-    random, *_ = fit_transforms(features, TEXT, ENCODER.grid, none, 0)
+    features, none = plant(LABELS), replace(QUICK, steps=0)
     good = towards_defects()
-    kept, *_ = fit_transforms(features, TEXT, ENCODER.grid, none, 0, start=good)
-    assert not torch.equal(kept, random)
     bad = Projection(-good.weight, good.bias)
-    left, *_ = fit_transforms(features, TEXT, ENCODER.grid, none, 0, start=bad)
-    torch.testing.assert_close(left, random)
+    random, *_ = fit(features, none)
+    for projection, start, at_text in (
+        (good, "auto", True),
+        (good, "random", False),
+        (bad, "auto", False),
+        (bad, "text", True),
+    ):
+        found, *_ = fit(features, replace(none, start=start), bank=replace(BANK, projection=projection))
+        assert torch.equal(found, random) == (not at_text)
+    with pytest.raises(ValueError, match='start "text" takes a tower whose text'):
+        fit(features, replace(none, start="text"))
 
 
 def test_progress_counts_every_step() -> None:
     calls: list[tuple[int, int]] = []
     settings = replace(QUICK, steps=7)
-    fit_transforms(plant(LABELS), TEXT, ENCODER.grid, settings, 0, progress=lambda *call: calls.append(call))
+    fit_transforms(plant(LABELS), BANK, ENCODER.grid, settings, 0, progress=lambda *call: calls.append(call))
     assert calls == [(step, 7) for step in range(1, 8)]
 
 
@@ -625,28 +589,31 @@ def test_thresholds_are_those_of_the_highest_f1_on_the_plain_supports(
     assert values[truth].mean() > values[~truth].mean() + 0.2
 
 
-def test_the_defect_threshold_goes_by_maps_of_others_where_the_head_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both thresholds go by the unchanged views, and that of pixels by the recipe's own maps as ever."""
+def test_the_defect_threshold_goes_by_honest_maps_and_that_of_pixels_by_the_recipe_s_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Both go by the unchanged views."""
     features = plant(LABELS)
     features.plain[[1, 5]] = False
-    unseen = torch.rand((10, PATCHES), generator=torch.Generator().manual_seed(1))
-    monkeypatch.setattr(finetune, "maps_of_others", lambda *_: (unseen, torch.zeros_like(unseen)))
+    generator = torch.Generator().manual_seed(1)
+    own, honest = torch.rand((2, 10, PATCHES), generator=generator)
+    monkeypatch.setattr(finetune, "fuse_support_maps", lambda *given: finetune.SupportMaps(own, honest))
     monkeypatch.setattr(finetune, "CLASS_SHARE", 0.0)
-    settings = replace(QUICK, lambda_v=0.0, memory_share=0.0)
-    asked: list[int] = []
+    asked: list[NDArray[np.float32]] = []
 
     def choose(scores: Any, positive: Any, good_weight: float = 1.0) -> tuple[float, float]:
-        asked.append(len(scores))
+        asked.append(np.asarray(scores))
         return f1_max_threshold(scores, positive, good_weight)
 
     monkeypatch.setattr(finetune, "f1_max_threshold", choose)
-    own, others = (teach(features, settings=replace(settings, head_maps=maps)) for maps in finetune.HEAD_MAPS)
-    assert asked == [8, 8 * 256, 8, 8 * 256]
+    teach(features, settings=replace(QUICK, steps=2))
     size = ENCODER.image_size
-    scores = [frame_score(upsample(row.reshape(4, 4).numpy(), size, size, 1.0)) for row in unseen[features.plain]]
-    expected = f1_max_threshold(scores, features.labels[features.plain].numpy() > 0, 5 / 3)[0]
-    assert others.operating_point.defect_threshold == expected != own.operating_point.defect_threshold
-    assert others.operating_point.pixel_threshold == own.operating_point.pixel_threshold
+    full = [
+        [upsample(row.reshape(4, 4).numpy(), size, size, 1.0) for row in of[features.plain]] for of in (honest, own)
+    ]
+    np.testing.assert_allclose(asked[0], [frame_score(frame) for frame in full[0]])
+    assert len(asked[1]) == 8 * 256
+    assert asked[1][:256].mean() == pytest.approx(full[1][0].mean(), abs=1e-5)
 
 
 def test_the_defect_threshold_asks_heads_that_were_taught_without_the_support() -> None:
@@ -689,56 +656,83 @@ def test_many_defect_classes_do_not_make_every_frame_a_defect() -> None:
         assert 0.3 < ((threshold - share * 0.5) / (1 - share) if of_heads is None else threshold) < 0.4
 
 
-def test_a_good_support_that_is_remembered_sets_no_threshold() -> None:
-    """Thresholds take the memory's map of a memory without the support: with it, nothing in a good one is odd."""
+def test_a_good_support_is_not_compared_with_a_memory_that_holds_it() -> None:
+    """With it nothing in a good one is odd, which no frame to come can match."""
     features = plant(LABELS)
+    settings = replace(QUICK, steps=2, memory_share=1.0)
     memory = fit_memory(features)
-    tensors = {**teach(features).tensors}
-    tensors["scalars"] = tensors["scalars"].copy()
-    tensors["scalars"][2] = 1.0
-    with_it, _ = finetune._judge_supports(features, tensors, ENCODER)
-    without, _ = finetune._judge_supports(features, tensors, ENCODER, memory.maps)
+    layers = fit_transforms(features, BANK, ENCODER.grid, settings, 0)
+    shares = finetune.Shares(0.0, 1.0)
+    maps = finetune.fuse_support_maps(features, layers, memory, shares, BANK, ENCODER, settings, 0).own
+    judged, _ = finetune.judge_supports(features, teach(features, settings=settings).tensors)
     good = features.labels == 0
-    assert np.mean([m.mean() for m, g in zip(without, good, strict=True) if g]) > np.mean(
-        [m.mean() for m, g in zip(with_it, good, strict=True) if g]
-    )
-    for a, b, label in zip(with_it, without, features.labels, strict=True):
-        if label:
-            np.testing.assert_allclose(a, b, atol=1e-6)
+    assert float(maps[good].mean()) > float(judged[good].mean()) + 0.01
+    torch.testing.assert_close(maps[~good], judged[~good])
 
 
-def test_with_the_last_level_only_the_others_have_no_say() -> None:
-    """The defect of `plant` lies at the first level, so the last alone must not find it."""
-    quick = replace(QUICK, steps=60)
-    features = plant(LABELS)
-    recipe = teach(features, settings=replace(quick, last_level_only=True))
-    tensors = recipe.tensors
-    assert not tensors["transform_weight"][:-1].any()
-    assert not tensors["transform_bias"][:-1].any()
-    assert tensors["transform_weight"][-1].any()
-    heads_of_levels = tensors["head_weight"][:, : 3 * LEVELS * WIDTH].reshape(3, 3, LEVELS, WIDTH)
-    assert not heads_of_levels[:, :, :-1].any()
-    assert heads_of_levels[:, :, -1].any()
-
-
-@pytest.mark.parametrize("last_level_only", [False, True])
-def test_a_block_counts_as_its_weight_whatever_is_read_of_it(last_level_only: bool) -> None:
+def test_a_block_counts_as_its_weight_whatever_is_read_of_it() -> None:
     for kind, weights in BLOCK_WEIGHTS.items():
-        scale = head_scale(LEVELS, WIDTH, kind, last_level_only=last_level_only)
+        scale = head_scale(LEVELS, WIDTH, kind)
         assert scale.shape == (3 * LEVELS * WIDTH + 1,)
         sizes = [*(block.norm() for block in scale[:-1].reshape(3, -1)), scale[-1]]
         assert [float(size) for size in sizes] == pytest.approx(weights)
 
 
 def test_which_levels_the_head_reads() -> None:
-    def read(kind: str, last: bool) -> list[list[bool]]:
-        scale = head_scale(4, 5, kind, last_level_only=last)
-        return (scale[:-1].reshape(3, 4, 5) > 0).all(2).tolist()
+    def read(kind: str, levels: int) -> list[list[bool]]:
+        return (head_scale(levels, 5, kind)[:-1].reshape(3, levels, 5) > 0).all(2).tolist()
 
-    none, every, upper, last = [False] * 4, [True] * 4, [False, False, True, True], [False, False, False, True]
-    assert read("paper", False) == [every, none, none]
-    assert read("paper", True) == [last, none, none]
-    assert read("pooled", False) == [upper, every, every]
-    assert read("pooled", True) == [last, last, last]
-    with pytest.raises(ValueError, match='head "both" is unknown; there are: paper, pooled'):
-        head_scale(4, 5, "both")
+    none, every, upper = [False] * 4, [True] * 4, [False, False, True, True]
+    assert read("paper", 4) == [every, none, none]
+    assert read("pooled", 4) == [upper, every, every]
+    assert read("pooled", 1) == [[True]] * 3
+
+
+# ---- the paper's method ----------------------------------------------------------------------------------------------
+
+PAPER = {
+    "steps": (500, "silent: ours"),
+    "start": ("random", "eq. 9 names no start"),
+    "frame_loss": (0.0, "eq. 8-17 know none"),
+    "head": ("paper", "eq. 20-22"),
+    "alpha": (0.8, "section 4.1, eq. 23"),
+    "lambda_v": (1.0, "eq. 17: A^Z + A^V"),
+    "memory_share": (0.0, "eq. 17 has none"),
+    "temperatures": (Temperatures(100, 100, 100, 1), "eq. 11, 15: CLIP's; eq. 19: literally"),
+}
+
+
+def test_every_setting_of_the_paper_s_method_is_named_with_its_source() -> None:
+    paper = TeachSettings.paper()
+    names = [field.name for field in fields(TeachSettings)]
+    assert list(PAPER) == names
+    assert {name: getattr(paper, name) for name in names} == {name: value for name, (value, _) in PAPER.items()}
+    assert TeachSettings.paper.__doc__ is not None
+    assert all(f"        {name}:" in TeachSettings.paper.__doc__ for name in names)
+
+
+def test_a_recipe_of_the_paper_s_method_has_nothing_of_ours_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finetune, "out_of_fold_maps", lambda *given: pytest.fail("nothing of the paper's reads them"))
+    settings = replace(TeachSettings.paper(), steps=20)
+    bank = replace(BANK, aligned=True, projection=towards_defects())
+    recipe = teach(plant(LABELS), settings=settings, bank=bank)
+    np.testing.assert_allclose(recipe.tensors["scalars"], [0.8, 1, 0, 100, 100, 1])
+    assert recipe.teaching["map_starts_at"] == "random"
+    assert recipe.teaching["text_prior"] == {}
+    assert not recipe.tensors["head_weight"][:, LEVELS * WIDTH :].any()
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"head": "other"}, 'head "other" is unknown; there are: pooled, paper'),
+        ({"start": "zero"}, 'start "zero" is unknown; there are: auto, random, text'),
+        ({"alpha": 1.5}, "alpha must lie in"),
+        ({"steps": -1}, "steps must not be negative, not -1"),
+        ({"lambda_v": -0.1}, "lambda_v must not be negative"),
+        ({"memory_share": -1.0}, "memory_share must not be negative"),
+    ],
+)
+def test_settings_that_cannot_be_are_explained(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        replace(TeachSettings(), **changes)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from export import heads
-from export.fit_memory import MEMORY_SHARE, auroc_gain, choose_memory_share, fit_memory, remember, with_memory
-from export.teach_settings import TeachSettings
+from export.fit_memory import (
+    SHARE_BESIDE_MASKS,
+    SHARE_WITHOUT_MASKS,
+    Memory,
+    fit_memory,
+    memory_share,
+    remember,
+    with_memory,
+)
 from export.views import SupportFeatures
 from runtime.recipe import MEMORY_ROWS
 
 LEVELS, PATCHES, WIDTH = 2, 16, 8
 LABELS = [0] * 6 + [1] * 4
-SETTINGS = TeachSettings()
 
 
 def plant(labels: list[int] = LABELS, *, odd: bool = True, groups: list[int] | None = None) -> SupportFeatures:
@@ -40,11 +44,6 @@ def plant(labels: list[int] = LABELS, *, odd: bool = True, groups: list[int] | N
         plain=torch.ones(len(labels), dtype=torch.bool),
         group=torch.tensor(groups or list(range(len(labels)))),
     )
-
-
-def blind(features: SupportFeatures) -> torch.Tensor:
-    """A map that knows nothing."""
-    return 0.3 + 0.1 * torch.rand((len(features.labels), PATCHES), generator=torch.Generator().manual_seed(0))
 
 
 def test_unit_rows_that_lie_far_apart_are_remembered() -> None:
@@ -90,69 +89,36 @@ def test_good_supports_are_judged_by_a_memory_without_their_group() -> None:
     torch.testing.assert_close(memory.scale[:, 0], one_each.scale[:, 0], atol=1e-3, rtol=0.05)
 
 
-def test_it_has_a_say_where_it_finds_defects_and_none_where_it_does_not() -> None:
-    for odd, share in ((True, MEMORY_SHARE), (False, 0.0)):
-        features = plant(odd=odd)
-        knows = features.targets[:, ::4, ::4].flatten(1) * 0.9 + 0.05
-        others = blind(features) if odd else knows
-        assert choose_memory_share(fit_memory(features), others, features, SETTINGS) == share
-
-
-def test_a_gain_within_the_noise_is_none() -> None:
-    """One good frame of six changes places with one defect: 1/24 of AUROC, and the next six may say the opposite."""
-    defect = np.array(LABELS) > 0
-    before = np.linspace(0, 1, len(LABELS), dtype=np.float32)
-    before[[5, 6]] = before[[6, 5]]
-    after = np.linspace(0, 1, len(LABELS), dtype=np.float32)
-    gain, error = auroc_gain(before, after, defect)
-    assert gain == pytest.approx(1 / 24)
-    assert 0 < gain <= error
-
-
-def test_gain_and_its_error_are_those_of_repeated_draws() -> None:
-    rng = np.random.default_rng(0)
-    found = []
-    for _ in range(400):
-        truth = np.arange(50) < 30
-        shared = truth + rng.standard_normal(50)
-        before = (shared + rng.standard_normal(50)).astype(np.float32)
-        after = (shared + 0.5 * rng.standard_normal(50)).astype(np.float32)
-        found.append(auroc_gain(before, after, truth))
-    gains, errors = np.array(found).T
-    assert gains.mean() > 0.01
-    assert errors.mean() == pytest.approx(gains.std(), rel=0.15)
-
-
-@pytest.mark.parametrize("count", [0, 1])
-def test_too_few_frames_tell_nothing(count: int) -> None:
-    scores = np.linspace(0, 1, 5, dtype=np.float32)
-    assert auroc_gain(scores, scores[::-1].copy(), np.arange(5) < count) == (0.0, float("inf"))
-
-
 @pytest.mark.parametrize(
-    "changes", [{"head": "paper"}, {"last_level_only": True}, {"memory_share": 0.0}], ids=["paper", "last", "asked"]
+    ("good", "taught_by", "at_text", "expected"),
+    [
+        (6, "masks", False, SHARE_BESIDE_MASKS * (1 - 2 / 6)),
+        (2, "masks", False, 0.0),
+        (6, "masks", True, 0.0),
+        (6, "frame labels", False, SHARE_WITHOUT_MASKS),
+        (2, "frame labels", True, SHARE_WITHOUT_MASKS),
+        (1, "frame labels", False, 0.0),
+    ],
 )
-def test_it_has_none_in_the_paper_s_forms(changes: dict[str, object]) -> None:
-    features = plant()
-    settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-    assert choose_memory_share(fit_memory(features), blind(features), features, settings) == 0.0
+def test_its_share_is_by_what_taught_the_map(good: int, taught_by: str, at_text: bool, expected: float) -> None:
+    memory = fit_memory(plant([0] * good + [1] * 4))
+    assert memory_share(memory, taught_by, at_text) == pytest.approx(expected)
+
+
+def test_good_frames_of_one_group_count_as_one() -> None:
+    memory = fit_memory(plant([0] * 6 + [1], groups=[0, 0, 1, 1, 1, 1, 2]))
+    assert memory_share(memory, "masks", at_text=False) == 0
 
 
 def test_one_good_support_leaves_nothing_to_compare_it_with() -> None:
-    features = plant([0, 1, 1])
-    memory = fit_memory(features)
+    memory = fit_memory(plant([0, 1, 1]))
     assert memory.maps is None
     assert (memory.scale[:, 1] > 0).all()
-    assert choose_memory_share(memory, blind(features), features, SETTINGS) == 0.0
-
-
-def test_without_masks_frames_alone_decide() -> None:
-    features = plant()
-    features.targets[features.labels > 0] = torch.nan
-    assert choose_memory_share(fit_memory(features), blind(features), features, SETTINGS) == MEMORY_SHARE
+    others = torch.rand(3, PATCHES)
+    assert with_memory(others, memory, 1.0) is others
 
 
 def test_its_share_is_that_beside_all_others() -> None:
-    others, remembered = torch.tensor([[0.2]]), torch.tensor([[1.0]])
-    torch.testing.assert_close(with_memory(others, remembered, 0.25), torch.tensor([[0.36]]))
-    torch.testing.assert_close(with_memory(others, remembered, 0.0), others)
+    memory = Memory(torch.empty(0), torch.empty(0), torch.tensor([[1.0]]), 5)
+    torch.testing.assert_close(with_memory(torch.tensor([[0.2]]), memory, 0.25), torch.tensor([[0.36]]))
+    torch.testing.assert_close(with_memory(torch.tensor([[0.2]]), memory, 0.0), torch.tensor([[0.2]]))

@@ -211,7 +211,7 @@ def test_head_reads_the_tokens_under_the_map_and_its_height() -> None:
         (under - x.mean(axis=1)) / x.std(axis=1) / math.sqrt(WIDTH)
         for under, (_, x) in zip(under_map, levels, strict=True)
     ]
-    height = np.sort(defect_map, axis=1)[:, -max(1, int(heads.HEIGHT_SHARE * PATCHES)) :].mean(axis=1, keepdims=True)
+    height = np.sort(defect_map, axis=1)[:, -max(1, int(heads.PEAK_SHARE * PATCHES)) :].mean(axis=1, keepdims=True)
     found = heads.map_features([z for z, _ in levels], torch.tensor(defect_map, dtype=torch.float32))
     assert_near(found, np.concatenate([*pooled, *contrast, height], axis=1))
 
