@@ -104,7 +104,7 @@ def head_features(tokens: Sequence[Tensor], defect_map: Tensor) -> Tensor:
 
 
 def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
-    """float32 [B, 2 m D + 1]: what the patch tokens [B, P, D] of every level are under the map, and the map's peak mean.
+    """float32 [B, 2 m D + 1]: what the patch tokens [B, P, D] of every level are under the map, and its peak mean.
 
     First the tokens pooled under the map, brought to unit length: a patch weighs as the map to the power of
     POOLING_POWER. Then how far that is from the frame's mean patch, in standard deviations of the frame's own patches,
