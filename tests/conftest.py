@@ -56,12 +56,13 @@ def make_encoder(**changes: Any) -> Encoder:
         redundancy="cls_weight",
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
+        value_path=True,
     )
     return replace(encoder, **changes)
 
 
 def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = None, **changes: Any) -> Recipe:
-    """A recipe of random tensors that fits `encoder` (the one of make_encoder by default).
+    """A recipe of random tensors that fits `encoder` (the one of make_encoder by default) and uses all that it has.
 
     changes: of the recipe's fields or of its operating point's.
     """
@@ -82,7 +83,7 @@ def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = No
         tensors[name] /= np.linalg.norm(tensors[name], axis=1, keepdims=True)
     tensors["memory"] /= np.linalg.norm(tensors["memory"], axis=2, keepdims=True)
     tensors["memory_scale"] = np.tile(np.array([0.5, 0.1], np.float32), (levels, 1))
-    tensors["scalars"] = np.array([0.8, 1.0, 0.3, 10.0, 10.0, 10.0], np.float32)
+    tensors["scalars"] = np.array([0.8, float(encoder.value_path), 0.3, 10.0, 10.0, 10.0], np.float32)
     point = OperatingPoint.taught(classes, 0.5, 0.5)
     moved = {name: changes.pop(name) for name in list(changes) if name in OperatingPoint.__dataclass_fields__}
     values: dict[str, Any] = {

@@ -179,7 +179,7 @@ def test_quantize_adds_an_artifact_and_leaves_the_others_alone(
     manifest, _ = load_bundle(bundle, verify_all=True)
     (artifact,) = (a for a in manifest.artifacts if a.precision == "int8")
     assert artifact.operators["QuantizeLinear"] > 0
-    assert artifact.operators["Attention"] == 8
+    assert artifact.operators["Attention"] == 4  # the toy's text is not aligned, so there is no V path
     assert artifact.parity["frames"] == 16
     assert set(artifact.parity["left_out"]) <= set(artifact.parity["harm"])
     with (
