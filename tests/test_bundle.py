@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_encoder, make_recipe, write_bundle
+from conftest import make_encoder, make_recipe, with_scalars, write_bundle
 
 from calibration.dataset import load_dataset
 from export import bundle, teach
@@ -28,7 +28,6 @@ from runtime import Predictor
 from runtime.errors import BundleError, PredictorError, RecipeError
 from runtime.files import sha256_of
 from runtime.manifest import Encoder, Manifest, load_bundle, replace_recipe
-from runtime.recipe import SCALARS, Recipe
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +207,7 @@ def test_what_came_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
-from conftest import make_encoder, make_recipe, write_bundle
+from conftest import make_encoder, make_recipe, with_scalars, write_bundle
 from export import bundle
 from runtime import changing
 
@@ -318,11 +317,6 @@ def test_the_record_in_a_built_bundle_is_that_of_its_encoder(toy_bundle: Path, m
     assert load_bundle(toy_bundle)[0].encoder == replace(described(model), value_path=False)
 
 
-def with_scalars(recipe: Recipe, **changes: float) -> Recipe:
-    scalars = dict(zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True)) | changes
-    return replace(recipe, tensors={**recipe.tensors, "scalars": np.array(list(scalars.values()), np.float32)})
-
-
 @pytest.mark.parametrize(
     ("has_text", "trained", "lambda_v", "kept"),
     [
@@ -341,25 +335,30 @@ def test_the_v_path_is_kept_where_the_text_is_aligned_or_the_recipe_reads_it(
     assert keeps_value_path(replace(model, has_text=has_text, trained=trained), recipe) is kept
 
 
-@pytest.mark.parametrize("lambda_v", [0.0, 1.0])
-def test_a_bundle_is_built_with_the_v_path_that_its_recipe_needs_and_answers_as_torch_with_both(
-    model: LoadedModel, toy_bundle: Path, toy_frames: Path, tmp_path: Path, lambda_v: float
+def test_a_bundle_has_the_v_path_that_its_recipe_reads_and_answers_as_torch_with_both_paths(
+    model: LoadedModel, either_bundle: Path
 ) -> None:
-    recipe = with_scalars(load_bundle(toy_bundle)[1], lambda_v=lambda_v)
-    graph = SemClipGraph(model.encoder())
-    samples = parity_samples(load_dataset(toy_frames))
-    manifest = build_bundle(model, graph, recipe, samples, tmp_path / "bundle", Stages())
-    assert manifest.encoder.value_path is (lambda_v > 0)
-    assert manifest.encoder.id == load_bundle(toy_bundle)[0].encoder.id
-    for artifact in manifest.artifacts:
-        assert artifact.operators["Attention"] == (8 if lambda_v else 4)
-        assert artifact.parity["passed"]
-    (fp32,) = (a for a in manifest.artifacts if a.precision == "fp32")
+    manifest, recipe = load_bundle(either_bundle)
+    assert manifest.encoder.value_path is (recipe.lambda_v > 0)
+    assert manifest.encoder.id == described(model).id
+    assert {a.operators["Attention"] for a in manifest.artifacts} == {8 if recipe.lambda_v else 4}
+    fp32 = next(a for a in manifest.artifacts if a.precision == "fp32")
     frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
-    found = artifact_outputs(tmp_path / "bundle", fp32, manifest.encoder, frames, recipe)
-    expected = torch_outputs(graph, frames, recipe)
+    found = artifact_outputs(either_bundle, fp32, manifest.encoder, frames, recipe)
+    expected = torch_outputs(SemClipGraph(model.encoder()), frames, recipe)
     np.testing.assert_allclose(found.defect_map, expected.defect_map, atol=1e-5)
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_a_recipe_of_the_graph_without_the_v_path_runs_on_the_one_with_it_and_not_the_other_way(
+    toy_bundle: Path, dual_bundle: Path
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    vanilla, dual = load_bundle(toy_bundle)[1], load_bundle(dual_bundle)[1]
+    with Predictor(toy_bundle, threads=1) as predictor, Predictor(dual_bundle, recipe=vanilla, threads=1) as whole:
+        np.testing.assert_allclose(whole(frame).defect_map(), predictor(frame).defect_map(), atol=1e-5)
+        with pytest.raises(RecipeError, match="has lambda_v 1, and this encoder's graph leaves the V path out"):
+            predictor.use(dual)
 
 
 def test_a_graph_without_the_v_path_is_not_exported_for_a_recipe_that_reads_it(
