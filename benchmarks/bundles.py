@@ -24,7 +24,10 @@ from runtime.verdict import unit_rows
 
 
 def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 7) -> tuple[SemClipGraph, Path]:
-    """Export fp32 with a recipe of random numbers; returns the torch graph and the bundle folder."""
+    """Export fp32 with a recipe of random numbers; returns the torch graph and the bundle folder.
+
+    The graph has the V path whatever the weights, since random ones stand for a tower whose text is aligned.
+    """
     model = load_model(arch, weights=weights, random_seed=None if weights else 0)
     graph = SemClipGraph(model.encoder())
     encoder = describe_encoder(model, graph)

@@ -118,7 +118,11 @@ def _graph(manifest: Manifest, arch: str, weights: Path | None) -> SemClipGraph:
     """The bundle's graph in torch. Raises CheckpointError, PredictorError if it is not the bundle's."""
     model = load_model(arch, weights=weights, random_seed=None if weights else 0)
     encoder = manifest.encoder
-    graph = SemClipGraph(model.encoder(), input_size=encoder.input_size if encoder.resizes_in_graph else None)
+    graph = SemClipGraph(
+        model.encoder(),
+        input_size=encoder.input_size if encoder.resizes_in_graph else None,
+        value_path=encoder.value_path,
+    )
     described = describe_encoder(model, graph)
     same = described.id == encoder.id
     shape = ("image_size", "patch_size", "layers", "heads", "width", "text_dim", "levels")

@@ -30,7 +30,7 @@ from .graph import SemClipGraph
 
 
 def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
-    """The manifest's record of the encoder that `graph` holds."""
+    """The manifest's record of the encoder that `graph` holds. `id` is the same with the V path and without it."""
     encoder = graph.encoder
     features = feature_count(len(encoder.level_layers), encoder.width)
     identity = {
@@ -62,6 +62,7 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
         redundancy=graph.redundancy,
         mean=(model.mean[0], model.mean[1], model.mean[2]),
         std=(model.std[0], model.std[1], model.std[2]),
+        value_path=graph.value_path,
     )
 
 

@@ -76,6 +76,11 @@ class LoadedModel:
     sha256: str
     vocabulary: frozenset[int] | None = None
 
+    @property
+    def text_aligned(self) -> bool:
+        """Whether the image tower was trained to meet the vectors of its text tower."""
+        return self.has_text and self.trained
+
     def encoder(self, *, last_level_only: bool = False) -> DualPathEncoder:
         """The dual path over this model's image tower. last_level_only: as in `DualPathEncoder`."""
         return DualPathEncoder(self.clip.visual, mean=self.mean, std=self.std, last_level_only=last_level_only)

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.backends.ort import check_provider
+from runtime.encoder import NO_VALUE_PATH
+from runtime.errors import RecipeError
 from runtime.files import require_files
 from runtime.manifest import Artifact, Manifest, bundle_of_recipe, load_bundle
 
@@ -163,6 +165,9 @@ class Teach:
             args.random_weights = True
         stages = Stages()
         request = replace(_request(args, stages, args.out), smoothing_px=manifest.smoothing_px)
+        asked = request.settings.lambda_v or 0.0
+        if asked > 0 and not manifest.encoder.value_path:  # before the supports are encoded
+            raise RecipeError(str(args.out), NO_VALUE_PATH.format(asked))
         with stages.stage("load encoder"):
             model = _model(args, manifest.encoder.image_size)
             resized = manifest.encoder.input_size if manifest.encoder.resizes_in_graph else None
@@ -174,6 +179,7 @@ class Teach:
                 "--arch and --weights"
             )
         recipe = teach_recipe(model, graph, request, stages)
+        manifest.encoder.check(recipe, where=str(args.out))
         recipe.save(args.out)
         print(f"recipe {args.out}: {', '.join(recipe.classes)}")
         print(f"next:  sem-clip predict {args.bundle} PATH --recipe {args.out}")
@@ -380,7 +386,7 @@ def _model(args: argparse.Namespace, image_size: tuple[int, int] | None) -> Load
 def _summarize(out: Path, manifest: Manifest, dataset: Dataset, to_judge: Path, stages: Stages) -> None:
     encoder = manifest.encoder
     print(f"\nbundle    {out}")
-    print(f"encoder   {encoder.architecture}, weights: {encoder.weights}")
+    print(f"encoder   {encoder.architecture}, weights: {encoder.weights}{'' if encoder.value_path else '; no V path'}")
     print(f"classes   {', '.join(dataset.classes)}")
     for artifact in manifest.artifacts:
         if artifact.kind == "engine":

@@ -88,47 +88,49 @@ class DualPathEncoder(nn.Module):
         self.fp32_attention: frozenset[int] = frozenset()
         self.eval().requires_grad_(False)
 
-    def half_precision(self, pixels: Tensor) -> DualPathEncoder:
+    def half_precision(self, pixels: Tensor, *, value_path: bool = True) -> DualPathEncoder:
         """A copy whose attention, MLP and projection are fp16, except where measurement on `pixels` forbids it.
 
         pixels: real frames, as for `forward`. The residual stream, LayerNorm, the patch embedding and a stem stay fp32:
         rounding Z after each addition doubles the error of the map, and they are a few per cent of the work. Layers
         that alone would change the tokens too much stay fp32 whole (`fp32_layers`, counted from 1); layers with large
         attention scores compute attention, not its projections, in fp32 (`fp32_attention`).
+        value_path: whether the copy is for a graph with the V path, whose scores then count, too.
         """
         twin = copy.deepcopy(self)
         twin.compute_dtype = torch.float16
-        twin.fp32_layers, twin.fp32_attention = self._layers_to_keep(pixels)
+        twin.fp32_layers, twin.fp32_attention = self._layers_to_keep(pixels, value_path=value_path)
         for layer, block in enumerate(twin.blocks, start=1):
             if layer not in twin.fp32_layers:
                 _halve(block)
         twin.proj = nn.Parameter(twin.proj.half(), requires_grad=False)
         return twin
 
-    def _layers_to_keep(self, pixels: Tensor) -> tuple[frozenset[int], frozenset[int]]:
+    def _layers_to_keep(self, pixels: Tensor, *, value_path: bool) -> tuple[frozenset[int], frozenset[int]]:
         """Layers whose fp16 form alone harms the tokens of their level, and layers with large scores."""
         harmed, large = set(), set()
         with torch.inference_mode():
             exact = [self.embed(pixels)]
             for layer, block in enumerate(self.blocks, start=1):
                 q, k, v = self._heads_of(block, exact[-1])
-                peak = max(float((a @ b.transpose(-1, -2)).abs().amax()) for a, b in ((q, k), (v, v)))
+                pairs = [(q, k), (v, v)] if value_path else [(q, k)]
+                peak = max(float((a @ b.transpose(-1, -2)).abs().amax()) for a, b in pairs)
                 if peak * q.shape[-1] ** -0.5 > LARGE_SCORE:
                     large.add(layer)
-                exact.append(self._dual_path(block, exact[-1], layer)[0])
+                exact.append(self._dual_path(block, exact[-1], layer, value_path=False)[0])
             for layer, block in enumerate(self.blocks, start=1):
                 level = min(end for end in self.level_layers if end >= layer)
-                z, _ = self._dual_path(_halve(copy.deepcopy(block)), exact[layer - 1], layer)
+                z, _ = self._dual_path(_halve(copy.deepcopy(block)), exact[layer - 1], layer, value_path=False)
                 for later in range(layer + 1, level + 1):
-                    z, _ = self._dual_path(self.blocks[later - 1], z, later)
+                    z, _ = self._dual_path(self.blocks[later - 1], z, later, value_path=False)
                 norm = torch.linalg.vector_norm(exact[level], dim=-1)
                 if float((torch.linalg.vector_norm(z - exact[level], dim=-1) / norm).mean()) > HARMFUL_ERROR:
                     harmed.add(layer)
         return frozenset(harmed), frozenset(large - harmed)
 
-    def forward(self, pixels: Tensor) -> Levels:
-        """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`."""
-        return self.levels_of(self.embed(pixels))
+    def forward(self, pixels: Tensor, *, value_path: bool = True) -> Levels:
+        """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`. value_path: as `levels_of`."""
+        return self.levels_of(self.embed(pixels), value_path=value_path)
 
     def levels_of(self, z: Tensor, *, value_path: bool = True) -> Levels:
         """The levels of embedded tokens [B, 1 + P, D], class token first; P need not fill the grid.

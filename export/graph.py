@@ -16,17 +16,24 @@ class SemClipGraph(nn.Module):
 
     input_size: [height, width] of `frames`. Where it differs from the encoder's image size the antialiased bicubic
     resize is part of the graph, as two matrix products.
+    value_path: whether the graph computes the V path; without it, it answers for recipes whose lambda_v is 0 alone.
     """
 
     resize_vertical: Tensor
     resize_horizontal: Tensor
 
     def __init__(
-        self, encoder: DualPathEncoder, *, redundancy: str = "cls_weight", input_size: tuple[int, int] | None = None
+        self,
+        encoder: DualPathEncoder,
+        *,
+        redundancy: str = "cls_weight",
+        input_size: tuple[int, int] | None = None,
+        value_path: bool = True,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.redundancy = redundancy
+        self.value_path = value_path
         self.input_size = input_size or encoder.image_size
         self.resizes = self.input_size != encoder.image_size
         if self.resizes:
@@ -40,12 +47,21 @@ class SemClipGraph(nn.Module):
 
         frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32 too.
         """
-        encoder = self.encoder.half_precision(self.pixels(frames))
-        return SemClipGraph(encoder, redundancy=self.redundancy, input_size=self.input_size)
+        return self._over(self.encoder.half_precision(self.pixels(frames), value_path=self.value_path), self.value_path)
 
-    def encode(self, frames: Tensor) -> Levels:
-        """uint8 [B, height, width] of `input_size` to the encoder's levels."""
-        levels: Levels = self.encoder(self.pixels(frames))
+    def without_value_path(self) -> SemClipGraph:
+        """The same graph, on the same encoder, without the V path."""
+        return self._over(self.encoder, False)
+
+    def _over(self, encoder: DualPathEncoder, value_path: bool) -> SemClipGraph:
+        return SemClipGraph(encoder, redundancy=self.redundancy, input_size=self.input_size, value_path=value_path)
+
+    def encode(self, frames: Tensor, *, value_path: bool = True) -> Levels:
+        """uint8 [B, height, width] of `input_size` to the encoder's levels. value_path: as `DualPathEncoder.levels_of`.
+
+        Teaching asks for the V path whether the graph has it or not.
+        """
+        levels: Levels = self.encoder(self.pixels(frames), value_path=value_path)
         return levels
 
     def pixels(self, frames: Tensor) -> Tensor:
@@ -71,7 +87,7 @@ class SemClipGraph(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Shapes as in README, "Bundle format"; returns probabilities [B, K], defect_map [B, g, g], features [B, F]."""
         alpha, lambda_v, lambda_m, tau, tau_v, tau_s = scalars.unbind(0)
-        levels = self.encode(frames)
+        levels = self.encode(frames, value_path=self.value_path)
         text = torch.cat([text_seg, text_cls])  # one product with both banks
         similarity = [
             heads.cosines(
@@ -81,8 +97,7 @@ class SemClipGraph(nn.Module):
         ]
         vanilla = [heads.vanilla_logit(s[..., :2], tau) for s in similarity]
         value = [
-            heads.value_logit(v, c, text_seg, tau_v, self.redundancy)
-            for v, c in zip(levels.value, levels.cls, strict=True)
+            heads.value_logit(v, levels.cls[j], text_seg, tau_v, self.redundancy) for j, v in enumerate(levels.value)
         ]
         odd = [heads.oddness(z[:, 1:], memory[j]) for j, z in enumerate(levels.tokens)]
         remembered = heads.memory_map(odd, memory_scale)

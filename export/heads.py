@@ -79,10 +79,15 @@ def memory_map(odd: Sequence[Tensor], scale: Tensor) -> Tensor:
 def fuse_maps(
     vanilla: Sequence[Tensor], value: Sequence[Tensor], remembered: Tensor, lambda_v: Tensor, lambda_m: Tensor
 ) -> Tensor:
-    """Eq. 12, 16, 17 from logits [B, P] of every level, scaled to [0, 1]; and, beyond them, the memory's map [B, P]."""
-    a_z = torch.stack([torch.sigmoid(logit) for logit in vanilla]).mean(0)
-    a_v = torch.stack([torch.sigmoid(logit) for logit in value]).mean(0)
-    return (a_z + lambda_v * a_v + lambda_m * remembered) / (1 + lambda_v + lambda_m)
+    """Eq. 12, 16, 17 from logits [B, P] of every level, scaled to [0, 1]; and, beyond them, the memory's map [B, P].
+
+    value: empty where the graph leaves the V path out; lambda_v, which must then be 0, is not read.
+    """
+    fused, weight = torch.stack([torch.sigmoid(logit) for logit in vanilla]).mean(0), torch.ones_like(lambda_m)
+    if value:
+        a_v = torch.stack([torch.sigmoid(logit) for logit in value]).mean(0)
+        fused, weight = fused + lambda_v * a_v, weight + lambda_v
+    return (fused + lambda_m * remembered) / (weight + lambda_m)
 
 
 def text_probabilities(similarities: Sequence[Tensor], tau_s: Tensor) -> Tensor:

@@ -140,17 +140,21 @@ def build_bundle(
 ) -> Manifest:
     """Export fp32 and fp16 ONNX, prove parity on real frames, and write the bundle as a whole or not at all.
 
-    fp16: False leaves that artifact out; the CPU does not take it. smoothing: in pixels of the encoder's image, as in
-    TeachRequest. Raises OutputExistsError, ExportError, ParityError.
+    The files have the V path where `keeps_value_path` says so. Parity is with `graph` as it was given, so it also
+    proves that nothing is lost with that path. fp16: False leaves that artifact out; the CPU does not take it.
+    smoothing: in pixels of the encoder's image, as in TeachRequest. Raises OutputExistsError, ExportError, ParityError,
+    RecipeError.
     """
     refuse_existing(out, force=force)
-    encoder = describe_encoder(model, graph)
+    exported = graph if keeps_value_path(model, recipe) else graph.without_value_path()
+    encoder = describe_encoder(model, exported)
+    encoder.check(recipe)
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
     with writing_bundle(out, force=force) as folder:
         artifacts = []
-        sources = {"fp32": graph}
+        sources = {"fp32": exported}
         if fp16:
-            sources["fp16"] = graph.half_precision(torch.from_numpy(np.stack(spread(list(frames), 8))))
+            sources["fp16"] = exported.half_precision(torch.from_numpy(np.stack(spread(list(frames), 8))))
         for precision, source in sources.items():
             file = ONNX_FILES[precision]
             with stages.stage(f"export {file}"):
@@ -186,6 +190,15 @@ def build_bundle(
         )
         write_manifest(folder, manifest)
     return load_bundle(out)[0]  # where a name was taken, another was given
+
+
+def keeps_value_path(model: LoadedModel, recipe: Recipe) -> bool:
+    """Whether a bundle's graph has the V path: where the text is aligned, or where the bundle's own recipe reads it.
+
+    The V path is not taught. Where nothing ever aligned it with the text, teaching gives it no share of the map
+    (lambda_v 0), unless the paper's method is asked for.
+    """
+    return model.text_aligned or recipe.lambda_v > 0
 
 
 def parity_samples(dataset: Dataset) -> list[Sample]:

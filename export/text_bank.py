@@ -46,8 +46,9 @@ def build_text_bank(model: LoadedModel, prompts: Prompts, classes: Sequence[str]
     if not model.has_text:
         return anchor_bank(classes, model.clip.visual.output_dim)
     vectors = np.stack([_embed_class(model, prompts.for_class(name)) for name in classes])
-    projection = Projection.of(model.clip.visual) if model.trained else None
-    return TextBank(vectors, _segmentation_bank(vectors), "tower", aligned=model.trained, projection=projection)
+    aligned = model.text_aligned
+    projection = Projection.of(model.clip.visual) if aligned else None
+    return TextBank(vectors, _segmentation_bank(vectors), "tower", aligned=aligned, projection=projection)
 
 
 def anchor_bank(classes: Sequence[str], dim: int) -> TextBank:

@@ -232,6 +232,7 @@ def _encoder_lines(encoder: Encoder) -> list[str]:
         f"encoder     {encoder.architecture}, weights: {encoder.weights}{'' if encoder.trained else ' (UNTRAINED)'}",
         f"            {encoder.layers} layers, width {encoder.width}, levels after {list(encoder.levels)}",
         f"            id {encoder.id[:16]}, checkpoint SHA-256 {encoder.checkpoint_sha256[:16]}",
+        f"V path      {'in the graph' if encoder.value_path else 'left out of the graph: recipes need lambda_v 0'}",
         f"frames      {frames}",
     ]
 

@@ -14,6 +14,13 @@ MAX_SIDE = 16384
 MAX_IMAGE_PIXELS = 2**22
 """Of `image_size`, 2048 x 2048: 16,384 patches of 16 px, whose attention alone takes a gigabyte a head in fp32."""
 REDUNDANCY = ("cls_weight", "class_mean")
+VALUE_PATH_SINCE = 2
+"""Manifest version from which `value_path` is recorded; the graphs of older ones all have the V path."""
+NO_VALUE_PATH = (
+    "has lambda_v {:g}, and this encoder's graph leaves the V path out: teach it again on this bundle's encoder, or "
+    "build a bundle with it (its text is not aligned, so `sem-clip build` keeps the V path for --method paper alone)"
+)
+"""What to do about a recipe that needs the V path of a graph without it; takes its lambda_v."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -28,6 +35,8 @@ class Encoder:
         the host; different, the resize is in the graph and frames must have this size once ignored rows are cut.
     levels: the layers (1-based) whose outputs are read. width D, text_dim C, features F as in `recipe.TENSORS`.
     mean, std: of the training pixels in [0, 1], already folded into the graph's weights.
+    value_path: whether the graph computes the V path (paper eq. 2, 4, 7, 13-16). Without it, a recipe's lambda_v must
+        be 0. It is no part of `id`: a recipe with lambda_v 0 gives the same answers on both graphs.
     """
 
     id: str
@@ -48,6 +57,7 @@ class Encoder:
     redundancy: str
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    value_path: bool
 
     @property
     def resizes_in_graph(self) -> bool:
@@ -55,7 +65,7 @@ class Encoder:
         return self.input_size != self.image_size
 
     def check(self, recipe: Recipe, where: str = "recipe") -> None:
-        """Raise RecipeError unless `recipe` was taught on this encoder and has its shapes."""
+        """Raise RecipeError unless `recipe` was taught on this encoder, has its shapes and needs no path it lacks."""
         if recipe.encoder_id != self.id:
             raise RecipeError(
                 where,
@@ -73,12 +83,14 @@ class Encoder:
             for name, shape in expected.items()
             if recipe.tensors[name].shape != shape
         ]
+        if recipe.lambda_v > 0 and not self.value_path:
+            faults.append(NO_VALUE_PATH.format(recipe.lambda_v))
         if faults:
             raise RecipeError(where, faults)
 
 
-def read_encoder(fields: Fields) -> Encoder:
-    """From a JSON object; what is wrong with it goes to the faults of `fields`."""
+def read_encoder(fields: Fields, version: int) -> Encoder:
+    """From a JSON object of a manifest of `version`; what is wrong with it goes to the faults of `fields`."""
     known = len(fields.faults)
     trained = fields.flag("trained")
     mean, std = fields.numbers("mean", 3), fields.numbers("std", 3)
@@ -102,6 +114,7 @@ def read_encoder(fields: Fields) -> Encoder:
         redundancy=fields.text("redundancy"),
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
+        value_path=version < VALUE_PATH_SINCE or fields.flag("value_path"),
     )
     if encoder.redundancy and encoder.redundancy not in REDUNDANCY:
         fields.fault("redundancy", f"must be one of {', '.join(REDUNDANCY)}")

@@ -24,7 +24,8 @@ from .recipe import MAX_BYTES as MAX_RECIPE_BYTES
 from .recipe import Recipe
 
 FORMAT = "sem-clip-bundle"
-VERSION = 1
+VERSION = 2
+"""Version 2 records `encoder.value_path`. Version 1 is read, too."""
 FILE_NAME = MANIFEST
 MAX_BYTES = 4 * 2**20
 MAX_ARTIFACTS = 64
@@ -106,7 +107,8 @@ class Manifest:
             raise BundleError(
                 where, f"has format version {version}, this reader knows up to {VERSION}: update sem-clip"
             )
-        encoder = read_encoder(fields.inner("encoder"))
+        # A faulty version is one fault; the entries of another version would only bury it.
+        encoder = read_encoder(fields.inner("encoder"), VERSION if faults else version)
         artifacts = tuple(
             _read_artifact(Fields(item, f"manifest.artifacts[{index}]", faults))
             for index, item in enumerate(fields.items("artifacts", MAX_ARTIFACTS))

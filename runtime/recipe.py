@@ -114,6 +114,11 @@ class Recipe:
         for array in (*stored.values(), self.unit_supports):
             array.setflags(write=False)
 
+    @property
+    def lambda_v(self) -> float:
+        """The V path's share of the map (eq. 17), >= 0; 0 where the recipe does not use that path."""
+        return float(self.tensors["scalars"][SCALARS.index("lambda_v")])
+
     def __reduce__(self) -> tuple[Any, ...]:
         # By the constructor, so that the arrays of a copy are read-only as well.
         return type(self), tuple(getattr(self, part.name) for part in fields(self) if part.init)

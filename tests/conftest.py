@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.manifest import Artifact, Encoder, Manifest
+from runtime.manifest import Artifact, Encoder, Manifest, load_bundle
 from runtime.operating_point import OperatingPoint
-from runtime.recipe import MEMORY_ROWS, FrameOptions, Recipe
+from runtime.recipe import MEMORY_ROWS, SCALARS, FrameOptions, Recipe
 
 CLASSES = ("good", "bridge", "hole")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -56,12 +56,13 @@ def make_encoder(**changes: Any) -> Encoder:
         redundancy="cls_weight",
         mean=(0.5, 0.5, 0.5),
         std=(0.25, 0.25, 0.25),
+        value_path=True,
     )
     return replace(encoder, **changes)
 
 
 def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = None, **changes: Any) -> Recipe:
-    """A recipe of random tensors that fits `encoder` (the one of make_encoder by default).
+    """A recipe of random tensors that fits `encoder` (the one of make_encoder by default) and uses all that it has.
 
     changes: of the recipe's fields or of its operating point's.
     """
@@ -82,7 +83,7 @@ def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = No
         tensors[name] /= np.linalg.norm(tensors[name], axis=1, keepdims=True)
     tensors["memory"] /= np.linalg.norm(tensors["memory"], axis=2, keepdims=True)
     tensors["memory_scale"] = np.tile(np.array([0.5, 0.1], np.float32), (levels, 1))
-    tensors["scalars"] = np.array([0.8, 1.0, 0.3, 10.0, 10.0, 10.0], np.float32)
+    tensors["scalars"] = np.array([0.8, float(encoder.value_path), 0.3, 10.0, 10.0, 10.0], np.float32)
     point = OperatingPoint.taught(classes, 0.5, 0.5)
     moved = {name: changes.pop(name) for name in list(changes) if name in OperatingPoint.__dataclass_fields__}
     values: dict[str, Any] = {
@@ -96,6 +97,12 @@ def make_recipe(classes: tuple[str, ...] = CLASSES, encoder: Encoder | None = No
         "teaching": {"seed": 0},
     }
     return Recipe(**{**values, **changes})
+
+
+def with_scalars(recipe: Recipe, **changes: float) -> Recipe:
+    """The recipe with some of its scalars changed."""
+    scalars = dict(zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True)) | changes
+    return replace(recipe, tensors={**recipe.tensors, "scalars": np.array(list(scalars.values()), np.float32)})
 
 
 def write_bundle(folder: Path, *, encoder: Encoder | None = None, recipe: Recipe | None = None) -> Path:
@@ -149,7 +156,10 @@ def toy_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def toy_bundle(toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle taught and exported by the main job: the toy encoder, 7 classes, 2 shots."""
+    """A bundle taught and exported by the main job: the toy encoder, 7 classes, 2 shots.
+
+    Its random weights align no text, so its graphs leave the V path out.
+    """
     pytest.importorskip("torch")
     from runtime.cli import main
 
@@ -168,6 +178,28 @@ def toy_bundle(toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     ]
     assert main(arguments) == 0
     return out
+
+
+@pytest.fixture(scope="session")
+def dual_bundle(toy_bundle: Path, toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy bundle with the V path in its graphs: its recipe gives that path half of the map."""
+    from calibration.dataset import load_dataset
+    from export.checkpoint import load_model
+    from export.graph import SemClipGraph
+    from export.progress import Stages
+    from export.teach import build_bundle, parity_samples
+
+    model, out = load_model("toy", random_seed=0), tmp_path_factory.mktemp("dual") / "bundle"
+    recipe = with_scalars(load_bundle(toy_bundle)[1], lambda_v=1.0)
+    build_bundle(model, SemClipGraph(model.encoder()), recipe, parity_samples(load_dataset(toy_frames)), out, Stages())
+    return out
+
+
+@pytest.fixture(params=["toy_bundle", "dual_bundle"])
+def either_bundle(request: pytest.FixtureRequest) -> Path:
+    """A bundle without the V path, then one with it."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,17 +8,21 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import make_recipe
 from PIL import Image
 
-from export import teach
+from export import teach, teach_settings
 from export.checkpoint import load_model
 from export.graph import SemClipGraph
+from export.teach_settings import TeachSettings
 from runtime import Predictor
 from runtime.cli import main
 from runtime.manifest import load_bundle
@@ -357,6 +361,40 @@ def never_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("teaching was reached")
 
     monkeypatch.setattr(teach, "teach_recipe", fit)
+
+
+@pytest.mark.usefixtures("never_teaches")
+def test_teach_refuses_settings_that_need_the_v_path_of_a_graph_without_it(
+    toy_bundle: Path,
+    toy_frames: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(teach_settings, "TeachSettings", partial(TeachSettings, lambda_v=1.0))
+    out = tmp_path / "r.safetensors"
+    status, stderr = sem_clip(capsys, "teach", toy_bundle, "--data", toy_frames, "--shots", 2, "--out", out)
+    assert status == 2
+    (message,) = errors_in(stderr)
+    assert "has lambda_v 1, and this encoder's graph leaves the V path out: teach it again" in message
+    assert not out.exists()
+
+
+def test_teach_writes_no_recipe_that_the_bundle_cannot_run(
+    toy_bundle: Path,
+    toy_frames: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    encoder = load_bundle(toy_bundle)[0].encoder
+    reads_it = make_recipe(encoder=replace(encoder, value_path=True))
+    monkeypatch.setattr(teach, "teach_recipe", lambda *_: reads_it)
+    out = tmp_path / "r.safetensors"
+    status, stderr = sem_clip(capsys, "teach", toy_bundle, "--data", toy_frames, "--shots", 2, "--out", out)
+    assert status == 2
+    assert "leaves the V path out" in errors_in(stderr)[0]
+    assert not out.exists()
 
 
 @pytest.mark.usefixtures("never_teaches")

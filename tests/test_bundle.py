@@ -10,8 +10,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from conftest import make_encoder, make_recipe, write_bundle
+from conftest import make_encoder, make_recipe, with_scalars, write_bundle
 
 from calibration.dataset import load_dataset
 from export import bundle, teach
@@ -20,10 +21,11 @@ from export.checkpoint import LoadedModel, load_model
 from export.encoder import DualPathEncoder
 from export.errors import OutputExistsError, ParityError
 from export.graph import SemClipGraph
+from export.parity import artifact_outputs, torch_outputs
 from export.progress import Stages
-from export.teach import build_bundle, parity_samples
+from export.teach import build_bundle, keeps_value_path, parity_samples
 from runtime import Predictor
-from runtime.errors import BundleError, PredictorError
+from runtime.errors import BundleError, PredictorError, RecipeError
 from runtime.files import sha256_of
 from runtime.manifest import Encoder, Manifest, load_bundle, replace_recipe
 
@@ -76,6 +78,13 @@ def test_a_resize_in_the_graph_leaves_the_id_so_that_recipes_fit_both(model: Loa
     assert resized.input_size == (480, 640)
     assert resized.resizes_in_graph
     assert resized.id == described(model).id
+
+
+def test_the_v_path_is_in_the_record_and_not_in_the_id_so_that_recipes_fit_both(model: LoadedModel) -> None:
+    graph = SemClipGraph(model.encoder(), redundancy="class_mean", input_size=(480, 640))
+    whole, without = describe_encoder(model, graph), describe_encoder(model, graph.without_value_path())
+    assert whole.value_path
+    assert without == replace(whole, value_path=False)
 
 
 # ---- what may be replaced --------------------------------------------------------------------------------------------
@@ -198,7 +207,7 @@ def test_what_came_there_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 KILLED = """
 import os, pathlib, signal, sys
 sys.path.insert(0, sys.argv[2])
-from conftest import make_encoder, make_recipe, write_bundle
+from conftest import make_encoder, make_recipe, with_scalars, write_bundle
 from export import bundle
 from runtime import changing
 
@@ -305,7 +314,62 @@ def test_the_novelty_of_a_support_is_0(toy_bundle: Path, toy_frames: Path) -> No
 
 
 def test_the_record_in_a_built_bundle_is_that_of_its_encoder(toy_bundle: Path, model: LoadedModel) -> None:
-    assert load_bundle(toy_bundle)[0].encoder == described(model)
+    assert load_bundle(toy_bundle)[0].encoder == replace(described(model), value_path=False)
+
+
+@pytest.mark.parametrize(
+    ("has_text", "trained", "lambda_v", "kept"),
+    [
+        (True, True, 0.0, True),  # another recipe may use it
+        (True, True, 0.5, True),
+        (True, False, 0.0, False),
+        (False, True, 0.0, False),
+        (False, True, 1.0, True),  # the paper's method on a tower without text
+        (True, False, 0.25, True),
+    ],
+)
+def test_the_v_path_is_kept_where_the_text_is_aligned_or_the_recipe_reads_it(
+    model: LoadedModel, toy_bundle: Path, has_text: bool, trained: bool, lambda_v: float, kept: bool
+) -> None:
+    recipe = with_scalars(load_bundle(toy_bundle)[1], lambda_v=lambda_v)
+    assert keeps_value_path(replace(model, has_text=has_text, trained=trained), recipe) is kept
+
+
+def test_a_bundle_has_the_v_path_that_its_recipe_reads_and_answers_as_torch_with_both_paths(
+    model: LoadedModel, either_bundle: Path
+) -> None:
+    manifest, recipe = load_bundle(either_bundle)
+    assert manifest.encoder.value_path is (recipe.lambda_v > 0)
+    assert manifest.encoder.id == described(model).id
+    assert {a.operators["Attention"] for a in manifest.artifacts} == {8 if recipe.lambda_v else 4}
+    fp32 = next(a for a in manifest.artifacts if a.precision == "fp32")
+    frames = np.random.default_rng(0).integers(0, 256, (3, 64, 64), dtype=np.uint8)
+    found = artifact_outputs(either_bundle, fp32, manifest.encoder, frames, recipe)
+    expected = torch_outputs(SemClipGraph(model.encoder()), frames, recipe)
+    np.testing.assert_allclose(found.defect_map, expected.defect_map, atol=1e-5)
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+
+
+def test_a_recipe_of_the_graph_without_the_v_path_runs_on_the_one_with_it_and_not_the_other_way(
+    toy_bundle: Path, dual_bundle: Path
+) -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)
+    vanilla, dual = load_bundle(toy_bundle)[1], load_bundle(dual_bundle)[1]
+    with Predictor(toy_bundle, threads=1) as predictor, Predictor(dual_bundle, recipe=vanilla, threads=1) as whole:
+        np.testing.assert_allclose(whole(frame).defect_map(), predictor(frame).defect_map(), atol=1e-5)
+        with pytest.raises(RecipeError, match="has lambda_v 1, and this encoder's graph leaves the V path out"):
+            predictor.use(dual)
+
+
+def test_a_graph_without_the_v_path_is_not_exported_for_a_recipe_that_reads_it(
+    model: LoadedModel, toy_bundle: Path, toy_frames: Path, tmp_path: Path
+) -> None:
+    recipe = with_scalars(load_bundle(toy_bundle)[1], lambda_v=1.0)
+    graph = SemClipGraph(model.encoder()).without_value_path()
+    samples = parity_samples(load_dataset(toy_frames))
+    with pytest.raises(RecipeError, match=r"has lambda_v 1, and this encoder's graph leaves the V path out"):
+        build_bundle(model, graph, recipe, samples, tmp_path / "bundle", Stages())
+    assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("force", [False, True])
@@ -324,7 +388,7 @@ def test_an_artifact_that_disagrees_with_torch_is_never_written(
         write_bundle(out)
     before = content_of(tmp_path)
     model = load_model("toy", random_seed=1)
-    recipe = load_bundle(toy_bundle)[1]
+    recipe = replace(load_bundle(toy_bundle)[1], encoder_id=described(model).id)
     samples = parity_samples(load_dataset(toy_frames))
     with pytest.raises(ParityError, match=r"model\.onnx does not agree with torch on 28 frames.*nothing was written"):
         build_bundle(model, SemClipGraph(model.encoder()), recipe, samples, out, Stages(), force=force)

@@ -83,6 +83,7 @@ def test_inspect_says_what_a_bundle_holds(fake_bundle: Path, capsys: Capture) ->
         "toy, weights: random, seed 0 (UNTRAINED)",
         "4 layers, width 32, levels after [1, 2, 3, 4]",
         "id abababababababab, checkpoint SHA-256 cdcdcdcdcdcdcdcd",
+        "V path      in the graph",
         "any size, squashed to 64 x 64",
         "model.onnx: fp32, 0.0 MB, SHA-256 correct",
         "8 operators, 8 Attention",
@@ -96,6 +97,12 @@ def test_inspect_says_what_a_bundle_holds(fake_bundle: Path, capsys: Capture) ->
         "made for tests",
     ):
         assert part in out
+
+
+def test_inspect_says_that_the_v_path_is_left_out(tmp_path: Path, capsys: Capture) -> None:
+    bundle = write_bundle(tmp_path / "bundle", encoder=make_encoder(value_path=False))
+    assert main(["inspect", str(bundle)]) == 0
+    assert "V path      left out of the graph: recipes need lambda_v 0\n" in capsys.readouterr().out
 
 
 def test_inspect_says_where_the_resize_is(tmp_path: Path, capsys: Capture) -> None:

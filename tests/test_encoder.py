@@ -217,6 +217,28 @@ def test_shapes_and_facts_are_those_of_the_tower(encoder: DualPathEncoder) -> No
     assert [c.shape for c in levels.cls] == [(3, 24)] * 4
 
 
+def test_the_v_path_alone_is_missing_where_it_is_left_out(encoder: DualPathEncoder) -> None:
+    frames = random_frames(2, (64, 64))
+    whole, without = encoder(frames), encoder(frames, value_path=False)
+    assert without.value == []
+    for kind in ("tokens", "cls"):
+        for a, b in zip(getattr(whole, kind), getattr(without, kind), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_large_scores_of_the_v_path_alone_keep_attention_in_fp32_only_where_that_path_is(clip: CLIP) -> None:
+    visual = copy.deepcopy(clip.visual)
+    width = 32
+    with torch.no_grad():
+        attention = visual.transformer.resblocks[0].attn
+        attention.in_proj_weight[2 * width :] *= 40
+        attention.out_proj.weight /= 40
+    encoder = DualPathEncoder(visual, mean=MEAN, std=STD)
+    frames = random_frames(2, (64, 64))
+    assert 1 in encoder.half_precision(frames).fp32_attention
+    assert 1 not in encoder.half_precision(frames, value_path=False).fp32_attention
+
+
 def test_half_precision_is_a_copy_close_to_the_original(clip: CLIP) -> None:
     encoder = DualPathEncoder(copy.deepcopy(clip.visual), mean=MEAN, std=STD)
     frames = random_frames(2, (64, 64))

@@ -140,6 +140,16 @@ def test_fused_map_is_the_weighted_mean_of_all_levels_of_both_paths_and_of_the_m
     assert_near(found, expected, 1e-6)
 
 
+@pytest.mark.parametrize("lambda_m", [0.0, 0.3])
+def test_a_map_without_the_v_path_is_bit_for_bit_the_one_whose_v_path_has_no_share(lambda_m: float) -> None:
+    vanilla = [random(seed, BATCH, PATCHES)[0] for seed in range(LEVELS)]
+    value = [random(seed, BATCH, PATCHES)[0] for seed in range(LEVELS, 2 * LEVELS)]
+    remembered = torch.sigmoid(random(50, BATCH, PATCHES)[0])
+    shares = torch.tensor(0.0), torch.tensor(lambda_m)
+    with_it = heads.fuse_maps(vanilla, value, remembered, *shares)
+    assert torch.equal(heads.fuse_maps(vanilla, [], remembered, *shares), with_it)
+
+
 def test_a_patch_is_as_odd_as_it_is_far_from_the_nearest_that_is_remembered() -> None:
     tokens, z = random(0, BATCH, PATCHES, 8)
     memory, m = random(1, 5, 8)
@@ -269,6 +279,16 @@ def test_probabilities_sum_to_one(classes: int) -> None:
     ):
         assert bool((found >= 0).all())
         assert_near(found.sum(1), np.ones(BATCH), 1e-6)
+
+
+def test_a_graph_without_the_v_path_answers_as_the_whole_one_at_lambda_v_0() -> None:
+    model = load_model("toy", random_seed=0)
+    whole = SemClipGraph(model.encoder(), input_size=(80, 96))
+    recipe = make_recipe(encoder=describe_encoder(model, whole.without_value_path()))
+    frames = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 80, 96), dtype=np.uint8))
+    tensors = [torch.tensor(recipe.tensors[name]) for name in TENSORS]
+    for a, b in zip(whole(frames, *tensors), whole.without_value_path()(frames, *tensors), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("redundancy", ["cls_weight", "class_mean"])

@@ -34,7 +34,7 @@ from runtime.manifest import (
 
 GOLDEN = """{
   "format": "sem-clip-bundle",
-  "version": 1,
+  "version": 2,
   "encoder": {
     "id": "abababababababababababababababababababababababababababababababab",
     "architecture": "toy",
@@ -53,7 +53,8 @@ GOLDEN = """{
     "features": 385,
     "redundancy": "cls_weight",
     "mean": [0.5, 0.5, 0.5],
-    "std": [0.25, 0.25, 0.25]
+    "std": [0.25, 0.25, 0.25],
+    "value_path": true
   },
   "artifacts": [
     {
@@ -163,10 +164,26 @@ def test_the_format_is_pinned() -> None:
     manifest = golden_manifest()
     assert Manifest.from_json(GOLDEN) == manifest
     written = manifest.to_json()
-    assert written.startswith('{\n  "format": "sem-clip-bundle",\n  "version": 1,\n  "encoder": {\n    "id": ')
+    assert written.startswith('{\n  "format": "sem-clip-bundle",\n  "version": 2,\n  "encoder": {\n    "id": ')
     assert written.endswith("}\n")
     # json.dumps keeps the order of keys, so this compares the order too.
     assert json.dumps(json.loads(written)) == json.dumps(json.loads(GOLDEN))
+
+
+def test_a_manifest_of_version_1_names_no_v_path_and_its_graphs_have_it() -> None:
+    document = json.loads(GOLDEN) | {"version": 1}
+    del document["encoder"]["value_path"]
+    assert Manifest.from_json(json.dumps(document)) == golden_manifest()
+    document["encoder"]["value_path"] = False
+    with pytest.raises(BundleError) as caught:
+        Manifest.from_json(json.dumps(document))
+    assert caught.value.faults == ("manifest.encoder.value_path is not known to this version",)
+
+
+def test_a_manifest_says_that_the_graph_leaves_the_v_path_out() -> None:
+    manifest = replace(golden_manifest(), encoder=make_encoder(value_path=False))
+    assert '"value_path": false' in manifest.to_json()
+    assert Manifest.from_json(manifest.to_json()) == manifest
 
 
 def test_the_order_of_keys_does_not_matter_to_the_reader() -> None:
@@ -264,11 +281,11 @@ def test_a_name_that_goes_with_the_next_writer_is_refused(path: str, name: str) 
 
 
 def test_a_newer_bundle_asks_for_a_newer_reader_and_says_nothing_else() -> None:
-    document = json.loads(GOLDEN) | {"version": 2, "new": "entry"}
+    document = json.loads(GOLDEN) | {"version": 3, "new": "entry"}
     del document["encoder"]
     with pytest.raises(BundleError) as caught:
         Manifest.from_json(json.dumps(document))
-    assert caught.value.faults == ("has format version 2, this reader knows up to 1: update sem-clip",)
+    assert caught.value.faults == ("has format version 3, this reader knows up to 2: update sem-clip",)
 
 
 def test_another_format_is_refused_and_nothing_else_is_said() -> None:
@@ -375,7 +392,7 @@ def test_a_manifest_larger_than_any_manifest_is_not_read(fake_bundle: Path) -> N
 
 
 def test_a_faulty_manifest_is_named_by_its_path(fake_bundle: Path) -> None:
-    edit_bundle(fake_bundle, "version", 2)
+    edit_bundle(fake_bundle, "version", 3)
     with pytest.raises(BundleError) as caught:
         load_bundle(fake_bundle)
     assert caught.value.where == str(fake_bundle / "manifest.json")
@@ -500,6 +517,27 @@ def test_every_tensor_that_does_not_fit_the_encoder_is_named() -> None:
         "tensor head_weight has shape [3, 100], this encoder needs [3, 385]",
     )
     other.check(make_recipe(encoder=other))
+
+
+def test_a_recipe_that_reads_the_v_path_is_refused_where_the_graph_leaves_it_out(tmp_path: Path) -> None:
+    without = make_encoder(value_path=False)
+    without.check(make_recipe(encoder=without))
+    with pytest.raises(RecipeError) as caught:
+        without.check(make_recipe(encoder=make_encoder()), where="metal2.safetensors")
+    assert caught.value.where == "metal2.safetensors"
+    (fault,) = caught.value.faults
+    assert fault.startswith(
+        "has lambda_v 1, and this encoder's graph leaves the V path out: teach it again on this bundle's encoder, or "
+    )
+    bundle = write_bundle(tmp_path / "bundle", encoder=without)
+    before = (bundle / "manifest.json").read_bytes()
+    with pytest.raises(RecipeError, match="leaves the V path out"):
+        replace_recipe(bundle, make_recipe(encoder=make_encoder()))
+    assert (bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_recipe_without_the_v_path_runs_on_both_graphs() -> None:
+    make_encoder().check(make_recipe(encoder=make_encoder(value_path=False)))
 
 
 def test_a_recipe_that_is_damaged_though_its_hash_is_right_is_refused(tmp_path: Path) -> None:

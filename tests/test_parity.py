@@ -156,22 +156,22 @@ def test_frames_to_compare_are_spread_over_the_whole_set(count: int) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_artifacts_of_the_toy_bundle_agree_with_torch(toy_bundle: Path, toy_frames: Path, precision: str) -> None:
+def test_artifacts_of_the_toy_bundle_agree_with_torch(either_bundle: Path, toy_frames: Path, precision: str) -> None:
     """Measured anew on frames that the build's own parity check has not chosen, in odd batches."""
-    manifest, recipe = load_bundle(toy_bundle)
+    manifest, recipe = load_bundle(either_bundle)
     (artifact,) = [artifact for artifact in manifest.artifacts if artifact.precision == precision]
     samples = load_dataset(toy_frames).samples[:19]
     frames = np.stack([prepare(s.read(FrameOptions()), manifest.encoder, recipe.frame, "") for s in samples])
     graph = SemClipGraph(load_model("toy", random_seed=0).encoder())
     reference = torch_outputs(graph, frames, recipe)
     report = measure_parity(
-        reference, artifact_outputs(toy_bundle, artifact, manifest.encoder, frames, recipe), precision, ""
+        reference, artifact_outputs(either_bundle, artifact, manifest.encoder, frames, recipe), precision, ""
     )
     assert report["passed"], report
     assert report["frames"] == 19
     assert report["max_abs_features"] <= TOLERANCE[precision]
 
-    inverted = artifact_outputs(toy_bundle, artifact, manifest.encoder, 255 - frames, recipe)
+    inverted = artifact_outputs(either_bundle, artifact, manifest.encoder, 255 - frames, recipe)
     assert not measure_parity(reference, inverted, precision, "")["passed"]
 
 

@@ -11,7 +11,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from benchmarks.roofline import count_flops, measured_peak, node_flops, reached
+from export.checkpoint import load_model
+from export.graph import SemClipGraph
+from export.to_onnx import onnx_from_graph
 from runtime import SemClipError
+from runtime.manifest import load_bundle
 from runtime.recipe import MEMORY_ROWS
 
 
@@ -81,15 +85,19 @@ def test_a_product_that_is_not_counted_is_an_error(tmp_path: Path) -> None:
         count_flops(path)
 
 
-def test_the_graph_of_the_toy_encoder_is_counted_by_hand(toy_bundle: Path) -> None:
+@pytest.mark.parametrize("value_path", [False, True])
+def test_the_graph_of_the_toy_encoder_is_counted_by_hand(toy_bundle: Path, tmp_path: Path, value_path: bool) -> None:
+    graph = SemClipGraph(load_model("toy", random_seed=0).encoder(), value_path=value_path)
+    onnx_from_graph(graph, load_bundle(toy_bundle)[1].tensors, tmp_path / "model.onnx")
     tokens, patches, width, text, levels, classes = 17, 16, 32, 24, 4, 7
-    layer = 2 * width * (3 * width * tokens + width * (tokens + patches) + 8 * width * tokens)
-    attention = 4 * (2 * 2 * tokens * width * (tokens + patches))
-    last_level_counts = levels * (2 * patches * width * text * 2 + 2 * width * text)  # V path, transformation, CLS
-    cosines = levels * (2 * patches * text * (2 + classes) + 2 * patches * text * 2 + 2 * text * 2)
+    valued = patches if value_path else 0  # patches with a V; the CLS that weighs them is projected for it alone
+    layer = 2 * width * (3 * width * tokens + width * (tokens + valued) + 8 * width * tokens)
+    attention = 4 * (2 * 2 * tokens * width * (tokens + valued))
+    last_level_counts = levels * (2 * (patches + valued + value_path) * width * text)  # transformation, V path, CLS
+    cosines = levels * (2 * patches * text * (2 + classes) + 2 * (valued + value_path) * text * 2)
     memory = levels * 2 * patches * width * MEMORY_ROWS
     embed, head = 2 * patches * 256 * width, 2 * levels * width * classes
-    found = count_flops(toy_bundle / "model.onnx")
+    found = count_flops(tmp_path / "model.onnx")
     assert found["by_operator"]["Attention"] == attention
     assert 1e9 * found["gflop_per_frame"] == pytest.approx(
         4 * layer + attention + last_level_counts + cosines + memory + embed + head, rel=0.02

@@ -60,17 +60,18 @@ def resizing(tmp_path_factory: pytest.TempPathFactory, own_recipe: Recipe) -> tu
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_opset_and_operators(toy_bundle: Path, file: str) -> None:
-    model = onnx.load(toy_bundle / file)
+def test_opset_and_operators(either_bundle: Path, file: str) -> None:
+    model = onnx.load(either_bundle / file)
     onnx.checker.check_model(model, full_check=True)
     assert [(opset.domain, opset.version) for opset in model.opset_import if not opset.domain] == [("", OPSET)]
     assert OPSET == 23
     assert {node.domain for node in model.graph.node} == {""}
     kinds = [node.op_type for node in model.graph.node]
-    assert kinds.count("Attention") == 2 * 4  # both paths of every layer
+    value_path = load_bundle(either_bundle)[0].encoder.value_path
+    assert kinds.count("Attention") == 4 * (1 + value_path)
     assert kinds.count("Gelu") == 4
-    assert kinds.count("LayerNormalization") >= 2 * 4 + 2
-    manifest, _ = load_bundle(toy_bundle)
+    assert kinds.count("LayerNormalization") == 2 * 4 + 1 + 8 * value_path  # ln_post is the V path's
+    manifest, _ = load_bundle(either_bundle)
     (artifact,) = [artifact for artifact in manifest.artifacts if artifact.file == file]
     assert artifact.operators == {kind: kinds.count(kind) for kind in set(kinds)}
 
@@ -112,6 +113,22 @@ def test_recipe_tensors_are_inputs_with_the_recipe_as_their_default(
     assert inputs == ["frames", *TENSORS]
     for name in TENSORS:
         np.testing.assert_array_equal(held[name], own_recipe.tensors[name])
+
+
+@pytest.mark.parametrize("half", [False, True])
+@pytest.mark.parametrize("value_path", [False, True])
+def test_inputs_and_outputs_are_the_same_with_the_v_path_and_without(
+    own_recipe: Recipe, tmp_path: Path, value_path: bool, half: bool
+) -> None:
+    graph = SemClipGraph(load_model("toy", random_seed=0).encoder(), value_path=value_path)
+    if half:
+        graph = graph.half_precision(torch.from_numpy(random_frames(2, (64, 64))))
+    census = onnx_from_graph(graph, own_recipe.tensors, tmp_path / "model.onnx")
+    assert census["Attention"] == (8 if value_path else 4)
+    written = onnx.load(tmp_path / "model.onnx").graph
+    assert [value.name for value in written.input] == ["frames", *TENSORS]
+    assert [value.name for value in written.output] == list(OUTPUTS)
+    assert {name for node in written.node for name in node.input} >= {"frames", *TENSORS}, "each is read"
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -162,10 +179,10 @@ def test_a_recipe_of_any_number_of_classes_runs_on_a_bundle_taught_with_seven(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_frame_alone_gets_the_answer_that_it_gets_in_a_batch(toy_bundle: Path, precision: str) -> None:
+def test_a_frame_alone_gets_the_answer_that_it_gets_in_a_batch(either_bundle: Path, precision: str) -> None:
     frames = list(random_frames(5, (96, 96)))
     tolerance = 1e-5 if precision == "fp32" else 2e-3
-    with Predictor(toy_bundle, backend="cpu", precision=precision, threads=1) as predictor:
+    with Predictor(either_bundle, backend="cpu", precision=precision, threads=1) as predictor:
         together = predictor.predict(frames)
         for frame, batched in zip(frames, together, strict=True):
             alone = predictor(frame)
