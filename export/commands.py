@@ -81,12 +81,14 @@ class Build:
         from .bundle import refuse_existing
         from .graph import SemClipGraph
         from .progress import Stages
+        from .support_cache import open_cache
         from .teach import build_bundle, parity_samples, teach_recipe
 
         refuse_existing(args.out, force=args.force)
         if args.engine and args.no_fp16:
             raise ExportError("--engine is built from the fp16 file; leave out --no-fp16")
         builder = _builder(args) if args.engine else None
+        cache = open_cache(args.support_cache)
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
@@ -97,7 +99,7 @@ class Build:
                 if size[0] < 1:
                     raise ExportError(f"--frame-size has {args.frame_size[0]} rows and all of them would be ignored")
             graph = SemClipGraph(model.encoder(), redundancy=args.redundancy, input_size=size)
-        recipe = teach_recipe(model, graph, request, stages)
+        recipe = teach_recipe(model, graph, request, stages, cache)
         notes = [] if model.trained else [UNTRAINED]
         samples = parity_samples(request.dataset)
         manifest = build_bundle(
@@ -133,6 +135,7 @@ class Teach:
         from .bundle import describe_encoder
         from .graph import SemClipGraph
         from .progress import Stages
+        from .support_cache import open_cache
         from .teach import teach_recipe
 
         if bundle_of_recipe(args.out) is not None:
@@ -142,6 +145,7 @@ class Teach:
             args.arch = manifest.encoder.architecture
         if not manifest.encoder.trained and args.weights is None and args.pretrained is None:
             args.random_weights = True
+        cache = open_cache(args.support_cache)
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
@@ -154,7 +158,7 @@ class Teach:
                 f"({manifest.encoder.weights}, {manifest.encoder.checkpoint_sha256[:16]}): give the bundle's own with "
                 "--arch and --weights"
             )
-        recipe = teach_recipe(model, graph, request, stages)
+        recipe = teach_recipe(model, graph, request, stages, cache)
         recipe.save(args.out)
         print(f"recipe {args.out}: {', '.join(recipe.classes)}")
         print(f"next:  sem-clip predict {args.bundle} PATH --recipe {args.out}")
@@ -270,6 +274,12 @@ def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
         default="pooled",
         help="what the class head reads: class tokens and what lies under the defect map, or, as in the paper, class "
         "tokens alone (default: pooled)",
+    )
+    data.add_argument(
+        "--support-cache",
+        metavar="DIR|none",
+        help="keep encoded supports here, so that teaching again encodes new frames alone; up to 4 GB, then those "
+        "used least recently go (default: sem-clip/supports in your cache folder)",
     )
     add_frame_arguments(data)
     encoder = parser.add_argument_group("with which encoder")
