@@ -180,9 +180,9 @@ def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: 
         "tools": {name: version(name) for name in ("numpy", "pillow", "torch")},
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(support.frame))
+    digest.update(np.ascontiguousarray(support.frame).data)
     if support.cover is not None:
-        digest.update(np.ascontiguousarray(support.cover))
+        digest.update(np.ascontiguousarray(support.cover).data)
     return digest.hexdigest()
 
 
@@ -228,7 +228,7 @@ def _draw_views(
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
     """`views` frames, the first one unchanged, and their targets; random by `seed` and the frame's own pixels."""
     frame, cover = support.frame, support.cover
-    content = hashlib.sha256(np.ascontiguousarray(frame)).digest()
+    content = hashlib.sha256(np.ascontiguousarray(frame).data).digest()
     rng = np.random.default_rng([seed, int.from_bytes(content, "big")])
     drawn = [(frame, cover), *(_vary(frame, cover, rng) for _ in range(1, views))]
     return [changed for changed, _ in drawn], [_target(changed_cover, grid) for _, changed_cover in drawn]
