@@ -19,8 +19,8 @@ from pathlib import Path
 
 import torch
 from platformdirs import user_cache_path
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors import SafetensorError, deserialize
+from safetensors.torch import save
 from torch import Tensor
 
 from runtime.files import open_plain, write_atomically
@@ -32,6 +32,7 @@ MAX_BYTES = 4_000_000_000
 NO_CACHE = "none"
 _ENTRY = re.compile(r"[0-9a-f]{64}\.safetensors")
 _DIGEST = "sha256"
+_DTYPES = {torch.float16: "F16", torch.float32: "F32", torch.uint8: "U8"}
 _MOST_HEADER_BYTES = 4096
 _log = logging.getLogger("sem_clip")
 
@@ -111,8 +112,8 @@ class SupportCache:
         for _, held, path in sorted(entries):
             if total + size <= self.max_bytes or size > self.max_bytes:
                 break
-            with suppress(OSError):  # removed meanwhile, or being read on Windows
-                Path(path).unlink()
+            with suppress(OSError):  # being read, on Windows
+                Path(path).unlink(missing_ok=True)
                 total -= held
         return total + size <= self.max_bytes
 
@@ -144,11 +145,18 @@ def default_folder() -> Path:
 
 def _parse(content: bytes, key: str, layout: Layout) -> dict[str, Tensor]:
     """The tensors of an entry. Raises SafetensorError and ValueError for what was not written under this key."""
-    tensors = load(content)
-    digest = tensors.pop(_DIGEST, None)
-    if {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()} != dict(layout):
+    found = dict(deserialize(content))  # type: ignore[no-untyped-call]
+    expected = {**layout, _DIGEST: ((hashlib.sha256().digest_size,), torch.uint8)}
+    if {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in found.items()} != {
+        name: (shape, _DTYPES[dtype]) for name, (shape, dtype) in expected.items()
+    }:
         raise ValueError("its tensors are others than were written")
-    if digest is None or not torch.equal(digest, _digest(key, tensors)):
+    tensors = {
+        name: torch.frombuffer(found[name]["data"], dtype=dtype).reshape(shape)
+        for name, (shape, dtype) in expected.items()
+    }
+    written = tensors.pop(_DIGEST)
+    if not torch.equal(written, _digest(key, tensors)):
         raise ValueError("its content is not what was written under this name")
     return tensors
 

@@ -258,9 +258,11 @@ def test_a_damaged_entry_is_said_encoded_again_and_replaced(
         {"a": torch.ones(3, 2)},
         {"a": torch.ones(3, 2), "b": torch.arange(4.0)},
         {"a": torch.ones(2, 3, dtype=torch.float16), "b": torch.arange(4.0)},
+        {"a": torch.ones(3, 2).to(torch.float8_e4m3fn), "b": torch.arange(4.0)},
+        {"a": torch.ones(0, 2, dtype=torch.float16), "b": torch.arange(4.0)},
         {**tensors(), "c": torch.ones(1)},
     ],
-    ids=["missing", "type", "shape", "more"],
+    ids=["missing", "type", "shape", "eight bits", "nothing in it", "more"],
 )
 def test_an_entry_of_another_layout_is_not_read(written: dict[str, Tensor], cache: SupportCache) -> None:
     cache.write(KEY, written)
