@@ -84,6 +84,7 @@ class Build:
         from .bundle import describe_encoder, refuse_existing
         from .graph import SemClipGraph
         from .progress import Stages
+        from .support_cache import open_cache
         from .teach import (
             PAPER_SMOOTHING_PX_AT_240,
             SMOOTHING_PX_AT_240,
@@ -97,6 +98,7 @@ class Build:
         if args.engine and args.no_fp16:
             raise ExportError("--engine is built from the fp16 file; leave out --no-fp16")
         builder = _builder(args) if args.engine else None
+        cache = open_cache(args.support_cache)
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
@@ -109,7 +111,7 @@ class Build:
             graph = SemClipGraph(model.encoder(), redundancy=args.redundancy, input_size=size)
         at_240 = PAPER_SMOOTHING_PX_AT_240 if args.method == "paper" else SMOOTHING_PX_AT_240
         request = replace(request, smoothing_px=smoothing_px(describe_encoder(model, graph), at_240))
-        recipe = teach_recipe(model, graph, request, stages)
+        recipe = teach_recipe(model, graph, request, stages, cache)
         notes = [] if model.trained else [UNTRAINED]
         samples = parity_samples(request.dataset)
         manifest = build_bundle(
@@ -154,6 +156,7 @@ class Teach:
         from .bundle import describe_encoder
         from .graph import SemClipGraph
         from .progress import Stages
+        from .support_cache import open_cache
         from .teach import teach_recipe
 
         if bundle_of_recipe(args.out) is not None:
@@ -163,6 +166,7 @@ class Teach:
             args.arch = manifest.encoder.architecture
         if not manifest.encoder.trained and args.weights is None and args.pretrained is None:
             args.random_weights = True
+        cache = open_cache(args.support_cache)
         stages = Stages()
         request = replace(_request(args, stages, args.out), smoothing_px=manifest.smoothing_px)
         asked = request.settings.lambda_v or 0.0
@@ -178,7 +182,7 @@ class Teach:
                 f"({manifest.encoder.weights}, {manifest.encoder.checkpoint_sha256[:16]}): give the bundle's own with "
                 "--arch and --weights"
             )
-        recipe = teach_recipe(model, graph, request, stages)
+        recipe = teach_recipe(model, graph, request, stages, cache)
         manifest.encoder.check(recipe, where=str(args.out))
         recipe.save(args.out)
         print(f"recipe {args.out}: {', '.join(recipe.classes)}")
@@ -295,6 +299,12 @@ def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
         default="default",
         help="paper: SEM-CLIP as the paper has it, in everything that the paper says; without what docs/method.md adds "
         "to it (default: default)",
+    )
+    data.add_argument(
+        "--support-cache",
+        metavar="DIR|none",
+        help="keep encoded supports here, so that teaching again encodes new frames alone; up to 4 GB, then those "
+        "used least recently go (default: sem-clip/supports in your cache folder)",
     )
     add_frame_arguments(data)
     encoder = parser.add_argument_group("with which encoder")

@@ -4,10 +4,31 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
+
+
+class Stage:
+    """A stage that runs: call it with (done, total) to move its bar; `remark` ends its line."""
+
+    def __init__(self, name: str) -> None:
+        self.remark = ""
+        self._bar = tqdm(
+            desc=name, total=None, leave=False, file=sys.stderr, disable=None, bar_format="{desc} {elapsed}"
+        )
+
+    def __call__(self, done: int, total: int) -> None:
+        """Move the bar."""
+        if self._bar.total != total:
+            self._bar.bar_format = "{desc} {bar:30} {n_fmt}/{total_fmt} {remaining}"
+            self._bar.reset(total)
+        self._bar.update(done - self._bar.n)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
 
 
 class Stages:
@@ -17,20 +38,14 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
-        """Time a block; yields a function (done, total) that moves its bar."""
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Time a block."""
         began = time.perf_counter()
-        bar = tqdm(desc=name, total=None, leave=False, file=sys.stderr, disable=None, bar_format="{desc} {elapsed}")
-
-        def advance(done: int, total: int) -> None:
-            if bar.total != total:
-                bar.bar_format = "{desc} {bar:30} {n_fmt}/{total_fmt} {remaining}"
-                bar.reset(total)
-            bar.update(done - bar.n)
-
+        stage = Stage(name)
         try:
-            yield advance
+            yield stage
         finally:
-            bar.close()
+            stage.close()
             self.seconds[name] = time.perf_counter() - began
-        print(f"{name:<28}{self.seconds[name]:8.1f} s", file=sys.stderr, flush=True)
+        remark = f"   {stage.remark}" if stage.remark else ""
+        print(f"{name:<28}{self.seconds[name]:8.1f} s{remark}", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ from .graph import SemClipGraph
 from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs, worst_layers
 from .progress import Stages
 from .prompts import Prompts
+from .support_cache import SupportCache
 from .supports import draw_supports
 from .teach_settings import TeachSettings
 from .text_bank import TextBank, build_text_bank
@@ -72,18 +73,34 @@ class EncodedSupports:
     features: SupportFeatures
 
 
-def teach_recipe(model: LoadedModel, graph: SemClipGraph, request: TeachRequest, stages: Stages) -> Recipe:
+def teach_recipe(
+    model: LoadedModel,
+    graph: SemClipGraph,
+    request: TeachRequest,
+    stages: Stages,
+    cache: SupportCache | None = None,
+) -> Recipe:
     """Draw supports, encode them, fit the recipe. Raises DatasetError, FrameError, PromptError."""
-    return fit_supports(encode_request(model, graph, request, stages), describe_encoder(model, graph), stages)
+    return fit_supports(encode_request(model, graph, request, stages, cache), describe_encoder(model, graph), stages)
 
 
-def encode_request(model: LoadedModel, graph: SemClipGraph, request: TeachRequest, stages: Stages) -> EncodedSupports:
-    """Draw the supports of a request and encode their views. Raises DatasetError, FrameError, PromptError."""
+def encode_request(
+    model: LoadedModel,
+    graph: SemClipGraph,
+    request: TeachRequest,
+    stages: Stages,
+    cache: SupportCache | None = None,
+) -> EncodedSupports:
+    """Draw the supports of a request and encode their views, or take them from `cache` where they are kept.
+
+    Raises DatasetError, FrameError, PromptError.
+    """
     dataset = request.dataset
     supports = draw_supports(dataset, request.shots, request.seed, allowed=request.allowed)
     with stages.stage("text bank"):
         bank = build_text_bank(model, request.prompts, dataset.classes)
-    with stages.stage(f"encode {len(supports)} x {request.views} views") as progress:
+    with stages.stage(f"encode {len(supports)} x {request.views} views") as stage:
+        kept_before = cache.hits if cache else 0
         features = encode_supports(
             graph,
             describe_encoder(model, graph),
@@ -93,8 +110,11 @@ def encode_request(model: LoadedModel, graph: SemClipGraph, request: TeachReques
             request.options,
             views=request.views,
             seed=request.seed,
-            progress=progress,
+            cache=cache,
+            progress=stage,
         )
+        if cache is not None:
+            stage.remark = f"{cache.hits - kept_before} of {len(supports)} supports from {cache.folder}"
     return EncodedSupports(request, supports, bank, features)
 
 

@@ -1,9 +1,12 @@
-"""Support views: a few variations of every support frame, encoded once and cached; teaching then never sees a pixel."""
+"""Support views: a few variations of every support frame, encoded once; teaching then never sees a pixel."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -18,11 +21,14 @@ from runtime.recipe import FrameOptions
 
 from . import heads
 from .graph import SemClipGraph
+from .support_cache import Layout, SupportCache
 
 LOSS_CELLS_PER_PATCH = 4
 """The loss grid is this much finer than the patches, or defects of a few pixels would vanish in the average."""
 DEFECT_SHARE = 0.25
 """A cell of the loss grid counts as defect from this covered share on."""
+VIEWS_VERSION = 1
+"""Of what is kept of a support's views. Raise it with every change to how they are drawn, encoded or given targets."""
 _ENCODE_BATCH = 8
 
 Progress = Callable[[int, int], None]
@@ -56,6 +62,52 @@ class SupportFeatures:
         return SupportFeatures(*(getattr(self, field.name)[views] for field in fields(self)))
 
 
+@dataclass(frozen=True, slots=True)
+class _Support:
+    """A support as the graph reads it. cover: the defect's share of every pixel, None where the truth is unknown.
+
+    frame: uint8 and cover: float32 in [0, 1], both [input height, input width].
+    """
+
+    frame: NDArray[np.uint8]
+    cover: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """What the encoder gives for the V views of one support. None of it depends on text, so it outlives new prompts.
+
+    tokens: float16 [V, m, P, D] and cls: float32 [V, m D], as in SupportFeatures.
+    value: float16 [V, m, P, C], the V path's patches in the text space, each of unit length: eq. 15 reads directions.
+    text_cls: float32 [V, m, C], the class token of every level in the text space.
+    targets: float32 [V, rows, columns], as in SupportFeatures.
+    """
+
+    tokens: Tensor
+    cls: Tensor
+    value: Tensor
+    text_cls: Tensor
+    targets: Tensor
+
+    @staticmethod
+    def layout(encoder: Encoder, views: int) -> Layout:
+        """Shape and dtype of every field."""
+        levels, patches = len(encoder.levels), encoder.grid[0] * encoder.grid[1]
+        return {
+            "tokens": ((views, levels, patches, encoder.width), torch.float16),
+            "cls": ((views, levels * encoder.width), torch.float32),
+            "value": ((views, levels, patches, encoder.text_dim), torch.float16),
+            "text_cls": ((views, levels, encoder.text_dim), torch.float32),
+            "targets": ((views, *_loss_grid(encoder.grid)), torch.float32),
+        }
+
+    def value_logits(self, text_seg: Tensor, redundancy: str) -> Tensor:
+        """Eq. 15 at tau_v = 1: float32 [V, m, P]."""
+        one = torch.tensor(1.0)
+        levels = zip(self.value.unbind(1), self.text_cls.unbind(1), strict=True)
+        return torch.stack([heads.value_logit(v, c, text_seg, one, redundancy) for v, c in levels], dim=1)
+
+
 def encode_supports(
     graph: SemClipGraph,
     encoder: Encoder,
@@ -66,32 +118,96 @@ def encode_supports(
     *,
     views: int,
     seed: int,
+    cache: SupportCache | None = None,
     progress: Progress | None = None,
 ) -> SupportFeatures:
-    """Encode `views` variations of every support, the first one unchanged. Raises FrameError, DatasetError."""
-    frames, targets = _load_views(encoder, supports, options, views, seed)
-    total = len(frames)
-    patches = encoder.grid[0] * encoder.grid[1]
-    tokens = torch.empty((total, len(encoder.levels), patches, encoder.width), dtype=torch.float16)
-    cls = torch.empty((total, len(encoder.levels) * encoder.width))
-    value = torch.empty((total, len(encoder.levels), patches))
-    with torch.inference_mode():
-        for start in range(0, total, _ENCODE_BATCH):
-            rows = slice(start, min(start + _ENCODE_BATCH, total))
-            levels = graph.encode(torch.from_numpy(np.stack(frames[rows])))
-            cls[rows] = torch.cat([heads.unit(z[:, 0]) for z in levels.tokens], dim=-1)
-            for j, z in enumerate(levels.tokens):
-                tokens[rows, j] = z[:, 1:].half()
-                value[rows, j] = heads.value_logit(
-                    levels.value[j], levels.cls[j], text_seg, torch.tensor(1.0), graph.redundancy
-                )
-            if progress is not None:
-                progress(rows.stop, total)
+    """Encode `views` variations of every support, the first one unchanged. Raises FrameError, DatasetError.
+
+    The variations of a support depend on `seed` and on its own pixels, not on its place among the others; and it is
+    encoded by itself. So its features are the same in every draw, and `cache` may keep them.
+    """
+    prepared = [_prepare(sample, encoder, options) for sample in supports]  # all: faults before hours of encoding
+    total, levels, patches = len(supports) * views, len(encoder.levels), encoder.grid[0] * encoder.grid[1]
+    tokens = torch.empty((total, levels, patches, encoder.width), dtype=torch.float16)
+    cls = torch.empty((total, levels * encoder.width))
+    value = torch.empty((total, levels, patches))
+    targets = torch.empty((total, *_loss_grid(encoder.grid)))
+    for number, support in enumerate(prepared):
+        rows = slice(number * views, (number + 1) * views)
+        found = _kept_or_encoded(graph, encoder, support, views, seed, cache)
+        tokens[rows], cls[rows], targets[rows] = found.tokens, found.cls, found.targets
+        value[rows] = found.value_logits(text_seg, graph.redundancy)
+        del found  # before the next one is read: they are larger than what is taken of them
+        if progress is not None:
+            progress(rows.stop, total)
     labels = torch.tensor([classes.index(sample.label) for sample in supports]).repeat_interleave(views)
     plain = torch.arange(total) % views == 0
     names = sorted({sample.group for sample in supports})
     group = torch.tensor([names.index(sample.group) for sample in supports]).repeat_interleave(views)
-    return SupportFeatures(tokens, cls, value, torch.from_numpy(np.stack(targets)), labels, plain, group)
+    return SupportFeatures(tokens, cls, value, targets, labels, plain, group)
+
+
+def _kept_or_encoded(
+    graph: SemClipGraph,
+    encoder: Encoder,
+    support: _Support,
+    views: int,
+    seed: int,
+    cache: SupportCache | None,
+) -> _Views:
+    """The views of one support from the cache, or encoded and kept there."""
+    if cache is None:
+        return _encode(graph, support, views, seed)
+    key = _cache_key(graph, encoder, support, views, seed)
+    kept = cache.read(key, _Views.layout(encoder, views))
+    if kept is not None:
+        return _Views(**kept)
+    encoded = _encode(graph, support, views, seed)
+    cache.write(key, {field.name: getattr(encoded, field.name) for field in fields(encoded)})
+    return encoded
+
+
+def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: int, seed: int) -> str:
+    """SHA-256, in hexadecimal, of everything that the views of a support and their features depend on.
+
+    File, mask, frame options and resizing count by the pixels that they lead to.
+    """
+    about = {
+        "views_version": VIEWS_VERSION,
+        "encoder": encoder.id,  # weights, architecture and levels
+        "image_size": encoder.image_size,
+        "input_size": encoder.input_size,
+        "dtype": str(graph.encoder.compute_dtype),
+        "views": views,
+        "seed": seed,
+        "has_truth": support.cover is not None,
+        # Pillow and NumPy draw the views, torch encodes them; another version of one may round otherwise.
+        "tools": {name: version(name) for name in ("numpy", "pillow", "torch")},
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(support.frame).data)
+    if support.cover is not None:
+        digest.update(np.ascontiguousarray(support.cover).data)
+    return digest.hexdigest()
+
+
+def _encode(graph: SemClipGraph, support: _Support, views: int, seed: int) -> _Views:
+    """Draw the views of one support and encode them, _ENCODE_BATCH at a time."""
+    frames, targets = _draw_views(support, graph.encoder.grid, views, seed)
+    parts: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for start in range(0, views, _ENCODE_BATCH):
+            levels = graph.encode(torch.from_numpy(np.stack(frames[start : start + _ENCODE_BATCH])))
+            parts.append(
+                (
+                    torch.stack([z[:, 1:].half() for z in levels.tokens], dim=1),
+                    torch.cat([heads.unit(z[:, 0]) for z in levels.tokens], dim=-1),
+                    torch.stack([heads.unit(v).half() for v in levels.value], dim=1),
+                    torch.stack([c.float() for c in levels.cls], dim=1),
+                )
+            )
+    tokens, cls, value, text_cls = (torch.cat(part) for part in zip(*parts, strict=True))
+    return _Views(tokens, cls, value, text_cls, torch.from_numpy(np.stack(targets)))
 
 
 def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
@@ -103,28 +219,33 @@ def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
 
 
-def _load_views(
-    encoder: Encoder, supports: Sequence[Sample], options: FrameOptions, views: int, seed: int
+def _prepare(sample: Sample, encoder: Encoder, options: FrameOptions) -> _Support:
+    pixels = sample.read(options)
+    mask = sample.read_mask((pixels.shape[0], pixels.shape[1]))
+    frame = prepare(pixels, encoder, options, str(sample.path))
+    if mask is None:
+        return _Support(frame, None)
+    return _Support(frame, area_average(cut_rows(mask, options, str(sample.mask)), encoder.input_size))
+
+
+def _draw_views(
+    support: _Support, grid: tuple[int, int], views: int, seed: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    frames, targets = [], []
-    for index, sample in enumerate(supports):
-        pixels = sample.read(options)
-        mask = sample.read_mask((pixels.shape[0], pixels.shape[1]))
-        frame = prepare(pixels, encoder, options, str(sample.path))
-        cover = None
-        if mask is not None:
-            cover = area_average(cut_rows(mask, options, str(sample.mask)), encoder.input_size)
-        rng = np.random.default_rng([seed, index])
-        for view in range(views):
-            changed, changed_cover = (frame, cover) if view == 0 else _vary(frame, cover, rng)
-            frames.append(changed)
-            targets.append(_target(changed_cover, encoder.grid))
-    return frames, targets
+    """`views` frames, the first one unchanged, and their targets; random by `seed` and the frame's own pixels."""
+    frame, cover = support.frame, support.cover
+    content = hashlib.sha256(np.ascontiguousarray(frame).data).digest()
+    rng = np.random.default_rng([seed, int.from_bytes(content, "big")])
+    drawn = [(frame, cover), *(_vary(frame, cover, rng) for _ in range(1, views))]
+    return [changed for changed, _ in drawn], [_target(changed_cover, grid) for _, changed_cover in drawn]
+
+
+def _loss_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    return grid[0] * LOSS_CELLS_PER_PATCH, grid[1] * LOSS_CELLS_PER_PATCH
 
 
 def _target(cover: NDArray[np.float32] | None, grid: tuple[int, int]) -> NDArray[np.float32]:
     """The loss grid's truth from the covered share of every pixel."""
-    size = (grid[0] * LOSS_CELLS_PER_PATCH, grid[1] * LOSS_CELLS_PER_PATCH)
+    size = _loss_grid(grid)
     if cover is None:
         return np.full(size, np.nan, np.float32)
     cells = area_average(cover, size)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,6 +33,14 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
     names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     names |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     return True if {name.split(".")[0] for name in names} & BEYOND_RUNTIME else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Commands that teach keep encoded supports in the user's cache folder; those of tests do not belong there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def make_encoder(**changes: Any) -> Encoder:

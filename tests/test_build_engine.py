@@ -22,6 +22,7 @@ from PIL import Image
 from export import teach, teach_settings
 from export.checkpoint import load_model
 from export.graph import SemClipGraph
+from export.support_cache import SupportCache
 from export.teach_settings import TeachSettings
 from runtime import Predictor
 from runtime.cli import main
@@ -300,8 +301,10 @@ def test_options_reach_the_graph_and_the_recipe(
     """Teaching and writing are replaced: what they are given counts here."""
     given: dict[str, Any] = {}
 
-    def teach_recipe(model: object, graph: SemClipGraph, request: teach.TeachRequest, stages: object) -> Recipe:
-        given.update(graph=graph, request=request)
+    def teach_recipe(
+        model: object, graph: SemClipGraph, request: teach.TeachRequest, stages: object, cache: SupportCache
+    ) -> Recipe:
+        given.update(graph=graph, request=request, cache=cache.folder)
         return load_bundle(toy_bundle)[1]
 
     def build_bundle(*arguments: Any, **named: Any) -> Any:
@@ -311,8 +314,11 @@ def test_options_reach_the_graph_and_the_recipe(
     monkeypatch.setattr(teach, "teach_recipe", teach_recipe)
     monkeypatch.setattr(teach, "build_bundle", build_bundle)
     arguments = ["--arch", "toy", "--random-weights", "--data", toy_frames, "--out", tmp_path / "b", "--white-level", 9]
-    status, _ = script(*arguments, "--shots", 3, "--seed", 5, "--views", 2, "--force", *options)
+    status, _ = script(
+        *arguments, "--shots", 3, "--seed", 5, "--views", 2, "--force", "--support-cache", tmp_path / "kept", *options
+    )
     assert status == 0
+    assert given["cache"] == tmp_path / "kept"
     assert (given["graph"].input_size, given["graph"].redundancy) == (size, redundancy)
     request = given["request"]
     assert (request.shots, request.seed, request.settings.views, request.options.white_level) == (3, 5, 2, 9)

@@ -105,7 +105,7 @@ def test_the_first_view_is_the_plain_frame(
         for j in range(4):
             torch.testing.assert_close(features.tokens[view, j].float(), levels.tokens[j][0, 1:], atol=2e-3, rtol=2e-3)
             logit = heads.value_logit(levels.value[j], levels.cls[j], text_seg, torch.tensor(1.0), "cls_weight")
-            torch.testing.assert_close(features.value[view, j], logit[0], atol=1e-5, rtol=0)
+            torch.testing.assert_close(features.value[view, j], logit[0], atol=3e-4, rtol=0)  # of fp16 directions
 
 
 def test_shapes_types_and_labels(
@@ -129,15 +129,16 @@ def test_truth_is_known_for_masks_and_for_good_frames_only(
     assert targets[9:].isnan().all()
 
 
-def test_views_are_determined_by_seed_and_place(
+def test_views_are_determined_by_seed_and_pixels(
     graph: SemClipGraph, encoder: Encoder, supports: list[Sample], text_seg: Tensor
 ) -> None:
     first = encode(graph, encoder, supports, text_seg, seed=1)
     again = encode(graph, encoder, supports, text_seg, seed=1)
     other = encode(graph, encoder, supports, text_seg, seed=2)
-    fewer = encode(graph, encoder, supports[:2], text_seg, seed=1)
+    turned = encode(graph, encoder, supports[::-1], text_seg, seed=1)
     assert torch.equal(first.tokens, again.tokens)
-    assert float((first.tokens[:6] - fewer.tokens).abs().max()) < 0.01
+    for place in range(4):  # whatever the others are, and wherever it stands among them
+        assert torch.equal(first.tokens[place * 3 : place * 3 + 3], turned.tokens[9 - place * 3 : 12 - place * 3])
     for view in range(12):
         difference = float((first.tokens[view] - other.tokens[view]).abs().max())
         assert (difference < 0.01) == bool(first.plain[view])
