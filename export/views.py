@@ -64,7 +64,7 @@ def encode_supports(
     progress: Progress | None = None,
 ) -> SupportFeatures:
     """Encode `views` variations of every support, the first one unchanged. Raises FrameError, DatasetError."""
-    frames, targets = _load_views(encoder, supports, options, views, seed)
+    frames, targets = load_views(encoder, supports, options, views, seed)
     total = len(frames)
     patches = encoder.grid[0] * encoder.grid[1]
     tokens = torch.empty((total, len(encoder.levels), patches, encoder.width), dtype=torch.float16)
@@ -98,9 +98,13 @@ def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
 
 
-def _load_views(
+def load_views(
     encoder: Encoder, supports: Sequence[Sample], options: FrameOptions, views: int, seed: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """`views` variations of every support, the first one unchanged, with their targets on the loss grid.
+
+    The variations are those of the seed, whatever the size. Raises FrameError, DatasetError.
+    """
     frames, targets = [], []
     for index, sample in enumerate(supports):
         pixels = sample.read(options)
