@@ -250,7 +250,9 @@ class ClassifierRows:
         pooled = torch.cat([self._features(frames[start : start + _ENCODE_BATCH]) for start in starts])
         logits = {"probe": F.linear(self.pooled, *fit_head(pooled, labels, classes, PROBE_L2))}
         if self.tune:
-            logits["fine-tuned"] = self._logits(fine_tune(self.classifier, frames, labels, classes, request.seed))
+            logits["fine-tuned"] = self._logits(
+                fine_tune(self.classifier, frames, labels, classes, request.seed, STEPS)
+            )
         return {
             f"{self.classifier.name} {how}": {**describe_row(_ROW), **judge_logits(found, self.truth, classes)}
             for how, found in logits.items()
@@ -274,14 +276,14 @@ class ClassifierRows:
 
 
 def fine_tune(
-    classifier: Classifier, frames: NDArray[np.uint8], labels: Tensor, classes: int, seed: int, steps: int = STEPS
+    classifier: Classifier, frames: NDArray[np.uint8], labels: Tensor, classes: int, seed: int, steps: int
 ) -> nn.Module:
     """Train a copy of the whole network with a new classifier; logits [n, classes], in evaluation mode.
 
     frames: uint8 [V, height, width], views of the supports; labels: int64 [V]. Each step draws BATCH of them, all
-    classes alike. Cross-entropy with smoothed labels; AdamW, warm-up, cosine to 0; gradients clipped; dropout and drop
-    path. Statistics of BatchNorm stay as they are: a handful of frames has none. The last step counts, and no frame
-    chooses another. The same seed gives the same network on one machine.
+    classes alike; the command takes STEPS. Cross-entropy with smoothed labels; AdamW, warm-up, cosine to 0; gradients
+    clipped; dropout and drop path. Statistics of BatchNorm stay as they are: a handful of frames has none. The last
+    step counts, and no frame chooses another. The same seed gives the same network on one machine.
     """
     device = _device()
     rng = np.random.default_rng([seed, len(frames)])
