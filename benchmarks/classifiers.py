@@ -234,7 +234,7 @@ class ClassifierRows:
         tune: bool = False,
     ) -> None:
         self.classifier, self.dataset, self.test, self.options, self.tune = classifier, dataset, test, options, tune
-        # Its views of the supports are those that the encoder sees, at another size.
+        # Its views of the supports are drawn as those that the encoder sees, at another size.
         self.encoder = replace(encoder, input_size=classifier.size, image_size=classifier.size)
         self.truth = np.array([dataset.classes.index(sample.label) for sample in test])
         self.pooled = torch.cat([self._features(frames) for frames in self._test_frames()])

@@ -5,11 +5,8 @@ Networks are timm's own small ones with random weights, so nothing is downloaded
 
 from __future__ import annotations
 
-import json
 import pickle
-import re
 import sys
-from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,41 +16,32 @@ import numpy as np
 import pytest
 import timm
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from safetensors.torch import save_file
 from timm.data import create_transform
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import classifiers
-from benchmarks.accuracy import Accuracy
 from benchmarks.classifiers import (
-    BODY_RATE,
     LITE0,
     LITE0_PACKAGE,
-    STEPS,
     TABLE_2,
-    TRANSFORMER_RATE,
     Classifier,
     ClassifierRows,
-    _rate,
-    fine_tune,
     lite0_from_package,
     load_classifier,
     load_classifiers,
 )
-from benchmarks.comparison import Comparison, add_comparison_arguments
 from calibration.dataset import load_dataset
 from export.bundle import describe_encoder
 from export.checkpoint import load_model
-from export.errors import CheckpointError, ExportError
+from export.errors import CheckpointError
 from export.graph import SemClipGraph
 from export.progress import Stages
 from export.prompts import load_prompts
 from export.synthetic import write_dataset
 from export.teach import EncodedSupports, TeachRequest, encode_request
-from runtime.cli import run
 from runtime.files import sha256_of
 from runtime.manifest import Encoder
 from runtime.recipe import FrameOptions
@@ -293,68 +281,6 @@ def test_ignored_rows_are_cut_before_the_frame_is_squashed(tmp_path: Path) -> No
     assert found.prepare(frame, FrameOptions(), "frame").shape == found.size
 
 
-# ---- fine-tuning -----------------------------------------------------------------------------------------------------
-
-
-def two_kinds(classifier: Classifier) -> tuple[NDArray[np.uint8], Tensor]:
-    """Dark and bright frames, eight of each."""
-    rng = np.random.default_rng(1)
-    level = np.repeat([40, 200], 8)[:, None, None]
-    return (level + rng.integers(0, 30, (16, *classifier.size))).astype(np.uint8), torch.tensor([0] * 8 + [1] * 8)
-
-
-def test_fine_tuning_moves_all_layers_and_learns(tmp_path: Path) -> None:
-    found = small(tmp_path, "test_efficientnet")
-    before = {key: value.clone() for key, value in found.network.state_dict().items()}
-    frames, labels = two_kinds(found)
-    tuned = fine_tune(found, frames, labels, 2, seed=0, steps=12)
-    with torch.inference_mode():
-        assert torch.equal(tuned(found.pixels(frames)).argmax(1), labels)
-    after = dict(tuned.named_parameters())
-    assert after.keys() - before.keys() == {"classifier.weight", "classifier.bias"}
-    assert all(not torch.equal(after[key], before[key]) for key in after.keys() & before.keys())
-    assert all(torch.equal(found.network.state_dict()[key], before[key]) for key in before), "a copy was tuned"
-    statistics = [key for key in before if key.endswith(("running_mean", "running_var"))]
-    assert statistics
-    assert all(torch.equal(tuned.state_dict()[key], before[key]) for key in statistics), "they stay"
-
-
-def test_fine_tuning_is_the_seeds_and_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
-    found = small(tmp_path)
-    frames, labels = two_kinds(found)
-    torch.manual_seed(1)
-    expected = torch.rand(3)
-    torch.manual_seed(1)
-    one = fine_tune(found, frames, labels, 2, seed=3, steps=2)
-    assert torch.equal(torch.rand(3), expected)
-    again, other = (fine_tune(found, frames, labels, 2, seed=seed, steps=2) for seed in (3, 4))
-    key = "head.weight"
-    assert torch.equal(one.state_dict()[key], again.state_dict()[key])
-    assert not torch.equal(one.state_dict()[key], other.state_dict()[key])
-
-
-def test_rates_and_decay_of_body_and_classifier(tmp_path: Path) -> None:
-    for name, rate in (("test_vit", TRANSFORMER_RATE), ("test_efficientnet", BODY_RATE)):
-        found = small(tmp_path, name)
-        network: nn.Module = found.network
-        network.reset_classifier(3)
-        groups = classifiers._parameter_groups(network, found.head)
-        rates = {key: group["lr"] for (key, _), group in zip(network.named_parameters(), groups, strict=True)}
-        head = [key for key in rates if key.startswith(("head", "classifier"))]
-        assert len(head) == 2
-        assert all(rates[key] == pytest.approx(rate * (10 if key in head else 1)) for key in rates)
-        assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
-
-
-def test_the_rate_warms_up_and_falls_to_nothing() -> None:
-    rates = [_rate(step, STEPS) for step in range(STEPS)]
-    warm = STEPS // 10
-    assert rates[warm - 1] == 1
-    assert rates[:warm] == sorted(rates[:warm])
-    assert rates[warm - 1 :] == sorted(rates[warm - 1 :], reverse=True)
-    assert 0 < rates[-1] < 1e-3
-
-
 # ---- rows ------------------------------------------------------------------------------------------------------------
 
 
@@ -377,68 +303,3 @@ def test_the_probe_tells_its_own_supports_apart(taught: tuple[EncodedSupports, E
     row = rows.judge(encoded)[f"{SMALL} probe"]
     assert row["accuracy"] == row["iauroc"] == 1
     assert (row["supervision"], row["draws_map"], row["unavailable"]) == ("class labels", False, None)
-
-
-# ---- the command -----------------------------------------------------------------------------------------------------
-
-
-def arguments(*words: str) -> Namespace:
-    parser = ArgumentParser()
-    Accuracy().add_arguments(parser)
-    return parser.parse_args(["--generated", "4", "--arch", "toy", "--random-weights", "--shots", "1", *words])
-
-
-def test_the_command_writes_the_rows_and_which_weights_they_are_of(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(classifiers, "STEPS", 2)
-    path = saved(state_of(SMALL), tmp_path / "w.safetensors")
-    words = ["--seeds", "1", "--classes", "good,hole", "--classifier", f"{SMALL}={path}", "--fine-tune"]
-    Accuracy().run(arguments(*words, "--out", str(tmp_path / "out")))
-    document = json.loads((tmp_path / "out/accuracy.json").read_text())
-    assert [row["method"] for row in document["rows"]] == ["fp32", f"{SMALL} probe", f"{SMALL} fine-tuned"]
-    assert document["classifiers"][0]["sha256"] == sha256_of(path)
-    assert all(0 <= row["iauroc"] <= 1 for row in document["rows"])
-    table = (tmp_path / "out/accuracy.md").read_text()
-    assert f"| {SMALL} probe | class labels | 1 | 1 |" in table
-    assert table.count("| - | - |\n") == 2, "classifiers draw no map"
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--classifier", "no_such_network=w.pth"], "timm has no network of this name"),
-        (["--classifier", f"{SMALL}=absent.pth"], "there is no weights file absent.pth"),
-        (["--fine-tune"], "--fine-tune tunes classifiers, and none is named"),
-        (["--baselines", "patch_memory,nearest_star"], '--baselines has no row "nearest_star"; there are: class_mean'),
-    ],
-)
-def test_bad_input_is_refused_before_anything_is_loaded(
-    words: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def too_late(*_: object, **__: object) -> None:
-        raise AssertionError("the encoder was loaded before the arguments were checked")
-
-    monkeypatch.setattr("benchmarks.accuracy.load_model", too_late)
-    with pytest.raises(ExportError) as caught:
-        Accuracy().run(arguments(*words))
-    assert message in str(caught.value)
-    assert run(Accuracy(), arguments(*words)) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_the_help_names_the_networks_of_table_2(capsys: pytest.CaptureFixture[str]) -> None:
-    parser = ArgumentParser()
-    add_comparison_arguments(parser)
-    parser.print_help()
-    said = re.sub(r"\n\s+", " ", capsys.readouterr().out)
-    assert all(f"{name} ({family})" in said for name, family in TABLE_2.items())
-
-
-def test_rows_are_chosen_in_the_order_of_the_table() -> None:
-    parser = ArgumentParser()
-    add_comparison_arguments(parser)
-    chosen = Comparison.from_arguments(parser.parse_args(["--baselines", "patch_memory,class_mean"]))
-    assert chosen.baselines == ("class_mean", "patch_memory")
-    assert "winclip" in Comparison.from_arguments(parser.parse_args(["--baselines"])).baselines
-    assert Comparison.from_arguments(parser.parse_args([])) == Comparison()
