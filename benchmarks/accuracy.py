@@ -5,7 +5,8 @@ and the exported bundle, never through torch.
 
 Supports are drawn from a pool of groups; the test set is every frame of every other group (export/supports.py,
 split_by_group), the same for every number of shots. Pixel metrics compare the up-sampled map with the mask at the
-frame's own size. --ablations and --baselines judge other recipes and simpler methods on the same supports and frames;
+frame's own size. --ablations, --baselines and --classifier judge other recipes, simpler methods and pretrained
+classifiers on the same supports and frames; each row of the table says what it was told of the supports.
 --precisions judges other artifacts of the same bundle; int8 is quantized for every seed, on frames it does not test on,
 and a seed whose 8-bit form `sem-clip quantize` would refuse has no row of it.
 """
@@ -24,8 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.baselines import NAMES as BASELINES
-from benchmarks.baselines import NO_MAP, WINCLIP, Baselines
+from benchmarks.accuracy_table import KEPT, METRICS, summarize
+from benchmarks.baselines import describe_row
+from benchmarks.comparison import Comparison, add_comparison_arguments, judge_others, row_of_method
 from benchmarks.evaluate import AT_THRESHOLDS, OTHER_SCORES, evaluate, overlays, per_class
 from benchmarks.machine import describe_machine, peak_memory_mb
 from calibration.dataset import Dataset, Sample, load_dataset, say_left_out
@@ -85,22 +87,10 @@ class_mean_redundancy: eq. 13-15 read literally, where what is redundant cancels
 beside it, `value_path` is the same with the reading that acts."""
 ABLATIONS = (*FITTED_ABLATIONS, *SCALAR_ABLATIONS)
 """Beside them LAST_LEVEL, which is another graph on the same supports."""
-METRICS = {
-    "accuracy": "accuracy",
-    "verdict_accuracy": "verdicts right",
-    "precision": "macro precision",
-    "recall": "macro recall",
-    "f1": "macro F1",
-    "iauroc": "iAUROC",
-    "pauroc": "pAUROC",
-    "f1_max": "pixel F1-max",
-}
 CURVES = ("accuracy", "f1", "iauroc", "pauroc", "f1_max")
 """Those drawn over the number of shots."""
 INT8_FRAMES = 32
 GENERATED_SEED = 2025
-KEPT = 0.8
-"""Share of the test frames that a reject threshold is taken to keep, where labels of two precisions are compared."""
 _KEEP = ("test_frames", "seconds", *METRICS, *OTHER_SCORES, *AT_THRESHOLDS, "confusion")
 
 
@@ -155,7 +145,7 @@ class Accuracy:
         parser.add_argument(
             "--ablations", action="store_true", help=f"also judge {', '.join((*ABLATIONS, *ENCODED_ABLATIONS))}"
         )
-        parser.add_argument("--baselines", action="store_true", help=f"also judge {', '.join((*BASELINES, WINCLIP))}")
+        add_comparison_arguments(parser)
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="write accuracy.json, accuracy.md and pictures here"
         )
@@ -171,6 +161,7 @@ class Accuracy:
         if args.out:  # before hours of measuring, not after
             require_files([args.out / "accuracy.json", args.out / "accuracy.md"], force=args.force)
             require_matplotlib()
+        comparison = Comparison.from_arguments(args)
         seed = 0 if args.random_weights else None
         model = load_model(args.arch, weights=args.weights, random_seed=seed, image_size=args.image_size)
         graph = SemClipGraph(model.encoder())
@@ -202,12 +193,14 @@ class Accuracy:
             "method": args.method,
             "image_size": encoder.image_size,
             "machine": describe_machine(),
+            "classifiers": [classifier.record() for classifier in comparison.classifiers],
         }
+        ours = describe_row(row_of_method(dataset))
         rows: list[dict[str, Any]] = []
         predictors: dict[str, Predictor] = {}
         pictures = b""
         for seed, (pool, test) in splits.items():
-            baselines = None
+            others = None
             for k in shots:
                 stages = Stages()
                 request = TeachRequest(
@@ -241,18 +234,13 @@ class Accuracy:
                 for name, metrics in found.items():
                     same = agreement(found["fp32"], metrics) if name in precisions[1:] else {}
                     figures = {key: metrics[key] for key in _KEEP}
-                    rows.append({"shots": k, "seed": seed, "method": name, **figures, **same})
+                    rows.append({"shots": k, "seed": seed, "method": name, **ours, **figures, **same})
                     print({n: rows[-1][n] for n in ("shots", "seed", "method", *METRICS)}, flush=True)
                 chosen = dict(zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True))
                 rows[-len(found)].update(stages=stages.seconds, scalars=chosen)
-                if args.baselines:
-                    if baselines is None:
-                        baselines = Baselines(model, graph, encoder, dataset, test, options, smoothing, work)
-                    for name, metrics in baselines.judge(encoded).items():
-                        none = dict.fromkeys(METRICS)
-                        rows.append(
-                            {"shots": k, "seed": seed, "method": name, "test_frames": len(test), **none, **metrics}
-                        )
+                if others is None:
+                    others = comparison.on_split(model, graph, dataset, test, options, work)
+                rows += judge_others(others, encoded)
                 if not pictures and k == max(shots) and args.out:
                     predictors["fp32"].use(recipe)
                     pictures = overlays(predictors["fp32"], dataset.classes, test)
@@ -342,43 +330,6 @@ def _quantize(bundle: Path, pool: Sequence[Sample]) -> None:
     count = min(len(pool), INT8_FRAMES + MOST_PARITY_FRAMES)
     paths = [pool[i].path for i in np.linspace(0, len(pool) - 1, count).round().astype(int)]
     add_int8(bundle, paths, calibration_frames=INT8_FRAMES)
-
-
-def summarize(rows: list[dict[str, Any]], shots: list[int]) -> str:
-    """Mean ± standard deviation over the seeds that ran (of these, not of all there could be), as a Markdown table in
-    per cent; methods in the order of their rows."""
-    lines = [
-        "| method | K | seeds | test frames | " + " | ".join(METRICS.values()) + " |",
-        "|" + "---|" * (len(METRICS) + 4),
-    ]
-    for method in dict.fromkeys(row["method"] for row in rows):
-        for k in shots:
-            cell = [row for row in rows if (row["shots"], row["method"]) == (k, method)]
-            sizes = [row["test_frames"] for row in cell]
-            texts = [_mean([row[name] for row in cell], method, name) for name in METRICS]
-            lines.append(f"| {method} | {k} | {len(cell)} | {min(sizes)}-{max(sizes)} | " + " | ".join(texts) + " |")
-    for method in dict.fromkeys(row["method"] for row in rows if "iauroc_class" in row):
-        for k in shots:
-            cell = [row for row in rows if (row["shots"], row["method"]) == (k, method)]
-            means = {name: _mean([row[name] for row in cell], method, name) for name in (*OTHER_SCORES, *AT_THRESHOLDS)}
-            others = ", ".join(f"{means[name]} by {what}" for name, what in OTHER_SCORES.items())
-            taught = ", ".join(f"{what} {means[name]}" for name, what in AT_THRESHOLDS.items())
-            lines.append(f"\n{method}, K = {k}: iAUROC {others}; at the thresholds as taught: {taught}")
-    for key, what in (("labels_equal", "all frames"), ("labels_equal_kept", f"the {KEPT:.0%} that fp32 is surest of")):
-        for method in dict.fromkeys(row["method"] for row in rows if key in row):
-            values = [row[key] for row in rows if row["method"] == method]
-            mean, worst = 100 * np.mean(values), 100 * min(values)
-            lines.append(f"\n{method}: labels of fp32 on {mean:.1f} % of {what} (worst cell {worst:.1f} %)")
-    return "\n".join(lines)
-
-
-def _mean(values: Sequence[float | None], method: str, name: str) -> str:
-    found = [value for value in values if value is not None]
-    if found:
-        spread = f" ± {100 * np.std(found):.1f}" if len(found) > 1 else ""
-        return f"{100 * np.mean(found):.1f}{spread}"
-    # A baseline that names no class or draws no map has no figure; a set without masks has none for anybody.
-    return "no masks" if name in ("pauroc", "f1_max", "pixel_f1") and method not in NO_MAP else "-"
 
 
 def _write_rows(folder: Path, about: dict[str, Any], rows: list[dict[str, Any]]) -> None:

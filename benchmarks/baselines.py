@@ -2,15 +2,20 @@
 
 class_mean: the nearest mean of the last level's CLS tokens, by cosine.
 linear_probe: logistic regression on the last level's CLS token, on the same views of the supports as the head.
+cls_mean_patch_probe: the same on that token and the mean of the level's patches, each of unit length.
 patch_memory: the good supports' patches remembered; a patch is as odd as its distance to the nearest of them, mean over
     levels (AnomalyDINO, WACV 2025). It names no class.
-winclip: WinCLIP+ (benchmarks/winclip.py), where there is a text tower. It names no class.
+winclip: WinCLIP+ (benchmarks/winclip.py). It names no class, and needs text that was trained with the frames.
+
+iAUROC of a probe is by 1 - P(good), that of a map by the mean of its top pixels. Classifiers with a trunk of their own
+are in benchmarks/classifiers.py.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +23,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks import winclip
 from benchmarks.metrics import auroc, classification
-from calibration.dataset import Dataset, Sample
+from calibration.dataset import GOOD, Dataset, Sample
+from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
 from export import heads
 from export.checkpoint import LoadedModel
+from export.errors import ExportError
 from export.fit_head import fit_head
 from export.graph import SemClipGraph
 from export.teach import EncodedSupports
@@ -33,18 +41,66 @@ from runtime.manifest import Encoder
 from runtime.maps import frame_score, upsample
 from runtime.recipe import FrameOptions
 
-NAMES = ("class_mean", "linear_probe", "patch_memory")
-NO_MAP = ("class_mean", "linear_probe")
-"""Those that draw no map."""
-WINCLIP = "winclip"
+GOOD_FRAMES = "good frames"
+CLASS_LABELS = "class labels"
+LABELS_AND_MASKS = "class labels and masks"
+NEEDS_TEXT = "needs text"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What a row of the table was told of the supports, what it gives, and what it cannot do without.
+
+    supervision: GOOD_FRAMES (it sees no other), CLASS_LABELS or LABELS_AND_MASKS. draws_map: whether pixel metrics can
+    be had. needs_text: whether it takes a text tower that was trained with the frames.
+    """
+
+    supervision: str
+    draws_map: bool = False
+    needs_text: bool = False
+
+
+ROWS = {
+    "class_mean": Row(CLASS_LABELS),
+    "linear_probe": Row(CLASS_LABELS),
+    "cls_mean_patch_probe": Row(CLASS_LABELS),
+    "patch_memory": Row(GOOD_FRAMES, draws_map=True),
+    "winclip": Row(GOOD_FRAMES, draws_map=True, needs_text=True),
+}
+"""The rows of --baselines, in the order of the table."""
 PROBE_L2 = 1e-3
 _BATCH = 8
+
+
+def choose_rows(text: str) -> tuple[str, ...]:
+    """The rows that are named in `text`, separated by commas, or "all"; in the order of ROWS. Raises ExportError."""
+    names = list(ROWS) if text == "all" else [name.strip() for name in text.split(",")]
+    unknown = [f'"{name}"' for name in names if name not in ROWS]
+    if unknown:
+        raise ExportError(f"--baselines has no row {', '.join(unknown)}; there are: {', '.join(ROWS)}")
+    return tuple(name for name in ROWS if name in names)
+
+
+def describe_row(row: Row, *, unavailable: str | None = None) -> dict[str, Any]:
+    """What stands beside the figures of a row: its supervision, whether it draws a map, why it has no figures."""
+    return {"supervision": row.supervision, "draws_map": row.draws_map, "unavailable": unavailable}
+
+
+def judge_logits(logits: Tensor, truth: NDArray[np.int64], classes: int) -> dict[str, Any]:
+    """Accuracy and macro figures of logits [n, K], class 0 good; iAUROC by 1 - P(good).
+
+    The odds against good stand for 1 - P(good): the same order, and no ties where it rounds to 0 or 1.
+    """
+    logits = logits.double()
+    defect = torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
+    predicted = logits.argmax(1).numpy()
+    return {**classification(predicted, truth, classes), "iauroc": auroc(defect.numpy(), truth > 0)}
 
 
 class Baselines:
     """The test frames of one split, encoded once; `judge` then takes the supports of any number of shots.
 
-    work: a folder for features that are kept on disk.
+    rows: names of ROWS. work: a folder for features that are kept on disk.
     """
 
     def __init__(
@@ -57,14 +113,15 @@ class Baselines:
         options: FrameOptions,
         smoothing_px: float,
         work: Path,
+        rows: Sequence[str] = tuple(ROWS),
     ) -> None:
         self.graph, self.encoder, self.dataset, self.test, self.options = graph, encoder, dataset, test, options
-        self.smoothing_px = smoothing_px
+        self.smoothing_px, self.rows = smoothing_px, rows
         self.truth = np.array([dataset.classes.index(sample.label) for sample in test])
         self.masks: list[NDArray[np.uint8] | None] = []
         # Where text and frames were never brought together, WinCLIP has nothing to compare.
         self.scale = float(model.clip.logit_scale.exp()) if model.has_text and model.trained else None
-        cls, windows = [], []
+        cls, mean_patch, windows = [], [], []
         # On disk: those of a few thousand frames by a large encoder are more than most machines have memory for.
         shape = (len(test), len(encoder.levels), encoder.grid[0] * encoder.grid[1], encoder.width)
         with tempfile.NamedTemporaryFile(dir=work) as file:
@@ -74,30 +131,63 @@ class Baselines:
             with torch.inference_mode():
                 levels = graph.encode(frames)
             cls.append(heads.unit(levels.tokens[-1][:, 0]))
+            mean_patch.append(heads.unit(levels.tokens[-1][:, 1:].mean(1)))
             unit = torch.stack([heads.unit(z[:, 1:]).half() for z in levels.tokens], dim=1)
             self.tokens[start : start + len(unit)] = unit.numpy()
-            if self.scale is not None:
+            if self.scale is not None and "winclip" in rows:
                 windows.append(winclip.encode_windows(graph.encoder, graph.pixels(frames)))
-        self.cls = torch.cat(cls)
+        self.cls, self.mean_patch = torch.cat(cls), torch.cat(mean_patch)
         self.windows = winclip.join(windows) if windows else None
 
     def judge(self, encoded: EncodedSupports) -> dict[str, dict[str, Any]]:
-        """Metrics by baseline; those of WinCLIP+ only where the tower's text is aligned."""
-        features = encoded.features
-        width, classes = self.encoder.width, len(self.dataset.classes)
-        last = features.cls[:, -width:]
-        plain, labels = features.plain, features.labels
-        means = torch.stack([last[plain][labels[plain] == k].mean(0) for k in range(classes)])
-        probe = heads.head_probabilities(self.cls, *fit_head(last, labels, classes, PROBE_L2))
-        memory = heads.unit(features.tokens[plain & (labels == 0)].float())
-        result = {
-            "class_mean": self._classified((self.cls @ heads.unit(means).T).argmax(1)),
-            "linear_probe": self._classified(probe.argmax(1)),
-            "patch_memory": self._mapped(lambda i: (self._oddness(torch.tensor(self.tokens[i]).float(), memory), None)),
+        """Metrics by row, with `describe_row` of each; a row that this tower cannot have says what it needs.
+
+        Raises DatasetError where no support is good, which the rows that learn from good frames alone cannot do with.
+        """
+        judges: dict[str, Callable[[EncodedSupports], dict[str, Any]]] = {
+            "class_mean": self._class_mean,
+            "linear_probe": self._linear_probe,
+            "cls_mean_patch_probe": self._cls_mean_patch_probe,
+            "patch_memory": self._patch_memory,
+            "winclip": self._winclip,
         }
-        if self.windows is not None:
-            result[WINCLIP] = self._winclip(self.windows, encoded)
-        return result
+        found = {}
+        for name in self.rows:
+            unavailable = NEEDS_TEXT if ROWS[name].needs_text and self.scale is None else None
+            if ROWS[name].supervision == GOOD_FRAMES:
+                require_good(encoded, name)
+            metrics = {} if unavailable else judges[name](encoded)
+            found[name] = {**describe_row(ROWS[name], unavailable=unavailable), **metrics}
+        return found
+
+    def _class_mean(self, encoded: EncodedSupports) -> dict[str, Any]:
+        features, classes = encoded.features, len(self.dataset.classes)
+        plain, labels = features.plain, features.labels
+        last = self._last_cls(encoded)
+        means = torch.stack([last[plain][labels[plain] == k].mean(0) for k in range(classes)])
+        return classification((self.cls @ heads.unit(means).T).argmax(1).numpy(), self.truth, classes)
+
+    def _linear_probe(self, encoded: EncodedSupports) -> dict[str, Any]:
+        return self._probe(self._last_cls(encoded), self.cls, encoded)
+
+    def _cls_mean_patch_probe(self, encoded: EncodedSupports) -> dict[str, Any]:
+        mean_patch = heads.unit(torch.stack([z[-1].float().mean(0) for z in encoded.features.tokens]))
+        views = torch.cat([self._last_cls(encoded), mean_patch], dim=1)
+        return self._probe(views, torch.cat([self.cls, self.mean_patch], dim=1), encoded)
+
+    def _probe(self, views: Tensor, test: Tensor, encoded: EncodedSupports) -> dict[str, Any]:
+        """Logistic regression on features [V, F] of the supports' views, judged on those of the test frames."""
+        classes = len(self.dataset.classes)
+        weight, bias = fit_head(views, encoded.features.labels, classes, PROBE_L2)
+        return judge_logits(F.linear(test, weight, bias), self.truth, classes)
+
+    def _last_cls(self, encoded: EncodedSupports) -> Tensor:
+        return encoded.features.cls[:, -self.encoder.width :]
+
+    def _patch_memory(self, encoded: EncodedSupports) -> dict[str, Any]:
+        features = encoded.features
+        memory = heads.unit(features.tokens[features.plain & (features.labels == 0)].float())
+        return self._mapped(lambda i: (self._oddness(torch.tensor(self.tokens[i]).float(), memory), None))
 
     def _read(self, samples: Sequence[Sample], masks: list[NDArray[np.uint8] | None] | None = None) -> Tensor:
         """Prepared frames, uint8 [n, height, width]; their masks go to `masks`."""
@@ -111,14 +201,13 @@ class Baselines:
                 masks.append(None if mask is None else mask[judged])
         return torch.from_numpy(np.stack(frames))
 
-    def _winclip(self, windows: winclip.WindowFeatures, encoded: EncodedSupports) -> dict[str, Any]:
+    def _winclip(self, encoded: EncodedSupports) -> dict[str, Any]:
+        windows = self.windows
+        assert windows is not None, "encoded wherever the row is asked for and there is text"
         good = [sample for sample in encoded.supports if sample.label == self.dataset.classes[0]]
         memory = winclip.encode_windows(self.graph.encoder, self.graph.pixels(self._read(good)))
         text_seg, scale = torch.tensor(encoded.bank.text_seg), self.scale or 1.0
         return self._mapped(lambda i: winclip.judge(windows[i], memory, text_seg, scale, self.encoder.grid))
-
-    def _classified(self, predicted: Tensor) -> dict[str, Any]:
-        return classification(predicted.numpy(), self.truth, len(self.dataset.classes))
 
     def _mapped(self, judge: Callable[[int], tuple[Tensor, float | None]]) -> dict[str, Any]:
         """iAUROC, pAUROC and F1-max of the maps and scores that `judge` gives test frames; without one, the map's."""
@@ -141,3 +230,12 @@ class Baselines:
         """Half of 1 - the highest cosine with the memory [S, m, P, D], mean over levels: [rows, columns]."""
         odd = torch.stack([1 - (z @ m.flatten(0, 1).T).amax(1) for z, m in zip(tokens, memory.unbind(1), strict=True)])
         return (odd.mean(0) / 2).clamp(0, 1).reshape(self.encoder.grid)
+
+
+def require_good(encoded: EncodedSupports, row: str) -> None:
+    """Raise DatasetError unless a support is good."""
+    if not any(sample.label == GOOD for sample in encoded.supports):
+        raise DatasetError(
+            encoded.request.dataset.folder,
+            f"no support is {GOOD}, and the row {row} learns from such frames alone: add some, or leave the row out",
+        )

@@ -120,7 +120,7 @@ def load_model(
         path = Path(str(weights))
         origin = path.name
     clip = _build(config, arch, 0, mean, std)
-    state = _read_state_dict(path)
+    state = read_state_dict(path)
     if image_size is not None:
         _interpolate_positions(state, clip)
     vocabulary = _spread_vocabulary(state, clip, path)
@@ -219,7 +219,12 @@ def _download(arch: str, tag: str) -> Path:
         ) from exc
 
 
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from a .safetensors file or a state dict (weights_only=True: no code of the file is run).
+
+    A training checkpoint's `state_dict` is taken out of it, and a prefix `module.` of keys dropped. Raises
+    CheckpointError.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no weights file {path}")
     try:

@@ -219,6 +219,21 @@ def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
 
 
+def load_views(
+    encoder: Encoder, supports: Sequence[Sample], options: FrameOptions, views: int, seed: int
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """`views` variations of every support, the first one unchanged, with their targets on the loss grid.
+
+    Raises FrameError, DatasetError.
+    """
+    frames, targets = [], []
+    for sample in supports:
+        drawn, truths = _draw_views(_prepare(sample, encoder, options), encoder.grid, views, seed)
+        frames += drawn
+        targets += truths
+    return frames, targets
+
+
 def _prepare(sample: Sample, encoder: Encoder, options: FrameOptions) -> _Support:
     pixels = sample.read(options)
     mask = sample.read_mask((pixels.shape[0], pixels.shape[1]))

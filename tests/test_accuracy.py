@@ -23,8 +23,10 @@ from benchmarks.accuracy import (
     _open,
     ablate,
     agreement,
-    summarize,
 )
+from benchmarks.accuracy_table import METRICS, summarize
+from benchmarks.baselines import ROWS
+from benchmarks.comparison import row_of_method
 from calibration.dataset import Dataset, Sample
 from calibration.errors import DatasetError
 from export.errors import ParityError
@@ -34,7 +36,8 @@ from runtime import Predictor, Recipe
 from runtime.recipe import SCALARS
 
 FIGURES = {"accuracy": 0.5, "verdict_accuracy": 0.25, "precision": 0.4, "recall": 0.6, "f1": 0.5, "iauroc": 0.75}
-ROW = {"method": "fp32", "shots": 1, "test_frames": 9, **FIGURES}
+TOLD = {"supervision": "class labels and masks", "draws_map": True, "unavailable": None}
+ROW = {"method": "fp32", "shots": 1, "test_frames": 9, **TOLD, **FIGURES}
 PICTURES = ("shots.png", "confusion.png", "overlays.png")
 NO_MASKS = {"pauroc": None, "f1_max": None}
 
@@ -43,8 +46,8 @@ def test_table_says_where_there_are_no_masks() -> None:
     row = {**ROW, **NO_MASKS}
     table = summarize([{**row, "seed": 0}, {**row, "seed": 1, "accuracy": 0.7}], [1])
     assert (
-        "| fp32 | 1 | 2 | 9-9 | 60.0 ± 10.0 | 25.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 0.0 | 50.0 ± 0.0 | 75.0 ± 0.0 "
-        "| no masks | no masks |" in table
+        "| fp32 | class labels and masks | 1 | 2 | 9-9 | 60.0 ± 10.0 | 25.0 ± 0.0 | 40.0 ± 0.0 | 60.0 ± 0.0 "
+        "| 50.0 ± 0.0 | 75.0 ± 0.0 | no masks | no masks |" in table
     )
 
 
@@ -60,12 +63,26 @@ def test_other_frame_scores_stand_below_the_table() -> None:
 
 
 def test_a_baseline_without_a_map_is_not_a_set_without_masks() -> None:
-    table = summarize([{**ROW, **NO_MASKS, "method": "class_mean", "iauroc": None, "seed": 0}], [1])
-    assert "| class_mean | 1 | 1 | 9-9 | 50.0 | 25.0 | 40.0 | 60.0 | 50.0 | - | - | - |" in table, (
+    told = {"supervision": "class labels", "draws_map": False}
+    table = summarize([{**ROW, **NO_MASKS, **told, "method": "class_mean", "iauroc": None, "seed": 0}], [1])
+    assert "| class_mean | class labels | 1 | 1 | 9-9 | 50.0 | 25.0 | 40.0 | 60.0 | 50.0 | - | - | - |" in table, (
         "one seed spreads over none"
     )
     table = summarize([{**ROW, **NO_MASKS, "method": "patch_memory", "seed": 0}], [1])
     assert "| 75.0 | no masks | no masks |" in table
+
+
+def test_a_row_that_cannot_be_had_says_what_it_lacks_in_every_cell() -> None:
+    told = {"supervision": "good frames", "unavailable": "needs text", **dict.fromkeys(METRICS)}
+    table = summarize([{**ROW, **told, "method": "winclip", "seed": 0}], [1])
+    assert table.splitlines()[-1] == "| winclip | good frames | 1 | 1 | 9-9 |" + " needs text |" * len(METRICS)
+
+
+def test_a_set_without_masks_taught_class_labels_alone() -> None:
+    good, bare = Sample(Path("g"), "good", "g", None), Sample(Path("h"), "hole", "h", None)
+    masked = replace(bare, mask=Path("m"))
+    told = {s: row_of_method(Dataset(Path("d"), ("good", "hole"), (good, s))).supervision for s in (bare, masked)}
+    assert told == {bare: "class labels", masked: "class labels and masks"}
 
 
 def test_too_few_frames_beside_the_test_for_int8() -> None:
@@ -194,21 +211,31 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out/accuracy.json").read_text())
     assert document["complete"]
     rows = {row["method"]: row for row in document["rows"]}
-    assert list(rows) == ["fp32", *ABLATIONS, *ENCODED_ABLATIONS, "class_mean", "linear_probe", "patch_memory"]
+    assert list(rows) == ["fp32", *ABLATIONS, *ENCODED_ABLATIONS, *ROWS]
     assert set(rows["fp32"]["scalars"]) == set(SCALARS), "what the supports chose"
     assert rows["no_p_s"]["iauroc"] == rows["fp32"]["iauroc"], "the class mix has no say in the map"
     assert rows["no_transform"]["pauroc"] != rows["fp32"]["pauroc"]
     assert rows["patch_memory"]["accuracy"] is None
+    assert rows["winclip"]["unavailable"] == "needs text", "that of random weights says nothing of frames"
+    assert {name: rows[name]["supervision"] for name in ("fp32", "linear_probe", "patch_memory", "winclip")} == {
+        "fp32": "class labels and masks",
+        "linear_probe": "class labels",
+        "patch_memory": "good frames",
+        "winclip": "good frames",
+    }
+    assert 0 <= rows["cls_mean_patch_probe"]["iauroc"] <= 1
+    assert rows["cls_mean_patch_probe"]["iauroc"] != rows["linear_probe"]["iauroc"]
     assert 0 <= rows["patch_memory"]["pauroc"] <= 1
     assert all((tmp_path / "out" / name).read_bytes()[:4] == b"\x89PNG" for name in PICTURES)
-    assert "| linear_probe | 1 | 1 |" in (tmp_path / "out/accuracy.md").read_text()
+    assert "| linear_probe | class labels | 1 | 1 |" in (tmp_path / "out/accuracy.md").read_text()
     assert "| class | frames | precision | recall | F1 |" in (tmp_path / "out/accuracy.md").read_text()
 
     bar = ["--ignore-top", "4", "--ignore-bottom", "8", "--baselines", "--out", str(tmp_path / "bar")]
     command.run(parser.parse_args([*base, *bar]))
     cut = json.loads((tmp_path / "bar/accuracy.json").read_text())["rows"]
     assert cut[0]["pauroc"] != rows["fp32"]["pauroc"]
-    assert 0 <= cut[-1]["pauroc"] <= 1, "the map is compared with the rows that were judged"
+    memory = next(row for row in cut if row["method"] == "patch_memory")
+    assert 0 <= memory["pauroc"] <= 1, "the map is compared with the rows that were judged"
 
     command.run(parser.parse_args([*base, "--classes", "hole,good", "--out", str(tmp_path / "two")]))
     two = json.loads((tmp_path / "two/accuracy.json").read_text())

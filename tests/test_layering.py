@@ -16,7 +16,7 @@ import runtime
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
+HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
 LIGHT = {"numpy", "PIL", "isal", "safetensors", "tifffile", "filelock"}
 FORBIDDEN = {
     "runtime": {"calibration", "export", "benchmarks", "tests"},
