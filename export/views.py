@@ -111,7 +111,7 @@ def _load_views(
             cover = area_average(cut_rows(mask, options, str(sample.mask)), encoder.input_size)
         rng = np.random.default_rng([seed, index])
         for view in range(views):
-            changed, changed_cover = (frame, cover) if view == 0 else _vary(frame, cover, rng)
+            changed, changed_cover = (frame, cover) if view == 0 else vary(frame, cover, rng)
             frames.append(changed)
             targets.append(_target(changed_cover, encoder.grid))
     return frames, targets
@@ -129,7 +129,7 @@ def _target(cover: NDArray[np.float32] | None, grid: tuple[int, int]) -> NDArray
     return (cells >= share).astype(np.float32)
 
 
-def _vary(
+def vary(
     frame: NDArray[np.uint8], cover: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """Another view: flips, transpose and a mild crop for both; dose, contrast and focus for the frame alone."""
