@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.baselines import NAMES as BASELINES
-from benchmarks.baselines import NO_MAP, WINCLIP, Baselines
+from benchmarks.baselines import NEED_TEXT, NO_MAP, Baselines
 from benchmarks.evaluate import AT_THRESHOLDS, OTHER_SCORES, evaluate, overlays, per_class
 from benchmarks.machine import describe_machine, peak_memory_mb
 from calibration.dataset import Dataset, Sample, load_dataset, say_left_out
@@ -152,7 +152,9 @@ class Accuracy:
         parser.add_argument(
             "--ablations", action="store_true", help=f"also judge {', '.join((*ABLATIONS, *ENCODED_ABLATIONS))}"
         )
-        parser.add_argument("--baselines", action="store_true", help=f"also judge {', '.join((*BASELINES, WINCLIP))}")
+        parser.add_argument(
+            "--baselines", action="store_true", help=f"also judge {', '.join((*BASELINES, *NEED_TEXT))}"
+        )
         parser.add_argument(
             "--out", type=Path, metavar="DIR", help="write accuracy.json, accuracy.md and pictures here"
         )

@@ -194,7 +194,15 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out/accuracy.json").read_text())
     assert document["complete"]
     rows = {row["method"]: row for row in document["rows"]}
-    assert list(rows) == ["fp32", *ABLATIONS, *ENCODED_ABLATIONS, "class_mean", "linear_probe", "patch_memory"]
+    assert list(rows) == [
+        "fp32",
+        *ABLATIONS,
+        *ENCODED_ABLATIONS,
+        "class_mean",
+        "linear_probe",
+        "patch_memory",
+        "dra_heads",
+    ]
     assert set(rows["fp32"]["scalars"]) == set(SCALARS), "what the supports chose"
     assert rows["no_p_s"]["iauroc"] == rows["fp32"]["iauroc"], "the class mix has no say in the map"
     assert rows["no_transform"]["pauroc"] != rows["fp32"]["pauroc"]
