@@ -28,6 +28,7 @@ from export import heads
 from export.checkpoint import LoadedModel
 from export.encoder import DualPathEncoder
 from export.prompts import Prompts
+from export.text_bank import warn_of_cut_prompts
 from runtime.maps import upsample
 
 CONTEXT_WORDS, ABNORMAL_WORDS = 4, 1
@@ -159,7 +160,9 @@ class LearnedPrompts:
     def _tokens(self, phrases: Sequence[str], words: int) -> Tensor:
         """int64 [n, L] of prompts that begin with `words` stand-ins and end in a full stop."""
         tokenizer = open_clip.SimpleTokenizer(context_length=self._clip.context_length)
-        tokens: Tensor = tokenizer([f"{' '.join(['N'] * words)} {phrase}." for phrase in phrases])
+        prompts = [f"{' '.join(['N'] * words)} {phrase}." for phrase in phrases]
+        warn_of_cut_prompts(tokenizer, prompts)
+        tokens: Tensor = tokenizer(prompts)
         return tokens[:, : needed_length(self._clip, tokens)]
 
     def _features(self, words: Tensor, tokens: Tensor) -> Tensor:

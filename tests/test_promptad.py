@@ -94,6 +94,12 @@ def test_words_behind_the_longest_prompt_are_left_out_only_where_nothing_reads_t
         assert torch.allclose(whole, both_ways.encode_text(tokens), atol=1e-6)
 
 
+def test_a_prompt_that_is_cut_is_named(model: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+    LearnedPrompts(model, SUBJECT, ["wafer " * 71 + "hole"], 1, seed=0)
+    (record,) = caplog.records
+    assert "prompt of 148 tokens is cut to 75" in record.getMessage()
+
+
 def test_the_frame_is_encoded_as_open_clip_does_and_layers_are_its_blocks(model: LoadedModel) -> None:
     encoder, frames = model.encoder(), pixels(1, 2)
     found = encode_frames(encoder, frames)
