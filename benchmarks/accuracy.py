@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.accuracy_table import KEPT, METRICS, summarize
-from benchmarks.baselines import describe_row
+from benchmarks.baselines import NEEDS_TEXT, describe_row
 from benchmarks.comparison import Comparison, add_comparison_arguments, judge_others, row_of_method
 from benchmarks.evaluate import AT_THRESHOLDS, OTHER_SCORES, evaluate, overlays, per_class
 from benchmarks.machine import describe_machine, peak_memory_mb
@@ -82,7 +82,7 @@ GENERIC_PROMPTS = "generic_prompts"
 CLASS_MEAN = "class_mean_redundancy"
 LAST_LEVEL = "last_level"
 ENCODED_ABLATIONS = (GENERIC_PROMPTS, CLASS_MEAN)
-"""Rows that need the supports encoded again; only where a text tower is. generic_prompts: another prompt file.
+"""Rows that need the supports encoded again, and text. generic_prompts: another prompt file.
 class_mean_redundancy: eq. 13-15 read literally, where what is redundant cancels, with the paper's share of the V path;
 beside it, `value_path` is the same with the reading that acts."""
 ABLATIONS = (*FITTED_ABLATIONS, *SCALAR_ABLATIONS)
@@ -91,7 +91,7 @@ CURVES = ("accuracy", "f1", "iauroc", "pauroc", "f1_max")
 """Those drawn over the number of shots."""
 INT8_FRAMES = 32
 GENERATED_SEED = 2025
-_KEEP = ("test_frames", "seconds", *METRICS, *OTHER_SCORES, *AT_THRESHOLDS, "confusion")
+_KEEP = ("test_frames", "unavailable", "seconds", *METRICS, *OTHER_SCORES, *AT_THRESHOLDS, "confusion")
 
 
 def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder, stages: Stages) -> Recipe:
@@ -220,22 +220,12 @@ class Accuracy:
                     predictors = _open(work / "bundle", precisions, dataset, test, seed)
                 found = {name: _judge(predictor, recipe, dataset, test) for name, predictor in predictors.items()}
                 if args.ablations:
-                    for name in ABLATIONS:
-                        if name == NO_TRANSFORM and encoded.bank.projection is None:
-                            continue
-                        other = ablate(name, recipe, encoded, encoder, Stages())
-                        found[name] = _judge(predictors["fp32"], other, dataset, test)
-                    found[LAST_LEVEL] = _judge_last_level(model, encoded, test, work / f"last-level-{k}-{seed}")
-                    if model.has_text:
-                        generic = replace(request, prompts=load_prompts(GENERIC_FILE))
-                        other = fit_supports(encode_request(model, graph, generic, Stages()), encoder, Stages())
-                        found[GENERIC_PROMPTS] = _judge(predictors["fp32"], other, dataset, test)
-                        found[CLASS_MEAN] = _judge_class_mean(model, request, test, work / f"class_mean-{k}-{seed}")
+                    found |= _judge_ablations(predictors["fp32"], model, graph, encoded, recipe, test, work)
                 for name, metrics in found.items():
                     same = agreement(found["fp32"], metrics) if name in precisions[1:] else {}
-                    figures = {key: metrics[key] for key in _KEEP}
-                    rows.append({"shots": k, "seed": seed, "method": name, **ours, **figures, **same})
-                    print({n: rows[-1][n] for n in ("shots", "seed", "method", *METRICS)}, flush=True)
+                    kept = {key: metrics[key] for key in _KEEP if key in metrics}
+                    rows.append({"shots": k, "seed": seed, "method": name, **ours, **kept, **same})
+                    print({n: rows[-1].get(n) for n in ("shots", "seed", "method", *METRICS)}, flush=True)
                 chosen = dict(zip(SCALARS, recipe.tensors["scalars"].tolist(), strict=True))
                 rows[-len(found)].update(stages=stages.seconds, scalars=chosen)
                 if others is None:
@@ -276,6 +266,34 @@ def _close(predictors: dict[str, Predictor]) -> None:
 def _judge(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
     predictor.use(recipe)
     return evaluate(predictor, dataset, test)
+
+
+def _judge_ablations(
+    predictor: Predictor,
+    model: LoadedModel,
+    graph: SemClipGraph,
+    encoded: EncodedSupports,
+    recipe: Recipe,
+    test: list[Sample],
+    work: Path,
+) -> dict[str, dict[str, Any]]:
+    """Metrics by ablation; one that this tower cannot have says what it needs."""
+    request, encoder = encoded.request, describe_encoder(model, graph)
+    needs_text = {"test_frames": len(test), **dict.fromkeys(METRICS), "unavailable": NEEDS_TEXT}
+    found = {}
+    for name in ABLATIONS:
+        if name == NO_TRANSFORM and encoded.bank.projection is None:
+            found[name] = needs_text
+            continue
+        found[name] = _judge(predictor, ablate(name, recipe, encoded, encoder, Stages()), request.dataset, test)
+    found[LAST_LEVEL] = _judge_last_level(model, encoded, test, work / LAST_LEVEL)
+    if not model.has_text:
+        return {**found, GENERIC_PROMPTS: needs_text, CLASS_MEAN: needs_text}
+    generic = replace(request, prompts=load_prompts(GENERIC_FILE))
+    other = fit_supports(encode_request(model, graph, generic, Stages()), encoder, Stages())
+    found[GENERIC_PROMPTS] = _judge(predictor, other, request.dataset, test)
+    found[CLASS_MEAN] = _judge_class_mean(model, request, test, work / CLASS_MEAN)
+    return found
 
 
 def _judge_class_mean(model: LoadedModel, request: TeachRequest, test: list[Sample], bundle: Path) -> dict[str, Any]:

@@ -3,9 +3,12 @@
 class_mean: the nearest mean of the last level's CLS tokens, by cosine.
 linear_probe: logistic regression on the last level's CLS token, on the same views of the supports as the head.
 cls_mean_patch_probe: the same on that token and the mean of the level's patches, each of unit length.
-patch_memory: the good supports' patches remembered; a patch is as odd as its distance to the nearest of them, mean over
-    levels (AnomalyDINO, WACV 2025). It names no class.
-winclip: WinCLIP+ (benchmarks/winclip.py). It names no class, and needs text that was trained with the frames.
+patch_memory: AnomalyGPT's few-shot scorer (Gu et al., AAAI 2024) on this trunk. The good supports' patches are
+    remembered; a patch scores its distance to the nearest of them, mean over levels. AnomalyGPT's language model and
+    decoder take no part in its scores. AnomalyDINO (WACV 2025) scores in the same way. It names no class.
+dra_heads: DRA's heads (benchmarks/dra.py) on this trunk. They name no class.
+winclip, promptad: WinCLIP+ (benchmarks/winclip.py) and PromptAD (benchmarks/promptad.py). They name no class, and need
+    text that was trained with the frames.
 
 iAUROC of a probe is by 1 - P(good), that of a map by the mean of its top pixels. Classifiers with a trunk of their own
 are in benchmarks/classifiers.py.
@@ -13,7 +16,6 @@ are in benchmarks/classifiers.py.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +27,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import winclip
+from benchmarks import dra, promptad, winclip
 from benchmarks.metrics import auroc, classification
+from benchmarks.scratch import scratch_array
 from calibration.dataset import GOOD, Dataset, Sample
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
@@ -42,6 +45,7 @@ from runtime.maps import frame_score, upsample
 from runtime.recipe import FrameOptions
 
 GOOD_FRAMES = "good frames"
+GOOD_OR_DEFECT = "good or defect"
 CLASS_LABELS = "class labels"
 LABELS_AND_MASKS = "class labels and masks"
 NEEDS_TEXT = "needs text"
@@ -51,8 +55,8 @@ NEEDS_TEXT = "needs text"
 class Row:
     """What a row of the table was told of the supports, what it gives, and what it cannot do without.
 
-    supervision: GOOD_FRAMES (it sees no other), CLASS_LABELS or LABELS_AND_MASKS. draws_map: whether pixel metrics can
-    be had. needs_text: whether it takes a text tower that was trained with the frames.
+    supervision: GOOD_FRAMES (it sees no other), GOOD_OR_DEFECT, CLASS_LABELS or LABELS_AND_MASKS. draws_map: whether
+    pixel metrics can be had. needs_text: whether it takes a text tower that was trained with the frames.
     """
 
     supervision: str
@@ -65,7 +69,9 @@ ROWS = {
     "linear_probe": Row(CLASS_LABELS),
     "cls_mean_patch_probe": Row(CLASS_LABELS),
     "patch_memory": Row(GOOD_FRAMES, draws_map=True),
+    "dra_heads": Row(GOOD_OR_DEFECT, draws_map=True),
     "winclip": Row(GOOD_FRAMES, draws_map=True, needs_text=True),
+    "promptad": Row(GOOD_FRAMES, draws_map=True, needs_text=True),
 }
 """The rows of --baselines, in the order of the table."""
 PROBE_L2 = 1e-3
@@ -116,16 +122,19 @@ class Baselines:
         rows: Sequence[str] = tuple(ROWS),
     ) -> None:
         self.graph, self.encoder, self.dataset, self.test, self.options = graph, encoder, dataset, test, options
-        self.smoothing_px, self.rows = smoothing_px, rows
+        self.model, self.smoothing_px, self.rows = model, smoothing_px, rows
         self.truth = np.array([dataset.classes.index(sample.label) for sample in test])
         self.masks: list[NDArray[np.uint8] | None] = []
-        # Where text and frames were never brought together, WinCLIP has nothing to compare.
+        # Where text and frames were never brought together, WinCLIP and PromptAD have nothing to compare.
         self.scale = float(model.clip.logit_scale.exp()) if model.has_text and model.trained else None
         cls, mean_patch, windows = [], [], []
         # On disk: those of a few thousand frames by a large encoder are more than most machines have memory for.
         shape = (len(test), len(encoder.levels), encoder.grid[0] * encoder.grid[1], encoder.width)
-        with tempfile.NamedTemporaryFile(dir=work) as file:
-            self.tokens = np.memmap(file, np.float16, "w+", shape=shape)
+        self.tokens = scratch_array(work, shape)
+        self.lengths = torch.zeros(shape[0], shape[2], 1)
+        """Of the last level's tokens before they were brought to unit length, [n, P, 1]."""
+        wanted = self.scale is not None and "promptad" in rows
+        self.promptad = promptad.StoredFeatures(graph.encoder, len(test), work) if wanted else None
         for start in range(0, len(test), _BATCH):
             frames = self._read(test[start : start + _BATCH], self.masks)
             with torch.inference_mode():
@@ -134,28 +143,32 @@ class Baselines:
             mean_patch.append(heads.unit(levels.tokens[-1][:, 1:].mean(1)))
             unit = torch.stack([heads.unit(z[:, 1:]).half() for z in levels.tokens], dim=1)
             self.tokens[start : start + len(unit)] = unit.numpy()
+            self.lengths[start : start + len(unit)] = levels.tokens[-1][:, 1:].norm(dim=-1, keepdim=True)
             if self.scale is not None and "winclip" in rows:
                 windows.append(winclip.encode_windows(graph.encoder, graph.pixels(frames)))
+            if self.promptad is not None:
+                self.promptad.put(start, promptad.encode_frames(graph.encoder, graph.pixels(frames)))
         self.cls, self.mean_patch = torch.cat(cls), torch.cat(mean_patch)
         self.windows = winclip.join(windows) if windows else None
 
     def judge(self, encoded: EncodedSupports) -> dict[str, dict[str, Any]]:
         """Metrics by row, with `describe_row` of each; a row that this tower cannot have says what it needs.
 
-        Raises DatasetError where no support is good, which the rows that learn from good frames alone cannot do with.
+        Raises DatasetError as `require_supports`.
         """
         judges: dict[str, Callable[[EncodedSupports], dict[str, Any]]] = {
             "class_mean": self._class_mean,
             "linear_probe": self._linear_probe,
             "cls_mean_patch_probe": self._cls_mean_patch_probe,
             "patch_memory": self._patch_memory,
+            "dra_heads": self._dra_heads,
             "winclip": self._winclip,
+            "promptad": self._promptad,
         }
         found = {}
         for name in self.rows:
             unavailable = NEEDS_TEXT if ROWS[name].needs_text and self.scale is None else None
-            if ROWS[name].supervision == GOOD_FRAMES:
-                require_good(encoded, name)
+            require_supports(encoded, name)
             metrics = {} if unavailable else judges[name](encoded)
             found[name] = {**describe_row(ROWS[name], unavailable=unavailable), **metrics}
         return found
@@ -187,7 +200,11 @@ class Baselines:
     def _patch_memory(self, encoded: EncodedSupports) -> dict[str, Any]:
         features = encoded.features
         memory = heads.unit(features.tokens[features.plain & (features.labels == 0)].float())
-        return self._mapped(lambda i: (self._oddness(torch.tensor(self.tokens[i]).float(), memory), None))
+
+        def judge(index: int) -> tuple[Tensor, None]:
+            return patch_distance(torch.tensor(self.tokens[index]).float(), memory).reshape(self.encoder.grid), None
+
+        return self._mapped(judge)
 
     def _read(self, samples: Sequence[Sample], masks: list[NDArray[np.uint8] | None] | None = None) -> Tensor:
         """Prepared frames, uint8 [n, height, width]; their masks go to `masks`."""
@@ -204,10 +221,31 @@ class Baselines:
     def _winclip(self, encoded: EncodedSupports) -> dict[str, Any]:
         windows = self.windows
         assert windows is not None, "encoded wherever the row is asked for and there is text"
-        good = [sample for sample in encoded.supports if sample.label == self.dataset.classes[0]]
-        memory = winclip.encode_windows(self.graph.encoder, self.graph.pixels(self._read(good)))
+        memory = winclip.encode_windows(self.graph.encoder, self.graph.pixels(self._read(self._good(encoded))))
         text_seg, scale = torch.tensor(encoded.bank.text_seg), self.scale or 1.0
         return self._mapped(lambda i: winclip.judge(windows[i], memory, text_seg, scale, self.encoder.grid))
+
+    def _promptad(self, encoded: EncodedSupports) -> dict[str, Any]:
+        frames = self.promptad
+        assert frames is not None, "encoded wherever the row is asked for and there is text"
+        good = promptad.encode_frames(self.graph.encoder, self.graph.pixels(self._read(self._good(encoded))))
+        prompts, seed = encoded.request.prompts, encoded.request.seed
+        fitted = promptad.fit_promptad(self.model, prompts, self.dataset.classes[1:], good, self.encoder.grid, seed)
+        return self._mapped(lambda i: fitted.judge(frames[i]))
+
+    def _dra_heads(self, encoded: EncodedSupports) -> dict[str, Any]:
+        request, pseudo = encoded.request, []
+        for index, frame in enumerate(self._read(self._good(encoded)).numpy()):
+            rng = np.random.default_rng([request.seed, index])
+            views = np.stack(dra.pseudo_views(frame, request.views, rng))
+            with torch.inference_mode():
+                pseudo.append(self.graph.encode(torch.from_numpy(views)).tokens[-1][:, 1:].half())
+        tokens = dra.TrainingTokens.of(encoded.features, torch.cat(pseudo))
+        fitted = dra.fit_dra(tokens, self.encoder.grid, request.seed)
+        return self._mapped(lambda i: fitted.judge(torch.tensor(self.tokens[i, -1]).float() * self.lengths[i]))
+
+    def _good(self, encoded: EncodedSupports) -> list[Sample]:
+        return [sample for sample in encoded.supports if sample.label == self.dataset.classes[0]]
 
     def _mapped(self, judge: Callable[[int], tuple[Tensor, float | None]]) -> dict[str, Any]:
         """iAUROC, pAUROC and F1-max of the maps and scores that `judge` gives test frames; without one, the map's."""
@@ -226,16 +264,20 @@ class Baselines:
             "f1_max": pixels.f1_max() if masked else None,
         }
 
-    def _oddness(self, tokens: Tensor, memory: Tensor) -> Tensor:
-        """Half of 1 - the highest cosine with the memory [S, m, P, D], mean over levels: [rows, columns]."""
-        odd = torch.stack([1 - (z @ m.flatten(0, 1).T).amax(1) for z, m in zip(tokens, memory.unbind(1), strict=True)])
-        return (odd.mean(0) / 2).clamp(0, 1).reshape(self.encoder.grid)
+
+def require_supports(encoded: EncodedSupports, row: str) -> None:
+    """Raise DatasetError unless there are supports of each kind that the row of ROWS learns from."""
+    needed = {GOOD_FRAMES: (True,), GOOD_OR_DEFECT: (True, False)}.get(ROWS[row].supervision, ())
+    for good in needed:
+        if not any((sample.label == GOOD) == good for sample in encoded.supports):
+            raise DatasetError(
+                encoded.request.dataset.folder,
+                f"no support is a {'good' if good else 'defect'} frame, and the row {row} learns from such frames: add "
+                "some, or leave the row out",
+            )
 
 
-def require_good(encoded: EncodedSupports, row: str) -> None:
-    """Raise DatasetError unless a support is good."""
-    if not any(sample.label == GOOD for sample in encoded.supports):
-        raise DatasetError(
-            encoded.request.dataset.folder,
-            f"no support is {GOOD}, and the row {row} learns from such frames alone: add some, or leave the row out",
-        )
+def patch_distance(tokens: Tensor, memory: Tensor) -> Tensor:
+    """Half of 1 - the highest cosine of unit patches [m, P, D] with the memory [S, m, P, D], mean over levels: [P]."""
+    far = torch.stack([1 - (z @ m.flatten(0, 1).T).amax(1) for z, m in zip(tokens, memory.unbind(1), strict=True)])
+    return (far.mean(0) / 2).clamp(0, 1)

@@ -27,6 +27,11 @@ class Prompts:
 
     def for_class(self, name: str) -> list[str]:
         """All prompts of a class, templates x states. Raises PromptError if the file has none for it."""
+        states = self.states_of(name)
+        return [template.replace("{}", state) for template in self.templates for state in states]
+
+    def states_of(self, name: str) -> list[str]:
+        """The states of a class with the object in them, without templates. Raises PromptError like `for_class`."""
         states = self.states.get(name)
         if states is None:
             spoken = name.replace("_", " ").replace("-", " ")
@@ -36,9 +41,7 @@ class Prompts:
                 f'{self.file}: no prompts for class "{name}"; add a section [classes.{name}] with '
                 f'states = ["{{}} with ..."], or a [generic] section'
             )
-        return [
-            template.replace("{}", state.replace("{}", self.subject)) for template in self.templates for state in states
-        ]
+        return [state.replace("{}", self.subject) for state in states]
 
     def generic_classes(self, classes: Sequence[str]) -> list[str]:
         """Those of `classes` that have no section of their own."""

@@ -71,7 +71,7 @@ def _segmentation_bank(text_cls: NDArray[np.float32]) -> NDArray[np.float32]:
 def _embed_class(model: LoadedModel, phrases: Sequence[str]) -> NDArray[np.float32]:
     """Unit vector of each prompt, mean, unit vector."""
     tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
-    _warn_of_cut_prompts(tokenizer, phrases)
+    warn_of_cut_prompts(tokenizer, phrases)
     if model.vocabulary is not None:
         _warn_of_unknown_words(tokenizer, phrases, model.vocabulary)
     tokens = tokenizer(list(phrases))
@@ -81,7 +81,7 @@ def _embed_class(model: LoadedModel, phrases: Sequence[str]) -> NDArray[np.float
     return np.asarray(vector.numpy(), dtype=np.float32)
 
 
-def _warn_of_cut_prompts(tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[str]) -> None:
+def warn_of_cut_prompts(tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[str]) -> None:
     """open_clip cuts long prompts without a word; the end of a prompt is often what tells the classes apart."""
     room = tokenizer.context_length - 2
     for phrase in phrases:

@@ -250,7 +250,7 @@ def _draw_views(
     frame, cover = support.frame, support.cover
     content = hashlib.sha256(np.ascontiguousarray(frame).data).digest()
     rng = np.random.default_rng([seed, int.from_bytes(content, "big")])
-    drawn = [(frame, cover), *(_vary(frame, cover, rng) for _ in range(1, views))]
+    drawn = [(frame, cover), *(vary(frame, cover, rng) for _ in range(1, views))]
     return [changed for changed, _ in drawn], [_target(changed_cover, grid) for _, changed_cover in drawn]
 
 
@@ -270,7 +270,7 @@ def _target(cover: NDArray[np.float32] | None, grid: tuple[int, int]) -> NDArray
     return (cells >= share).astype(np.float32)
 
 
-def _vary(
+def vary(
     frame: NDArray[np.uint8], cover: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
     """Another view: flips, transpose and a mild crop for both; dose, contrast and focus for the frame alone."""

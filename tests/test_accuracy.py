@@ -7,7 +7,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,9 @@ from benchmarks import accuracy
 from benchmarks.accuracy import (
     ABLATIONS,
     ENCODED_ABLATIONS,
+    FITTED_ABLATIONS,
+    LAST_LEVEL,
+    NO_TRANSFORM,
     Accuracy,
     _not_tested,
     _open,
@@ -175,23 +177,12 @@ def test_ablations_are_scalars_of_the_recipe(name: str, expected: tuple[float, f
     assert all(np.array_equal(changed.tensors[n], recipe.tensors[n]) for n in recipe.tensors if n != "scalars")
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("no_value_path", {"lambda_v": 0.0}),
-        ("no_memory", {"memory_share": 0.0}),
-        ("no_transform", {"lambda_v": 1e6, "memory_share": 0.0}),
-        ("own_maps", {"head_maps": "own"}),
-        ("maps_of_others", {"head_maps": "others"}),
-    ],
-)
-def test_ablations_that_change_the_map_teach_the_head_anew(
-    name: str, expected: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", FITTED_ABLATIONS)
+def test_ablations_that_change_the_map_teach_the_head_anew(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(accuracy, "fit_supports", lambda encoded, encoder, stages, settings: settings)
-    encoded: Any = SimpleNamespace(request=SimpleNamespace(settings=TeachSettings(views=3)))
-    taught_with = ablate(name, make_recipe(), encoded, None, None)  # type: ignore[arg-type]
-    assert taught_with == replace(TeachSettings(views=3), **expected)
+    encoded: Any = None
+    assert ablate(name, make_recipe(), encoded, None, None) == FITTED_ABLATIONS[name]  # type: ignore[arg-type]
+    assert FITTED_ABLATIONS[name] != TeachSettings()
 
 
 def vars_of(recipe: object) -> dict[str, object]:
@@ -211,10 +202,18 @@ def test_one_cell_with_everything_beside_it(tmp_path: Path) -> None:
     document = json.loads((tmp_path / "out/accuracy.json").read_text())
     assert document["complete"]
     rows = {row["method"]: row for row in document["rows"]}
-    assert list(rows) == ["fp32", *ABLATIONS, *ENCODED_ABLATIONS, *ROWS]
+    assert list(rows) == [
+        "fp32",
+        *ABLATIONS,
+        LAST_LEVEL,
+        *ENCODED_ABLATIONS,
+        *ROWS,
+    ]
     assert set(rows["fp32"]["scalars"]) == set(SCALARS), "what the supports chose"
     assert rows["no_p_s"]["iauroc"] == rows["fp32"]["iauroc"], "the class mix has no say in the map"
-    assert rows["no_transform"]["pauroc"] != rows["fp32"]["pauroc"]
+    assert rows[NO_TRANSFORM]["unavailable"] == "needs text", "this tower's was not trained"
+    assert rows["value_path"]["pauroc"] != rows["fp32"]["pauroc"]
+    assert rows[LAST_LEVEL]["pauroc"] != rows["fp32"]["pauroc"]
     assert rows["patch_memory"]["accuracy"] is None
     assert rows["winclip"]["unavailable"] == "needs text", "that of random weights says nothing of frames"
     assert {name: rows[name]["supervision"] for name in ("fp32", "linear_probe", "patch_memory", "winclip")} == {

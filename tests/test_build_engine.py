@@ -321,7 +321,7 @@ def test_options_reach_the_graph_and_the_recipe(
     assert given["cache"] == tmp_path / "kept"
     assert (given["graph"].input_size, given["graph"].redundancy) == (size, redundancy)
     request = given["request"]
-    assert (request.shots, request.seed, request.settings.views, request.options.white_level) == (3, 5, 2, 9)
+    assert (request.shots, request.seed, request.views, request.options.white_level) == (3, 5, 2, 9)
     assert request.options.ignore_top + request.options.ignore_bottom == (16 if "--ignore-top" in options else 0)
     assert (given["out"], given["force"]) == (tmp_path / "b", True)
     assert "UNTRAINED" in given["notes"][0]

@@ -29,7 +29,6 @@ from export.progress import Stages
 from export.prompts import load_prompts
 from export.support_cache import MAX_BYTES, SupportCache, default_folder, open_cache
 from export.teach import TeachRequest, teach_recipe
-from export.teach_settings import TeachSettings
 from export.views import SupportFeatures, encode_supports
 from runtime.cli import main
 from runtime.recipe import FrameOptions
@@ -450,7 +449,7 @@ def test_two_processes_share_a_folder_and_remove_each_others_entries(tmp_path: P
 @pytest.fixture
 def request_(toy_frames: Path) -> TeachRequest:
     dataset = load_dataset(toy_frames)
-    return TeachRequest(dataset, load_prompts(), shots=2, settings=TeachSettings(views=2))
+    return TeachRequest(dataset, load_prompts(), shots=2, views=2)
 
 
 def test_a_recipe_is_the_same_bytes_without_a_cache_with_a_cold_and_with_a_warm_one(

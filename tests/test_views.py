@@ -23,9 +23,9 @@ from export.views import (
     LOSS_CELLS_PER_PATCH,
     SupportFeatures,
     _target,
-    _vary,
     area_average,
     encode_supports,
+    vary,
 )
 from runtime.errors import FrameError
 from runtime.frames import prepare
@@ -234,7 +234,7 @@ def test_frame_and_mask_move_together() -> None:
     frame, cover = block_frame((8, 34, 20, 56))
     quarters = set()
     for seed in range(60):
-        changed, moved = _vary(frame, cover, np.random.default_rng(seed))
+        changed, moved = vary(frame, cover, np.random.default_rng(seed))
         assert changed.dtype == np.uint8
         assert changed.shape == frame.shape
         assert moved is not None
@@ -249,14 +249,14 @@ def test_frame_and_mask_move_together() -> None:
 def test_frames_that_are_not_square_keep_their_shape() -> None:
     frame, cover = block_frame((8, 34, 20, 56))
     for seed in range(8):
-        changed, moved = _vary(frame[:48], cover[:48], np.random.default_rng(seed))
+        changed, moved = vary(frame[:48], cover[:48], np.random.default_rng(seed))
         assert moved is not None
         assert changed.shape == moved.shape == (48, 64)
 
 
 def test_dose_and_contrast_vary_but_mildly() -> None:
     frame, cover = block_frame((8, 34, 20, 56))
-    means = [_vary(frame, cover, np.random.default_rng(seed))[0].mean() for seed in range(40)]
+    means = [vary(frame, cover, np.random.default_rng(seed))[0].mean() for seed in range(40)]
     assert max(means) - min(means) > 10
     assert max(abs(mean - frame.mean()) for mean in means) < 40
 
@@ -264,8 +264,8 @@ def test_dose_and_contrast_vary_but_mildly() -> None:
 def test_a_frame_without_truth_is_varied_like_one_with_truth() -> None:
     frame, cover = block_frame((8, 34, 20, 56))
     for seed in range(8):
-        with_truth, _ = _vary(frame, cover, np.random.default_rng(seed))
-        without, nothing = _vary(frame, None, np.random.default_rng(seed))
+        with_truth, _ = vary(frame, cover, np.random.default_rng(seed))
+        without, nothing = vary(frame, None, np.random.default_rng(seed))
         assert nothing is None
         np.testing.assert_array_equal(with_truth, without)
 
@@ -284,7 +284,7 @@ def test_a_thin_defect_never_vanishes_from_the_target(box: tuple[int, int, int, 
     frame, cover = block_frame(box)
     assert _target(cover, GRID).any()
     for seed in range(40):
-        changed, moved = _vary(frame, cover, np.random.default_rng(seed))
+        changed, moved = vary(frame, cover, np.random.default_rng(seed))
         target = _target(moved, GRID)
         assert target.any(), seed
         # ... nor from the frame: something stands out where the target says so.

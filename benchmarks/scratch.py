@@ -1,0 +1,15 @@
+"""Arrays on disk for features of more frames than memory holds."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def scratch_array(folder: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:
+    """A float16 array of `shape` in a file of `folder` that has no name: it goes when the array goes."""
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        return np.memmap(file, np.float16, "w+", shape=shape)
