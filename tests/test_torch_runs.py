@@ -93,3 +93,9 @@ def test_without_a_gpu_pytorch_is_left_out_by_name(fake_bundle: Path, monkeypatc
     )
     assert runs == {}
     assert "finds no GPU" in skipped[0].reason
+
+
+def test_torch_computes_the_v_path_where_the_bundle_s_graph_does(either_bundle: Path) -> None:
+    """Else the engines would be compared with more or less work than their own."""
+    manifest, _ = load_bundle(either_bundle)
+    assert torch_runs._graph(manifest, "toy", None).value_path is manifest.encoder.value_path
