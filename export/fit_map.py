@@ -93,7 +93,7 @@ def fit_transforms(
     loss = _loss(features, usable, masked, text_seg, grid, settings, (mean, std))
     weight.requires_grad_()
     bias.requires_grad_()
-    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE * (TEXT_RATE if at_text else 1))
+    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE * (TEXT_RATE if at_text else 1), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
     for step in range(settings.steps):
         optimizer.zero_grad()
@@ -192,12 +192,16 @@ def _loss(
     horizontal = torch.tensor(upsampling_matrix(columns, grid[1], 0.0))
     frame_weight, good_weight = _frame_weights(features, usable, settings) if masked else (0.0, 0.0)
     tau = torch.tensor(settings.temperatures.fit)
+    scale, shift = 1 / std, -mean / std
+
+    def logit_of(level: int, views: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        standardized = torch.addcmul(shift[level], features.tokens[views, level].float(), scale[level])
+        return heads.vanilla_logit(heads.cosines(heads.transform(standardized, weight, bias), text_seg), tau)
 
     def loss_of(views: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        standardized = (features.tokens[views].float() - mean[:, None]) / std[:, None]
-        transformed = heads.transform(standardized.transpose(0, 1).flatten(1, 2), weight, bias[:, None])
-        logit = heads.vanilla_logit(heads.cosines(transformed, text_seg), tau)
-        logit = vertical @ logit.reshape(len(weight), -1, *grid) @ horizontal.T
+        layers = enumerate(zip(weight.unbind(), bias.unbind(), strict=True))
+        logit = torch.stack([logit_of(level, views, *layer) for level, layer in layers])
+        logit = vertical @ logit.unflatten(2, grid) @ horizontal.T
         loss = _map_loss(logit, features.targets[views])
         if frame_weight:
             loss = loss + frame_weight * _frame_loss(FRAME_TAU / tau * logit, features.targets[views], good_weight)

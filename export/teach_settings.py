@@ -46,7 +46,7 @@ class TeachSettings:
     Raises ValueError for a name that is unknown and for numbers out of range.
     """
 
-    steps: int = 500
+    steps: int = 400
     start: str = "auto"
     frame_loss: float = 1.0
     head: str = "pooled"

@@ -691,7 +691,7 @@ def test_which_levels_the_head_reads() -> None:
 # ---- the paper's method ----------------------------------------------------------------------------------------------
 
 PAPER = {
-    "steps": (500, "silent: ours"),
+    "steps": (400, "silent: ours"),
     "start": ("random", "eq. 9 names no start"),
     "frame_loss": (0.0, "eq. 8-17 know none"),
     "head": ("paper", "eq. 20-22"),
