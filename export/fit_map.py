@@ -108,12 +108,13 @@ def fit_transforms(
 def out_of_fold_maps(
     features: SupportFeatures, bank: TextBank, grid: tuple[int, int], settings: TeachSettings, seed: int
 ) -> Tensor:
-    """Maps [V, P] of every view by layers that were taught without its group.
+    """Maps [V, P] of every view by layers that were taught without its group, from the start at the text.
 
     Groups are dealt out to FOLDS folds, class by class. Where the others cannot teach a map, for want of a good
-    frame or of a defect, the layers are taught on all: one support of two classes leaves no choice.
+    frame or of a defect, the layers are taught on all: one support of two classes leaves no choice. Raises ValueError
+    where the text is not aligned: layers that start at random are not honest judges (`finetune.SupportMaps`).
     """
-    quick = replace(settings, steps=min(settings.steps, FOLD_STEPS))
+    quick = replace(settings, steps=min(settings.steps, FOLD_STEPS), start="text")
     places = {group: i for i, group in enumerate(dict.fromkeys(features.group.tolist()))}
     fold = torch.tensor([places[group] % FOLDS for group in features.group.tolist()])
     maps = torch.empty(features.tokens.shape[0], features.tokens.shape[2])

@@ -297,7 +297,8 @@ def test_out_of_fold_maps_are_by_layers_that_were_taught_without_the_group(monke
     everything = set(range(9))
     assert [everything - part for part in taught] == [{0, 3, 6}, {1, 4, 7}, {2, 5, 8}]
     monkeypatch.setattr(fit_map, "fit_transforms", fit)
-    maps = fit_map.out_of_fold_maps(features, BANK, ENCODER.grid, replace(QUICK, steps=60), 0)
+    bank = replace(BANK, projection=towards_defects())
+    maps = fit_map.out_of_fold_maps(features, bank, ENCODER.grid, replace(QUICK, steps=60), 0)
     truth = features.targets.reshape(len(labels), 4, 4, 4, 4).mean((2, 4)).flatten(1) > 0.5
     assert maps.shape == (18, PATCHES)
     assert float(maps[truth].mean()) > float(maps[~truth].mean()) + 0.3
