@@ -36,7 +36,7 @@ from calibration.histogram import ScoreHistogram
 from export import heads
 from export.checkpoint import LoadedModel
 from export.errors import ExportError
-from export.fit_head import fit_head
+from export.fit_head import HeadFit, fit_head
 from export.graph import SemClipGraph
 from export.teach import EncodedSupports
 from runtime.frames import prepare
@@ -73,7 +73,8 @@ ROWS = {
     "winclip": Row(GOOD_FRAMES, draws_map=True, needs_text=True),
     "promptad": Row(GOOD_FRAMES, draws_map=True, needs_text=True),
 }
-"""The rows of --baselines, in the order of the table."""
+"""The rows of --baselines, in the order of the table. Their supports are varied as ours are: a crop that would cut a
+masked defect off is left out, and no row sees more of the masks than that."""
 PROBE_L2 = 1e-3
 _BATCH = 8
 
@@ -126,7 +127,7 @@ class Baselines:
         self.truth = np.array([dataset.classes.index(sample.label) for sample in test])
         self.masks: list[NDArray[np.uint8] | None] = []
         # Where text and frames were never brought together, WinCLIP and PromptAD have nothing to compare.
-        self.scale = float(model.clip.logit_scale.exp()) if model.has_text and model.trained else None
+        self.scale = float(model.clip.logit_scale.exp()) if model.text_aligned else None
         cls, mean_patch, windows = [], [], []
         # On disk: those of a few thousand frames by a large encoder are more than most machines have memory for.
         shape = (len(test), len(encoder.levels), encoder.grid[0] * encoder.grid[1], encoder.width)
@@ -138,7 +139,7 @@ class Baselines:
         for start in range(0, len(test), _BATCH):
             frames = self._read(test[start : start + _BATCH], self.masks)
             with torch.inference_mode():
-                levels = graph.encode(frames)
+                levels = graph.encode(frames, value_path=False)
             cls.append(heads.unit(levels.tokens[-1][:, 0]))
             mean_patch.append(heads.unit(levels.tokens[-1][:, 1:].mean(1)))
             unit = torch.stack([heads.unit(z[:, 1:]).half() for z in levels.tokens], dim=1)
@@ -191,7 +192,7 @@ class Baselines:
     def _probe(self, views: Tensor, test: Tensor, encoded: EncodedSupports) -> dict[str, Any]:
         """Logistic regression on features [V, F] of the supports' views, judged on those of the test frames."""
         classes = len(self.dataset.classes)
-        weight, bias = fit_head(views, encoded.features.labels, classes, PROBE_L2)
+        weight, bias = fit_head(views, encoded.features.labels, classes, HeadFit(PROBE_L2))
         return judge_logits(F.linear(test, weight, bias), self.truth, classes)
 
     def _last_cls(self, encoded: EncodedSupports) -> Tensor:
@@ -239,7 +240,7 @@ class Baselines:
             rng = np.random.default_rng([request.seed, index])
             views = np.stack(dra.pseudo_views(frame, request.views, rng))
             with torch.inference_mode():
-                pseudo.append(self.graph.encode(torch.from_numpy(views)).tokens[-1][:, 1:].half())
+                pseudo.append(self.graph.encode(torch.from_numpy(views), value_path=False).tokens[-1][:, 1:].half())
         tokens = dra.TrainingTokens.of(encoded.features, torch.cat(pseudo))
         fitted = dra.fit_dra(tokens, self.encoder.grid, request.seed)
         return self._mapped(lambda i: fitted.judge(torch.tensor(self.tokens[i, -1]).float() * self.lengths[i]))

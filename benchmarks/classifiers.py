@@ -33,7 +33,7 @@ from benchmarks.baselines import CLASS_LABELS, PROBE_L2, Row, describe_row, judg
 from calibration.dataset import Dataset, Sample
 from export.checkpoint import read_state_dict
 from export.errors import CheckpointError
-from export.fit_head import fit_head
+from export.fit_head import HeadFit, fit_head
 from export.teach import EncodedSupports
 from export.views import load_views
 from runtime.files import sha256_of
@@ -248,7 +248,7 @@ class ClassifierRows:
         labels = torch.tensor(names).repeat_interleave(views)
         starts = range(0, len(frames), _ENCODE_BATCH)
         pooled = torch.cat([self._features(frames[start : start + _ENCODE_BATCH]) for start in starts])
-        logits = {"probe": F.linear(self.pooled, *fit_head(pooled, labels, classes, PROBE_L2))}
+        logits = {"probe": F.linear(self.pooled, *fit_head(pooled, labels, classes, HeadFit(PROBE_L2)))}
         if self.tune:
             logits["fine-tuned"] = self._logits(
                 fine_tune(self.classifier, frames, labels, classes, request.seed, STEPS)

@@ -16,7 +16,7 @@ from export.bundle import describe_encoder
 from export.checkpoint import LoadedModel
 from export.errors import ExportError
 from export.graph import SemClipGraph
-from export.teach import EncodedSupports, smoothing_px
+from export.teach import EncodedSupports
 from runtime.recipe import FrameOptions
 
 
@@ -67,13 +67,16 @@ class Comparison:
         test: list[Sample],
         options: FrameOptions,
         work: Path,
+        smoothing_px: float,
     ) -> list[Baselines | ClassifierRows]:
-        """The methods on the test frames of one seed, which each of them encodes once. work: for features on disk."""
+        """The methods on the test frames of one seed, which each of them encodes once.
+
+        work: a folder for features. smoothing_px: of maps, as those of the method.
+        """
         encoder = describe_encoder(model, graph)
         found: list[Baselines | ClassifierRows] = []
         if self.baselines:
-            pixels = smoothing_px(encoder)
-            found.append(Baselines(model, graph, encoder, dataset, test, options, pixels, work, self.baselines))
+            found.append(Baselines(model, graph, encoder, dataset, test, options, smoothing_px, work, self.baselines))
         return found + [ClassifierRows(c, encoder, dataset, test, options, tune=self.tune) for c in self.classifiers]
 
 

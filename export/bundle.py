@@ -43,6 +43,8 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
         "std": model.std,
         "features": features,
     }
+    if model.config.get("quick_gelu"):  # only where it is: ids of all other encoders stay what they were
+        identity["quick_gelu"] = True
     return Encoder(
         id=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
         architecture=model.architecture,

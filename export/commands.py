@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runtime.backends.ort import check_provider
-from runtime.encoder import NO_VALUE_PATH
-from runtime.errors import RecipeError
 from runtime.files import require_files
 from runtime.manifest import Artifact, Manifest, bundle_of_recipe, load_bundle
 
@@ -27,6 +25,8 @@ if TYPE_CHECKING:
 DEFAULT_ARCH = "sem_tiny"
 ENGINES = ("tensorrt", "tensorrt-rtx")
 DEMO_SHOTS = 10
+METHOD_NAMES = ("default", "paper")
+"""Those of teach.METHODS, which costs torch to import."""
 DEMO_TEACH, DEMO_NEW = "teach", "new"
 UNTRAINED = (
     "the encoder is UNTRAINED (random weights): everything runs, but verdicts come from the few taught layers alone "
@@ -86,8 +86,7 @@ class Build:
         from .progress import Stages
         from .support_cache import open_cache
         from .teach import (
-            PAPER_SMOOTHING_PX_AT_240,
-            SMOOTHING_PX_AT_240,
+            METHODS,
             build_bundle,
             parity_samples,
             smoothing_px,
@@ -109,8 +108,7 @@ class Build:
                 if size[0] < 1:
                     raise ExportError(f"--frame-size has {args.frame_size[0]} rows and all of them would be ignored")
             graph = SemClipGraph(model.encoder(), redundancy=args.redundancy, input_size=size)
-        at_240 = PAPER_SMOOTHING_PX_AT_240 if args.method == "paper" else SMOOTHING_PX_AT_240
-        request = replace(request, smoothing_px=smoothing_px(describe_encoder(model, graph), at_240))
+        request = replace(request, smoothing_px=smoothing_px(describe_encoder(model, graph), METHODS[args.method][1]))
         recipe = teach_recipe(model, graph, request, stages, cache)
         notes = [] if model.trained else [UNTRAINED]
         samples = parity_samples(request.dataset)
@@ -171,7 +169,10 @@ class Teach:
         request = replace(_request(args, stages, args.out), smoothing_px=manifest.smoothing_px)
         asked = request.settings.lambda_v or 0.0
         if asked > 0 and not manifest.encoder.value_path:  # before the supports are encoded
-            raise RecipeError(str(args.out), NO_VALUE_PATH.format(asked))
+            raise ExportError(
+                f"{args.bundle} has no V path, which --method {args.method} reads: build a bundle that has it with "
+                f"`sem-clip build --method {args.method}`"
+            )
         with stages.stage("load encoder"):
             model = _model(args, manifest.encoder.image_size)
             resized = manifest.encoder.input_size if manifest.encoder.resizes_in_graph else None
@@ -295,7 +296,7 @@ def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
     data.add_argument("--views", type=int, default=8, help="variations of each support that are encoded (default: 8)")
     data.add_argument(
         "--method",
-        choices=("default", "paper"),
+        choices=METHOD_NAMES,
         default="default",
         help="paper: SEM-CLIP as the paper has it, in everything that the paper says; without what docs/method.md adds "
         "to it (default: default)",
@@ -344,8 +345,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
 
     from .checkpoint import require_one_source
     from .prompts import load_prompts
-    from .teach import TeachRequest
-    from .teach_settings import TeachSettings
+    from .teach import METHODS, TeachRequest
 
     if args.seed < 0:
         raise ExportError("--seed must not be negative")
@@ -356,7 +356,7 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     dataset = _dataset(args.data, stages, out)
     say_left_out(dataset)
     prompts = load_prompts(args.prompts)
-    settings = TeachSettings.paper() if args.method == "paper" else TeachSettings()
+    settings, _ = METHODS[args.method]
     return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings, views=args.views)
 
 

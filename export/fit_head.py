@@ -35,6 +35,20 @@ HEAD_L2 on magnetic tiles with DeiT-Tiny, on ten splits that stand in no table (
 
 
 @dataclass(frozen=True, slots=True)
+class HeadFit:
+    """How a head is fitted to standardized features.
+
+    scale: what they are multiplied with, [F]; None: 1 / sqrt(F). prior: weight [K, F] and bias [K] to start from; l2 is
+    the decay of what the weights add to it, bias_l2 of what the bias adds.
+    """
+
+    l2: float = HEAD_L2
+    scale: Tensor | None = None
+    prior: Layer | None = None
+    bias_l2: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class ClassHead:
     """weight [K, F] and bias [K], for the graph's `features`.
 
@@ -53,12 +67,12 @@ def fit_class_head(features: SupportFeatures, maps: Tensor, bank: TextBank, sett
     classes, labels = len(bank.text_cls), features.labels
     levels, width = features.tokens.shape[1], features.tokens.shape[3]
     x = head_input(features, torch.ones(len(labels), dtype=torch.bool), maps)
-    scale = head_scale(levels, width, settings.head)
     shots = float(features.plain.sum()) / classes
     prior, record = start_of_head(x, labels, bank, settings, shots)
     l2, bias_l2 = (HEAD_L2, 0.0) if prior is None else (HEAD_L2 + PRIOR_L2 / shots, PRIOR_BIAS_L2)
-    weight, bias = fit_head(x, labels, classes, l2, scale, prior=prior, bias_l2=bias_l2)
-    held_out = held_out_probabilities(x, features, classes, l2, scale, prior, bias_l2)
+    how = HeadFit(l2, head_scale(levels, width, settings.head), prior, bias_l2)
+    weight, bias = fit_head(x, labels, classes, how)
+    held_out = held_out_probabilities(x, features, classes, how)
     return ClassHead(weight, bias, held_out, record)
 
 
@@ -111,33 +125,34 @@ def head_scale(levels: int, width: int, kind: str) -> Tensor:
 
 
 def fit_head(
-    features: Tensor,
-    labels: Tensor,
-    classes: int,
-    l2: float,
-    scale: Tensor | None = None,
-    max_iterations: int = 300,
-    prior: Layer | None = None,
-    bias_l2: float = 0.0,
-) -> tuple[Tensor, Tensor]:
+    features: Tensor, labels: Tensor, classes: int, how: HeadFit | None = None, max_iterations: int = 300
+) -> Layer:
     """Multinomial logistic regression with L2, full batch: weight [K, F] and bias [K] for raw features [V, F].
 
-    prior: weight and bias to start from; the L2 is on what the result adds to them. bias_l2: the same for the bias
-    alone, which is free by default.
-
-    Classes weigh the same whatever their number of views. Features are standardized and multiplied with scale [F]
-    (1/sqrt(F) by default; a feature of scale 0 gets weight 0); both is folded into the result.
+    Classes weigh the same whatever their number of views. A feature of scale 0 gets weight 0. Standardization and scale
+    are folded into the result.
     """
+    how = how or HeadFit()
     x = features.double()
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
-    factor = (torch.full_like(std, x.shape[1] ** -0.5) if scale is None else scale.double()) / std
-    z = (x - mean) * factor
+    factor = (torch.full_like(std, x.shape[1] ** -0.5) if how.scale is None else how.scale.double()) / std
     # With L2 the best weights lie in the span of the views, which are far fewer than F: the same fit in fewer numbers.
-    basis, coordinates = torch.linalg.qr(z.T)
-    z = coordinates.T
+    basis, coordinates = torch.linalg.qr(((x - mean) * factor).T)
+    known = 0.0 if how.prior is None else F.linear(features, *how.prior).double()
+    weight, bias = _regress(coordinates.T, labels, classes, known, how, max_iterations)
+    folded = weight @ basis.T * factor
+    bias = bias - folded @ mean
+    if how.prior is not None:
+        folded, bias = folded + how.prior[0], bias + how.prior[1]
+    return folded.float(), bias.float()
+
+
+def _regress(
+    z: Tensor, labels: Tensor, classes: int, known: Tensor | float, how: HeadFit, max_iterations: int
+) -> Layer:
+    """Weight [K, R] and bias [K], float64, of the lowest loss for z [V, R], by L-BFGS; known: logits that are there."""
     counts = torch.bincount(labels, minlength=classes).clamp_min(1)
     share = (1.0 / counts.double())[labels] / classes
-    known = 0.0 if prior is None else F.linear(features, *prior).double()
     weight = torch.zeros((classes, z.shape[1]), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -150,37 +165,23 @@ def fit_head(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        logit = F.linear(z, weight, bias) + known
-        loss = (F.cross_entropy(logit, labels, reduction="none") * share).sum()
-        loss = loss + 0.5 * l2 * weight.square().sum() + 0.5 * bias_l2 * bias.square().sum()
+        loss = (F.cross_entropy(F.linear(z, weight, bias) + known, labels, reduction="none") * share).sum()
+        loss = loss + 0.5 * how.l2 * weight.square().sum() + 0.5 * how.bias_l2 * bias.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        folded = weight @ basis.T * factor
-        bias = bias - folded @ mean
-        if prior is not None:
-            folded, bias = folded + prior[0], bias + prior[1]
-        return folded.float(), bias.float()
+    return weight.detach(), bias.detach()
 
 
-def held_out_probabilities(
-    head_input: Tensor,
-    features: SupportFeatures,
-    classes: int,
-    l2: float,
-    scale: Tensor | None = None,
-    prior: Layer | None = None,
-    bias_l2: float = 0.0,
-) -> Tensor | None:
+def held_out_probabilities(x: Tensor, features: SupportFeatures, classes: int, how: HeadFit) -> Tensor | None:
     """P_C (eq. 22) of each unchanged support by heads that were taught without it: [plain views, K].
 
-    head_input: [V, F], what the head reads. prior, bias_l2: as in `fit_head`. All views of a support are left out
-    together. None where a class has a single support, which leaves nothing to teach it from.
+    x: [V, F], what the head reads. All views of a support are left out together. None where a class has a single
+    support, which leaves nothing to teach it from.
     """
     support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
-    labels = features.labels[features.plain]
+    labels, plain = features.labels[features.plain], x[features.plain]
     folds = min(MAX_FOLDS, int(torch.bincount(labels, minlength=classes).min()))
     if folds < 2:
         return None
@@ -188,19 +189,9 @@ def held_out_probabilities(
     for label in range(classes):
         mine = (labels == label).nonzero()[:, 0]
         fold[mine] = torch.arange(len(mine)) % folds
-    head = torch.zeros((len(labels), classes))
-    plain = head_input[features.plain]
+    found = torch.zeros((len(labels), classes))
     for left_out in range(folds):
         taught = fold[support] != left_out
-        fitted = fit_head(
-            head_input[taught],
-            features.labels[taught],
-            classes,
-            l2,
-            scale,
-            max_iterations=40,
-            prior=prior,
-            bias_l2=bias_l2,
-        )
-        head[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
-    return head
+        fitted = fit_head(x[taught], features.labels[taught], classes, how, max_iterations=40)
+        found[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
+    return found

@@ -76,21 +76,15 @@ def fit_transforms(
     asking that a defect frame's highest cells fire and a good frame's do not. Raises ValueError for the start "text"
     where the text is not aligned.
     """
-    text_seg = torch.tensor(bank.text_seg)
     masked = bool((features.targets.nan_to_num().amax((1, 2)) > 0).any())
     known = ~features.targets[:, 0, 0].isnan()
     usable = known.nonzero()[:, 0] if masked else torch.arange(len(known))
     mean, std = _patch_statistics(features.tokens)
     generator = torch.Generator().manual_seed(seed)
-    weight = torch.randn((*mean.shape, text_seg.shape[1]), generator=generator) / math.sqrt(mean.shape[1])
-    bias = torch.zeros((len(mean), text_seg.shape[1]))
     at_text = settings.start == "text" or (settings.start == "auto" and starts_at_text(features, bank, grid))
-    if at_text:
-        if bank.projection is None:
-            raise ValueError('start "text" takes a tower whose text was trained with its images')
-        weight, bias = _at_projection(features, bank.projection, mean, std)
+    weight, bias = _first_layers(features, bank, mean, std, generator, at_text=at_text)
     picks = usable[_balanced_picks(features.labels[usable], settings.steps * BATCH, generator)]
-    loss = _loss(features, usable, masked, text_seg, grid, settings, (mean, std))
+    loss = _loss(features, usable, masked, torch.tensor(bank.text_seg), grid, settings, (mean, std))
     weight.requires_grad_()
     bias.requires_grad_()
     optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE * (TEXT_RATE if at_text else 1), fused=True)
@@ -102,7 +96,8 @@ def fit_transforms(
         schedule.step()
         if progress is not None:
             progress(step + 1, settings.steps)
-    return Layers(*_for_raw_tokens(weight.detach(), bias.detach(), mean, std), _taught_by(masked), at_text)
+    taught_by = "masks" if masked else "frame labels"
+    return Layers(*_for_raw_tokens(weight.detach(), bias.detach(), mean, std), taught_by, at_text)
 
 
 def out_of_fold_maps(
@@ -151,6 +146,19 @@ def _start_auroc(features: SupportFeatures, start: Projection, bank: TextBank, g
     return _auroc(maps.amax(1), features.labels > 0)
 
 
+def _first_layers(
+    features: SupportFeatures, bank: TextBank, mean: Tensor, std: Tensor, generator: torch.Generator, *, at_text: bool
+) -> tuple[Tensor, Tensor]:
+    """Where the layers for standardized tokens start: weight [m, D, C], bias [m, C]. ValueError as `fit_transforms`."""
+    levels, width = mean.shape
+    weight = torch.randn((levels, width, bank.text_seg.shape[1]), generator=generator) / math.sqrt(width)
+    if not at_text:
+        return weight, torch.zeros((levels, bank.text_seg.shape[1]))
+    if bank.projection is None:
+        raise ValueError('start "text" takes a tower whose text was trained with its images')
+    return _at_projection(features, bank.projection, mean, std)
+
+
 def _at_projection(features: SupportFeatures, start: Projection, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
     """The tower's own projection as layers for standardized tokens: weight [m, D, C], bias [m, C]."""
     weights, biases = [], []
@@ -171,10 +179,6 @@ def _for_raw_tokens(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> 
     # Cosines do not see a common factor; this one keeps fp16 products near 1.
     scale = folded.abs().amax((1, 2)).clamp_min(1e-12)
     return (folded / scale[:, None, None]).contiguous(), (shift / scale[:, None]).contiguous()
-
-
-def _taught_by(masked: bool) -> str:
-    return "masks" if masked else "frame labels"
 
 
 def _loss(
@@ -202,7 +206,7 @@ def _loss(
     def loss_of(views: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         layers = enumerate(zip(weight.unbind(), bias.unbind(), strict=True))
         logit = torch.stack([logit_of(level, views, *layer) for level, layer in layers])
-        logit = vertical @ logit.unflatten(2, grid) @ horizontal.T
+        logit = vertical @ logit.reshape(len(weight), -1, *grid) @ horizontal.T
         loss = _map_loss(logit, features.targets[views])
         if frame_weight:
             loss = loss + frame_weight * _frame_loss(FRAME_TAU / tau * logit, features.targets[views], good_weight)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from runtime.recipe import FrameOptions, Recipe
 
 from .bundle import describe_encoder, record_artifact, refuse_existing, write_manifest, writing_bundle
 from .checkpoint import LoadedModel
-from .finetune import fit_recipe
+from .finetune import Lesson, fit_recipe
 from .graph import SemClipGraph
 from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs, worst_layers
 from .progress import Stages
@@ -32,9 +33,14 @@ from .versions import tool_versions
 from .views import SupportFeatures, encode_supports
 
 SMOOTHING_PX_AT_240 = 6.0
-"""4 in an earlier build; on frames of both data sets with masks a wider one draws the better map at every K."""
+"""Wider than the 4 of the paper's relatives: on both data sets with masks it draws the better map at every K."""
 PAPER_SMOOTHING_PX_AT_240 = 4.0
 """That of the paper's relatives (WinCLIP, CLIP-AD, PromptAD); the paper names none."""
+METHODS = {
+    "default": (TeachSettings(), SMOOTHING_PX_AT_240),
+    "paper": (TeachSettings.paper(), PAPER_SMOOTHING_PX_AT_240),
+}
+"""How to teach and how many pixels the map is smoothed at 240, by the name that commands take."""
 RECIPE_FILE = "recipe.safetensors"
 ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 
@@ -123,26 +129,30 @@ def fit_supports(
 ) -> Recipe:
     """Fit a recipe, with the request's settings or with others."""
     request, dataset = encoded.request, encoded.request.dataset
+    smoothing = smoothing_px(encoder) if request.smoothing_px is None else request.smoothing_px
+    lesson = Lesson(
+        encoded.features,
+        encoder,
+        dataset.classes,
+        encoded.bank,
+        smoothing,
+        request.seed,
+        settings or request.settings,
+    )
     with stages.stage("fit recipe") as progress:
-        return fit_recipe(
-            encoded.features,
-            encoder,
-            dataset.classes,
-            encoded.bank,
-            request.options,
-            smoothing_px=smoothing_px(encoder) if request.smoothing_px is None else request.smoothing_px,
-            seed=request.seed,
-            settings=settings or request.settings,
-            provenance={
-                "shots": request.shots,
-                "supports": [str(sample.path.relative_to(dataset.folder).as_posix()) for sample in encoded.supports],
-                "support_sha256": [sha256_of(sample.path) for sample in encoded.supports],
-                "prompts": {name: request.prompts.for_class(name) for name in dataset.classes}
-                if encoded.bank.source == "tower"
-                else {},
-            },
-            progress=progress,
-        )
+        return fit_recipe(lesson, request.options, _provenance(encoded), progress)
+
+
+def _provenance(encoded: EncodedSupports) -> dict[str, Any]:
+    """Which frames taught a recipe, and the prompts if there were any."""
+    request, dataset = encoded.request, encoded.request.dataset
+    read = dataset.classes if encoded.bank.source == "tower" else ()
+    return {
+        "shots": request.shots,
+        "supports": [str(sample.path.relative_to(dataset.folder).as_posix()) for sample in encoded.supports],
+        "support_sha256": [sha256_of(sample.path) for sample in encoded.supports],
+        "prompts": {name: request.prompts.for_class(name) for name in read},
+    }
 
 
 def build_bundle(
@@ -157,16 +167,18 @@ def build_bundle(
     notes: Sequence[str] = (),
     fp16: bool = True,
     smoothing: float | None = None,
+    value_path: bool | None = None,
 ) -> Manifest:
     """Export fp32 and fp16 ONNX, prove parity on real frames, and write the bundle as a whole or not at all.
 
-    The files have the V path where `keeps_value_path` says so. Parity is with `graph` as it was given, so it also
-    proves that nothing is lost with that path. fp16: False leaves that artifact out; the CPU does not take it.
-    smoothing: in pixels of the encoder's image, as in TeachRequest. Raises OutputExistsError, ExportError, ParityError,
-    RecipeError.
+    The files have the V path where `value_path` says so, else where `keeps_value_path` does. Parity is with `graph` as
+    it was given, so it also proves that nothing is lost with that path. fp16: False leaves that artifact out; the CPU
+    does not take it. smoothing: in pixels of the encoder's image, as in TeachRequest. Raises OutputExistsError,
+    ExportError, ParityError, RecipeError.
     """
     refuse_existing(out, force=force)
-    exported = graph if keeps_value_path(model, recipe) else graph.without_value_path()
+    keeps = keeps_value_path(model, recipe) if value_path is None else value_path
+    exported = graph if keeps else graph.without_value_path()
     encoder = describe_encoder(model, exported)
     encoder.check(recipe)
     frames = _parity_frames(parity_samples, encoder, recipe.frame)

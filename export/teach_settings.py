@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numpy.typing import NDArray
 
 HEADS = ("pooled", "paper")
 STARTS = ("auto", "random", "text")
-METHODS = ("default", "paper")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +18,19 @@ class Temperatures:
 
     fit: of the map while its layers are taught, CLIP's. The taught map is then nearly binary; in use the softer `map`
     ranks frames and pixels as well or better, and makes the map less sensitive to rounding. value: of the V path (eq.
-    15). text: of P_S (eq. 19).
+    15). text: of P_S (eq. 19). Raises ValueError for one that is not above 0.
     """
 
     fit: float = 100.0
     map: float = 30.0
     value: float = 100.0
     text: float = 10.0
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if not 0 < value < math.inf:
+                raise ValueError(f"the temperature {field_.name} must be finite and above 0, not {value}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +68,18 @@ class TeachSettings:
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"alpha must lie in [0, 1], not {self.alpha}")
         for name in ("steps", "frame_loss", "lambda_v", "memory_share"):
-            if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, not {getattr(self, name)}")
 
     @classmethod
     def paper(cls) -> TeachSettings:
-        """SEM-CLIP as the paper has it (ICCAD 2024), beside `smoothing_px` 4 at 240 px.
+        """SEM-CLIP as the paper has it (ICCAD 2024), beside a smoothing of 4 px at 240 px (`teach.METHODS`).
 
-        steps: the paper is silent on loss, steps and views, so they are ours.
+        Where the paper is silent, this project's choice stands: focal and dice loss, views, means where eq. 12, 16 and
+        17 have sums (so that a map lies in [0, 1]), class tokens of unit length (eq. 20), and L-BFGS with a weight
+        decay of 1e-3 and balanced classes for the layer of eq. 21, of which the paper says "Adam".
+
+        steps: silent.
         start: eq. 9 names a linear layer and no start; it starts at random.
         frame_loss: eq. 8-17 know no loss of whole frames: 0.
         head: z_C of eq. 20, the class tokens of all levels, and the linear layer of eq. 21-22.

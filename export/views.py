@@ -181,8 +181,8 @@ def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: 
         "views": views,
         "seed": seed,
         "has_truth": support.cover is not None,
-        # Pillow and NumPy draw the views, torch encodes them; another version of one may round otherwise.
-        "tools": {name: version(name) for name in ("numpy", "pillow", "torch")},
+        # Pillow and NumPy draw the views, torch and open_clip encode them; another version of one may round otherwise.
+        "tools": {name: version(name) for name in ("numpy", "pillow", "torch", "open_clip_torch")},
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     digest.update(np.ascontiguousarray(support.frame).data)

@@ -72,7 +72,8 @@ def decode(data: bytes, name: str) -> Stored:
     with PngImagePlugin.PngImageFile(io.BytesIO(SIGNATURE + chunks.header + chunks.palette + _EMPTY)) as head:
         mode, raw_mode, palette = head.mode, head.tile[0][3], head.palette
     size = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in _sizes(width, height, interlaced))
-    inflated = _stored(chunks.data, size) if size <= _LARGEST else _checked(chunks.data, size)
+    data = _enough(chunks.data, size)
+    inflated = _stored(data, size) if size <= _LARGEST else _checked(data, size)
     image = Image.frombytes(mode, (width, height), inflated, "zip", raw_mode, interlaced)
     if palette is not None:
         image.palette = palette
@@ -127,12 +128,21 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 _EMPTY = _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
 
 
-def _stored(chunks: list[memoryview], size: int) -> memoryview:
-    """`size` bytes inflated from IDAT chunks, as a zlib stream of stored blocks (RFC 1950, RFC 1951).
+def _enough(chunks: list[memoryview], size: int) -> bytes:
+    """What the IDAT chunks hold, in one piece and no more of it than a sane file needs for `size` bytes of pixels."""
+    room, parts = 2 * size + _BLOCK, []
+    for chunk in chunks:
+        parts.append(chunk[:room])
+        room -= len(parts[-1])
+    return b"".join(parts)
+
+
+def _stored(data: bytes, size: int) -> memoryview:
+    """`size` bytes inflated, as a zlib stream of stored blocks (RFC 1950, RFC 1951).
 
     It is valid until the thread's next call. No more than `size` is inflated, whatever the file holds.
     """
-    pixels = memoryview(b"".join(_inflated(chunks, size)))
+    pixels = memoryview(b"".join(_inflated(data, size)))
     stream = _own.of(2 + size + 5 * math.ceil(size / _BLOCK) + 4)
     stream[:2] = b"\x78\x01"
     at = 2
@@ -145,23 +155,18 @@ def _stored(chunks: list[memoryview], size: int) -> memoryview:
     return stream
 
 
-def _checked(chunks: list[memoryview], size: int) -> bytes:
+def _checked(data: bytes, size: int) -> bytes:
     """The same stream as it is in the file, where `size` bytes of pixels are in it: they were counted."""
-    for _ in _inflated(chunks, size):
+    for _ in _inflated(data, size):
         pass
-    return b"".join(chunks)
+    return data
 
 
-def _inflated(chunks: list[memoryview], size: int) -> Iterator[bytes]:
+def _inflated(data: bytes, size: int) -> Iterator[bytes]:
     """`size` bytes inflated, in one part where they are `_LARGEST` at most. Raises OSError if there are fewer.
 
     Every call of ISA-L hands the GIL over, for which decoders then wait: so there are few.
     """
-    room, parts = 2 * size + _BLOCK, []  # pixels need no more room than that, however badly they are compressed
-    for chunk in chunks:
-        parts.append(chunk[:room])
-        room -= len(parts[-1])
-    data = b"".join(parts)
     inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
     done = 0
     while done < size and not inflater.eof:

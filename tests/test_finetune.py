@@ -16,11 +16,11 @@ from torch import Tensor
 from calibration.thresholds import f1_max_threshold
 from export import finetune, fit_map, heads
 from export import fit_head as fit_head_module
-from export.finetune import fit_recipe
+from export.finetune import Lesson, fit_recipe
 from export.fit_head import (
     BLOCK_WEIGHTS,
-    HEAD_L2,
     MAX_FOLDS,
+    HeadFit,
     fit_head,
     head_scale,
     held_out_probabilities,
@@ -82,10 +82,16 @@ LABELS = [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
 DEFECTS = tuple(range(4, 10))
 
 
+def lesson(
+    features: SupportFeatures, *, seed: int = 0, settings: TeachSettings = QUICK, bank: TextBank = BANK
+) -> Lesson:
+    return Lesson(features, ENCODER, CLASSES, bank, 1.0, seed, settings)
+
+
 def teach(
     features: SupportFeatures, *, seed: int = 0, settings: TeachSettings = QUICK, bank: TextBank = BANK
 ) -> Recipe:
-    return fit_recipe(features, ENCODER, CLASSES, bank, FrameOptions(), smoothing_px=1.0, seed=seed, settings=settings)
+    return fit_recipe(lesson(features, seed=seed, settings=settings, bank=bank), FrameOptions())
 
 
 def map_logits(features: SupportFeatures, weight: Tensor, bias: Tensor) -> Tensor:
@@ -116,7 +122,7 @@ def probabilities(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 def test_head_learns_classes_that_can_be_told_apart() -> None:
     features = plant(LABELS)
-    weight, bias = fit_head(features.cls, features.labels, 3, HEAD_L2)
+    weight, bias = fit_head(features.cls, features.labels, 3)
     assert weight.shape == (3, LEVELS * WIDTH)
     assert weight.dtype == bias.dtype == torch.float32
     fresh = plant(LABELS, seed=8)
@@ -127,7 +133,7 @@ def test_head_learns_classes_that_can_be_told_apart() -> None:
 
 def test_head_is_the_same_every_time() -> None:
     features = plant(LABELS)
-    first, again = (fit_head(features.cls, features.labels, 3, 1e-3) for _ in range(2))
+    first, again = (fit_head(features.cls, features.labels, 3) for _ in range(2))
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
 
@@ -136,14 +142,14 @@ def test_classes_weigh_the_same_whatever_their_number_of_views() -> None:
     """A tenth of 100 views of one class and nine tenths of 10 of the other have the mark: with it, 9 to 1."""
     marks = [1.0] * 10 + [0.0] * 90 + [1.0] * 9 + [0.0]
     features, labels = torch.tensor(marks)[:, None], torch.tensor([0] * 100 + [1] * 10)
-    weight, bias = fit_head(features, labels, 2, 1e-8)
+    weight, bias = fit_head(features, labels, 2, HeadFit(1e-8))
     found = probabilities(torch.tensor([[1.0], [0.0]]), weight, bias)
     torch.testing.assert_close(found[:, 1], torch.tensor([0.9, 0.1]), atol=0.01, rtol=0)
 
 
 def test_features_that_say_nothing_leave_all_classes_alike() -> None:
     features, labels = torch.full((13, 5), 0.3), torch.tensor([0] * 9 + [1] * 3 + [2])
-    weight, bias = fit_head(features, labels, 3, 1e-3)
+    weight, bias = fit_head(features, labels, 3)
     torch.testing.assert_close(probabilities(features, weight, bias), torch.full((13, 3), 1 / 3), atol=1e-3, rtol=0)
 
 
@@ -156,7 +162,7 @@ def test_standardization_of_the_head_is_folded_exactly() -> None:
     standardized = ((raw.double() - raw.double().mean(0)) / raw.double().std(0, correction=0)).float()
     logits = []
     for x in (raw, standardized):
-        weight, bias = fit_head(x, features.labels, 3, 1e-3)
+        weight, bias = fit_head(x, features.labels, 3)
         logits.append(x.double() @ weight.double().T + bias.double())
     torch.testing.assert_close(logits[0], logits[1], atol=2e-3, rtol=0)
     assert float(logits[0].abs().max()) > 1
@@ -164,7 +170,7 @@ def test_standardization_of_the_head_is_folded_exactly() -> None:
 
 def test_stronger_decay_gives_smaller_weights() -> None:
     features = plant(LABELS)
-    norms = [float(fit_head(features.cls, features.labels, 3, l2)[0].norm()) for l2 in (1e-4, 1e-2, 1.0)]
+    norms = [float(fit_head(features.cls, features.labels, 3, HeadFit(l2))[0].norm()) for l2 in (1e-4, 1e-2, 1.0)]
     assert norms[0] > norms[1] > norms[2]
 
 
@@ -200,12 +206,12 @@ def towards_classes() -> Projection:
 def test_a_head_adds_to_its_prior() -> None:
     features = plant(LABELS)
     prior = torch.randn((3, LEVELS * WIDTH), generator=torch.Generator().manual_seed(0)), torch.tensor([1.0, 0.0, -1.0])
-    held, moved = fit_head(features.cls, features.labels, 3, 1e6, prior=prior)
+    held, moved = fit_head(features.cls, features.labels, 3, HeadFit(1e6, prior=prior))
     torch.testing.assert_close(held, prior[0], atol=1e-4, rtol=0)
     assert float((moved - prior[1]).abs().max()) > 0.1
-    _, held_too = fit_head(features.cls, features.labels, 3, 1e6, prior=prior, bias_l2=1e6)
+    _, held_too = fit_head(features.cls, features.labels, 3, HeadFit(1e6, prior=prior, bias_l2=1e6))
     torch.testing.assert_close(held_too, prior[1], atol=1e-4, rtol=0)
-    weight, bias = fit_head(features.cls, features.labels, 3, 1e-4, prior=prior)
+    weight, bias = fit_head(features.cls, features.labels, 3, HeadFit(1e-4, prior=prior))
     assert not torch.equal(probabilities(features.cls, *prior).argmax(1), features.labels)
     assert torch.equal(probabilities(features.cls, weight, bias).argmax(1), features.labels)
 
@@ -333,7 +339,7 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(fit_head_module, "fit_head", fit)
     monkeypatch.setattr(heads, "head_probabilities", probabilities)
-    held_out = held_out_probabilities(features.cls, features, 3, 1e-3)
+    held_out = held_out_probabilities(features.cls, features, 3, HeadFit())
     assert held_out is not None
     assert held_out.shape == (12, 3)
     assert len(fitted) == 3 <= MAX_FOLDS
@@ -345,7 +351,7 @@ def test_views_of_one_support_are_never_on_both_sides(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0, 1, 1, 2]])
 def test_a_single_support_of_a_class_leaves_no_head_without_it(labels: list[int]) -> None:
     features = plant(labels)
-    assert held_out_probabilities(features.cls, features, 3, 1e-3) is None
+    assert held_out_probabilities(features.cls, features, 3, HeadFit()) is None
 
 
 @pytest.mark.parametrize("alpha", [0.8, 0.6])
@@ -504,17 +510,8 @@ def test_same_seed_same_bytes() -> None:
 
 
 def test_recipe_records_what_taught_it_and_survives_a_file(tmp_path: Path) -> None:
-    recipe = fit_recipe(
-        plant(LABELS),
-        ENCODER,
-        CLASSES,
-        BANK,
-        FrameOptions(ignore_top=3),
-        smoothing_px=1.0,
-        seed=5,
-        settings=replace(QUICK, steps=2),
-        provenance={"shots": 3},
-    )
+    taught = lesson(plant(LABELS), seed=5, settings=replace(QUICK, steps=2))
+    recipe = fit_recipe(taught, FrameOptions(ignore_top=3), {"shots": 3})
     recipe.save(tmp_path / "r.safetensors")
     loaded = Recipe.load(tmp_path / "r.safetensors")
     ENCODER.check(loaded)
@@ -664,7 +661,7 @@ def test_a_good_support_is_not_compared_with_a_memory_that_holds_it() -> None:
     memory = fit_memory(features)
     layers = fit_transforms(features, BANK, ENCODER.grid, settings, 0)
     shares = finetune.Shares(0.0, 1.0)
-    maps = finetune.fuse_support_maps(features, layers, memory, shares, BANK, ENCODER, settings, 0).own
+    maps = finetune.fuse_support_maps(lesson(features, settings=settings), layers, memory, shares).own
     judged, _ = finetune.judge_supports(features, teach(features, settings=settings).tensors)
     good = features.labels == 0
     assert float(maps[good].mean()) > float(judged[good].mean()) + 0.01
@@ -729,11 +726,23 @@ def test_a_recipe_of_the_paper_s_method_has_nothing_of_ours_in_it(monkeypatch: p
         ({"head": "other"}, 'head "other" is unknown; there are: pooled, paper'),
         ({"start": "zero"}, 'start "zero" is unknown; there are: auto, random, text'),
         ({"alpha": 1.5}, "alpha must lie in"),
-        ({"steps": -1}, "steps must not be negative, not -1"),
-        ({"lambda_v": -0.1}, "lambda_v must not be negative"),
-        ({"memory_share": -1.0}, "memory_share must not be negative"),
+        ({"steps": -1}, "steps must be finite and not negative, not -1"),
+        ({"lambda_v": float("nan")}, "lambda_v must be finite and not negative, not nan"),
+        ({"memory_share": -1.0}, "memory_share must be finite and not negative"),
     ],
 )
 def test_settings_that_cannot_be_are_explained(changes: dict[str, Any], match: str) -> None:
     with pytest.raises(ValueError, match=match):
         replace(TeachSettings(), **changes)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf")])
+def test_a_temperature_that_is_none_is_explained(value: float) -> None:
+    with pytest.raises(ValueError, match="the temperature fit must be finite and above 0"):
+        Temperatures(fit=value)
+
+
+def test_one_good_group_leaves_no_memory_bank_whatever_was_set() -> None:
+    recipe = teach(plant([0, 1, 2]), settings=replace(QUICK, steps=2, memory_share=1.0))
+    assert recipe.tensors["scalars"][2] == 0
+    assert recipe.teaching["memory_share"] == 0
