@@ -31,7 +31,7 @@ from benchmarks.baselines import ROWS
 from benchmarks.comparison import row_of_method
 from calibration.dataset import Dataset, Sample
 from calibration.errors import DatasetError
-from export.errors import ParityError
+from export.errors import ExportError, ParityError
 from export.synthetic import write_dataset
 from export.teach_settings import TeachSettings
 from runtime import Predictor, Recipe
@@ -152,6 +152,14 @@ def test_numbers_that_make_no_sense_are_explained(words: list[str], capsys: pyte
     with pytest.raises(SystemExit):
         parser.parse_args([*source, *words, "--arch", "toy"])
     assert "must be at least" in capsys.readouterr().err
+
+
+def test_ablations_of_the_paper_s_method_are_refused() -> None:
+    parser = argparse.ArgumentParser()
+    Accuracy().add_arguments(parser)
+    words = ["--generated", "8", "--arch", "toy", "--random-weights", "--method", "paper", "--ablations"]
+    with pytest.raises(ExportError, match="leave out --method paper"):
+        Accuracy().run(parser.parse_args(words))
 
 
 def test_agreement_of_all_frames_and_of_the_sure_ones() -> None:

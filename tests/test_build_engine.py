@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ import torch
 from conftest import make_recipe
 from PIL import Image
 
-from export import teach, teach_settings
+from export import teach
 from export.checkpoint import load_model
+from export.commands import METHOD_NAMES
 from export.graph import SemClipGraph
 from export.support_cache import SupportCache
 from export.teach_settings import TeachSettings
@@ -327,6 +327,35 @@ def test_options_reach_the_graph_and_the_recipe(
     assert "UNTRAINED" in given["notes"][0]
 
 
+@pytest.mark.parametrize(("method", "at_240"), [("default", 6.0), ("paper", 4.0)])
+def test_the_method_reaches_teaching_and_the_bundle_s_smoothing(
+    monkeypatch: pytest.MonkeyPatch,
+    script: Run,
+    toy_frames: Path,
+    tmp_path: Path,
+    toy_bundle: Path,
+    method: str,
+    at_240: float,
+) -> None:
+    given: dict[str, Any] = {}
+
+    def teach_recipe(model: object, graph: object, request: teach.TeachRequest, *rest: object) -> Recipe:
+        given.update(request=request)
+        return load_bundle(toy_bundle)[1]
+
+    def build_bundle(*arguments: Any, **named: Any) -> Any:
+        given.update(named)
+        return load_bundle(toy_bundle)[0]
+
+    monkeypatch.setattr(teach, "teach_recipe", teach_recipe)
+    monkeypatch.setattr(teach, "build_bundle", build_bundle)
+    arguments = ["--arch", "toy", "--random-weights", "--data", toy_frames, "--out", tmp_path / "b"]
+    assert script(*arguments, "--method", method)[0] == 0
+    assert given["request"].settings == (TeachSettings.paper() if method == "paper" else TeachSettings())
+    assert given["request"].smoothing_px == given["smoothing"] == pytest.approx(at_240 * 64 / 240)
+    assert tuple(teach.METHODS) == METHOD_NAMES
+
+
 # ---- sem-clip teach --------------------------------------------------------------------------------------------------
 
 
@@ -371,18 +400,14 @@ def never_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("never_teaches")
 def test_teach_refuses_settings_that_need_the_v_path_of_a_graph_without_it(
-    toy_bundle: Path,
-    toy_frames: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(teach_settings, "TeachSettings", partial(TeachSettings, lambda_v=1.0))
     out = tmp_path / "r.safetensors"
-    status, stderr = sem_clip(capsys, "teach", toy_bundle, "--data", toy_frames, "--shots", 2, "--out", out)
+    arguments = ["--data", toy_frames, "--shots", 2, "--method", "paper", "--out", out]
+    status, stderr = sem_clip(capsys, "teach", toy_bundle, *arguments)
     assert status == 2
     (message,) = errors_in(stderr)
-    assert "has lambda_v 1, and this encoder's graph leaves the V path out: teach it again" in message
+    assert f"{toy_bundle} has no V path, which --method paper reads: build a bundle that has it" in message
     assert not out.exists()
 
 

@@ -498,3 +498,12 @@ def test_a_bundle_below_a_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(PredictorError, match="nothing can be written below it"):
         refuse_existing(tmp_path / "file" / "bundle", force=True)
+
+
+def test_an_activation_of_another_kind_is_another_encoder() -> None:
+    model = load_model("toy", random_seed=0)
+    graph = SemClipGraph(model.encoder())
+    quick = replace(model, config={**model.config, "quick_gelu": True})
+    assert describe_encoder(quick, graph).id != describe_encoder(model, graph).id
+    plain = replace(model, config={**model.config, "quick_gelu": False})
+    assert describe_encoder(plain, graph).id == describe_encoder(model, graph).id, "ids of bundles that exist stay"

@@ -278,3 +278,13 @@ def test_a_tower_without_projection_is_refused_and_all_faults_are_named() -> Non
         DualPathEncoder(visual, mean=MEAN, std=STD)
     for fault in ("6 layers", "class token", "no projection to the text space"):
         assert fault in str(caught.value)
+
+
+def test_the_last_level_alone_is_that_of_all_levels() -> None:
+    """Of both paths: the V path begins anew at each level, so the others' V takes no part."""
+    model = load_model("toy", random_seed=0)
+    pixels = 255 * torch.rand((2, 64, 64), generator=torch.Generator().manual_seed(0))
+    every, last = model.encoder()(pixels), model.encoder(last_level_only=True)(pixels)
+    for name in ("tokens", "value", "cls"):
+        assert len(getattr(last, name)) == 1
+        torch.testing.assert_close(getattr(last, name)[0], getattr(every, name)[-1])
