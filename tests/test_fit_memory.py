@@ -1,4 +1,4 @@
-"""export/fit_memory.py: what is remembered of good supports, and when it has a say in the map."""
+"""export/fit_memory.py: the memory bank of good supports, and what it counts in the map."""
 
 from __future__ import annotations
 

@@ -222,9 +222,9 @@ def test_head_reads_the_tokens_under_the_map_and_its_height() -> None:
         (under - x.mean(axis=1)) / x.std(axis=1) / math.sqrt(WIDTH)
         for under, (_, x) in zip(under_map, levels, strict=True)
     ]
-    height = np.sort(defect_map, axis=1)[:, -max(1, int(heads.PEAK_SHARE * PATCHES)) :].mean(axis=1, keepdims=True)
+    peak = np.sort(defect_map, axis=1)[:, -max(1, int(heads.PEAK_SHARE * PATCHES)) :].mean(axis=1, keepdims=True)
     found = heads.map_features([z for z, _ in levels], torch.tensor(defect_map, dtype=torch.float32))
-    assert_near(found, np.concatenate([*pooled, *contrast, height], axis=1))
+    assert_near(found, np.concatenate([*pooled, *contrast, peak], axis=1))
 
 
 def test_contrast_knows_nothing_of_exposure() -> None:
