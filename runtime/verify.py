@@ -17,6 +17,7 @@ from typing import Any
 from .arguments import MAX_THREADS, at_least
 from .backends import ENGINES, NAMES, Backend, open_backend
 from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
+from .backends.ort import check_provider
 from .backends.trt import MODULES
 from .errors import BackendUnavailable, BundleError, PredictorError
 from .files import read_bounded, require_files, write_atomically
@@ -269,6 +270,7 @@ def _artifact(folder: Path, manifest: Manifest, name: str, precision: str) -> Ar
     try:
         if name in MODULES:
             return engine_artifact(name, folder, manifest, precision)
+        check_provider(name)
         return onnx_artifact(folder, manifest, precision)
     except BackendUnavailable as exc:
         return str(exc)
