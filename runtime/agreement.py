@@ -163,7 +163,7 @@ def _of_other_classes(reference: Outputs, found: Outputs, limits: Limits, classe
     nearest = np.where(own, np.arange(len(own)), apart.argmin(1))
     if own.all() or len(set(nearest.tolist())) < len(own) or apart[np.arange(len(own)), nearest].max() > limits.largest:
         return ""
-    return f"the classes {' and '.join(classes[k] for k in (~own).nonzero()[0])} are swapped"
+    return f"the classes {' and '.join(classes[k] for k in (~own).nonzero()[0].tolist())} are swapped"
 
 
 def _saturated(reference: Outputs, found: Outputs, limits: Limits, classes: Sequence[str]) -> str:

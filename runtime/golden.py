@@ -23,11 +23,12 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize_safetensors
 
 from .backends import OUTPUTS, FakeBackend, Outputs
+from .encoder import sha256_field
 from .errors import BundleError, FrameError
 from .files import read_bounded
 from .frames import Prepared, read_frame
 from .jsonfields import Fields, listed, parse_json
-from .manifest import PRECISIONS, Encoder, Manifest, sha256_field
+from .manifest import PRECISIONS, Encoder, Manifest
 from .operating_point import OperatingPoint, same_name_key
 from .pipeline import Job, Pipeline, Setup
 from .prediction import Prediction
@@ -296,6 +297,7 @@ def _unpacked(packed: bytes, sizes: Sequence[int], shape: tuple[int, int], where
 def _shape_faults(golden: Golden, encoder: Encoder, recipe: Recipe) -> list[str]:
     known = variants(recipe)
     faults = [f'has answers of a recipe "{name}" that this one does not make' for name in golden.others.keys() - known]
+    faults += [f'lacks the answers of the recipe "{name}"' for name in known.keys() - golden.others]
     for name, outputs in {"": golden.answers, **golden.others}.items():
         if name not in {"", *known}:
             continue

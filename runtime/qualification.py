@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -73,25 +74,23 @@ class Subject:
         """One batch, as the Predictor runs it. Raises BackendError, also for answers that are none."""
         setup = Setup(recipe, FrameOptions())
         pipeline = Pipeline(self.encoder, self.smoothing_px, self.backend, len(frames))
-        size = self.encoder.input_size
-        return pipeline.infer([Job(Prepared(frame, size, f"row {i}", None), setup) for i, frame in enumerate(frames)])[
-            0
-        ]
+        rows = [Prepared(frame, self.encoder.input_size, f"row {i}", None) for i, frame in enumerate(frames)]
+        return pipeline.infer([Job(row, setup) for row in rows])[0]
 
 
 def qualify(subject: Subject, seconds: float) -> list[Check]:
     """All checks of one engine. seconds: for the timed part."""
     checks = [
-        _checked("host", lambda: host_verdicts(subject)),
-        *(_checked(f"batch {size}", lambda size=size: batch_parity(subject, size)) for size in subject.batches),
-        _checked("verdicts", lambda: verdicts(subject)),
-        _checked("repeats", lambda: repeats(subject)),
-        _checked("recipe swap", lambda: recipe_swap(subject)),
-        *(_checked(name, lambda name=name: other_classes(subject, name)) for name in (MORE, FEWER)),
-        _checked(f"{THREADS} threads", lambda: threads(subject)),
+        _checked("host", partial(host_verdicts, subject)),
+        *(_checked(f"batch {size}", partial(batch_parity, subject, size)) for size in subject.batches),
+        _checked("verdicts", partial(verdicts, subject)),
+        _checked("repeats", partial(repeats, subject)),
+        _checked("recipe swap", partial(recipe_swap, subject)),
+        *(_checked(name, partial(other_classes, subject, name)) for name in (MORE, FEWER)),
+        _checked(f"{THREADS} threads", partial(threads, subject)),
     ]
     before = resident_memory_mb()
-    checks.append(_checked("speed", lambda: speed(subject, seconds)))
+    checks.append(_checked("speed", partial(speed, subject, seconds)))
     checks.append(memory(before))
     return checks
 
@@ -193,7 +192,7 @@ def recipe_swap(subject: Subject) -> Check:
 def other_classes(subject: Subject, name: str) -> Check:
     """A recipe with another number of classes."""
     if name not in subject.golden.others:
-        return Check(name, None, "there is no such recipe: the bundle's has as many or as few classes as can be")
+        return Check(name, None, "no recipe has so many or so few classes")
     frames, _, other, _, expected = _of_variant(subject, name)
     if len(other.classes) > subject.most_classes:
         return Check(name, None, f"the engine was built for {subject.most_classes} classes at most")

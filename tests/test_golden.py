@@ -125,6 +125,15 @@ def test_answers_of_another_shape_are_refused(fake_bundle: Path) -> None:
             load_golden(fake_bundle, manifest, recipe)
 
 
+@pytest.mark.parametrize("name", ["reversed", "one class more"])
+def test_answers_of_every_variant_must_be_there(fake_bundle: Path, name: str) -> None:
+    made = golden()
+    put_golden(fake_bundle, replace(made, others={k: v for k, v in made.others.items() if k != name}).to_bytes())
+    manifest, recipe = load_bundle(fake_bundle)
+    with pytest.raises(BundleError, match=f'lacks the answers of the recipe "{name}"'):
+        load_golden(fake_bundle, manifest, recipe)
+
+
 def spoil(folder: Path, how: str) -> None:
     file = folder / "golden.safetensors"
     content = file.read_bytes()

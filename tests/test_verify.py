@@ -67,6 +67,39 @@ def test_golden_frames_are_supports_and_others_of_every_class(toy_bundle: Path) 
     assert sorted(taught) == sorted(recipe.classes)
 
 
+def test_without_pictures_patterns_prove_the_engine_and_the_command_says_that_they_say_less(
+    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from calibration.dataset import load_dataset
+    from export.checkpoint import load_model
+    from export.golden import pattern_frames
+    from export.graph import SemClipGraph
+    from export.progress import Stages
+    from export.teach import build_bundle, parity_samples
+
+    model, recipe = load_model("toy", random_seed=0), load_bundle(toy_bundle)[1]
+    samples, out = parity_samples(load_dataset(toy_frames), recipe), tmp_path / "bundle"
+    build_bundle(model, SemClipGraph(model.encoder()), recipe, samples, out, Stages(), fp16=False, golden="patterns")
+    manifest, _ = load_bundle(out)
+    golden = load_golden(out, manifest, recipe)
+    made, names = pattern_frames(manifest.encoder.input_size)
+    assert golden.about == names
+    np.testing.assert_array_equal(golden.frames, made)
+    assert verify(out) == 0
+    assert "made-up patterns" in capsys.readouterr().out
+    assert main(["inspect", str(out)]) == 0
+    assert "16 frames (made-up patterns)" in capsys.readouterr().out
+
+
+def test_large_frames_are_left_out_beyond_the_budget(toy_bundle: Path) -> None:
+    from export.golden import _within_budget
+
+    encoder = load_bundle(toy_bundle)[0].encoder
+    noise = np.random.default_rng(0).integers(0, 256, (16, 480, 640), dtype=np.uint8)
+    assert _within_budget(noise, encoder, 7) == 6
+    assert _within_budget(noise[:, :240, :240], encoder, 7) == 16
+
+
 def test_a_predictor_with_check_opens_the_toy_bundle(toy_bundle: Path, toy_frames: Path) -> None:
     frame = next(toy_frames.rglob("*.png"))
     with Predictor(toy_bundle, backend="cpu", check=True) as predictor:
