@@ -73,6 +73,11 @@ class Build:
             action="store_true",
             help="leave out model.fp16.onnx, which is for GPUs: quicker, and a way on where fp16 fails parity",
         )
+        parser.add_argument(
+            "--no-golden",
+            action="store_true",
+            help="put no pictures into the bundle: `sem-clip verify` then goes by made-up patterns, which say less",
+        )
         engine = parser.add_argument_group("with which engine, beside the ONNX files")
         engine.add_argument("--engine", choices=ENGINES, help="also build a serialized engine; none if left out")
         _add_engine_arguments(engine)
@@ -111,7 +116,7 @@ class Build:
         request = replace(request, smoothing_px=smoothing_px(describe_encoder(model, graph), METHODS[args.method][1]))
         recipe = teach_recipe(model, graph, request, stages, cache)
         notes = [] if model.trained else [UNTRAINED]
-        samples = parity_samples(request.dataset)
+        samples = parity_samples(request.dataset, recipe)
         manifest = build_bundle(
             model,
             graph,
@@ -123,6 +128,7 @@ class Build:
             notes=notes,
             fp16=not args.no_fp16,
             smoothing=request.smoothing_px,
+            golden="patterns" if args.no_golden else "frames",
         )
         if builder is not None:
             _add_engine(args.out, builder, stages)

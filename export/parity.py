@@ -11,6 +11,8 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
+from runtime.agreement import TOLERANCE as TOLERANCE  # where others look for it, too
+from runtime.agreement import Limits, compare, joined
 from runtime.backends import Outputs
 from runtime.backends.ort import OrtCpuBackend, check_provider
 from runtime.manifest import Artifact, Encoder
@@ -19,8 +21,6 @@ from runtime.recipe import TENSORS, Recipe
 from .errors import ParityError
 from .graph import SemClipGraph
 
-TOLERANCE: Mapping[str, float] = {"fp32": 1e-4, "fp16": 1e-2}
-"""Largest absolute difference allowed on probabilities and defect map, by precision."""
 MAX_FRAMES = 32
 _BATCH = 8
 
@@ -39,11 +39,7 @@ def artifact_outputs(
     """What the artifact answers through the production backend."""
     with OrtCpuBackend(folder, artifact, encoder) as backend:
         parts = [backend.run(frames[i : i + _BATCH], recipe) for i in range(0, len(frames), _BATCH)]
-    return Outputs(
-        np.concatenate([part.probabilities for part in parts]),
-        np.concatenate([part.defect_map for part in parts]),
-        np.concatenate([part.features for part in parts]),
-    )
+    return joined(parts)
 
 
 def measure_parity(reference: Outputs, outputs: Outputs, precision: str, source: str) -> dict[str, Any]:
@@ -53,22 +49,19 @@ def measure_parity(reference: Outputs, outputs: Outputs, precision: str, source:
     each other: those are ties, counted apart, or one toss of a coin in thousands of frames would fail an export.
     """
     tolerance = TOLERANCE[precision]
-    probabilities = _largest(outputs.probabilities, reference.probabilities)
-    defect_map = _largest(outputs.defect_map, reference.defect_map)
-    second, first = np.sort(reference.probabilities, axis=1)[:, -2:].T
-    equal = outputs.probabilities.argmax(1) == reference.probabilities.argmax(1)
-    ties = ~equal & (first - second <= tolerance / 10)
+    difference = compare(reference, outputs, Limits.of(precision, tolerance))
+    labels = difference.labels_equal + difference.label_ties == difference.frames
     return {
-        "frames": len(equal),
+        "frames": difference.frames,
         "frame_source": source,
         "reference": f"torch {torch.__version__} fp32",
         "tolerance": tolerance,
-        "max_abs_probability": probabilities,
-        "max_abs_defect_map": defect_map,
+        "max_abs_probability": difference.probabilities,
+        "max_abs_defect_map": difference.defect_map,
         "max_abs_features": _largest(outputs.features, reference.features),
-        "labels_equal": int(equal.sum()),
-        "label_ties": int(ties.sum()),
-        "passed": bool(probabilities <= tolerance and defect_map <= tolerance and (equal | ties).all()),
+        "labels_equal": difference.labels_equal,
+        "label_ties": difference.label_ties,
+        "passed": difference.probabilities <= tolerance and difference.defect_map <= tolerance and labels,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,14 +15,17 @@ import torch
 from calibration.dataset import Dataset, Sample
 from runtime.files import sha256_of
 from runtime.frames import prepare
-from runtime.manifest import Encoder, Manifest, load_bundle
+from runtime.golden import FILE_NAME as GOLDEN_FILE
+from runtime.golden import Golden
+from runtime.manifest import Artifact, Encoder, GoldenFile, Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
 
 from .bundle import describe_encoder, record_artifact, refuse_existing, write_manifest, writing_bundle
 from .checkpoint import LoadedModel
 from .finetune import Lesson, fit_recipe
+from .golden import golden_frames, make_golden, ordered_samples, pattern_frames
 from .graph import SemClipGraph
-from .parity import artifact_outputs, measure_parity, require_parity, spread, torch_outputs, worst_layers
+from .parity import MAX_FRAMES, artifact_outputs, measure_parity, require_parity, spread, torch_outputs, worst_layers
 from .progress import Stages
 from .prompts import Prompts
 from .support_cache import SupportCache
@@ -168,13 +172,15 @@ def build_bundle(
     fp16: bool = True,
     smoothing: float | None = None,
     value_path: bool | None = None,
+    golden: str = "frames",
 ) -> Manifest:
     """Export fp32 and fp16 ONNX, prove parity on real frames, and write the bundle as a whole or not at all.
 
     The files have the V path where `value_path` says so, else where `keeps_value_path` does. Parity is with `graph` as
     it was given, so it also proves that nothing is lost with that path. fp16: False leaves that artifact out; the CPU
-    does not take it. smoothing: in pixels of the encoder's image, as in TeachRequest. Raises OutputExistsError,
-    ExportError, ParityError, RecipeError.
+    does not take it. smoothing: in pixels of the encoder's image, as in TeachRequest. golden: the first of the parity
+    frames are kept as golden "frames", or made-up "patterns" instead; every artifact agrees with torch on these, too.
+    Raises OutputExistsError, ExportError, ParityError, RecipeError.
     """
     refuse_existing(out, force=force)
     keeps = keeps_value_path(model, recipe) if value_path is None else value_path
@@ -182,6 +188,7 @@ def build_bundle(
     encoder = describe_encoder(model, exported)
     encoder.check(recipe)
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
+    smoothing = smoothing_px(encoder) if smoothing is None else smoothing
     with writing_bundle(out, force=force) as folder:
         artifacts = []
         sources = {"fp32": exported}
@@ -210,15 +217,21 @@ def build_bundle(
                     report["fp32_layers"] = sorted(half.fp32_layers)
                     report["fp32_attention_layers"] = sorted(half.fp32_attention)
                 artifacts[index] = replace(artifact, parity=report)
+        with stages.stage("golden frames"):
+            labels = [sample.label for sample in parity_samples]
+            chosen = golden_frames(frames, labels) if golden == "frames" else pattern_frames(encoder.input_size)
+            kept = make_golden(graph, encoder, recipe, smoothing, *chosen, golden)
+            golden_file = _write_golden(folder, kept, artifacts, encoder, recipe)
         recipe.save(folder / RECIPE_FILE)
         manifest = Manifest(
             encoder=encoder,
             artifacts=tuple(artifacts),
             recipe_file=RECIPE_FILE,
             recipe_sha256=sha256_of(folder / RECIPE_FILE),
-            smoothing_px=smoothing_px(encoder) if smoothing is None else smoothing,
+            smoothing_px=smoothing,
             tools=tool_versions(),
             notes=tuple(notes),
+            golden=golden_file,
         )
         write_manifest(folder, manifest)
     return load_bundle(out)[0]  # where a name was taken, another was given
@@ -233,9 +246,21 @@ def keeps_value_path(model: LoadedModel, recipe: Recipe) -> bool:
     return model.text_aligned or recipe.lambda_v > 0
 
 
-def parity_samples(dataset: Dataset) -> list[Sample]:
-    """Frames of every class to compare artifacts on."""
-    return spread(sorted(dataset.samples, key=lambda sample: (sample.label, sample.path)))
+def _write_golden(
+    folder: Path, golden: Golden, artifacts: Sequence[Artifact], encoder: Encoder, recipe: Recipe
+) -> GoldenFile:
+    """Write the golden frames, once every artifact agrees with them. Raises ParityError: nobody could verify it."""
+    for artifact in artifacts:
+        outputs = artifact_outputs(folder, artifact, encoder, golden.frames, recipe)
+        require_parity(artifact.file, measure_parity(golden.answers, outputs, artifact.precision, golden.source))
+    content = golden.to_bytes()
+    (folder / GOLDEN_FILE).write_bytes(content)
+    return GoldenFile(GOLDEN_FILE, hashlib.sha256(content).hexdigest())
+
+
+def parity_samples(dataset: Dataset, recipe: Recipe | None = None) -> list[Sample]:
+    """Frames of every class to compare artifacts on; of each a support of the recipe first."""
+    return ordered_samples(dataset, recipe)[:MAX_FRAMES]
 
 
 def _parity_frames(

@@ -13,13 +13,14 @@ from typing import TypeAlias
 
 from .arguments import MAX_THREADS, at_least
 from .backends import NAMES, obstacles
-from .errors import FrameError, PredictorError
+from .errors import BundleError, FrameError, PredictorError
 from .files import require_files, require_folder, write_atomically
 from .folders import find_frames as find_frames  # the place others import it from
 from .folders import output_info
 from .frames import SUFFIXES
+from .golden import load_golden
 from .jsonlines import TO_A_FILE, json_lines
-from .manifest import Artifact, Encoder, load_bundle
+from .manifest import Artifact, Encoder, Manifest, load_bundle
 from .operating_point import CHANGED_BY_HAND, VERDICTS
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
@@ -215,6 +216,7 @@ class Inspect:
             *(line for artifact in manifest.artifacts for line in _artifact_lines(artifact)),
             *_recipe_lines(manifest.recipe_file, recipe),
             *_operating_point_lines(recipe),
+            f"golden      {_golden_line(args.bundle, manifest, recipe)}",
             *(
                 f"runs here   {name}: {f'no, {why}' if why else 'yes'}"
                 for name, why in obstacles(args.bundle, manifest).items()
@@ -289,6 +291,16 @@ def _operating_point_lines(recipe: Recipe) -> list[str]:
         if name not in edited and isinstance(section, dict) and "rule" in section:
             lines.append(f"            {name} by {show(section['rule'])}: {show(section.get('promise'))}")
     return lines if recipe.calibration else [*lines, "            as taught, never calibrated"]
+
+
+def _golden_line(bundle: Path, manifest: Manifest, recipe: Recipe) -> str:
+    """Of golden frames that are missing or damaged too: nothing but `verify` needs them."""
+    try:
+        golden = load_golden(bundle, manifest, recipe)
+    except BundleError as exc:
+        return f"no frames to verify engines by: {'; '.join(exc.faults)}"
+    made_up = " (made-up patterns)" if golden.source == "patterns" else ""
+    return f"{show(manifest.golden and manifest.golden.file)}: {len(golden.frames)} frames{made_up}, SHA-256 correct"
 
 
 def _distance(value: object) -> str:

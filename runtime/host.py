@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,31 @@ class Gpu:
 def operating_system() -> str:
     """System and processor, as engines are tied to them: "linux-x86_64"."""
     return f"{platform.system().lower()}-{platform.machine().lower()}"
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor() -> str:
+    """Its model, where the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "") or (
+        platform.processor() or "unknown"
+    )
+
+
+def resident_memory_mb() -> float | None:
+    """Resident memory of this process now, in MB (1e6 bytes); None where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def find_gpu() -> tuple[Gpu | None, str]:

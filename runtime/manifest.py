@@ -60,10 +60,19 @@ class Artifact:
 
 
 @dataclass(frozen=True, slots=True)
+class GoldenFile:
+    """Frames with the answers of the export (`runtime.golden`). Only `verify` and `check=True` read the file."""
+
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Everything a reader must know before it opens an engine.
 
     smoothing_px: standard deviation of the map's Gaussian smoothing, in pixels of `encoder.image_size`.
+    golden: None in bundles of earlier builds.
     """
 
     encoder: Encoder
@@ -73,6 +82,7 @@ class Manifest:
     smoothing_px: float
     tools: Mapping[str, str]
     notes: tuple[str, ...]
+    golden: GoldenFile | None = None
 
     def to_json(self) -> str:
         """The content of manifest.json."""
@@ -84,6 +94,7 @@ class Manifest:
             "encoder": encoder,
             "artifacts": artifacts,
             "recipe": {"file": self.recipe_file, "sha256": self.recipe_sha256},
+            **({} if self.golden is None else {"golden": {"file": self.golden.file, "sha256": self.golden.sha256}}),
             "smoothing_px": self.smoothing_px,
             "tools": dict(self.tools),
             "notes": list(self.notes),
@@ -114,6 +125,7 @@ class Manifest:
             for index, item in enumerate(fields.items("artifacts", MAX_ARTIFACTS))
         )
         recipe = fields.inner("recipe")
+        golden = _read_golden(fields.inner("golden")) if isinstance(document, dict) and "golden" in document else None
         tools = fields.mapping("tools")
         if not all(isinstance(tool, str) for tool in tools.values()):
             fields.fault("tools", "must give a text for each tool")
@@ -125,6 +137,7 @@ class Manifest:
             smoothing_px=fields.number("smoothing_px", 0, 1000),
             tools=tools,
             notes=fields.texts("notes", MAX_NOTES),
+            golden=golden,
         )
         recipe.finish()
         fields.finish()
@@ -136,11 +149,14 @@ class Manifest:
 
     def files(self) -> dict[str, str]:
         """Everything in the folder that belongs to the bundle, the manifest aside, with its SHA-256."""
-        return {artifact.file: artifact.sha256 for artifact in self.artifacts} | {self.recipe_file: self.recipe_sha256}
+        golden = {} if self.golden is None else {self.golden.file: self.golden.sha256}
+        artifacts = {artifact.file: artifact.sha256 for artifact in self.artifacts}
+        return artifacts | {self.recipe_file: self.recipe_sha256} | golden
 
     def _check_whole(self, fields: Fields) -> None:
         """Record where one entry denies another."""
-        files = Counter([*(artifact.file for artifact in self.artifacts), self.recipe_file])
+        golden = [] if self.golden is None else [self.golden.file]
+        files = Counter([*(artifact.file for artifact in self.artifacts), self.recipe_file, *golden])
         for file in sorted(file for file, count in files.items() if count > 1):
             fields.fault("artifacts", f"must name every file once, not {file} again")
         most = min(self.encoder.image_size) / 8
@@ -152,7 +168,8 @@ def load_bundle(folder: str | Path, *, verify_all: bool = False) -> tuple[Manife
     """Read and check a bundle: its manifest, that each file is there with its size, and the recipe with its hash.
 
     The hash of an artifact is checked by `read_artifact` as an engine opens it, or of all of them here with
-    `verify_all`. Another process may replace the bundle meanwhile. Raises BundleError with all faults.
+    `verify_all`. Golden frames are left to `runtime.golden`: without them a bundle runs all the same. Another process
+    may replace the bundle meanwhile. Raises BundleError with all faults.
     """
     return use_bundle(folder, lambda manifest, recipe: (manifest, recipe), verify_all=verify_all)
 
@@ -259,6 +276,7 @@ def put_in_place(folder: Path, staging: Path, new: Manifest, *, instead_of: Mani
         new,
         artifacts=tuple(replace(a, file=moves.get(a.file, a.file)) for a in new.artifacts),
         recipe_file=moves.get(new.recipe_file, new.recipe_file),
+        golden=new.golden and replace(new.golden, file=moves.get(new.golden.file, new.golden.file)),
     )
     out_of_use = [] if there is None else sorted(there.files().keys() - new.files().keys())
     text = new.to_json()
@@ -356,6 +374,12 @@ def _read_artifact(fields: Fields) -> Artifact:
         fields.fault("operators", "must give a whole number for each operator")
     fields.finish()
     return artifact
+
+
+def _read_golden(fields: Fields) -> GoldenFile:
+    golden = GoldenFile(_file_name(fields, "file"), sha256_field(fields, "sha256"))
+    fields.finish()
+    return golden
 
 
 def _file_name(fields: Fields, key: str) -> str:

@@ -21,13 +21,15 @@ from PIL import Image
 from .arguments import MAX_THREADS, real_number, whole_number
 from .backends import Backend, open_backend
 from .batching import MicroBatcher
-from .errors import FrameError, PredictorError, RecipeError
+from .errors import BackendError, FrameError, PredictorError, RecipeError
 from .frames import FrameSource
+from .golden import Golden, load_golden
 from .host import find_gpu
 from .lifetime import in_engine, require_process
 from .manifest import Manifest, use_bundle
 from .pipeline import Job, Pipeline, Setup
 from .prediction import FailedFrame, Prediction
+from .qualification import Subject, check_opening
 from .recipe import Recipe
 from .stream import stream
 
@@ -52,9 +54,12 @@ class Predictor:
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
     white_level: the value of 16-bit frames that is white, instead of the recipe's (4095 where a tool stores 12 bits).
     max_delay_ms, queue_size: for `submit`: how long a frame may wait for company, and how many may wait.
+    check: run one batch of the bundle's golden frames first, by its own recipe, and refuse a backend that disagrees
+        with the export. `sem-clip verify` checks far more.
 
-    Raises BundleError (all faults of the bundle at once), BackendUnavailable, RecipeError; ValueError for a size, a
-    delay or rows out of range.
+    Raises BundleError (all faults of the bundle at once; with `check` also for golden frames that are missing or
+    damaged), BackendUnavailable, RecipeError; BackendError for a backend that `check` refuses; ValueError for a size,
+    a delay or rows out of range.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class Predictor:
         white_level: int | None = None,
         max_delay_ms: float = 2.0,
         queue_size: int = 64,
+        check: bool = False,
     ) -> None:
         self._pid = os.getpid()
         batch_size = whole_number("batch_size", batch_size, 1)
@@ -83,14 +89,15 @@ class Predictor:
             raise ValueError(f"backend must be a name or a Backend, not {backend!r:.60}")
         folder = Path(bundle)
 
-        def open_all(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Backend]:
+        def open_all(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Golden | None, Backend]:
+            golden = load_golden(folder, manifest, recipe) if check else None
             if not isinstance(backend, str):
-                return manifest, recipe, backend
+                return manifest, recipe, golden, backend
             with in_engine():
                 opened = open_backend(backend, folder, manifest, precision=precision, threads=threads)
-            return manifest, recipe, opened
+            return manifest, recipe, golden, opened
 
-        self.manifest, bundled, opened = use_bundle(folder, open_all)
+        self.manifest, bundled, golden, opened = use_bundle(folder, open_all)
         try:
             size = min(batch_size, whole_number("max_batch of the backend", opened.max_batch, 1))
             whole_number("in_flight of the backend", opened.in_flight, 1)
@@ -106,6 +113,8 @@ class Predictor:
             self._setup = self._set_up(bundled if recipe is None else recipe)
             with in_engine():
                 opened.warm_up(self._setup.recipe)
+            if golden is not None:
+                self._check(bundled, golden)
         except BaseException:
             opened.close()
             raise
@@ -249,6 +258,25 @@ class Predictor:
         self.manifest.encoder.check(loaded, where)
         given = {name: value for name, value in self._frame.items() if value is not None}
         return Setup(loaded, replace(loaded.frame, **given))
+
+    def _check(self, recipe: Recipe, golden: Golden) -> None:
+        """Raise BackendError where the backend does not give the export's answers to golden frames."""
+        manifest, pipeline = self.manifest, self._pipeline
+        subject = Subject(
+            manifest.encoder,
+            manifest.smoothing_px,
+            recipe,
+            manifest.recipe_sha256,
+            golden,
+            pipeline.backend,
+            (pipeline.batch_size,),
+        )
+        fault = check_opening(subject)
+        if fault:
+            raise BackendError(
+                f"{pipeline.backend.description}: does not give the export's answers to the golden frames: {fault}; "
+                "`sem-clip verify` says more; try another backend or precision, or build it again"
+            )
 
     def _check_open(self) -> None:
         require_process(self._pid)

@@ -13,8 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from runtime.manifest import Artifact, Encoder, Manifest, load_bundle
+from runtime.agreement import joined
+from runtime.backends import Backend, Outputs
+from runtime.golden import Golden, judge, tensors_digest, variants, verdict_of
+from runtime.manifest import Artifact, Encoder, GoldenFile, Manifest, load_bundle
 from runtime.operating_point import OperatingPoint
 from runtime.recipe import MEMORY_ROWS, SCALARS, FrameOptions, Recipe
 
@@ -113,6 +117,63 @@ def with_scalars(recipe: Recipe, **changes: float) -> Recipe:
     return replace(recipe, tensors={**recipe.tensors, "scalars": np.array(list(scalars.values()), np.float32)})
 
 
+class LinearBackend(Backend):
+    """An engine of a few lines of numpy, whose every output follows frames and recipe."""
+
+    name = "linear"
+    description = "linear backend: numpy"
+    max_batch = 8
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        rows, columns = encoder.grid
+        self._spread = np.random.default_rng(7).standard_normal((rows * columns, encoder.features)).astype(np.float32)
+
+    def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
+        """As `Backend.run`."""
+        answers = [self._answer(frame, recipe) for frame in frames]
+        return Outputs(*(np.stack(part).astype(np.float32) for part in zip(*answers, strict=True)))
+
+    def _answer(self, frame: NDArray[np.uint8], recipe: Recipe) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+        (rows, columns), (height, width) = self.encoder.grid, frame.shape
+        tiles = frame.reshape(rows, height // rows, columns, width // columns).mean((1, 3)) / 255
+        features = (tiles.ravel() - 0.4) @ self._spread
+        logits = 0.05 * recipe.tensors["head_weight"] @ features + recipe.tensors["head_bias"]
+        powers = np.exp(logits - logits.max())
+        good, defect = recipe.tensors["text_seg"][:, 0]
+        return powers / powers.sum(), 1 / (1 + np.exp(-20 * (defect - good) * (tiles - 0.5))), features
+
+
+def make_golden(backend: Backend, encoder: Encoder, recipe: Recipe, count: int = 11, **changes: Any) -> Golden:
+    """Golden frames, bright and dark in places, with the answers of a backend."""
+    blocks = np.random.default_rng(3).integers(0, 256, (count, *encoder.grid))
+    frames = np.kron(blocks, np.ones((1, 16, 16))).astype(np.uint8)
+    answers = joined([backend.run(frames[i : i + 1], recipe) for i in range(count)])
+    few = frames[:4]
+    golden = Golden(
+        frames=frames,
+        about=("made",) * count,
+        source="frames",
+        reference="a test",
+        answers=answers,
+        others={name: backend.run(few, other) for name, other in variants(recipe).items()},
+        tolerance={"fp32": 1e-4, "fp16": 1e-2, "int8": 0.2},
+        verdicts=tuple(verdict_of(prediction) for prediction in judge(encoder, 4.0, recipe, answers)),
+        encoder_id=encoder.id,
+        recipe_sha256=hashlib.sha256(recipe.to_bytes()).hexdigest(),
+        tensors_sha256=tensors_digest(recipe),
+    )
+    return replace(golden, **changes)
+
+
+def put_golden(folder: Path, content: bytes) -> None:
+    """Make `content` the golden file of a bundle, and the manifest say so."""
+    (folder / "golden.safetensors").write_bytes(content)
+    manifest = load_bundle(folder)[0]
+    golden = GoldenFile("golden.safetensors", hashlib.sha256(content).hexdigest())
+    (folder / "manifest.json").write_text(replace(manifest, golden=golden).to_json(), encoding="utf-8")
+
+
 def write_bundle(folder: Path, *, encoder: Encoder | None = None, recipe: Recipe | None = None) -> Path:
     """A bundle whose ONNX file is not one: enough for the fake backend and for everything above the engines."""
     encoder = encoder or make_encoder()
@@ -142,6 +203,15 @@ def write_bundle(folder: Path, *, encoder: Encoder | None = None, recipe: Recipe
 def fake_bundle(tmp_path: Path) -> Path:
     """A bundle folder for `Predictor(fake_bundle, backend="fake")`."""
     return write_bundle(tmp_path / "bundle")
+
+
+@pytest.fixture
+def golden_bundle(fake_bundle: Path) -> Path:
+    """`fake_bundle` with golden frames, whose answers are those of LinearBackend."""
+    manifest, recipe = load_bundle(fake_bundle)
+    golden = make_golden(LinearBackend(manifest.encoder), manifest.encoder, recipe)
+    put_golden(fake_bundle, golden.to_bytes())
+    return fake_bundle
 
 
 @pytest.fixture

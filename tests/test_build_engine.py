@@ -259,7 +259,8 @@ def test_without_fp16_the_bundle_is_the_same_but_for_that_file(
     arguments = ["--arch", "toy", "--random-weights", "--data", toy_frames, "--shots", 2, "--out", out, "--no-fp16"]
     status, _ = script(*arguments)
     assert status == 0
-    assert sorted(path.name for path in out.iterdir()) == ["manifest.json", "model.onnx", "recipe.safetensors"]
+    names = ["golden.safetensors", "manifest.json", "model.onnx", "recipe.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == names
     assert (out / "recipe.safetensors").read_bytes() == (toy_bundle / "recipe.safetensors").read_bytes()
     with Predictor(out, threads=1) as predictor:
         assert predictor(next((toy_frames / "images/hole").iterdir())).label in predictor.recipe.classes

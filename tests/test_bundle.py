@@ -286,7 +286,8 @@ def test_a_process_killed_at_any_moment_leaves_a_whole_bundle_or_none(tmp_path: 
 
 def test_a_built_bundle_holds_what_its_manifest_says_and_nothing_else(toy_bundle: Path, toy_frames: Path) -> None:
     manifest, recipe = load_bundle(toy_bundle, verify_all=True)
-    assert names_in(toy_bundle) == ["manifest.json", "model.fp16.onnx", "model.onnx", "recipe.safetensors"]
+    models = ["model.fp16.onnx", "model.onnx"]
+    assert names_in(toy_bundle) == ["golden.safetensors", "manifest.json", *models, "recipe.safetensors"]
     assert names_in(toy_bundle.parent) == ["bundle"]
     assert manifest.recipe_file == "recipe.safetensors"
     assert manifest.smoothing_px == pytest.approx(6 * 64 / 240)

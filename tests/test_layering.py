@@ -51,9 +51,11 @@ LAYERS = (
     {"runtime.backends.choice"},
     {"runtime.backends"},
     {"runtime.pipeline"},
-    {"runtime.stream", "runtime.batching"},
+    {"runtime.stream", "runtime.batching", "runtime.agreement"},
+    {"runtime.golden"},
+    {"runtime.qualification"},
     {"runtime.predictor"},
-    {"runtime.commands"},
+    {"runtime.commands", "runtime.verify"},
     {"runtime.cli"},
 )
 """The modules of runtime from the bottom up; each imports its own layer and those below."""

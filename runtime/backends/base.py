@@ -51,6 +51,7 @@ class Backend(ABC):
     """An opened engine.
 
     name: what the caller asks for ("cpu"). description: engine, version and artifact, for people.
+    precision: of the artifact ("fp32", "fp16", "int8"): how far its answers may be from the export's.
     max_batch: the most frames that one `run` takes. `run` may be called from several threads.
     why: why "auto" took this one and none that is faster, a line each; empty where it was asked for.
     in_flight: how many calls of `run` at a time keep the engine busy: 1 if one uses all of it, more if copies to and
@@ -59,6 +60,7 @@ class Backend(ABC):
 
     name: str
     description: str
+    precision: str = "fp32"
     max_batch: int
     why: str = ""
     in_flight: int = 1

@@ -102,6 +102,7 @@ class _OrtBackend(Backend):
         self, folder: Path, artifact: Artifact, encoder: Encoder, providers: list[Any], threads: int = 0
     ) -> None:
         self._ort = onnxruntime = check_provider(self.name)
+        self.precision = artifact.precision
         content = read_artifact(folder, artifact, most_bytes=MAX_BYTES)
         wrong = onnx_faults(content)
         if wrong:

@@ -115,7 +115,7 @@ class TensorRtBackend(Backend):
         device: CudaDevice | None = None,
         module: Any = None,
     ) -> None:
-        self.name = product
+        self.name, self.precision = product, artifact.precision
         try:
             self._trt = importlib.import_module(MODULES[product]) if module is None else module
             self._device = CudaDevice() if device is None else device

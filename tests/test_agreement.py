@@ -1,0 +1,92 @@
+"""Differences between answers, and the words for them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from runtime.agreement import Limits, compare, explain, joined, rows_of
+from runtime.backends import Outputs
+
+FP32 = Limits.of("fp32", 1e-4)
+NAMES = ("good", "bridge", "hole")
+
+
+def outputs(frames: int = 5) -> Outputs:
+    rng = np.random.default_rng(1)
+    raw = rng.uniform(0.1, 1, (frames, 3)).astype(np.float32)
+    maps = rng.uniform(0.1, 0.9, (frames, 4, 4)).astype(np.float32)
+    return Outputs(raw / raw.sum(1, keepdims=True), maps, rng.standard_normal((frames, 9)).astype(np.float32))
+
+
+def test_equal_answers_do_not_differ() -> None:
+    found = compare(outputs(), outputs(), FP32)
+    assert (found.passed, found.probabilities, found.defect_map, found.features) == (True, 0, 0, 0)
+    assert (found.frames, found.labels_equal, found.label_ties) == (5, 5, 0)
+
+
+@pytest.mark.parametrize(("part", "most"), [("probabilities", 1e-4), ("defect_map", 1e-4)])
+def test_the_largest_difference_decides_and_the_frame_is_named(part: str, most: float) -> None:
+    reference = outputs()
+    for size, faulty in ((0.9 * most, ()), (1.2 * most, (2,))):
+        values = getattr(reference, part).copy()
+        values[2].flat[0] += size
+        found = compare(reference, replace(reference, **{part: values}), FP32)
+        assert found.faulty == faulty
+        assert getattr(found, part) == pytest.approx(size, rel=1e-2)
+
+
+def test_features_are_measured_against_their_size() -> None:
+    reference = outputs()
+    for share, passed in ((0.9e-3, True), (1.1e-3, False)):
+        changed = replace(reference, features=reference.features * np.float32(1 + share))
+        assert compare(reference, changed, FP32).passed is passed
+
+
+def test_nan_is_no_agreement() -> None:
+    reference = outputs()
+    for part in ("probabilities", "defect_map", "features"):
+        values = getattr(reference, part).copy()
+        values[1].flat[0] = np.nan
+        assert compare(reference, replace(reference, **{part: values}), FP32).faulty == (1,)
+
+
+@pytest.mark.parametrize(("gap", "passed"), [(0.0009, True), (0.002, False)])
+def test_another_label_passes_where_two_classes_are_all_but_equal(gap: float, passed: bool) -> None:
+    half = (1 - gap) / 2
+    one = replace(outputs(1), probabilities=np.array([[half + gap, half, 0]], np.float32))
+    other = replace(one, probabilities=one.probabilities[:, [1, 0, 2]])
+    found = compare(one, other, Limits.of("fp16", 1e-2))
+    assert (found.passed, found.labels_equal, found.label_ties) == (passed, 0, int(passed))
+
+
+def test_what_can_be_recognized_is_named() -> None:
+    reference = outputs()
+    maps, probabilities = reference.defect_map, reference.probabilities
+    cases = {
+        "classes good and hole are swapped": replace(reference, probabilities=probabilities[:, [2, 1, 0]]),
+        "shifted by 0 patches down and 1 to the right": replace(reference, defect_map=np.roll(maps, 1, axis=2)),
+        "shifted by -1 patches down and 0 to the right": replace(reference, defect_map=np.roll(maps, -1, axis=1)),
+        "transposed": replace(reference, defect_map=maps.transpose(0, 2, 1)),
+        "inverted": replace(reference, defect_map=1 - maps),
+        "saturated at 0 or 1": replace(reference, defect_map=np.round(maps)),
+        "largest number of fp16": replace(reference, features=np.full_like(reference.features, 65504)),
+        "answer to another frame": rows_of(reference, np.array([1, 0, 2, 3, 4])),
+        "5 of 5 frames: the map differs by up to 1.0e-02": replace(reference, defect_map=maps + np.float32(0.01)),
+    }
+    for words, found in cases.items():
+        assert words in explain(reference, found, FP32, NAMES)
+
+
+def test_answers_of_the_recipe_before_are_named() -> None:
+    before, wanted = outputs(), rows_of(outputs(10), slice(5, 10))
+    assert "recipe before" in explain(wanted, before, FP32, NAMES, before)
+    assert "recipe before" not in explain(wanted, outputs(5), FP32, NAMES, wanted)
+
+
+def test_batches_are_joined_in_order() -> None:
+    whole = outputs()
+    again = joined([rows_of(whole, slice(0, 2)), rows_of(whole, slice(2, 5))])
+    assert compare(whole, again, FP32).passed
