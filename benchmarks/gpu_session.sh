@@ -5,7 +5,7 @@ set -uo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 self=$repository/benchmarks/$(basename "${BASH_SOURCE[0]}")
-python=${PYTHON:-python3}
+python=${PYTHON:-python3} verify_seconds=${VERIFY_SECONDS:-30}
 
 usage() {
     cat <<'END'
@@ -24,7 +24,8 @@ usage: gpu_session.sh [OPTION ...] OUT       run all parts; OUT: a folder, new o
 parts, in this order, and seconds each may take (environment: LIMIT_TESTS=300, LIMIT_VERIFY_TINY=60, ...):
   install 120, facts 60, tiny-bundle 180, verify-tiny 120, tests 240, full-bundle 300, engines 180, verify-full 180,
   benchmark 240, benchmark-compiled 300
-environment: PYTHON, the interpreter (default: python3); PART_MB, size of the parts of --split (default: 48)
+environment: PYTHON, the interpreter (default: python3); PART_MB, size of the parts of --split (default: 48);
+VERIFY_SECONDS, for what `sem-clip verify` times (default: 30)
 exit status: 0 each part passed, was rehearsed or was not possible; 1 one failed or timed out, or none needed the GPU
 and passed; 2 wrong usage
 END
@@ -226,7 +227,7 @@ session() {
     [[ -e $tiny/manifest.json ]] || part tiny-bundle "${obstacle[project]:-}" \
         "$python" sem_clip.py build --shots 2 --views 1 --support-cache none --out "$tiny"
     part verify-tiny "$(without_bundle "$tiny")" \
-        "$python" sem_clip.py verify "$tiny" --json "$out/verify-tiny.json"
+        "$python" sem_clip.py verify "$tiny" --time "$verify_seconds" --json "$out/verify-tiny.json"
     mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py)
     # Warnings are no errors here: the host's packages are of versions that nobody chose.
     part tests "${obstacle[gpu]}" \
@@ -243,7 +244,7 @@ session() {
     # Without a GPU, what is rehearsed is the refusal of the builder that is there.
     part engines "$why" bash "$self" --engines "${products:- tensorrt-rtx}" "${bundles[@]}"
     part verify-full "$(without_bundle "$full")" \
-        "$python" sem_clip.py verify "$full" --json "$out/verify-full.json"
+        "$python" sem_clip.py verify "$full" --time "$verify_seconds" --json "$out/verify-full.json"
     local measure=("$python" -m benchmarks.gpu "$full" --arch "$arch" --random-weights --latency-seconds 5)
     part benchmark "$(without_bundle "$full")" \
         "${measure[@]}" --no-compile --batch 1,8,32,64,128 --rounds 5 --out "$out/benchmark"

@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.gpu_facts import packages_missing
-from runtime.host import find_gpu
+from benchmarks.gpu_facts import obstacles_here, packages_missing
+from runtime.host import Gpu, find_gpu
 from runtime.packages import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"
@@ -87,7 +87,7 @@ def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path,
     out = tmp_path / "out"
     bundles = ("--tiny", toy_bundle, "--full", toy_bundle, "--arch", "toy")
     parts = "facts,verify-tiny,tests,engines,verify-full,benchmark"
-    done = session("--rehearse", *bundles, "--only", parts, "--work", tmp_path / "work", out)
+    done = session("--rehearse", *bundles, "--only", parts, "--work", tmp_path / "work", out, VERIFY_SECONDS="2")
     found = outcomes(out)
     assert list(found) == parts.split(",")
     assert found["facts"][:2] == ("passed", "0")
@@ -258,3 +258,24 @@ def test_packages_that_a_host_lacks_are_named() -> None:
     found = packages_missing({"project": project | {"optional-dependencies": extras}})
     assert found == [f"numpy>=999, here is {np.__version__}", "surely-not-there>=1"]
     assert packages_missing(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [("8.9", ""), ("9.0", "tensorrt-rtx builds for no GPU of compute capability 9.0")],
+)
+def test_what_a_gpu_has_no_engine_for_is_said(capability: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    card = Gpu("Some GPU", capability, "13.0", 1 << 34, "0000:01:00.0")
+    monkeypatch.setattr("runtime.host.find_gpu", lambda: (card, ""))
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    found = obstacles_here()
+    assert (found["project"], found["gpu"], found["tensorrt-rtx"]) == ("", "", expected)
+    assert found["tensorrt"].startswith("tensorrt is not installed")
+
+
+def test_a_host_that_cannot_import_the_project_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "benchmarks.gpu", None)
+    found = obstacles_here()
+    assert len(set(found.values())) == 1
+    assert found["gpu"].startswith("this project cannot be imported here")
