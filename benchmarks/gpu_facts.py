@@ -45,9 +45,9 @@ def obstacles_here() -> dict[str, str]:
 
     gpu, why = find_gpu()
     found = {"project": "", "gpu": "" if gpu is not None else why}
-    for name, reason in (("cuda", _cuda), ("tensorrt", _tensorrt), ("tensorrt-rtx", _tensorrt)):
+    for name, obstacle in (("cuda", _cuda), ("tensorrt", _tensorrt), ("tensorrt-rtx", _tensorrt)):
         # Without a GPU there is nothing to look for, and nothing is loaded.
-        found[name] = why if gpu is None else reason(name, gpu.compute_capability)
+        found[name] = why if gpu is None else obstacle(name, gpu.compute_capability)
     return found
 
 
