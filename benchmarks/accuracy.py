@@ -138,7 +138,9 @@ class Accuracy:
         add_frame_arguments(parser)
         parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
         parser.add_argument(
-            "--ablations", action="store_true", help=f"also judge {', '.join((*ABLATIONS, *ENCODED_ABLATIONS))}"
+            "--ablations",
+            action="store_true",
+            help=f"also judge {', '.join((*ABLATIONS, LAST_LEVEL, *ENCODED_ABLATIONS))}",
         )
         add_comparison_arguments(parser)
         parser.add_argument(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import pickle
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,8 +233,13 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as exc:  # torch's own words advise to run the code
+        raise CheckpointError(
+            f"{path} cannot be read as safetensors or as a plain state dict: it is damaged, or holds more than tensors "
+            "(a pickle with code or objects), which is not loaded: save its state dict as safetensors"
+        ) from exc
     except Exception as exc:
-        what = str(exc).strip().split("\n", 1)[0]
+        what = str(exc).strip().split("\n", 1)[0] or f"it ends early ({type(exc).__name__})"
         raise CheckpointError(f"{path} cannot be read as safetensors or as a plain state dict: {what}") from exc
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +163,7 @@ class Teach:
         from .graph import SemClipGraph
         from .progress import Stages
         from .support_cache import open_cache
-        from .teach import teach_recipe
+        from .teach import METHODS, smoothing_px, teach_recipe
 
         if bundle_of_recipe(args.out) is not None:
             raise OutputExistsError(f"{args.out} is a bundle's own recipe, which the bundle would miss: choose another")
@@ -188,6 +190,13 @@ class Teach:
                 f"these weights ({model.origin}, SHA-256 {model.sha256[:16]}) are not those of {args.bundle} "
                 f"({manifest.encoder.weights}, {manifest.encoder.checkpoint_sha256[:16]}): give the bundle's own with "
                 "--arch and --weights"
+            )
+        own = smoothing_px(manifest.encoder, METHODS[args.method][1])
+        if not math.isclose(own, manifest.smoothing_px):
+            print(
+                f"note: {args.bundle} smooths its maps by {manifest.smoothing_px:g} px, --method {args.method} by "
+                f"{own:g}; a recipe cannot change that: `sem-clip build --method {args.method}` does",
+                file=sys.stderr,
             )
         recipe = teach_recipe(model, graph, request, stages, cache)
         manifest.encoder.check(recipe, where=str(args.out))

@@ -121,10 +121,13 @@ class SupportCache:
 def open_cache(named: str | None) -> SupportCache | None:
     """The cache that `--support-cache` names: a folder, "none", or None for the user's cache folder.
 
-    Raises ExportError where a named folder cannot be written to. The user's own is a warning then, and no cache.
+    Raises ExportError for an empty name, and where a named folder cannot be written to. The user's own is a warning
+    then, and no cache.
     """
-    if named == NO_CACHE:
+    if named is not None and named.lower() == NO_CACHE:
         return None
+    if named == "":  # an unset variable of a shell, which would fill the current folder
+        raise ExportError(f'--support-cache is empty: name a folder, or write "{NO_CACHE}"')
     if named is not None:
         return SupportCache(Path(named))
     folder = default_folder()

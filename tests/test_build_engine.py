@@ -391,6 +391,24 @@ def test_teach_makes_another_recipe_for_other_classes_and_another_text_bar(
         assert set(result.probabilities) == {"good", "pin-hole"}
 
 
+def test_teach_says_where_the_bundle_smooths_otherwise_than_the_method(
+    dual_bundle: Path,
+    toy_frames: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    recipe = load_bundle(dual_bundle)[1]
+    monkeypatch.setattr(teach, "teach_recipe", lambda *_: recipe)
+    arguments = ["--data", toy_frames, "--shots", 2, "--out", tmp_path / "r.safetensors"]
+    status, stderr = sem_clip(capsys, "teach", dual_bundle, *arguments, "--method", "paper")
+    assert status == 0
+    assert "smooths its maps by 1.6 px, --method paper by 1.06667" in stderr
+    status, stderr = sem_clip(capsys, "teach", dual_bundle, *arguments, "--force")
+    assert status == 0
+    assert "smooths its maps" not in stderr
+
+
 @pytest.fixture
 def never_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
     def fit(*_: object) -> None:

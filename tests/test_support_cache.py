@@ -343,7 +343,9 @@ def test_the_default_lies_in_the_users_cache_folder(tmp_path: Path, monkeypatch:
 
 
 def test_none_is_no_cache() -> None:
-    assert open_cache("none") is None
+    assert open_cache("none") is open_cache("NONE") is None
+    with pytest.raises(ExportError, match="--support-cache is empty"):
+        open_cache("")
 
 
 def test_a_folder_that_cannot_be_written_is_an_error_if_named_and_else_a_warning(
