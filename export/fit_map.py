@@ -8,7 +8,7 @@ by layers that were taught without the frame.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,19 +85,20 @@ def fit_transforms(
     weight, bias = _first_layers(features, bank, mean, std, generator, at_text=at_text)
     picks = usable[_balanced_picks(features.labels[usable], settings.steps * BATCH, generator)]
     loss = _loss(features, usable, masked, torch.tensor(bank.text_seg), grid, settings, (mean, std))
-    weight.requires_grad_()
-    bias.requires_grad_()
-    optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE * (TEXT_RATE if at_text else 1), fused=True)
+    # A parameter for each level: the gradient of a view of one for all would be put together anew at every step.
+    weights, biases = ([level.clone().requires_grad_() for level in both] for both in (weight, bias))
+    optimizer = torch.optim.Adam([*weights, *biases], lr=LEARNING_RATE * (TEXT_RATE if at_text else 1), fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
     for step in range(settings.steps):
         optimizer.zero_grad()
-        loss(picks[step * BATCH : (step + 1) * BATCH], weight, bias).backward()  # type: ignore[no-untyped-call]
+        loss(picks[step * BATCH : (step + 1) * BATCH], weights, biases).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if progress is not None:
             progress(step + 1, settings.steps)
     taught_by = "masks" if masked else "frame labels"
-    return Layers(*_for_raw_tokens(weight.detach(), bias.detach(), mean, std), taught_by, at_text)
+    weight, bias = torch.stack(weights).detach(), torch.stack(biases).detach()
+    return Layers(*_for_raw_tokens(weight, bias, mean, std), taught_by, at_text)
 
 
 def out_of_fold_maps(
@@ -189,8 +190,11 @@ def _loss(
     grid: tuple[int, int],
     settings: TeachSettings,
     statistics: tuple[Tensor, Tensor],
-) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """The loss of a step, as a function of the views [n], weight [m, D, C] and bias [m, C] for standardized tokens."""
+) -> Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]:
+    """The loss of a step, as a function of views [n] and every level's weight [D, C] and bias [C].
+
+    Both are for standardized tokens.
+    """
     mean, std = statistics
     rows, columns = features.targets.shape[1:]
     vertical = torch.tensor(upsampling_matrix(rows, grid[0], 0.0))
@@ -203,10 +207,10 @@ def _loss(
         standardized = torch.addcmul(shift[level], features.tokens[views, level].float(), scale[level])
         return heads.vanilla_logit(heads.cosines(heads.transform(standardized, weight, bias), text_seg), tau)
 
-    def loss_of(views: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        layers = enumerate(zip(weight.unbind(), bias.unbind(), strict=True))
+    def loss_of(views: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor]) -> Tensor:
+        layers = enumerate(zip(weights, biases, strict=True))
         logit = torch.stack([logit_of(level, views, *layer) for level, layer in layers])
-        logit = vertical @ logit.reshape(len(weight), -1, *grid) @ horizontal.T
+        logit = vertical @ logit.reshape(len(weights), -1, *grid) @ horizontal.T
         loss = _map_loss(logit, features.targets[views])
         if frame_weight:
             loss = loss + frame_weight * _frame_loss(FRAME_TAU / tau * logit, features.targets[views], good_weight)
@@ -232,10 +236,10 @@ def _patch_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [m, D] over all views and patches, in float64 and without a float copy of all."""
     total = torch.zeros((tokens.shape[1], tokens.shape[3]), dtype=torch.float64)
     squares = torch.zeros_like(total)
+    wide = torch.empty(tokens.shape[1:], dtype=torch.float64)  # one for all: fresh memory can cost more than the sums
     for view in tokens:
-        wide = view.double()
-        total += wide.sum(1)
-        squares += wide.square().sum(1)
+        total += wide.copy_(view).sum(1)
+        squares += wide.square_().sum(1)
     count = tokens.shape[0] * tokens.shape[2]
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
