@@ -6,15 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from export.artifacts.to_onnx import onnx_from_graph
 from export.bundle import describe_encoder, record_artifact, write_manifest
-from export.checkpoint import load_model
-from export.finetune import LAMBDA_V
-from export.fit_memory import SHARE_BESIDE_MASKS
-from export.graph import SemClipGraph
+from export.model.checkpoint import load_model
+from export.model.graph import SemClipGraph
 from export.teach import RECIPE_FILE, smoothing_px
-from export.teach_settings import TeachSettings
-from export.text_bank import anchor_bank
-from export.to_onnx import onnx_from_graph
+from export.teaching.fit_memory import SHARE_BESIDE_MASKS
+from export.teaching.fit_recipe import LAMBDA_V
+from export.teaching.settings import TeachSettings
+from export.teaching.text_bank import anchor_bank
 from export.versions import tool_versions
 from runtime.files import sha256_of
 from runtime.manifest import Manifest

@@ -15,7 +15,7 @@ from runtime.files import require_files, write_atomically
 from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
-    from benchmarks.suite import Settings, TorchOptions
+    from benchmarks.speed.suite import Settings, TorchOptions
 
 RESULT = "result.json"
 SECTION_NAMES = ("latency", "throughput", "split", "host", "memory", "growth", "roofline")
@@ -63,8 +63,8 @@ class Benchmark:
         drawing = args.out is not None and not args.no_charts
         _check_out(args, drawing)
         torch = _torch_options(args)
-        from benchmarks.report import markdown
-        from benchmarks.suite import measure
+        from benchmarks.speed.report import markdown
+        from benchmarks.speed.suite import measure
 
         with tempfile.TemporaryDirectory() as work:
             report = measure(args.bundle, Path(work), _settings(args), args.frames, torch)
@@ -72,7 +72,7 @@ class Benchmark:
         if args.out is not None:  # before anything is printed about it
             files = {"result.md": text.encode(), RESULT: json.dumps(report, indent=1, allow_nan=False).encode()}
             if drawing:
-                from benchmarks.charts import charts
+                from benchmarks.speed.charts import charts
 
                 files = {**charts(report), **files}
             for name, content in files.items():
@@ -82,7 +82,7 @@ class Benchmark:
 
 
 def _settings(args: argparse.Namespace) -> Settings:
-    from benchmarks.suite import QUICK, Settings
+    from benchmarks.speed.suite import QUICK, Settings
 
     chosen: dict[str, Any] = {
         "backends": tuple(name for names in args.backend or () for name in names),
@@ -98,7 +98,7 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 
 def _torch_options(args: argparse.Namespace) -> TorchOptions | None:
-    from benchmarks.suite import TorchOptions
+    from benchmarks.speed.suite import TorchOptions
 
     if args.arch is None:
         if args.weights is not None or args.random_weights:

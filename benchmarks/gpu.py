@@ -27,14 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.engines import EngineName, Skipped, Subject
-from benchmarks.frames import suitable_size, write_frames
-from benchmarks.latency import warm_latency
 from benchmarks.machine import describe_machine
-from benchmarks.report import table
-from benchmarks.roofline import count_flops
-from benchmarks.throughput import prepared_frames
-from benchmarks.timing import alternate, per_second, ratio
+from benchmarks.speed.engines import EngineName, Skipped, Subject
+from benchmarks.speed.frames import suitable_size, write_frames
+from benchmarks.speed.latency import warm_latency
+from benchmarks.speed.report import table
+from benchmarks.speed.roofline import count_flops
+from benchmarks.speed.throughput import prepared_frames
+from benchmarks.speed.timing import alternate, per_second, ratio
 from runtime.backends import Backend, open_backend
 from runtime.backends.cuda_device import CudaDevice
 from runtime.backends.ort import cuda_provider
@@ -49,7 +49,7 @@ from runtime.stream import stream
 from runtime.terminal import markdown_text, require_stdout
 
 if TYPE_CHECKING:
-    from benchmarks.torch_runs import Repeated
+    from benchmarks.speed.torch_runs import Repeated
 
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
@@ -318,8 +318,8 @@ def _torch(
     args: argparse.Namespace, subject: Subject, batches: Sequence[int], work: Path, skipped: list[Skipped]
 ) -> tuple[dict[str, Repeated], dict[str, float] | None, list[dict[str, Any]]]:
     """PyTorch's runners on the GPU, the peaks it measures there, and what the V path costs the CUDA provider."""
-    from benchmarks.torch_runs import gpu_matrix_peaks, gpu_torch_runs, half_graph
-    from benchmarks.trunk import export_trunks, value_path_cost
+    from benchmarks.speed.torch_runs import gpu_matrix_peaks, gpu_torch_runs, half_graph
+    from benchmarks.speed.trunk import export_trunks, value_path_cost
 
     frames = prepared_frames(subject, max(batches))
     half = half_graph(subject.manifest, args.arch, args.weights, frames)

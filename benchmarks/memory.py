@@ -1,4 +1,4 @@
-"""Peak memory, each figure from a process of its own (`benchmarks.child`).
+"""Peak memory, each figure from a process of its own (`benchmarks.speed.child`).
 
 `sem-clip benchmark` reports engines and streams of a bundle. Teaching has no bundle yet:
 
@@ -15,9 +15,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.child import run_child
-from benchmarks.engines import Subject
 from benchmarks.machine import describe_machine, peak_memory_mb
+from benchmarks.speed.child import run_child
+from benchmarks.speed.engines import Subject
 
 
 def engine_memory(subject: Subject, batch: int) -> list[dict[str, Any]]:
@@ -73,11 +73,11 @@ def stream_probe(bundle: str, frames: list[str], count: int) -> dict[str, float]
 def teach_probe(arch: str, data: str) -> dict[str, Any]:
     """In a child: teach a recipe of 10 shots with random weights."""
     from calibration.dataset import load_dataset
-    from export.checkpoint import load_model
-    from export.graph import SemClipGraph
+    from export.model.checkpoint import load_model
+    from export.model.graph import SemClipGraph
     from export.progress import Stages
-    from export.prompts import load_prompts
     from export.teach import TeachRequest, teach_recipe
+    from export.teaching.prompts import load_prompts
 
     model = load_model(arch, random_seed=0)
     stages = Stages()

@@ -24,9 +24,9 @@ from runtime.manifest import (
     read_manifest,
 )
 
-from .checkpoint import LoadedModel
 from .errors import OutputExistsError
-from .graph import SemClipGraph
+from .model.checkpoint import LoadedModel
+from .model.graph import SemClipGraph
 
 
 def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:

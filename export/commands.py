@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from calibration.dataset import Dataset
     from runtime.recipe import FrameOptions
 
-    from .checkpoint import LoadedModel
+    from .artifacts.to_engine import Builder
+    from .model.checkpoint import LoadedModel
     from .progress import Stages
     from .teach import TeachRequest
-    from .to_engine import Builder
 
 DEFAULT_ARCH = "sem_tiny"
 ENGINES = ("tensorrt", "tensorrt-rtx")
@@ -89,16 +89,10 @@ class Build:
         _need_torch()
         check_provider("cpu")  # which compares the graph with torch at the end
         from .bundle import describe_encoder, refuse_existing
-        from .graph import SemClipGraph
+        from .model.graph import SemClipGraph
         from .progress import Stages
-        from .support_cache import open_cache
-        from .teach import (
-            METHODS,
-            build_bundle,
-            parity_samples,
-            smoothing_px,
-            teach_recipe,
-        )
+        from .teach import METHODS, build_bundle, parity_samples, smoothing_px, teach_recipe
+        from .teaching.support_cache import open_cache
 
         refuse_existing(args.out, force=args.force)
         if args.engine and args.no_fp16:
@@ -160,10 +154,10 @@ class Teach:
         require_files([args.out], force=args.force)
         _need_torch()
         from .bundle import describe_encoder
-        from .graph import SemClipGraph
+        from .model.graph import SemClipGraph
         from .progress import Stages
-        from .support_cache import open_cache
         from .teach import METHODS, smoothing_px, teach_recipe
+        from .teaching.support_cache import open_cache
 
         if bundle_of_recipe(args.out) is not None:
             raise OutputExistsError(f"{args.out} is a bundle's own recipe, which the bundle would miss: choose another")
@@ -262,7 +256,7 @@ def _add_engine_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def _builder(args: argparse.Namespace, precision: str = "fp16") -> Builder:
-    from .to_engine import Builder, EngineTarget
+    from .artifacts.to_engine import Builder, EngineTarget
 
     return Builder.find(
         EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes, args.accumulate, precision)
@@ -270,7 +264,7 @@ def _builder(args: argparse.Namespace, precision: str = "fp16") -> Builder:
 
 
 def _add_engine(bundle: Path, builder: Builder, stages: Stages, *, force: bool = False) -> tuple[Artifact, bool]:
-    from .to_engine import add_engine
+    from .artifacts.to_engine import add_engine
 
     with stages.stage(f"build {builder.target.product} engine") as progress:
         return add_engine(bundle, builder, force=force, progress=progress)
@@ -358,9 +352,9 @@ def frame_options(args: argparse.Namespace) -> FrameOptions:
 def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachRequest:
     from calibration.dataset import say_left_out
 
-    from .checkpoint import require_one_source
-    from .prompts import load_prompts
+    from .model.checkpoint import require_one_source
     from .teach import METHODS, TeachRequest
+    from .teaching.prompts import load_prompts
 
     if args.seed < 0:
         raise ExportError("--seed must not be negative")
@@ -396,7 +390,7 @@ def _demo_frames(out: Path) -> Path:
 
 
 def _model(args: argparse.Namespace, image_size: tuple[int, int] | None) -> LoadedModel:
-    from .checkpoint import load_model
+    from .model.checkpoint import load_model
 
     seed = 0 if args.random_weights else None
     return load_model(

@@ -20,21 +20,29 @@ from runtime.golden import Golden
 from runtime.manifest import Artifact, Encoder, GoldenFile, Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
 
+from .artifacts.golden import golden_frames, make_golden, ordered_samples, pattern_frames
+from .artifacts.parity import (
+    MAX_FRAMES,
+    artifact_outputs,
+    measure_parity,
+    require_parity,
+    spread,
+    torch_outputs,
+    worst_layers,
+)
+from .artifacts.to_onnx import onnx_from_graph
 from .bundle import describe_encoder, record_artifact, refuse_existing, write_manifest, writing_bundle
-from .checkpoint import LoadedModel
-from .finetune import Lesson, fit_recipe
-from .golden import golden_frames, make_golden, ordered_samples, pattern_frames
-from .graph import SemClipGraph
-from .parity import MAX_FRAMES, artifact_outputs, measure_parity, require_parity, spread, torch_outputs, worst_layers
+from .model.checkpoint import LoadedModel
+from .model.graph import SemClipGraph
 from .progress import Stages
-from .prompts import Prompts
-from .support_cache import SupportCache
-from .supports import draw_supports
-from .teach_settings import TeachSettings
-from .text_bank import TextBank, build_text_bank
-from .to_onnx import onnx_from_graph
+from .teaching.fit_recipe import Lesson, fit_recipe
+from .teaching.prompts import Prompts
+from .teaching.settings import TeachSettings
+from .teaching.support_cache import SupportCache
+from .teaching.supports import draw_supports
+from .teaching.text_bank import TextBank, build_text_bank
+from .teaching.views import SupportFeatures, encode_supports
 from .versions import tool_versions
-from .views import SupportFeatures, encode_supports
 
 SMOOTHING_PX_AT_240 = 6.0
 """Wider than the 4 of the paper's relatives: on both data sets with masks it draws the better map at every K."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from places import SHARED
 
 from runtime.agreement import joined
 from runtime.backends import Backend, Outputs
@@ -23,7 +24,6 @@ from runtime.operating_point import OperatingPoint
 from runtime.recipe import MEMORY_ROWS, SCALARS, FrameOptions, Recipe
 
 CLASSES = ("good", "bridge", "hole")
-SHARED = Path(__file__).resolve().parents[2] / "shared"
 BEYOND_RUNTIME = {"export", "benchmarks", "torch", "onnx", "scipy", "matplotlib", "fake_gpu"}
 """Where torch is not installed, as under `make lowest`, a file of tests that imports one of these is left out, and a
 test whose fixture teaches is skipped: what is left is tests of the runtime and of calibration."""
@@ -262,8 +262,8 @@ def toy_bundle(toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def dual_bundle(toy_bundle: Path, toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The toy bundle with the V path in its graphs: its recipe gives that path half of the map."""
     from calibration.dataset import load_dataset
-    from export.checkpoint import load_model
-    from export.graph import SemClipGraph
+    from export.model.checkpoint import load_model
+    from export.model.graph import SemClipGraph
     from export.progress import Stages
     from export.teach import build_bundle, parity_samples
 

@@ -10,17 +10,18 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+from conftest import make_recipe
 from numpy.typing import NDArray
 
 from runtime.backends.base import OUTPUTS, graph_inputs, graph_outputs
 from runtime.backends.cuda_device import GpuError, OutOfDeviceMemory
 from runtime.manifest import Encoder
-from runtime.recipe import TENSORS
+from runtime.recipe import TENSORS, Recipe
 
 
 @dataclass(eq=False)
@@ -326,3 +327,13 @@ def fake_module(engine: Engine | None, says: str = "") -> Any:
         DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
         CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="whole graph"),
     )
+
+
+def recipe_of(classes: int, bias: float = 0.0) -> Recipe:
+    """Its head_bias, which the fake engine adds, tells it from others."""
+    recipe = make_recipe(("good", *(f"defect_{i}" for i in range(1, classes))))
+    return replace(recipe, tensors={**recipe.tensors, "head_bias": np.full(classes, bias, np.float32)})
+
+
+PROBABLE = recipe_of(3, 0.5 / 3)
+"""The fake engine answers probabilities by it, which sum to 1."""

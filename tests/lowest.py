@@ -10,9 +10,10 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from pathlib import Path
 
-PROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+from places import ROOT
+
+PROJECT = ROOT / "pyproject.toml"
 EXTRAS = ("cpu", "tiff")
 PYTEST = "pytest"
 

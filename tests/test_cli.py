@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 from PIL import Image
+from places import ROOT
 
 from runtime import FakeBackend, FrameError, Prediction, Predictor, SemClipError, cli
 from runtime import commands as commands_module
@@ -139,7 +140,7 @@ def test_inspect_checks_every_hash_and_lists_all_faults(fake_bundle: Path, capsy
 def test_the_program_runs_as_a_module(fake_bundle: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "runtime.cli", "inspect", str(fake_bundle)],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from conftest import make_encoder, make_recipe
 from PIL import Image
+from places import ROOT
 
 from runtime import FailedFrame, FrameError, Predictor, SemClipError
 from runtime.manifest import load_bundle
 
-ROOT = Path(__file__).resolve().parents[1]
 SAMPLES: dict[str, tuple[Any, ...]] = {
     "BundleError": ("bundle/", ["one fault", "another"]),
     "RecipeError": ("recipe.safetensors", "a fault"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.frames import suitable_size, write_frames
+from benchmarks.speed.frames import suitable_size, write_frames
 from runtime import Predictor
 from runtime.manifest import load_bundle
 

@@ -1,0 +1,1 @@
+"""Latency, throughput, memory: the sections of `sem-clip benchmark`, and what they share."""

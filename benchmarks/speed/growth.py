@@ -1,0 +1,127 @@
+"""How cost grows with threads, frame size and number of classes (with the batch: throughput.py)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.machine import usable_cores
+from benchmarks.speed.engines import Subject, open_engine, predict
+from benchmarks.speed.frames import write_frames
+from benchmarks.speed.throughput import prepared_frames
+from benchmarks.speed.timing import alternate, per_second
+from runtime.operating_point import OperatingPoint
+from runtime.pipeline import Pipeline, Setup
+from runtime.recipe import Recipe
+
+CLASSES = (2, 7, 16, 32, 64)
+FRAME_SIZES = ((240, 240), (480, 480), (960, 1280), (1536, 2048))
+_FRAMES_OF_A_SIZE = 4
+
+
+def over_threads(subject: Subject, batch: int, rounds: int) -> list[dict[str, Any]]:
+    """Frames/s of each engine with 1, 2, 4 ... threads up to all cores."""
+    cores = usable_cores()
+    counts = sorted({min(2**power, cores) for power in range(cores.bit_length() + 1)})
+    batch = min(batch, *(backend.max_batch for backend in subject.engines.values()))
+    frames = prepared_frames(subject, batch)
+    runs: dict[str, Callable[[], object]] = {}
+    with ExitStack() as stack:
+        for name in subject.engines:
+            for threads in counts:
+                backend = stack.enter_context(open_engine(name, subject.folder, subject.manifest, threads))
+                runs[f"{name} {threads}"] = partial(backend.run, frames, subject.recipe)
+        measured = alternate(runs, rounds)
+    return [
+        {
+            "engine": str(name),
+            "threads": threads,
+            "batch": batch,
+            "frames_per_second": per_second(batch, measured[f"{name} {threads}"]),
+            "times_one_thread": statistics.median(measured[f"{name} 1"])
+            / statistics.median(measured[f"{name} {threads}"]),
+        }
+        for name in subject.engines
+        for threads in counts
+    ]
+
+
+def over_frame_sizes(subject: Subject, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """What a PNG of each size costs: milliseconds to prepare, and frames/s of whole predictions.
+
+    Empty for a bundle with the resize in its graph, which takes one size only.
+    """
+    if subject.manifest.encoder.resizes_in_graph:
+        return []
+    setup = subject.setup
+    rows_cut = setup.options.ignore_top + setup.options.ignore_bottom
+    runs: dict[str, Callable[[], object]] = {}
+    sizes = [size for size in FRAME_SIZES if size[0] > rows_cut]
+    for height, width in sizes:
+        paths = write_frames(folder / f"{height}x{width}", _FRAMES_OF_A_SIZE, (height, width))
+        for name, backend in subject.engines.items():
+            pipeline = subject.pipeline(backend, len(paths))
+            runs[f"{height}x{width} prepare"] = partial(_prepare, pipeline, paths, setup)
+            runs[f"{height}x{width} {name}"] = partial(predict, pipeline, paths, setup)
+    measured = alternate(runs, rounds)
+    return [
+        {
+            "engine": str(name),
+            "frame_size": [height, width],
+            "prepare_ms": 1e3 * statistics.median(measured[f"{height}x{width} prepare"]) / _FRAMES_OF_A_SIZE,
+            "frames_per_second": per_second(_FRAMES_OF_A_SIZE, measured[f"{height}x{width} {name}"]),
+        }
+        for height, width in sizes
+        for name in subject.engines
+    ]
+
+
+def over_classes(subject: Subject, counts: Sequence[int], batch: int, rounds: int) -> list[dict[str, Any]]:
+    """Frames/s of each engine with recipes of 2 to 64 classes; no rebuild, so this is also the price of a swap."""
+    batch = min(batch, *(backend.max_batch for backend in subject.engines.values()))
+    frames = prepared_frames(subject, batch)
+    runs: dict[str, Callable[[], object]] = {}
+    for count in counts:
+        recipe = with_classes(subject.recipe, count)
+        for name, backend in subject.engines.items():
+            runs[f"{name} {count}"] = partial(backend.run, frames, recipe)
+    measured = alternate(runs, rounds)
+    return [
+        {
+            "engine": str(name),
+            "classes": count,
+            "batch": batch,
+            "frames_per_second": per_second(batch, measured[f"{name} {count}"]),
+        }
+        for name in subject.engines
+        for count in counts
+    ]
+
+
+def with_classes(recipe: Recipe, count: int) -> Recipe:
+    """The recipe with `count` classes and random class tensors: the same work per class, no meaning."""
+    rng = np.random.default_rng(count)
+    text = rng.standard_normal((count, recipe.tensors["text_cls"].shape[1])).astype(np.float32)
+    head = rng.standard_normal((count, recipe.tensors["head_weight"].shape[1])).astype(np.float32)
+    tensors = {
+        **recipe.tensors,
+        "text_cls": text / np.linalg.norm(text, axis=1, keepdims=True),
+        "head_weight": head,
+        "head_bias": np.zeros(count, np.float32),
+    }
+    names = ("good", *(f"class {k}" for k in range(1, count)))
+    point = recipe.operating_point
+    untaught = OperatingPoint.taught(names, point.defect_threshold, point.pixel_threshold)
+    return replace(recipe, classes=names, tensors=tensors, operating_point=untaught)
+
+
+def _prepare(pipeline: Pipeline, paths: Sequence[str], setup: Setup) -> None:
+    for path in paths:
+        pipeline.prepare(path, setup)

@@ -1,0 +1,1 @@
+"""What a bundle holds: ONNX files, their parity with torch, 8-bit forms, golden frames and engines."""

@@ -1,0 +1,242 @@
+"""`sem-clip quantize`: add an 8-bit artifact to a bundle, for CPUs or to build an engine from. Cheap to import."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime.backends import Outputs
+from runtime.backends.ort import check_provider
+from runtime.errors import FrameError
+from runtime.folders import find_frames
+from runtime.frames import prepare, read_frame
+from runtime.manifest import Artifact, Manifest, load_bundle
+from runtime.recipe import Recipe
+
+from ..errors import ExportError, OutputExistsError, ParityError
+
+if TYPE_CHECKING:
+    from .to_int8 import Int8Report
+
+FILES = {"cpu": "model.int8.onnx", "tensorrt": "model.int8-tensorrt.onnx"}
+"""By what runs it. TensorRT and TensorRT for RTX take engines that are built from theirs."""
+LEAST_FRAMES = 8
+MOST_PARITY_FRAMES = 128
+AGREEMENT = 0.97
+"""Share of frames whose labels must be those of fp32: of those it is fitted on, and of others. More of the first would
+leave products in fp32 for the sake of single frames between two classes."""
+CHANGE = 0.01
+"""What the features may change. At 0.02 one cell of eight on the two dev sets lost 0.8 points of accuracy."""
+
+
+class Quantize:
+    """Add an 8-bit ONNX artifact to a bundle."""
+
+    help = "Add an 8-bit artifact to a bundle, by ranges measured on real frames."
+    example = "sem-clip quantize bundle frames/ && sem-clip predict bundle frames/ --precision int8"
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the arguments."""
+        parser.add_argument("bundle", type=Path, help="bundle folder; it must hold model.onnx in fp32")
+        parser.add_argument("data", type=Path, help="folder of real frames, searched through; labels are not needed")
+        parser.add_argument(
+            "--for",
+            dest="runs_on",
+            choices=tuple(FILES),
+            default="cpu",
+            help="what will run it: cpu, or tensorrt, to build engines of both products from (default: cpu)",
+        )
+        parser.add_argument(
+            "--frames", type=int, default=48, help="how many of them to measure ranges and harm on (default: 48)"
+        )
+        parser.add_argument(
+            "--agreement",
+            type=float,
+            default=AGREEMENT,
+            help="share of frames whose label must be that of fp32: products of the encoder are left in fp32 until it "
+            f"is so on the frames above, and frames that took no part must prove it (default: {AGREEMENT})",
+        )
+        parser.add_argument(
+            "--change",
+            type=float,
+            default=CHANGE,
+            help="how much the features may change, as a share of their mean size; products are left in fp32 until "
+            f"they change no more, since labels are those of one recipe alone (default: {CHANGE})",
+        )
+        parser.add_argument("--force", action="store_true", help="replace an 8-bit artifact that is there")
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Quantize, compare with fp32 on other frames, write the bundle anew."""
+        if args.frames < LEAST_FRAMES:
+            raise ExportError(f"--frames is {args.frames}; ranges need at least {LEAST_FRAMES} frames")
+        if not 0.5 <= args.agreement <= 1:
+            raise ExportError(f"--agreement is {args.agreement:g}; it is a share in [0.5, 1]")
+        if not args.change > 0:
+            raise ExportError(f"--change is {args.change:g}; it is a share of the features' mean size, above 0")
+        check_provider("cpu")  # which measures, and runs both forms
+        manifest, _ = load_bundle(args.bundle)
+        there = _there(manifest, args.runs_on)
+        if there is not None and not args.force:
+            raise OutputExistsError(f"{args.bundle} holds {there.file}; add --force to replace it")
+        paths = _frame_files(args.data, args.frames)
+        added = add_int8(
+            args.bundle,
+            paths,
+            calibration_frames=args.frames,
+            agreement=args.agreement,
+            change=args.change,
+            runs_on=args.runs_on,
+        )
+        artifact = added.artifacts[-1]
+        parity: Any = artifact.parity
+        print(f"artifact  {artifact.file}, {artifact.bytes / 1e6:.1f} MB")
+        print(
+            f"          against fp32 on {parity['frames']} other frames: labels equal "
+            f"{parity['labels_equal']}/{parity['frames']}, mean change of probabilities "
+            f"{parity['mean_abs_probability']:.1e} (most: {parity['max_abs_probability']:.1e}), of the map "
+            f"{parity['mean_abs_defect_map']:.1e}, of the features {parity['feature_change']:.1%}"
+        )
+        left = parity["left_out"]
+        print(f"          {len(left)} of {len(parity['harm'])} products left in {parity['others']}")
+        for name in left:
+            print(f"            {name}")
+        if args.runs_on == "cpu":
+            print(f"next      sem-clip predict {args.bundle} PATH --precision int8")
+        else:
+            print(f"next      sem-clip build-engine {args.bundle} --engine tensorrt-rtx --precision int8")
+        return 0
+
+
+def add_int8(
+    bundle: Path,
+    paths: Sequence[Path],
+    *,
+    calibration_frames: int,
+    agreement: float = AGREEMENT,
+    change: float = CHANGE,
+    runs_on: str = "cpu",
+) -> Manifest:
+    """Quantize the bundle's fp32 artifact on some of `paths` and prove it on the others; returns the new manifest.
+
+    agreement: share of the labels, on either, that must be those of fp32. runs_on: one of FILES; for "tensorrt" what
+    was found on the fp32 graph is done to the fp16 one. The bundle is changed as a whole, or stays as it was.
+    Raises BundleError, FrameError, ExportError, ParityError.
+    """
+    from ..bundle import changing_bundle, record_artifact, with_artifact, write_manifest
+    from ..progress import Stages
+    from ..versions import tool_versions
+    from .parity import artifact_outputs
+    from .to_int8 import CPU, TENSORRT, feature_change, int8_from_onnx
+
+    stages = Stages()
+    with changing_bundle(bundle) as (folder, manifest):
+        needed = {"cpu": ("fp32",), "tensorrt": ("fp32", "fp16")}[runs_on]
+        held = _held(bundle, manifest, needed)
+        source, file = held["fp32"], FILES[runs_on]
+        _, recipe = load_bundle(bundle)
+        old = _there(manifest, runs_on)
+        with stages.stage("read frames"):
+            frames = _read(paths, manifest, recipe)
+        fitted, proof = _split(frames, calibration_frames)
+        with stages.stage("quantize") as progress:
+            report = int8_from_onnx(
+                bundle / source.file,
+                fitted,
+                recipe,
+                folder / file,
+                agreement=agreement,
+                change=change,
+                scheme=CPU if runs_on == "cpu" else TENSORRT,
+                half=None if runs_on == "cpu" else bundle / held["fp16"].file,
+                progress=progress,
+            )
+        artifact = replace(record_artifact(folder, file, "int8", dict(report.operators)), target=_target(runs_on))
+        with stages.stage("compare with fp32"):
+            reference = artifact_outputs(bundle, source, manifest.encoder, proof, recipe)
+            outputs = artifact_outputs(folder, artifact, manifest.encoder, proof, recipe)
+        parity = {
+            **_parity(reference, outputs, report, source.file, len(fitted)),
+            "feature_change": feature_change(reference.features, outputs.features),
+            "others": needed[-1],
+        }
+        if parity["labels_equal"] < agreement * len(proof):
+            raise ParityError(
+                f"the 8-bit form gives the label of fp32 on {parity['labels_equal']} of {len(proof)} frames it was not "
+                f"fitted on, less than --agreement {agreement:g}: lower --change, or give more --frames; nothing was "
+                "written"
+            )
+        changed = with_artifact(manifest, replace(artifact, parity=parity), instead_of=old)
+        write_manifest(folder, replace(changed, tools={**manifest.tools, **tool_versions()}))
+    return load_bundle(bundle)[0]
+
+
+def _held(bundle: Path, manifest: Manifest, needed: Sequence[str]) -> dict[str, Artifact]:
+    """The ONNX artifacts that are not for one engine alone, by precision. Raises ExportError if a needed one lacks."""
+    held = {a.precision: a for a in manifest.artifacts if a.kind == "onnx" and not a.target}
+    missing = [precision for precision in needed if precision not in held]
+    if missing:
+        raise ExportError(f"{bundle} holds no {' and no '.join(missing)} ONNX artifact to quantize; build it again")
+    return held
+
+
+def _target(runs_on: str) -> dict[str, str]:
+    return {} if runs_on == "cpu" else {"engine": runs_on}
+
+
+def _there(manifest: Manifest, runs_on: str) -> Artifact | None:
+    """The 8-bit artifact that a new one takes the place of."""
+    wanted = ("onnx", "int8", _target(runs_on))
+    return next((a for a in manifest.artifacts if (a.kind, a.precision, dict(a.target)) == wanted), None)
+
+
+def _frame_files(data: Path, wanted: int) -> list[Path]:
+    """Frames of a folder, as `predict` would take them, evenly spread if there are more than needed."""
+    if not data.is_dir():
+        raise ExportError(f"{data} is not a folder of frames")
+    found = find_frames([str(data)])
+    least = 2 * LEAST_FRAMES
+    if len(found) < least:
+        raise ExportError(f"{data} holds {len(found)} frames; at least {least} are needed, half of them for the proof")
+    count = min(len(found), wanted + MOST_PARITY_FRAMES)
+    return [Path(found[i]) for i in np.linspace(0, len(found) - 1, count).round().astype(int)]
+
+
+def _read(paths: Sequence[Path], manifest: Manifest, recipe: Recipe) -> NDArray[np.uint8]:
+    frames = [
+        prepare(read_frame(path, recipe.frame, str(path)), manifest.encoder, recipe.frame, str(path)) for path in paths
+    ]
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise FrameError(str(paths[0]), "and the other frames are of several sizes")
+    return np.stack(frames)
+
+
+def _split(frames: NDArray[np.uint8], wanted: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Frames to measure on, evenly spread, and the others; no less than half are the others."""
+    count = min(wanted, len(frames) // 2)
+    chosen = np.zeros(len(frames), bool)
+    chosen[np.linspace(0, len(frames) - 1, count).round().astype(int)] = True
+    return frames[chosen], frames[~chosen]
+
+
+def _parity(reference: Outputs, outputs: Outputs, report: Int8Report, source: str, fitted: int) -> dict[str, Any]:
+    probabilities = np.abs(outputs.probabilities - reference.probabilities)
+    maps = np.abs(outputs.defect_map - reference.defect_map)
+    equal = outputs.probabilities.argmax(1) == reference.probabilities.argmax(1)
+    return {
+        "frames": len(equal),
+        "frame_source": f"frames that took no part in quantizing; ranges are from {fitted} others",
+        "reference": f"{source} on the same engine",
+        "labels_equal": int(equal.sum()),
+        "max_abs_probability": float(probabilities.max()),
+        "mean_abs_probability": float(probabilities.max(1).mean()),
+        "max_abs_defect_map": float(maps.max()),
+        "mean_abs_defect_map": float(maps.mean()),
+        "left_out": list(report.left_out),
+        "harm": {name: round(value, 6) for name, value in report.harm.items()},
+    }

@@ -1,0 +1,306 @@
+"""Support views: a few variations of every support frame, encoded once; teaching then never sees a pixel."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from importlib.metadata import version
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+from torch import Tensor
+
+from calibration.dataset import Sample
+from runtime.frames import cut_rows, prepare
+from runtime.manifest import Encoder
+from runtime.recipe import FrameOptions
+
+from ..model import heads
+from ..model.graph import SemClipGraph
+from .support_cache import Layout, SupportCache
+
+LOSS_CELLS_PER_PATCH = 4
+"""The loss grid is this much finer than the patches, or defects of a few pixels would vanish in the average."""
+DEFECT_SHARE = 0.25
+"""A cell of the loss grid counts as defect from this covered share on."""
+VIEWS_VERSION = 1
+"""Of what is kept of a support's views. Raise it with every change to how they are drawn, encoded or given targets."""
+_ENCODE_BATCH = 8
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class SupportFeatures:
+    """Frozen features of V views.
+
+    tokens: float16 [V, m, P, D], the patches of every level. cls: float32 [V, m D], z_C of eq. 20.
+    value: float32 [V, m, P], the V path's logits (eq. 15) at tau_v = 1; nothing in them is taught.
+    targets: float32 [V, rows, columns] on the loss grid, 1 where defect; NaN throughout where the truth is unknown.
+    labels: int64 [V]. plain: bool [V], the unchanged view of each support. group: int64 [V], views of one origin.
+    """
+
+    tokens: Tensor
+    cls: Tensor
+    value: Tensor
+    targets: Tensor
+    labels: Tensor
+    plain: Tensor
+    group: Tensor
+
+    def last_level(self) -> SupportFeatures:
+        """Those of the last level alone, as an encoder gives them that has no other."""
+        width = self.tokens.shape[3]
+        return replace(self, tokens=self.tokens[:, -1:], cls=self.cls[:, -width:], value=self.value[:, -1:])
+
+    def part(self, views: Tensor) -> SupportFeatures:
+        """Only the views for which `views` (bool [V]) is true."""
+        return SupportFeatures(*(getattr(self, field.name)[views] for field in fields(self)))
+
+
+@dataclass(frozen=True, slots=True)
+class _Support:
+    """A support as the graph reads it. cover: the defect's share of every pixel, None where the truth is unknown.
+
+    frame: uint8 and cover: float32 in [0, 1], both [input height, input width].
+    """
+
+    frame: NDArray[np.uint8]
+    cover: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Views:
+    """What the encoder gives for the V views of one support. None of it depends on text, so it outlives new prompts.
+
+    tokens: float16 [V, m, P, D] and cls: float32 [V, m D], as in SupportFeatures.
+    value: float16 [V, m, P, C], the V path's patches in the text space, each of unit length: eq. 15 reads directions.
+    text_cls: float32 [V, m, C], the class token of every level in the text space.
+    targets: float32 [V, rows, columns], as in SupportFeatures.
+    """
+
+    tokens: Tensor
+    cls: Tensor
+    value: Tensor
+    text_cls: Tensor
+    targets: Tensor
+
+    @staticmethod
+    def layout(encoder: Encoder, views: int) -> Layout:
+        """Shape and dtype of every field."""
+        levels, patches = len(encoder.levels), encoder.grid[0] * encoder.grid[1]
+        return {
+            "tokens": ((views, levels, patches, encoder.width), torch.float16),
+            "cls": ((views, levels * encoder.width), torch.float32),
+            "value": ((views, levels, patches, encoder.text_dim), torch.float16),
+            "text_cls": ((views, levels, encoder.text_dim), torch.float32),
+            "targets": ((views, *_loss_grid(encoder.grid)), torch.float32),
+        }
+
+    def value_logits(self, text_seg: Tensor, redundancy: str) -> Tensor:
+        """Eq. 15 at tau_v = 1: float32 [V, m, P]."""
+        one = torch.tensor(1.0)
+        levels = zip(self.value.unbind(1), self.text_cls.unbind(1), strict=True)
+        return torch.stack([heads.value_logit(v, c, text_seg, one, redundancy) for v, c in levels], dim=1)
+
+
+def encode_supports(
+    graph: SemClipGraph,
+    encoder: Encoder,
+    supports: Sequence[Sample],
+    classes: Sequence[str],
+    text_seg: Tensor,
+    options: FrameOptions,
+    *,
+    views: int,
+    seed: int,
+    cache: SupportCache | None = None,
+    progress: Progress | None = None,
+) -> SupportFeatures:
+    """Encode `views` variations of every support, the first one unchanged. Raises FrameError, DatasetError.
+
+    The variations of a support depend on `seed` and on its own pixels, not on its place among the others; and it is
+    encoded by itself. So its features are the same in every draw, and `cache` may keep them.
+    """
+    prepared = [_prepare(sample, encoder, options) for sample in supports]  # all: faults before hours of encoding
+    total, levels, patches = len(supports) * views, len(encoder.levels), encoder.grid[0] * encoder.grid[1]
+    tokens = torch.empty((total, levels, patches, encoder.width), dtype=torch.float16)
+    cls = torch.empty((total, levels * encoder.width))
+    value = torch.empty((total, levels, patches))
+    targets = torch.empty((total, *_loss_grid(encoder.grid)))
+    for number, support in enumerate(prepared):
+        rows = slice(number * views, (number + 1) * views)
+        found = _kept_or_encoded(graph, encoder, support, views, seed, cache)
+        tokens[rows], cls[rows], targets[rows] = found.tokens, found.cls, found.targets
+        value[rows] = found.value_logits(text_seg, graph.redundancy)
+        del found  # before the next one is read: they are larger than what is taken of them
+        if progress is not None:
+            progress(rows.stop, total)
+    labels = torch.tensor([classes.index(sample.label) for sample in supports]).repeat_interleave(views)
+    plain = torch.arange(total) % views == 0
+    names = sorted({sample.group for sample in supports})
+    group = torch.tensor([names.index(sample.group) for sample in supports]).repeat_interleave(views)
+    return SupportFeatures(tokens, cls, value, targets, labels, plain, group)
+
+
+def _kept_or_encoded(
+    graph: SemClipGraph,
+    encoder: Encoder,
+    support: _Support,
+    views: int,
+    seed: int,
+    cache: SupportCache | None,
+) -> _Views:
+    """The views of one support from the cache, or encoded and kept there."""
+    if cache is None:
+        return _encode(graph, support, views, seed)
+    key = _cache_key(graph, encoder, support, views, seed)
+    kept = cache.read(key, _Views.layout(encoder, views))
+    if kept is not None:
+        return _Views(**kept)
+    encoded = _encode(graph, support, views, seed)
+    cache.write(key, {field.name: getattr(encoded, field.name) for field in fields(encoded)})
+    return encoded
+
+
+def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: int, seed: int) -> str:
+    """SHA-256, in hexadecimal, of everything that the views of a support and their features depend on.
+
+    File, mask, frame options and resizing count by the pixels that they lead to.
+    """
+    about = {
+        "views_version": VIEWS_VERSION,
+        "encoder": encoder.id,  # weights, architecture and levels
+        "image_size": encoder.image_size,
+        "input_size": encoder.input_size,
+        "dtype": str(graph.encoder.compute_dtype),
+        "views": views,
+        "seed": seed,
+        "has_truth": support.cover is not None,
+        # Pillow and NumPy draw the views, torch and open_clip encode them; another version of one may round otherwise.
+        "tools": {name: version(name) for name in ("numpy", "pillow", "torch", "open_clip_torch")},
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digest.update(np.ascontiguousarray(support.frame).data)
+    if support.cover is not None:
+        digest.update(np.ascontiguousarray(support.cover).data)
+    return digest.hexdigest()
+
+
+def _encode(graph: SemClipGraph, support: _Support, views: int, seed: int) -> _Views:
+    """Draw the views of one support and encode them, _ENCODE_BATCH at a time."""
+    frames, targets = _draw_views(support, graph.encoder.grid, views, seed)
+    parts: list[tuple[Tensor, ...]] = []
+    with torch.inference_mode():
+        for start in range(0, views, _ENCODE_BATCH):
+            levels = graph.encode(torch.from_numpy(np.stack(frames[start : start + _ENCODE_BATCH])))
+            parts.append(
+                (
+                    torch.stack([z[:, 1:].half() for z in levels.tokens], dim=1),
+                    torch.cat([heads.unit(z[:, 0]) for z in levels.tokens], dim=-1),
+                    torch.stack([heads.unit(v).half() for v in levels.value], dim=1),
+                    torch.stack([c.float() for c in levels.cls], dim=1),
+                )
+            )
+    tokens, cls, value, text_cls = (torch.cat(part) for part in zip(*parts, strict=True))
+    return _Views(tokens, cls, value, text_cls, torch.from_numpy(np.stack(targets)))
+
+
+def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The mask's covered share of each cell of a [height, width] grid, float32 in [0, 1].
+
+    A pixel counts in the cell that its centre is in, so none is lost where the sizes do not divide.
+    """
+    image = Image.fromarray(np.asarray(mask, dtype=np.float32))
+    return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
+
+
+def load_views(
+    encoder: Encoder, supports: Sequence[Sample], options: FrameOptions, views: int, seed: int
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """`views` variations of every support, the first one unchanged, with their targets on the loss grid.
+
+    Raises FrameError, DatasetError.
+    """
+    frames, targets = [], []
+    for sample in supports:
+        drawn, truths = _draw_views(_prepare(sample, encoder, options), encoder.grid, views, seed)
+        frames += drawn
+        targets += truths
+    return frames, targets
+
+
+def _prepare(sample: Sample, encoder: Encoder, options: FrameOptions) -> _Support:
+    pixels = sample.read(options)
+    mask = sample.read_mask((pixels.shape[0], pixels.shape[1]))
+    frame = prepare(pixels, encoder, options, str(sample.path))
+    if mask is None:
+        return _Support(frame, None)
+    return _Support(frame, area_average(cut_rows(mask, options, str(sample.mask)), encoder.input_size))
+
+
+def _draw_views(
+    support: _Support, grid: tuple[int, int], views: int, seed: int
+) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
+    """`views` frames, the first one unchanged, and their targets; random by `seed` and the frame's own pixels."""
+    frame, cover = support.frame, support.cover
+    content = hashlib.sha256(np.ascontiguousarray(frame).data).digest()
+    rng = np.random.default_rng([seed, int.from_bytes(content, "big")])
+    drawn = [(frame, cover), *(vary(frame, cover, rng) for _ in range(1, views))]
+    return [changed for changed, _ in drawn], [_target(changed_cover, grid) for _, changed_cover in drawn]
+
+
+def _loss_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    return grid[0] * LOSS_CELLS_PER_PATCH, grid[1] * LOSS_CELLS_PER_PATCH
+
+
+def _target(cover: NDArray[np.float32] | None, grid: tuple[int, int]) -> NDArray[np.float32]:
+    """The loss grid's truth from the covered share of every pixel."""
+    size = _loss_grid(grid)
+    if cover is None:
+        return np.full(size, np.nan, np.float32)
+    cells = area_average(cover, size)
+    peak = float(cells.max())
+    # A defect thinner than a quarter of a cell would teach that its frame is clean; its fullest cells stand for it.
+    share = min(DEFECT_SHARE, peak / 2) if peak > 0 else DEFECT_SHARE
+    return (cells >= share).astype(np.float32)
+
+
+def vary(
+    frame: NDArray[np.uint8], cover: NDArray[np.float32] | None, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
+    """Another view: flips, transpose and a mild crop for both; dose, contrast and focus for the frame alone."""
+    image = Image.fromarray(frame)
+    truth = None if cover is None else Image.fromarray(cover)
+    flips = [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE]
+    for flip, wanted in zip(flips, rng.random(3) < 0.5, strict=True):
+        if wanted and (flip is not Image.Transpose.TRANSPOSE or image.width == image.height):
+            image = image.transpose(flip)
+            truth = None if truth is None else truth.transpose(flip)
+    box = _crop_box(image.width, image.height, rng)
+    whole = truth
+    if truth is not None:
+        truth = truth.resize(truth.size, Image.Resampling.BOX, box=box)
+    lost_defect = (
+        truth is not None and whole is not None and np.any(np.asarray(whole)) and not np.any(np.asarray(truth) > 0.05)
+    )
+    if lost_defect:
+        truth = whole  # the crop would cut the defect away while the label still names it
+    else:
+        image = image.resize(image.size, Image.Resampling.BICUBIC, box=box)
+    if rng.random() < 0.3:
+        image = image.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.0) * image.height / 240))
+    gain, offset = rng.uniform(0.85, 1.15), rng.uniform(-16, 16)
+    grey = np.asarray(image, dtype=np.float32)
+    grey = np.clip(np.rint((grey - grey.mean()) * gain + grey.mean() + offset), 0, 255)
+    return grey.astype(np.uint8), None if truth is None else np.array(truth, dtype=np.float32)
+
+
+def _crop_box(width: int, height: int, rng: np.random.Generator) -> tuple[float, float, float, float]:
+    share = rng.uniform(0.88, 1.0)
+    left, top = rng.uniform(0, 1 - share, 2)
+    return left * width, top * height, (left + share) * width, (top + share) * height

@@ -1,0 +1,161 @@
+"""What only a GPU can show: `pytest -m gpu`. Skipped, with the reason, where there is none.
+
+Each backend that can run here is tested; which ones those are stands in the output of `sem-clip inspect`.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from calibration.dataset import load_dataset
+from runtime import Predictor
+from runtime.backends import Backend, obstacles, open_backend
+from runtime.errors import BackendUnavailable
+from runtime.frames import prepare
+from runtime.host import find_gpu
+from runtime.manifest import load_bundle
+from runtime.recipe import FrameOptions, Recipe
+
+GPU, WHY = find_gpu()
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPU is None, reason=f"needs a GPU: {WHY}")]
+
+NAMES = ("cuda", "tensorrt", "tensorrt-rtx")
+CALLS = 10_000
+GROWTH_MB = 16.0
+TOLERANCE = 1e-2
+
+
+@pytest.fixture(scope="module")
+def bundle(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy bundle with an engine of each product that is installed and builds for the GPU here."""
+    import shutil
+
+    from export.artifacts.to_engine import Builder, EngineTarget, add_engine
+    from export.errors import ExportError
+
+    folder = Path(shutil.copytree(toy_bundle, tmp_path_factory.mktemp("gpu") / "bundle"))
+    for product in ("tensorrt", "tensorrt-rtx"):
+        try:
+            add_engine(folder, Builder.find(EngineTarget(product, batch=(1, 8, 16))))
+        except ExportError as exc:
+            print(f"no {product} engine: {exc}")
+    return folder
+
+
+@pytest.fixture(params=NAMES)
+def backend(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Backend]:
+    manifest, _ = load_bundle(bundle)
+    why = obstacles(bundle, manifest)[request.param]
+    if why:
+        pytest.skip(why)
+    try:
+        opened = open_backend(request.param, bundle, manifest)
+    except BackendUnavailable as exc:
+        pytest.skip(str(exc))
+    with opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def recipe(bundle: Path) -> Recipe:
+    return load_bundle(bundle)[1]
+
+
+@pytest.fixture(scope="module")
+def frames(bundle: Path, toy_frames: Path) -> NDArray[np.uint8]:
+    manifest, options = load_bundle(bundle)[0], FrameOptions()
+    samples = load_dataset(toy_frames).samples
+    return np.stack([prepare(s.read(options), manifest.encoder, options, str(s.path)) for s in samples])
+
+
+def other(recipe: Recipe) -> Recipe:
+    """A recipe that gives other answers, with the classes in another order."""
+    order = [0, *range(len(recipe.classes) - 1, 0, -1)]
+    swapped = {name: recipe.tensors[name][order] for name in ("text_cls", "head_weight", "head_bias")}
+    return replace(recipe, tensors={**recipe.tensors, **swapped})
+
+
+def test_answers_agree_with_the_cpu(backend: Backend, bundle: Path, recipe: Recipe, frames: NDArray[np.uint8]) -> None:
+    with open_backend("cpu", bundle, load_bundle(bundle)[0]) as cpu:
+        for asked in (recipe, other(recipe)):
+            expected = cpu.run(frames, asked)
+            for count in (1, 3, len(frames)):
+                found = backend.run(frames[:count], asked)
+                np.testing.assert_allclose(found.probabilities, expected.probabilities[:count], atol=TOLERANCE)
+                np.testing.assert_allclose(found.defect_map, expected.defect_map[:count], atol=TOLERANCE)
+
+
+def test_ten_thousand_calls_leave_memory_as_it_was(backend: Backend, recipe: Recipe, frames: NDArray[np.uint8]) -> None:
+    from benchmarks.machine import resident_memory_mb
+    from runtime.backends.cuda_device import CudaDevice
+
+    device, second = CudaDevice(), other(recipe)
+    backend.warm_up(recipe)
+
+    def some(calls: int) -> tuple[float, float]:
+        for call in range(calls):
+            backend.run(frames[: 1 + call % 5], recipe if call % 100 else second)
+        gc.collect()
+        return device.memory()[0] / 1e6, resident_memory_mb()
+
+    free, resident = some(500)
+    free_after, resident_after = some(CALLS)
+    assert free - free_after < GROWTH_MB
+    assert resident_after - resident < GROWTH_MB
+
+
+def test_four_threads_and_recipes_that_change_under_them(
+    backend: Backend, recipe: Recipe, frames: NDArray[np.uint8]
+) -> None:
+    recipes = (recipe, other(recipe))
+    expected = [backend.run(frames, asked) for asked in recipes]
+
+    def work(seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        for _ in range(200):
+            which, count = int(rng.integers(2)), int(rng.integers(1, len(frames) + 1))
+            found = backend.run(frames[:count], recipes[which])
+            np.testing.assert_allclose(found.probabilities, expected[which].probabilities[:count], atol=TOLERANCE)
+
+    with ThreadPoolExecutor(4) as pool:
+        for future in [pool.submit(work, seed) for seed in range(4)]:
+            future.result()
+
+
+def test_a_stream_gives_the_answers_of_single_calls(backend: Backend, bundle: Path, toy_frames: Path) -> None:
+    paths = [str(sample.path) for sample in load_dataset(toy_frames).samples] * 3
+    with Predictor(bundle, backend=backend, batch_size=4) as predictor:
+        streamed = list(predictor.stream(paths))
+        assert [answer.path for answer in streamed] == paths
+        for path, answer in zip(paths[:5], streamed, strict=False):
+            alone = predictor(path)
+            assert answer.label == alone.label
+            assert answer.score == pytest.approx(alone.score, abs=TOLERANCE)
+
+
+def test_auto_takes_a_gpu(bundle: Path) -> None:
+    with Predictor(bundle) as predictor:
+        assert predictor.backend.name != "cpu", predictor.backend.why
+
+
+def test_opening_and_closing_gives_the_memory_back(bundle: Path, recipe: Recipe) -> None:
+    from runtime.backends.cuda_device import CudaDevice
+
+    manifest, device = load_bundle(bundle)[0], CudaDevice()
+    names = [name for name, why in obstacles(bundle, manifest).items() if not why and name != "cpu"]
+    free = []
+    for _ in range(4):
+        for name in names:
+            with open_backend(name, bundle, manifest) as opened:
+                opened.warm_up(recipe)
+        gc.collect()
+        free.append(device.memory()[0] / 1e6)
+    assert free[1] - free[-1] < GROWTH_MB

@@ -1,0 +1,70 @@
+"""The embedded encoder that ships: what the file is, and one small cell of the README's table, measured again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+import open_clip
+import pytest
+from places import ROOT
+from safetensors import safe_open
+
+from benchmarks.accuracy.protocol import METRICS, Accuracy
+from export.model.checkpoint import TRAINED_TOKENS, load_model
+from export.synthetic import CLASSES
+from export.teaching.prompts import load_prompts
+
+FOLDER = ROOT / "export/weights"
+MOST_BYTES = 20_000_000
+CELL = re.compile(r"^\| generated, 8 a class, one seed \| sem_tiny \| 1 \| \d+ \|(.+)\|$", re.MULTILINE)
+COMMAND = "python -m benchmarks.accuracy --generated 8 --arch sem_tiny --shots 1 --seeds 1"
+POINTS = 6.0
+"""Per cent by which another machine may differ: two of the cell's frames."""
+
+
+def test_the_file_is_small_and_half_precision() -> None:
+    file = FOLDER / "sem_tiny.safetensors"
+    assert file.stat().st_size <= MOST_BYTES
+    with safe_open(file, framework="numpy") as tensors:
+        types = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    assert types.pop(TRAINED_TOKENS) == "I32"
+    assert set(types.values()) == {"F16"}
+
+
+def test_it_is_what_sem_tiny_means_and_it_can_read() -> None:
+    model = load_model("sem_tiny")
+    assert model.trained
+    assert model.has_text
+    assert model.vocabulary is not None
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
+    prompts = load_prompts()
+    assert model.vocabulary == set(
+        tokenizer([p for name in CLASSES for p in prompts.for_class(name)]).flatten().tolist()
+    )
+    assert sum(p.numel() for p in model.clip.parameters()) == pytest.approx(9.85e6, rel=0.01)
+
+
+def test_the_log_tells_of_every_run_and_of_getting_better() -> None:
+    lines = [json.loads(line) for line in (FOLDER / "log.jsonl").read_text().splitlines()]
+    assert [line["run"] for line in lines] == sorted(line["run"] for line in lines)
+    for run in {line["run"] for line in lines}:
+        steps = [line["step"] for line in lines if line["run"] == run]
+        assert steps == sorted(set(steps))
+    assert lines[-1]["patch_auroc"] > lines[0]["patch_auroc"]
+    assert lines[-1]["accuracy"] > lines[0]["accuracy"]
+
+
+def test_a_cell_of_the_table_comes_out_again(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert COMMAND in readme
+    (stated,) = CELL.findall(readme)
+    parser = argparse.ArgumentParser()
+    command = Accuracy()
+    command.add_arguments(parser)
+    assert command.run(parser.parse_args([*COMMAND.split()[3:], "--out", str(tmp_path)])) == 0
+    (row,) = json.loads((tmp_path / "accuracy.json").read_text())["rows"]
+    found = [100 * row[name] for name in METRICS]
+    assert found == pytest.approx([float(value) for value in stated.split("|")], abs=POINTS)
