@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from calibration.dataset import Dataset
     from runtime.recipe import FrameOptions
 
-    from .artifacts.to_engine import Builder
+    from .artifacts.engine_target import Builder
     from .model.checkpoint import LoadedModel
     from .progress import Stages
     from .teach import TeachRequest
@@ -256,7 +256,7 @@ def _add_engine_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def _builder(args: argparse.Namespace, precision: str = "fp16") -> Builder:
-    from .artifacts.to_engine import Builder, EngineTarget
+    from .artifacts.engine_target import Builder, EngineTarget
 
     return Builder.find(
         EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes, args.accumulate, precision)

@@ -1,17 +1,20 @@
-"""What long work says while it runs: named stages with their seconds, and bars within them."""
+"""Progress of long work: named stages with their seconds, and bars within them."""
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from tqdm import tqdm
 
+Progress = Callable[[int, int], None]
+"""Called with the steps done and the steps in all."""
+
 
 class Stage:
-    """A stage that runs: call it with (done, total) to move its bar; `remark` ends its line."""
+    """A running stage: call it with (done, total) to move its bar; `remark` ends its line."""
 
     def __init__(self, name: str) -> None:
         self.remark = ""
@@ -27,12 +30,12 @@ class Stage:
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:
-        """Take the bar away."""
+        """Remove the bar."""
         self._bar.close()
 
 
 class Stages:
-    """Prints each stage as it begins and ends, to stderr. `seconds` holds how long each one took, by name."""
+    """Shows each stage on stderr while it runs and when it ends. seconds: how long each took, by name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}

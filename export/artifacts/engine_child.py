@@ -1,8 +1,8 @@
 """The process that builds an engine: `python -m export.artifacts.engine_child REQUEST.json`, started by `to_engine`.
 
-A builder that meets a graph it cannot take may end its process without an exception; so it gets one of its own. Imports
-nothing but the builder. stdout: one JSON object a line, {"step", "of"} while it builds, then {"done": ...} or
-{"error": ...}. stderr: the builder's own log.
+A separate process, because a builder may end its process when it cannot handle a graph. Imports nothing but the builder.
+stdout: one JSON object per line, {"step", "of"} while it builds, then {"done": ...} or {"error": ...}. stderr: the
+builder's log.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from typing import Any
 
 
 def main(request: dict[str, Any]) -> dict[str, Any]:
-    """Build the plan that `request` asks for; what was built, or {"error": ...}.
+    """Build the plan that `request` asks for; returns {"done": {"version", "layers"}} or {"error": ...}.
 
-    request: module ("tensorrt" or "tensorrt_rtx"), onnx and plan (paths), compute_capability ("SM89", or None where the
-    builder knows no other than the GPU of this machine), profile ({input: [min, opt, max]} shapes of the inputs with
-    dynamic sides), inputs and outputs ({name: [type, shape]}, -1 for a dynamic side) that the network must have.
+    request: module ("tensorrt" or "tensorrt_rtx"), onnx and plan (paths), compute_capability ("SM89", or None for the
+    GPU of this machine), profile ({input: [min, opt, max]} shapes of the inputs with dynamic sides), inputs and outputs
+    ({name: [type, shape]}, -1 for a dynamic side) that the network must have.
     """
     trt = importlib.import_module(request["module"])
     logger = _logger(trt)
@@ -32,21 +32,10 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     wrong = _differences(network, request)
     if wrong:
         return {"error": f"the network is not that of the bundle format: {'; '.join(wrong)}"}
-    config = builder.create_builder_config()
-    # A context then says what the shapes that are set need, and not what the largest would; TensorRT for RTX always
-    # does. And what a CUDA graph cannot hold is not built.
-    resize = getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
-    if resize is not None:
-        config.set_preview_feature(resize, True)
-    no_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
-    if no_allocation is not None:
-        config.set_flag(no_allocation)
-    if request["compute_capability"] is not None:
-        capability = getattr(trt.ComputeCapability, request["compute_capability"], None)
-        if capability is None:
-            return {"error": f"it offers no {request['compute_capability']}, but {', '.join(_capabilities(trt))}"}
-        config.num_compute_capabilities = 1
-        config.set_compute_capability(capability, 0)
+    wanted = request["compute_capability"]
+    if wanted is not None and not hasattr(trt.ComputeCapability, wanted):
+        return {"error": f"it offers no {wanted}, but {', '.join(_capabilities(trt))}"}
+    config = _config(trt, builder, wanted)
     profile = builder.create_optimization_profile()
     for name, shapes in request["profile"].items():
         profile.set_shape(name, *map(tuple, shapes))
@@ -60,7 +49,25 @@ def main(request: dict[str, Any]) -> dict[str, Any]:
     return {"done": {"version": trt.__version__, "layers": network.num_layers}}
 
 
+def _config(trt: Any, builder: Any, compute_capability: str | None) -> Any:
+    """The builder's options. TensorRT lacks some of TensorRT for RTX, and the reverse."""
+    config = builder.create_builder_config()
+    # A context then reports the memory of the shapes that are set, not of the largest; TensorRT for RTX always does.
+    resize = getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+    if resize is not None:
+        config.set_preview_feature(resize, True)
+    # No kernels that a CUDA graph cannot hold.
+    no_allocation = getattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION", None)
+    if no_allocation is not None:
+        config.set_flag(no_allocation)
+    if compute_capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, compute_capability), 0)
+    return config
+
+
 def _differences(network: Any, request: dict[str, Any]) -> list[str]:
+    """Inputs and outputs of the network that are not those of the request, as lines for people."""
     found = {}
     for kind, count, get in (
         ("inputs", network.num_inputs, network.get_input),
@@ -94,7 +101,7 @@ def _logger(trt: Any) -> Any:
 
 def _monitor(trt: Any) -> Any:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
-        """Only the largest phase is counted; the many within it come and go."""
+        """Reports the steps of the largest phase only, not of the many short ones within it."""
 
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
@@ -108,7 +115,7 @@ def _monitor(trt: Any) -> Any:
 
         def step_complete(self, name: str, step: int) -> bool:
             if name == self.shown:
-                _say({"step": step + 1, "of": self.steps[name]})
+                _send({"step": step + 1, "of": self.steps[name]})
             return True
 
         def phase_finish(self, name: str) -> None:
@@ -117,9 +124,9 @@ def _monitor(trt: Any) -> Any:
     return Monitor()
 
 
-def _say(what: dict[str, Any]) -> None:
+def _send(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
 
 if __name__ == "__main__":
-    _say(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
+    _send(main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

@@ -1,4 +1,4 @@
-"""Parity: how far an exported artifact is from torch, on real frames, through the engine that will run it."""
+"""Parity: how far an exported artifact is from torch on real frames, run by the production engine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _BATCH = 8
 
 
 def torch_outputs(graph: SemClipGraph, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
-    """What torch answers in fp32: the reference. frames: uint8 [n, height, width]."""
+    """The reference: outputs of torch in fp32. frames: uint8 [n, height, width]."""
     tensors = [torch.tensor(recipe.tensors[name]) for name in TENSORS]
     with torch.inference_mode():
         parts = [graph(torch.from_numpy(frames[i : i + _BATCH]), *tensors) for i in range(0, len(frames), _BATCH)]
@@ -36,7 +36,7 @@ def torch_outputs(graph: SemClipGraph, frames: NDArray[np.uint8], recipe: Recipe
 def artifact_outputs(
     folder: Path, artifact: Artifact, encoder: Encoder, frames: NDArray[np.uint8], recipe: Recipe
 ) -> Outputs:
-    """What the artifact answers through the production backend."""
+    """Outputs of the artifact, run by the production backend. frames: uint8 [n, height, width]."""
     with OrtCpuBackend(folder, artifact, encoder) as backend:
         parts = [backend.run(frames[i : i + _BATCH], recipe) for i in range(0, len(frames), _BATCH)]
     return joined(parts)
@@ -45,8 +45,8 @@ def artifact_outputs(
 def measure_parity(reference: Outputs, outputs: Outputs, precision: str, source: str) -> dict[str, Any]:
     """The parity report of one artifact; `passed` says whether it is within tolerance.
 
-    Labels must be equal, except on frames where torch's own two best classes are within a tenth of the tolerance of
-    each other: those are ties, counted apart, or one toss of a coin in thousands of frames would fail an export.
+    Labels must be equal, except for ties: frames whose two best classes, by torch, are within a tenth of the tolerance.
+    Ties are counted apart; otherwise one such frame among thousands would fail an export.
     """
     tolerance = TOLERANCE[precision]
     difference = compare(reference, outputs, Limits.of(precision, tolerance))
@@ -70,10 +70,10 @@ def require_parity(
 ) -> None:
     """Raise ParityError, with the figures, if the report did not pass.
 
-    worst: gives lines on where it went wrong. remedy: what can be done about it.
+    worst: returns lines that name where the outputs diverge. remedy: what the user can do.
     """
     if not report["passed"]:
-        lines = [] if worst is None else ["", "where the two part:", *(f"  {line}" for line in worst())]
+        lines = [] if worst is None else ["", "where the outputs diverge:", *(f"  {line}" for line in worst())]
         raise ParityError(
             f"{file} does not agree with torch on {report['frames']} frames: probabilities differ by up to "
             f"{report['max_abs_probability']:.2e}, the map by up to {report['max_abs_defect_map']:.2e} "
@@ -84,10 +84,10 @@ def require_parity(
 
 
 def worst_layers(reference: Path, other: Path, frames: NDArray[np.uint8], count: int = 8) -> list[str]:
-    """The layer outputs of two ONNX files of one graph that differ the most, as lines for people.
+    """The layer outputs that differ most between two ONNX files of one graph, as lines for people.
 
-    Of a chain of outputs each of which carries on the fault of the one before, those come first at which the relative
-    error grows the most. Outputs are matched by name; frames: uint8 [n, height, width], a few of them will do.
+    Layers pass their errors on, so those come first at which the relative error grows most. Outputs are matched by
+    name. frames: uint8 [n, height, width]; a few are enough.
     """
     left, right = _all_outputs(reference, frames), _all_outputs(other, frames)
     found: list[tuple[float, float, str]] = []
@@ -119,8 +119,8 @@ def _all_outputs(file: Path, frames: NDArray[np.uint8]) -> dict[str, tuple[str, 
     names = [name for name in operators if name in known or types.get(name) in floats]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in known)
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is an error is raised, too
-    # As written: a fusion would take the outputs away that are asked for.
+    options.log_severity_level = 4  # errors are raised anyway
+    # Unoptimized: fusions would remove outputs that are asked for.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     values = session.run(names, {"frames": frames})
@@ -128,13 +128,13 @@ def _all_outputs(file: Path, frames: NDArray[np.uint8]) -> dict[str, tuple[str, 
 
 
 def spread(items: Sequence[Any], count: int = MAX_FRAMES) -> list[Any]:
-    """At most `count` items, evenly spaced over the sequence, so that every class is among them."""
+    """At most `count` items, evenly spaced over the sequence."""
     if len(items) <= count:
         return list(items)
     return [items[i] for i in np.linspace(0, len(items) - 1, count).round().astype(int)]
 
 
 def _largest(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Largest absolute difference; NaN counts as infinite, or it would pass every test."""
+    """Largest absolute difference; NaN counts as infinite, since it would pass every comparison."""
     difference = np.abs(a.astype(np.float64) - b)
     return float(difference.max()) if np.isfinite(difference).all() else float("inf")

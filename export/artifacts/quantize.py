@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,17 +22,18 @@ from runtime.recipe import Recipe
 from ..errors import ExportError, OutputExistsError, ParityError
 
 if TYPE_CHECKING:
+    from ..progress import Progress
     from .to_int8 import Int8Report
 
 FILES = {"cpu": "model.int8.onnx", "tensorrt": "model.int8-tensorrt.onnx"}
-"""By what runs it. TensorRT and TensorRT for RTX take engines that are built from theirs."""
+"""File name by what runs it. Engines of TensorRT and TensorRT for RTX are built from theirs."""
 LEAST_FRAMES = 8
 MOST_PARITY_FRAMES = 128
 AGREEMENT = 0.97
-"""Share of frames whose labels must be those of fp32: of those it is fitted on, and of others. More of the first would
-leave products in fp32 for the sake of single frames between two classes."""
+"""Least share of frames whose label is that of fp32: of those it is fitted on, and of the others. More of the former
+would leave MatMuls in fp32 for the sake of single frames between two classes."""
 CHANGE = 0.01
-"""What the features may change. At 0.02 one cell of eight on the two dev sets lost 0.8 points of accuracy."""
+"""Largest feature drift. At 0.02 one cell of eight on the two dev sets lost 0.8 points of accuracy."""
 
 
 class Quantize:
@@ -103,7 +104,7 @@ class Quantize:
             f"{parity['mean_abs_defect_map']:.1e}, of the features {parity['feature_change']:.1%}"
         )
         left = parity["left_out"]
-        print(f"          {len(left)} of {len(parity['harm'])} products left in {parity['others']}")
+        print(f"          {len(left)} of {len(parity['harm'])} MatMuls left in {parity['others']}")
         for name in left:
             print(f"            {name}")
         if args.runs_on == "cpu":
@@ -124,65 +125,80 @@ def add_int8(
 ) -> Manifest:
     """Quantize the bundle's fp32 artifact on some of `paths` and prove it on the others; returns the new manifest.
 
-    agreement: share of the labels, on either, that must be those of fp32. runs_on: one of FILES; for "tensorrt" what
-    was found on the fp32 graph is done to the fp16 one. The bundle is changed as a whole, or stays as it was.
-    Raises BundleError, FrameError, ExportError, ParityError.
+    agreement: least share of frames, of either kind, whose label is that of fp32. change: largest feature drift.
+    runs_on: one of FILES; for "tensorrt" the fp16 graph is quantized the way that was found on the fp32 one.
+    The bundle is changed as a whole, or stays as it was. Raises BundleError, FrameError, ExportError, ParityError.
     """
     from ..bundle import changing_bundle, record_artifact, with_artifact, write_manifest
     from ..progress import Stages
     from ..versions import tool_versions
     from .parity import artifact_outputs
-    from .to_int8 import CPU, TENSORRT, feature_change, int8_from_onnx
 
     stages = Stages()
     with changing_bundle(bundle) as (folder, manifest):
-        needed = {"cpu": ("fp32",), "tensorrt": ("fp32", "fp16")}[runs_on]
-        held = _held(bundle, manifest, needed)
-        source, file = held["fp32"], FILES[runs_on]
+        sources = _sources(bundle, manifest, runs_on)
+        source, file = sources["fp32"], FILES[runs_on]
         _, recipe = load_bundle(bundle)
-        old = _there(manifest, runs_on)
         with stages.stage("read frames"):
             frames = _read(paths, manifest, recipe)
         fitted, proof = _split(frames, calibration_frames)
+        files = {precision: bundle / artifact.file for precision, artifact in sources.items()}
         with stages.stage("quantize") as progress:
-            report = int8_from_onnx(
-                bundle / source.file,
-                fitted,
-                recipe,
-                folder / file,
-                agreement=agreement,
-                change=change,
-                scheme=CPU if runs_on == "cpu" else TENSORRT,
-                half=None if runs_on == "cpu" else bundle / held["fp16"].file,
-                progress=progress,
-            )
+            report = _quantize(files, fitted, recipe, folder / file, agreement, change, progress)
         artifact = replace(record_artifact(folder, file, "int8", dict(report.operators)), target=_target(runs_on))
         with stages.stage("compare with fp32"):
             reference = artifact_outputs(bundle, source, manifest.encoder, proof, recipe)
             outputs = artifact_outputs(folder, artifact, manifest.encoder, proof, recipe)
-        parity = {
-            **_parity(reference, outputs, report, source.file, len(fitted)),
-            "feature_change": feature_change(reference.features, outputs.features),
-            "others": needed[-1],
-        }
-        if parity["labels_equal"] < agreement * len(proof):
-            raise ParityError(
-                f"the 8-bit form gives the label of fp32 on {parity['labels_equal']} of {len(proof)} frames it was not "
-                f"fitted on, less than --agreement {agreement:g}: lower --change, or give more --frames; nothing was "
-                "written"
-            )
-        changed = with_artifact(manifest, replace(artifact, parity=parity), instead_of=old)
+        parity = _parity(reference, outputs, report, source.file, len(fitted), list(sources)[-1])
+        _require_agreement(parity, agreement)
+        changed = with_artifact(manifest, replace(artifact, parity=parity), instead_of=_there(manifest, runs_on))
         write_manifest(folder, replace(changed, tools={**manifest.tools, **tool_versions()}))
     return load_bundle(bundle)[0]
 
 
-def _held(bundle: Path, manifest: Manifest, needed: Sequence[str]) -> dict[str, Artifact]:
-    """The ONNX artifacts that are not for one engine alone, by precision. Raises ExportError if a needed one lacks."""
+def _quantize(
+    files: Mapping[str, Path],
+    frames: NDArray[np.uint8],
+    recipe: Recipe,
+    out: Path,
+    agreement: float,
+    change: float,
+    progress: Progress,
+) -> Int8Report:
+    """Write `out`: for CPUs from the fp32 file, for TensorRT from the fp16 one if `files`, by precision, has it."""
+    from .to_int8 import CPU, TENSORRT, int8_from_onnx
+
+    return int8_from_onnx(
+        files["fp32"],
+        frames,
+        recipe,
+        out,
+        agreement=agreement,
+        max_drift=change,
+        scheme=TENSORRT if "fp16" in files else CPU,
+        half=files.get("fp16"),
+        progress=progress,
+    )
+
+
+def _require_agreement(parity: Mapping[str, Any], agreement: float) -> None:
+    """Raise ParityError if too few labels on the frames of the proof are those of fp32."""
+    if parity["labels_equal"] < agreement * parity["frames"]:
+        raise ParityError(
+            f"the 8-bit form gives the label of fp32 on {parity['labels_equal']} of {parity['frames']} frames it was "
+            f"not fitted on, less than --agreement {agreement:g}: lower --change, or give more --frames; nothing was "
+            "written"
+        )
+
+
+def _sources(bundle: Path, manifest: Manifest, runs_on: str) -> dict[str, Artifact]:
+    """The ONNX artifacts to quantize, by precision; the last one gives what is not 8-bit. Raises ExportError."""
     held = {a.precision: a for a in manifest.artifacts if a.kind == "onnx" and not a.target}
+    needed = {"cpu": ("fp32",), "tensorrt": ("fp32", "fp16")}[runs_on]
     missing = [precision for precision in needed if precision not in held]
     if missing:
         raise ExportError(f"{bundle} holds no {' and no '.join(missing)} ONNX artifact to quantize; build it again")
-    return held
+    return {precision: held[precision] for precision in needed}
 
 
 def _target(runs_on: str) -> dict[str, str]:
@@ -190,13 +206,13 @@ def _target(runs_on: str) -> dict[str, str]:
 
 
 def _there(manifest: Manifest, runs_on: str) -> Artifact | None:
-    """The 8-bit artifact that a new one takes the place of."""
+    """The 8-bit artifact that a new one replaces."""
     wanted = ("onnx", "int8", _target(runs_on))
     return next((a for a in manifest.artifacts if (a.kind, a.precision, dict(a.target)) == wanted), None)
 
 
 def _frame_files(data: Path, wanted: int) -> list[Path]:
-    """Frames of a folder, as `predict` would take them, evenly spread if there are more than needed."""
+    """Frames of a folder, as `predict` takes them, evenly spread if there are more than needed."""
     if not data.is_dir():
         raise ExportError(f"{data} is not a folder of frames")
     found = find_frames([str(data)])
@@ -217,14 +233,19 @@ def _read(paths: Sequence[Path], manifest: Manifest, recipe: Recipe) -> NDArray[
 
 
 def _split(frames: NDArray[np.uint8], wanted: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Frames to measure on, evenly spread, and the others; no less than half are the others."""
+    """Frames to measure on, evenly spread, and the others, which are at least half."""
     count = min(wanted, len(frames) // 2)
     chosen = np.zeros(len(frames), bool)
     chosen[np.linspace(0, len(frames) - 1, count).round().astype(int)] = True
     return frames[chosen], frames[~chosen]
 
 
-def _parity(reference: Outputs, outputs: Outputs, report: Int8Report, source: str, fitted: int) -> dict[str, Any]:
+def _parity(
+    reference: Outputs, outputs: Outputs, report: Int8Report, source: str, fitted: int, others: str
+) -> dict[str, Any]:
+    """The manifest's record of how near the 8-bit artifact is to fp32. others: precision of what is not 8-bit."""
+    from .to_int8 import feature_drift
+
     probabilities = np.abs(outputs.probabilities - reference.probabilities)
     maps = np.abs(outputs.defect_map - reference.defect_map)
     equal = outputs.probabilities.argmax(1) == reference.probabilities.argmax(1)
@@ -238,5 +259,7 @@ def _parity(reference: Outputs, outputs: Outputs, report: Int8Report, source: st
         "max_abs_defect_map": float(maps.max()),
         "mean_abs_defect_map": float(maps.mean()),
         "left_out": list(report.left_out),
-        "harm": {name: round(value, 6) for name, value in report.harm.items()},
+        "harm": {name: round(value, 6) for name, value in report.sensitivity.items()},
+        "feature_change": feature_drift(reference.features, outputs.features),
+        "others": others,
     }

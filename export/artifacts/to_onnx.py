@@ -16,13 +16,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
+from runtime.backends import OUTPUTS
 from runtime.recipe import TENSORS
 
 from ..errors import ExportError
 from ..model.graph import SemClipGraph
 
 OPSET = 23
-OUTPUTS = ("probabilities", "defect_map", "features")
 _CLASS_INPUTS = ("text_cls", "head_weight", "head_bias")
 
 
@@ -31,7 +31,7 @@ def onnx_from_graph(graph: SemClipGraph, recipe: Mapping[str, NDArray[np.float32
 
     Returns the operator census. Raises ExportError if the file does not have the signature of the bundle format.
     """
-    # Batch 2: an example batch of 1 would be burnt in as a constant, without an error.
+    # Batch 2: the exporter would silently make an example batch of 1 a constant.
     frames = torch.zeros((2, *graph.input_size), dtype=torch.uint8)
     batch, classes = torch.export.Dim("batch", min=1), torch.export.Dim("classes", min=2)
     dynamic = {name: {0: classes} if name in _CLASS_INPUTS else None for name in TENSORS}
@@ -58,7 +58,7 @@ def onnx_from_graph(graph: SemClipGraph, recipe: Mapping[str, NDArray[np.float32
 
 
 def _check_signature(model: onnx.ModelProto, graph: SemClipGraph) -> None:
-    """The exporter specializes shapes silently; a wrong one must not leave this machine."""
+    """Raise ExportError for a wrong signature: the exporter specializes shapes silently."""
     found = {value.name: _shape(value) for value in (*model.graph.input, *model.graph.output)}
     height, width = graph.input_size
     rows, columns = graph.encoder.grid
@@ -81,7 +81,7 @@ def _shape(value: onnx.ValueInfoProto) -> list[str | int]:
 
 
 def _strip_provenance(model: onnx.ModelProto) -> None:
-    """Drop the exporter's notes: they hold paths of this machine, and make equal models unequal bytes."""
+    """Drop the exporter's notes: they hold local paths, and would make equal models differ in bytes."""
     for node in model.graph.node:
         del node.metadata_props[:]
         node.doc_string = ""
@@ -93,7 +93,7 @@ def _strip_provenance(model: onnx.ModelProto) -> None:
 
 @contextlib.contextmanager
 def quiet_exporter() -> Iterator[None]:
-    """The exporter prints a diary and warns about its own internals."""
+    """Silence the exporter's progress text and warnings about its own internals."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -121,7 +121,7 @@ def test_failure_is_told_with_the_file_and_all_figures(reference: Outputs) -> No
         assert part in message
 
 
-def test_where_two_graphs_part_is_told_first(toy_bundle: Path, tmp_path: Path) -> None:
+def test_worst_layers_come_first_where_outputs_diverge(toy_bundle: Path, tmp_path: Path) -> None:
     model = onnx.load(toy_bundle / "model.onnx")
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in TENSORS}
     used = Counter(name for node in model.graph.node for name in node.input)
@@ -136,9 +136,9 @@ def test_where_two_graphs_part_is_told_first(toy_bundle: Path, tmp_path: Path) -
     assert lines[0].startswith(f"MatMul {node.output[0]} [")
     assert worst_layers(toy_bundle / "model.onnx", toy_bundle / "model.onnx", frames, 1)[0].endswith("error 0.0e+00")
     off = measure_parity(*(all_classes_at(x) for x in (0.0, 1.0)), "fp16", "")
-    with pytest.raises(ParityError, match=r"nothing was written\nwhere the two part:\n  MatMul "):
+    with pytest.raises(ParityError, match=r"nothing was written\nwhere the outputs diverge:\n  MatMul "):
         require_parity("model.fp16.onnx", off, lambda: lines)
-    with pytest.raises(ParityError, match=r"nothing was written; do without\nwhere the two part:"):
+    with pytest.raises(ParityError, match=r"nothing was written; do without\nwhere the outputs diverge:"):
         require_parity("model.fp16.onnx", off, lambda: lines, remedy="do without")
 
 

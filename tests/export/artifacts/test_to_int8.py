@@ -1,9 +1,11 @@
-"""to_int8.py and `sem-clip quantize`: exact balancing, ranges from frames, harm, and what a bundle gains."""
+"""8-bit export (matmuls, observe, to_int8) and `sem-clip quantize`."""
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +13,15 @@ import onnx
 import pytest
 from PIL import Image
 
-from export.artifacts import quantize, to_int8
-from export.artifacts.round_weights import Rounded, round_weight
+from export.artifacts import matmuls, observe, quantize, to_int8
+from export.artifacts.round_weights import round_weight
 from runtime import FrameError, Predictor, SemClipError
 from runtime.cli import main
 from runtime.manifest import load_bundle
 from runtime.recipe import TENSORS
 
 LOOSELY = ("--agreement", "0.5")
-"""Of a random encoder and a dozen frames, single labels turn with the arithmetic of the machine."""
+"""With a random encoder and a dozen frames, single labels depend on the rounding of the machine."""
 
 
 @pytest.fixture
@@ -46,125 +48,123 @@ def many_frames(toy_frames: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def test_products_are_those_of_the_encoder_alone(either_bundle: Path) -> None:
+def test_find_matmuls_returns_those_of_the_encoder_alone(either_bundle: Path) -> None:
     model = onnx.load(either_bundle / "model.onnx")
     value_path = load_bundle(either_bundle)[0].encoder.value_path
-    products = to_int8.find_products(model)
-    titles = [product.title for product in products]
+    found = matmuls.find_matmuls(model)
+    titles = [matmul.title for matmul in found]
     for layer in range(4):
         for part in ("attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj"):
             assert f"blocks.{layer}.{part}" in titles
     assert sorted(titles) == sorted({*titles})
-    assert len(titles) == 4 * 4 + value_path, "and the projection to the text space, which only the V path needs"
-    assert not {product.name for product in products} & {*TENSORS, to_int8.PATCH_WEIGHT}
-    for product in products:  # out_proj serves both paths, the projection both paths of every level
-        shared = {"out_proj": 1 + value_path, "proj": 8}.get(product.title.rsplit(".", 1)[1], 1)
-        assert len(product.nodes) == shared, product.title
+    assert len(titles) == 4 * 4 + value_path, "the projection to the text space is there for the V path only"
+    assert not {matmul.name for matmul in found} & {*TENSORS, matmuls.PATCH_WEIGHT}
+    for matmul in found:  # out_proj serves both paths, the projection both paths of every level
+        shared = {"out_proj": 1 + value_path, "proj": 8}.get(matmul.title.rsplit(".", 1)[1], 1)
+        assert len(matmul.nodes) == shared, matmul.title
 
 
-def test_balancing_changes_no_answer_and_evens_out_the_channels(either_bundle: Path, frames: np.ndarray) -> None:
+def test_balance_keeps_outputs_and_evens_out_channels(either_bundle: Path, frames: np.ndarray) -> None:
     recipe = load_bundle(either_bundle)[1]
     model = onnx.load(either_bundle / "model.onnx")
-    before = to_int8.run(model, frames, recipe)
-    products = to_int8.find_products(model)
-    maxima = to_int8._channel_maxima(model, products, frames)
-    to_int8.balance(model, products, maxima)
-    after = to_int8.run(model, frames, recipe)
+    before = observe.run(model, frames, recipe)
+    found = matmuls.find_matmuls(model)
+    maxima = observe.channel_maxima(model, found, frames)
+    matmuls.balance(model, found, maxima)
+    after = observe.run(model, frames, recipe)
     for name in ("probabilities", "defect_map", "features"):
         np.testing.assert_allclose(getattr(after, name), getattr(before, name), atol=2e-5)
-    evened = to_int8._channel_maxima(model, to_int8.find_products(model), frames)
+    evened = observe.channel_maxima(model, matmuls.find_matmuls(model), frames)
     spread = {name: np.median(peaks.max() / np.maximum(peaks, 1e-6)) for name, peaks in maxima.items()}
     assert np.mean([np.median(p.max() / np.maximum(p, 1e-6)) < spread[n] for n, p in evened.items()]) > 0.8
 
 
-def test_weights_are_stored_as_the_levels_that_were_chosen(toy_bundle: Path) -> None:
+def test_quantized_stores_weights_as_the_rounded_levels(toy_bundle: Path) -> None:
     model = onnx.load(toy_bundle / "model.onnx")
-    (product, *_) = to_int8.find_products(model)
-    rounded = round_weight(product.weight, np.eye(len(product.weight), dtype=np.float32), to_int8.CPU.weight_limit)
-    ranges = dict.fromkeys(_inputs(model, product), (-1.0, 1.0))
-    twin = to_int8.quantized(model, [product], {product.name: rounded}, ranges)
-    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in twin.graph.initializer}
-    levels, scale = constants[f"{product.name}_q"], constants[f"{product.name}_scale"]
+    (matmul, *_) = matmuls.find_matmuls(model)
+    rounded = round_weight(matmul.weight, np.eye(len(matmul.weight), dtype=np.float32), to_int8.CPU.weight_limit)
+    ranges = dict.fromkeys(_inputs(model, matmul), (-1.0, 1.0))
+    result = to_int8.quantized(model, [matmul], to_int8.Quantization({matmul.name: rounded}, ranges))
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in result.graph.initializer}
+    levels, scale = constants[f"{matmul.name}_q"], constants[f"{matmul.name}_scale"]
     assert levels.dtype == np.int8
     assert 2 * 255 * int(np.abs(levels).max()) < 2**15, "or CPUs without VNNI saturate"
-    assert (np.abs(levels * scale - product.weight) <= scale / 2 + 1e-7).all()
-    assert product.name not in constants
+    assert (np.abs(levels * scale - matmul.weight) <= scale / 2 + 1e-7).all()
+    assert matmul.name not in constants
 
 
-def test_moments_and_ranges_are_those_of_the_inputs(dual_bundle: Path, frames: np.ndarray) -> None:
-    """One product, whose input is made by hand."""
+def test_input_statistics_equal_those_of_the_observed_inputs(dual_bundle: Path, frames: np.ndarray) -> None:
+    """One MatMul weight with two nodes; its statistics are computed by hand."""
     model = onnx.load(dual_bundle / "model.onnx")
-    product = next(product for product in to_int8.find_products(model) if len(product.nodes) == 2)
-    ranges, moments = to_int8._input_statistics(model, [product], frames)
+    matmul = next(matmul for matmul in matmuls.find_matmuls(model) if len(matmul.nodes) == 2)
+    ranges, moments = observe.input_statistics(model, [matmul], frames)
     rows = [
-        values[name].reshape(-1, len(product.weight))
-        for name in _inputs(model, product)
-        for values in to_int8._observe(model, [name], frames)
+        values[name].reshape(-1, len(matmul.weight))
+        for name in _inputs(model, matmul)
+        for values in observe.observe(model, [name], frames)
     ]
     together = np.concatenate(rows)
-    np.testing.assert_allclose(moments[product.name], together.T @ together, rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(moments[matmul.name], together.T @ together, rtol=1e-3, atol=1e-3)
     assert min(low for low, _ in ranges.values()) == pytest.approx(min(0.0, together.min()))
     assert max(high for _, high in ranges.values()) == pytest.approx(together.max())
 
 
-def _inputs(model: onnx.ModelProto, product: to_int8.Product) -> list[str]:
-    return [node.input[0] for node in model.graph.node if node.name in product.nodes]
+def _inputs(model: onnx.ModelProto, matmul: matmuls.MatMul) -> list[str]:
+    return [node.input[0] for node in model.graph.node if node.name in matmul.nodes]
 
 
-def test_what_harms_most_per_work_is_left_out_first(
+def test_the_most_sensitive_matmul_per_cost_is_left_out_first(
     toy_bundle: Path, frames: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With one product ruined, that one is found by measurement and left in fp32."""
+    """A MatMul with ruined ranges has the largest sensitivity and stays in fp32."""
     recipe = load_bundle(toy_bundle)[1]
     ruined = "blocks.1.mlp.c_fc"
     real = to_int8.quantized
 
     def quantized(
-        model: onnx.ModelProto,
-        products: object,
-        weights: dict[str, Rounded],
-        ranges: dict[str, tuple[float, float]],
-        scheme: to_int8.Scheme,
+        model: onnx.ModelProto, found: Sequence[matmuls.MatMul], quantization: to_int8.Quantization
     ) -> onnx.ModelProto:
-        narrow = dict(ranges)
-        for product in products:  # type: ignore[attr-defined]
-            if product.title == ruined:
-                narrow.update(dict.fromkeys(_inputs(model, product), (0.0, 1e-3)))
-        return real(model, products, weights, narrow, scheme)  # type: ignore[arg-type]
+        narrow = dict(quantization.ranges)
+        for matmul in found:
+            if matmul.title == ruined:
+                narrow.update(dict.fromkeys(_inputs(model, matmul), (0.0, 1e-3)))
+        return real(model, found, replace(quantization, ranges=narrow))
 
     monkeypatch.setattr(to_int8, "quantized", quantized)
     report = to_int8.int8_from_onnx(
-        toy_bundle / "model.onnx", frames, recipe, tmp_path / "a.onnx", agreement=1.0, change=0.01
+        toy_bundle / "model.onnx", frames, recipe, tmp_path / "a.onnx", agreement=1.0, max_drift=0.01
     )
-    assert max(report.harm, key=report.harm.__getitem__) == ruined
+    assert max(report.sensitivity, key=report.sensitivity.__getitem__) == ruined
     if report.left_out:
         assert report.left_out[0] == ruined
-    assert set(report.quantized) | set(report.left_out) == set(report.harm)
+    assert set(report.quantized) | set(report.left_out) == set(report.sensitivity)
     assert report.labels_equal == 1.0
 
 
-def test_products_stay_in_fp32_until_the_features_change_little(
+def test_matmuls_stay_in_fp32_until_feature_drift_is_below_the_limit(
     toy_bundle: Path, frames: np.ndarray, tmp_path: Path
 ) -> None:
-    """Labels alone would not notice: those of the toy recipe hold in any case."""
+    """Label agreement alone is not enough: the labels of the toy recipe hold in any case."""
     recipe = load_bundle(toy_bundle)[1]
 
-    def report(change: float) -> to_int8.Int8Report:
-        file = tmp_path / f"{change}.onnx"
-        return to_int8.int8_from_onnx(toy_bundle / "model.onnx", frames, recipe, file, agreement=0.5, change=change)
+    def report(max_drift: float) -> to_int8.Int8Report:
+        file = tmp_path / f"{max_drift}.onnx"
+        return to_int8.int8_from_onnx(
+            toy_bundle / "model.onnx", frames, recipe, file, agreement=0.5, max_drift=max_drift
+        )
 
     everything = report(1.0)
     assert everything.left_out == ()
-    asked = 0.6 * everything.feature_change
+    asked = 0.6 * everything.feature_drift
     some = report(asked)
     assert some.left_out
     assert some.quantized
-    assert some.feature_change <= asked
+    assert some.feature_drift <= asked
     outputs = [
-        to_int8.run(onnx.load(file), frames, recipe) for file in (toy_bundle / "model.onnx", tmp_path / f"{asked}.onnx")
+        observe.run(onnx.load(file), frames, recipe) for file in (toy_bundle / "model.onnx", tmp_path / f"{asked}.onnx")
     ]
-    found = to_int8.feature_change(outputs[0].features, outputs[1].features)
-    assert found == pytest.approx(some.feature_change, rel=1e-3)
+    found = to_int8.feature_drift(outputs[0].features, outputs[1].features)
+    assert found == pytest.approx(some.feature_drift, rel=1e-3)
 
 
 def test_quantize_adds_an_artifact_and_leaves_the_others_alone(
@@ -196,7 +196,7 @@ def test_quantize_adds_an_artifact_and_leaves_the_others_alone(
             np.testing.assert_allclose(a.features, c.features, atol=1e-6)  # whatever the batch
 
 
-def test_quantize_for_tensorrt_knows_no_zero_points_and_keeps_the_rest_in_fp16(
+def test_quantize_for_tensorrt_uses_no_zero_points_and_keeps_the_rest_in_fp16(
     bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["quantize", str(bundle), str(many_frames), "--frames", "8", "--for", "tensorrt", *LOOSELY]) == 0
@@ -223,9 +223,9 @@ def test_quantize_for_tensorrt_knows_no_zero_points_and_keeps_the_rest_in_fp16(
         Predictor(bundle, precision="int8")
 
 
-def test_a_half_of_another_encoder_is_refused(dual_bundle: Path, frames: np.ndarray, tmp_path: Path) -> None:
+def test_an_fp16_file_of_another_encoder_is_refused(dual_bundle: Path, frames: np.ndarray, tmp_path: Path) -> None:
     model = onnx.load(dual_bundle / "model.fp16.onnx")
-    twice = next(product for product in to_int8.find_products(model) if len(product.nodes) == 2)
+    twice = next(matmul for matmul in matmuls.find_matmuls(model) if len(matmul.nodes) == 2)
     model.graph.initializer.append(onnx.numpy_helper.from_array(twice.weight, "another"))
     next(node for node in model.graph.node if node.name == twice.nodes[1]).input[1] = "another"
     onnx.save(model, tmp_path / "other.onnx")
@@ -236,7 +236,7 @@ def test_a_half_of_another_encoder_is_refused(dual_bundle: Path, frames: np.ndar
             load_bundle(dual_bundle)[1],
             tmp_path / "out.onnx",
             agreement=0.97,
-            change=0.01,
+            max_drift=0.01,
             scheme=to_int8.TENSORRT,
             half=tmp_path / "other.onnx",
         )
@@ -266,7 +266,7 @@ def test_quantizing_again_needs_force(bundle: Path, many_frames: Path, capsys: p
         (["damaged"], "is not a readable"),
     ],
 )
-def test_bad_input_is_one_message_and_the_bundle_stays(
+def test_bad_input_gives_one_message_and_leaves_the_bundle_unchanged(
     bundle: Path, many_frames: Path, capsys: pytest.CaptureFixture[str], options: list[str], says: str
 ) -> None:
     if options == ["few"]:
@@ -286,7 +286,7 @@ def test_bad_input_is_one_message_and_the_bundle_stays(
     assert [path.name for path in bundle.parent.iterdir() if path.name.startswith(".")] == []
 
 
-def test_labels_that_do_not_hold_on_other_frames_fail(
+def test_low_label_agreement_on_other_frames_fails(
     bundle: Path, many_frames: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measure = quantize._parity
@@ -311,12 +311,12 @@ def test_a_file_of_another_kind_is_refused(toy_bundle: Path, frames: np.ndarray,
             load_bundle(toy_bundle)[1],
             tmp_path / "out.onnx",
             agreement=0.97,
-            change=0.01,
+            max_drift=0.01,
         )
     assert not (tmp_path / "out.onnx").exists()
 
 
-def test_frames_to_measure_on_are_those_that_predict_would_take(many_frames: Path) -> None:
+def test_frame_files_are_those_that_predict_takes(many_frames: Path) -> None:
     whole = sorted(many_frames.iterdir())
     for name in (".snapshot/00.png", "ground_truth/00_mask.png", "00_mask.png"):
         (many_frames / name).parent.mkdir(exist_ok=True)

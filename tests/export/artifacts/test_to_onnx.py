@@ -16,11 +16,12 @@ from onnx import numpy_helper
 from PIL import Image
 from places import ROOT
 
-from export.artifacts.to_onnx import OPSET, OUTPUTS, _check_signature, onnx_from_graph
+from export.artifacts.to_onnx import OPSET, _check_signature, onnx_from_graph
 from export.errors import ExportError
 from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
 from runtime import Predictor
+from runtime.backends import OUTPUTS
 from runtime.frames import prepare
 from runtime.manifest import load_bundle
 from runtime.recipe import TENSORS, FrameOptions, Recipe
