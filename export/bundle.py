@@ -1,4 +1,4 @@
-"""Writing bundles: new ones, and artifacts into those that exist (how: runtime.changing)."""
+"""Writing new bundles, and adding artifacts to existing ones (by `runtime.changing`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
         "std": model.std,
         "features": features,
     }
-    if model.config.get("quick_gelu"):  # only where it is: ids of all other encoders stay what they were
+    if model.config.get("quick_gelu"):  # added later: ids of all other encoders stay the same
         identity["quick_gelu"] = True
     return Encoder(
         id=hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest(),
@@ -69,7 +69,7 @@ def describe_encoder(model: LoadedModel, graph: SemClipGraph) -> Encoder:
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
-    """Raise OutputExistsError if something is at `path` and may not be replaced, PredictorError if no folder can be."""
+    """Raise OutputExistsError if `path` exists and may not be replaced, PredictorError if its parent is no folder."""
     require_folder(path.parent)
     if path.is_symlink() or (path.exists() and not path.is_dir()):
         raise OutputExistsError(f"{path} exists and is not a folder; choose another --out")
@@ -84,9 +84,9 @@ def refuse_existing(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def writing_bundle(target: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to write a whole bundle into; it becomes that of `target` when the block ends well.
+    """A folder to write a whole bundle into; its files move to `target` when the block ends without an error.
 
-    End with `write_manifest`. Until then `target` is as it was; files that its old manifest does not name stay. Raises
+    End with `write_manifest`. Until then `target` is unchanged; files that its old manifest does not name stay. Raises
     OutputExistsError, BundleError.
     """
     made = not target.exists()
@@ -101,28 +101,27 @@ def writing_bundle(target: Path, *, force: bool) -> Iterator[Path]:
             put_in_place(target, folder, read_manifest(folder), instead_of=before)
     except BaseException:
         if made:
-            with suppress(OSError):  # it holds something by now
+            with suppress(OSError):  # not empty by now
                 target.rmdir()
         raise
 
 
 def record_artifact(folder: Path, file: str, precision: str, operators: dict[str, int]) -> Artifact:
-    """The manifest's record of an ONNX file in `folder`; parity is added once it was measured."""
+    """The manifest's record of an ONNX file in `folder`; parity is added once it is measured."""
     path = folder / file
     return Artifact(file, "onnx", precision, sha256_of(path), path.stat().st_size, operators, {}, {})
 
 
 @contextmanager
 def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
-    """A folder for new artifacts of a bundle, and its manifest; they are added to it when the block ends well.
+    """A folder for new artifacts of a bundle, and its manifest; both are added when the block ends without an error.
 
-    Nobody else changes the bundle meanwhile. Write new files into the folder, under the names that the new manifest
-    gives them, and end with `write_manifest`. The files that are there already lie in `bundle`; they are never written
-    over: a new file whose name is taken gets another, which the manifest then says. Raises BundleError; then the
-    bundle stays as it was.
+    The bundle is locked meanwhile. Write new files into the folder, under the names that the new manifest gives them,
+    and end with `write_manifest`. Existing files are never overwritten: a new file whose name is taken gets another
+    name, which the manifest then holds. Raises BundleError; the bundle is then unchanged.
     """
-    bundle = bundle.resolve()  # where the name is a link, the folder is meant
-    load_bundle(bundle)  # before a lock is left in a folder that is no bundle
+    bundle = bundle.resolve()  # follow a link
+    load_bundle(bundle)  # so that no lock is left in a folder that is no bundle
     with changing(bundle) as folder:
         manifest, _ = load_bundle(bundle)
         yield folder, manifest
@@ -131,11 +130,11 @@ def changing_bundle(bundle: Path) -> Iterator[tuple[Path, Manifest]]:
 
 
 def with_artifact(manifest: Manifest, artifact: Artifact, *, instead_of: Artifact | None = None) -> Manifest:
-    """The manifest with an artifact added at its end, in place of the one that did the same before, if there is one."""
+    """The manifest with an artifact added at its end, and without `instead_of`."""
     others = tuple(other for other in manifest.artifacts if other != instead_of)
     return replace(manifest, artifacts=(*others, artifact))
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write manifest.json into a folder that is still being made."""
+    """Write manifest.json into the folder of a bundle in the making."""
     (folder / FILE_NAME).write_text(manifest.to_json(), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Errors of teaching and exporting. Each message says what, where and what to do.
+"""Errors of teaching and exporting. Each message names what is wrong, where, and what to do.
 
 SemClipError
 └── ExportError
     ├── CheckpointError   an architecture or weights that cannot be found, read or used
     ├── PromptError       a prompt file that cannot be read, or lacks a class
     ├── ParityError       an artifact that disagrees with torch by more than its tolerance
-    └── OutputExistsError something is where the result should go
+    └── OutputExistsError something exists where the result should go
 """
 
 from __future__ import annotations
@@ -30,4 +30,4 @@ class ParityError(ExportError):
 
 
 class OutputExistsError(ExportError):
-    """Nothing is overwritten without being asked."""
+    """The output exists, and --force was not given."""

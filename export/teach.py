@@ -1,4 +1,4 @@
-"""Teaching and building as plain functions: what the scripts and commands call."""
+"""Teaching a recipe and building a bundle, as plain functions that the commands call."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from calibration.dataset import Dataset, Sample
+from runtime.backends import Outputs
 from runtime.files import sha256_of
 from runtime.frames import prepare
 from runtime.golden import FILE_NAME as GOLDEN_FILE
-from runtime.golden import Golden
 from runtime.manifest import Artifact, Encoder, GoldenFile, Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
 
@@ -45,14 +46,15 @@ from .teaching.views import SupportFeatures, encode_supports
 from .versions import tool_versions
 
 SMOOTHING_PX_AT_240 = 6.0
-"""Wider than the 4 of the paper's relatives: on both data sets with masks it draws the better map at every K."""
+"""Wider than the 4 of related methods: on both data sets with masks it gives the better map at every K."""
 PAPER_SMOOTHING_PX_AT_240 = 4.0
-"""That of the paper's relatives (WinCLIP, CLIP-AD, PromptAD); the paper names none."""
+"""As in WinCLIP, CLIP-AD and PromptAD; the paper names none."""
 METHODS = {
     "default": (TeachSettings(), SMOOTHING_PX_AT_240),
     "paper": (TeachSettings.paper(), PAPER_SMOOTHING_PX_AT_240),
 }
-"""How to teach and how many pixels the map is smoothed at 240, by the name that commands take."""
+"""By the name that commands take: the settings, and the smoothing of the map in pixels at an image height of 240."""
+Frames = NDArray[np.uint8]
 RECIPE_FILE = "recipe.safetensors"
 ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 
@@ -61,8 +63,8 @@ ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 class TeachRequest:
     """What to teach: `shots` frames of every class of `dataset`, drawn with `seed` (from `allowed` only, if given).
 
-    views: variations of each support that are encoded, the first one unaugmented.
-    smoothing_px: of the map, in pixels of the encoder's image, as the bundle has it. None: `smoothing_px` decides.
+    views: how many variations of each support are encoded, the first one unaugmented.
+    smoothing_px: of the map, in pixels of the encoder's image, as the bundle has it. None: as `smoothing_px` gives.
     """
 
     dataset: Dataset
@@ -83,7 +85,7 @@ def smoothing_px(encoder: Encoder, at_240: float = SMOOTHING_PX_AT_240) -> float
 
 @dataclass(frozen=True, slots=True)
 class EncodedSupports:
-    """What teaching needs once the supports are encoded: they are fitted on as often as one likes."""
+    """All that fitting needs, once the supports are encoded; any number of recipes can be fitted on it."""
 
     request: TeachRequest
     supports: tuple[Sample, ...]
@@ -109,7 +111,7 @@ def encode_request(
     stages: Stages,
     cache: SupportCache | None = None,
 ) -> EncodedSupports:
-    """Draw the supports of a request and encode their views, or take them from `cache` where they are kept.
+    """Draw the supports of a request and encode their views, or read them from `cache`.
 
     Raises DatasetError, FrameError, PromptError.
     """
@@ -139,7 +141,7 @@ def encode_request(
 def fit_supports(
     encoded: EncodedSupports, encoder: Encoder, stages: Stages, settings: TeachSettings | None = None
 ) -> Recipe:
-    """Fit a recipe, with the request's settings or with others."""
+    """Fit a recipe, with the request's settings or with `settings`."""
     request, dataset = encoded.request, encoded.request.dataset
     smoothing = smoothing_px(encoder) if request.smoothing_px is None else request.smoothing_px
     lesson = Lesson(
@@ -156,7 +158,7 @@ def fit_supports(
 
 
 def _provenance(encoded: EncodedSupports) -> dict[str, Any]:
-    """Which frames taught a recipe, and the prompts if there were any."""
+    """The frames that taught a recipe, and the prompts if any were read."""
     request, dataset = encoded.request, encoded.request.dataset
     read = dataset.classes if encoded.bank.source == "tower" else ()
     return {
@@ -184,10 +186,11 @@ def build_bundle(
 ) -> Manifest:
     """Export fp32 and fp16 ONNX, prove parity on real frames, and write the bundle as a whole or not at all.
 
-    The files have the V path where `value_path` says so, else where `keeps_value_path` does. Parity is with `graph` as
-    it was given, so it also proves that nothing is lost with that path. fp16: False leaves that artifact out; the CPU
-    does not take it. smoothing: in pixels of the encoder's image, as in TeachRequest. golden: the first of the parity
-    frames are kept as golden "frames", or made-up "patterns" instead; every artifact agrees with torch on these, too.
+    fp16: False leaves that artifact out; the CPU does not use it. smoothing: in pixels of the encoder's image, as in
+    TeachRequest. value_path: whether the ONNX files have the V path; None: as `keeps_value_path`. Parity is with
+    `graph` as given, which also proves that nothing is lost without the V path.
+    golden: keep the first of the parity frames as golden "frames", or generated "patterns". Every artifact agrees with
+    torch on these, too.
     Raises OutputExistsError, ExportError, ParityError, RecipeError.
     """
     refuse_existing(out, force=force)
@@ -198,38 +201,18 @@ def build_bundle(
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
     smoothing = smoothing_px(encoder) if smoothing is None else smoothing
     with writing_bundle(out, force=force) as folder:
-        artifacts = []
+        draft = _Draft(folder, graph, encoder, recipe)
         sources = {"fp32": exported}
         if fp16:
             sources["fp16"] = exported.half_precision(torch.from_numpy(np.stack(spread(list(frames), 8))))
-        for precision, source in sources.items():
-            file = ONNX_FILES[precision]
-            with stages.stage(f"export {file}"):
-                operators = onnx_from_graph(source, recipe.tensors, folder / file)
-                artifacts.append(record_artifact(folder, file, precision, operators))
+        artifacts = [_export(draft, source, precision, stages) for precision, source in sources.items()]
         with stages.stage("parity with torch"):
             reference = torch_outputs(graph, frames, recipe)
-            for index, artifact in enumerate(artifacts):
-                outputs = artifact_outputs(folder, artifact, encoder, frames, recipe)
-                report = measure_parity(
-                    reference, outputs, artifact.precision, "supports and further frames of the set"
-                )
-                require_parity(
-                    artifact.file,
-                    report,
-                    partial(worst_layers, folder / ONNX_FILES["fp32"], folder / artifact.file, frames[:2]),
-                    remedy="--no-fp16 builds the bundle without it, for CPUs" if artifact.precision == "fp16" else "",
-                )
-                if artifact.precision == "fp16":
-                    half = sources["fp16"].encoder
-                    report["fp32_layers"] = sorted(half.fp32_layers)
-                    report["fp32_attention_layers"] = sorted(half.fp32_attention)
-                artifacts[index] = replace(artifact, parity=report)
+            half = sources["fp16"] if fp16 else None
+            artifacts = [_with_parity(draft, artifact, reference, frames, half) for artifact in artifacts]
         with stages.stage("golden frames"):
             labels = [sample.label for sample in parity_samples]
-            chosen = golden_frames(frames, labels) if golden == "frames" else pattern_frames(encoder.input_size)
-            kept = make_golden(graph, encoder, recipe, smoothing, *chosen, golden)
-            golden_file = _write_golden(folder, kept, artifacts, encoder, recipe)
+            golden_file = _write_golden(draft, artifacts, frames, labels, smoothing, golden)
         recipe.save(folder / RECIPE_FILE)
         manifest = Manifest(
             encoder=encoder,
@@ -242,36 +225,77 @@ def build_bundle(
             golden=golden_file,
         )
         write_manifest(folder, manifest)
-    return load_bundle(out)[0]  # where a name was taken, another was given
+    return load_bundle(out)[0]  # read back: a file whose name was taken has got another name
 
 
 def keeps_value_path(model: LoadedModel, recipe: Recipe) -> bool:
-    """Whether a bundle's graph has the V path: where the text is aligned, or where the bundle's own recipe reads it.
+    """Whether a bundle's graph has the V path: if the text is aligned, or if the bundle's own recipe reads it.
 
-    The V path is not taught. Where nothing ever aligned it with the text, teaching gives it no share of the map
-    (lambda_v 0), unless the paper's method is asked for.
+    The V path is not taught. Without aligned text, teaching gives it a weight of 0 in the map (lambda_v), except by the
+    paper's method.
     """
     return model.text_aligned or recipe.lambda_v > 0
 
 
+@dataclass(frozen=True, slots=True)
+class _Draft:
+    """A bundle in the making. folder: where its files go. graph: the reference for parity. encoder: as exported."""
+
+    folder: Path
+    graph: SemClipGraph
+    encoder: Encoder
+    recipe: Recipe
+
+
+def _export(draft: _Draft, source: SemClipGraph, precision: str, stages: Stages) -> Artifact:
+    """Write the ONNX file of one precision."""
+    file = ONNX_FILES[precision]
+    with stages.stage(f"export {file}"):
+        operators = onnx_from_graph(source, draft.recipe.tensors, draft.folder / file)
+        return record_artifact(draft.folder, file, precision, operators)
+
+
+def _with_parity(
+    draft: _Draft, artifact: Artifact, reference: Outputs, frames: Frames, half: SemClipGraph | None
+) -> Artifact:
+    """The artifact with its parity report; for fp16 also the layers of `half` that stay fp32. Raises ParityError."""
+    outputs = artifact_outputs(draft.folder, artifact, draft.encoder, frames, draft.recipe)
+    report = measure_parity(reference, outputs, artifact.precision, "supports and further frames of the set")
+    require_parity(
+        artifact.file,
+        report,
+        partial(worst_layers, draft.folder / ONNX_FILES["fp32"], draft.folder / artifact.file, frames[:2]),
+        remedy="--no-fp16 builds the bundle without it, for CPUs" if artifact.precision == "fp16" else "",
+    )
+    if artifact.precision == "fp16" and half is not None:
+        report["fp32_layers"] = sorted(half.encoder.fp32_layers)
+        report["fp32_attention_layers"] = sorted(half.encoder.fp32_attention)
+    return replace(artifact, parity=report)
+
+
 def _write_golden(
-    folder: Path, golden: Golden, artifacts: Sequence[Artifact], encoder: Encoder, recipe: Recipe
+    draft: _Draft, artifacts: Sequence[Artifact], frames: Frames, labels: Sequence[str], smoothing: float, source: str
 ) -> GoldenFile:
-    """Write the golden frames, once every artifact agrees with them. Raises ParityError: nobody could verify it."""
+    """Write the golden frames once every artifact agrees with torch on them. Raises ParityError.
+
+    labels: classes of `frames`. source: "frames" keeps the first of them; "patterns" keeps generated ones.
+    """
+    size = draft.encoder.input_size
+    chosen, about = golden_frames(frames, labels) if source == "frames" else pattern_frames(size)
+    golden = make_golden(draft.graph, draft.encoder, draft.recipe, smoothing, chosen, about, source)
     for artifact in artifacts:
-        outputs = artifact_outputs(folder, artifact, encoder, golden.frames, recipe)
+        outputs = artifact_outputs(draft.folder, artifact, draft.encoder, golden.frames, draft.recipe)
         require_parity(artifact.file, measure_parity(golden.answers, outputs, artifact.precision, golden.source))
     content = golden.to_bytes()
-    (folder / GOLDEN_FILE).write_bytes(content)
+    (draft.folder / GOLDEN_FILE).write_bytes(content)
     return GoldenFile(GOLDEN_FILE, hashlib.sha256(content).hexdigest())
 
 
 def parity_samples(dataset: Dataset, recipe: Recipe | None = None) -> list[Sample]:
-    """Frames of every class to compare artifacts on; of each a support of the recipe first."""
+    """Frames of every class to compare artifacts on; of each class a support of the recipe first."""
     return ordered_samples(dataset, recipe)[:MAX_FRAMES]
 
 
-def _parity_frames(
-    samples: Sequence[Sample], encoder: Encoder, options: FrameOptions
-) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def _parity_frames(samples: Sequence[Sample], encoder: Encoder, options: FrameOptions) -> Frames:
+    """The samples as the encoder reads them: uint8 [n, height, width]."""
     return np.stack([prepare(sample.read(options), encoder, options, str(sample.path)) for sample in samples])

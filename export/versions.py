@@ -1,4 +1,4 @@
-"""Versions of the tools that produce bundles and figures. Loads none of them."""
+"""Versions of the tools that produce bundles and figures, read from package metadata."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TOOLS = (
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of what produced a bundle."""
+    """Version by package name, and of Python; packages that are not installed are left out."""
     versions = {"python": platform.python_version()}
     for name in _TOOLS:
         try:

@@ -1,6 +1,6 @@
 """The process that builds an engine: `python -m export.artifacts.engine_child REQUEST.json`, started by `to_engine`.
 
-A separate process, because a builder may end its process when it cannot handle a graph. Imports nothing but the builder.
+A separate process, because a builder may end its process when it cannot handle a graph. Imports only the builder.
 stdout: one JSON object per line, {"step", "of"} while it builds, then {"done": ...} or {"error": ...}. stderr: the
 builder's log.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -52,16 +53,16 @@ def expand_fp32_attention(model: onnx.ModelProto) -> None:
         depth = query.shape.dim[-1].dim_value
         if len(node.input) != 3 or len(node.output) != 1 or set_otherwise or len(query.shape.dim) != 4 or not depth:
             raise ExportError(f"{node.name} is not a plain Attention, so it cannot be rewritten for an engine")
-        out = node.output[0]
+        (q, k, v), out = node.input, node.output[0]
         model.graph.initializer.append(numpy_helper.from_array(np.array(depth**-0.5, np.float32), f"{out}_scale"))
-        nodes += _attention_steps(*node.input, out)
+        nodes += _attention_steps(q, k, v, out)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
 
 
 def _attention_steps(q: str, k: str, v: str, out: str) -> list[onnx.NodeProto]:
     """softmax(q * scale @ kᵀ) @ v as nodes; tensors by name, the scale is `{out}_scale`."""
-    steps = (
+    steps: tuple[tuple[str, list[str], str, dict[str, Any]], ...] = (
         ("Mul", [q, f"{out}_scale"], f"{out}_query", {}),
         ("Transpose", [k], f"{out}_key", {"perm": [0, 1, 3, 2]}),
         ("MatMul", [f"{out}_query", f"{out}_key"], f"{out}_scores", {}),

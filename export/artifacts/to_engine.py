@@ -130,7 +130,7 @@ def build_plan(
         done, log = _run_child(Path(folder) / "request.json", builder, progress)
     if done["version"] != builder.version:
         raise ExportError(
-            f"{builder.target.product} reports version {done['version']}, its package {builder.version}: install it again"
+            f"{builder.target.product} reports version {done['version']}, its package {builder.version}: reinstall it"
         )
     size = plan.stat().st_size
     if not 0.95 * weights <= size <= 1.1 * weights + CODE_BYTES:

@@ -1,7 +1,8 @@
 """From the fp32 ONNX file to an 8-bit one, by ranges and sensitivities measured on real frames.
 
 For CPUs, and as the source of TensorRT engines. The MatMuls of the encoder's blocks read 8-bit activations (one scale
-per tensor) and 8-bit weights (one scale per output channel), as QuantizeLinear/DequantizeLinear pairs. Everything else stays as it is. `int8_from_onnx` works in four steps:
+per tensor) and 8-bit weights (one scale per output channel), as QuantizeLinear/DequantizeLinear pairs. Everything else
+stays as it is. `int8_from_onnx` works in four steps:
 
 1. find the MatMuls and balance outliers of their inputs into their weights (`matmuls`);
 2. measure ranges (`observe`) and round the weights so that rounding errors cancel (`round_weights`);
