@@ -11,7 +11,7 @@ from export.bundle import describe_encoder, record_artifact, write_manifest
 from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
 from export.teach import RECIPE_FILE, smoothing_px
-from export.teaching.fit_memory import SHARE_BESIDE_MASKS
+from export.teaching.fit_memory import MEMORY_SHARE_WITH_MASKS
 from export.teaching.fit_recipe import LAMBDA_V
 from export.teaching.settings import TeachSettings
 from export.teaching.text_bank import anchor_bank
@@ -46,7 +46,7 @@ def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 
         "memory_scale": np.tile(np.array([0.5, 0.1], np.float32), (levels, 1)),
         "head_weight": rng.standard_normal((classes, encoder.features)).astype(np.float32),
         "head_bias": np.zeros(classes, np.float32),
-        "scalars": TeachSettings().scalars(LAMBDA_V * bank.aligned, SHARE_BESIDE_MASKS),
+        "scalars": TeachSettings().scalars(LAMBDA_V * bank.aligned, MEMORY_SHARE_WITH_MASKS),
     }
     supports = rng.standard_normal((10 * classes, encoder.features)).astype(np.float32)
     recipe = Recipe(names, tensors, supports, encoder.id, OperatingPoint.taught(names, 0.5, 0.5), bank.source)

@@ -176,7 +176,7 @@ class Baselines:
 
     def _class_mean(self, encoded: EncodedSupports) -> dict[str, Any]:
         features, classes = encoded.features, len(self.dataset.classes)
-        plain, labels = features.plain, features.labels
+        plain, labels = features.unaugmented, features.labels
         last = self._last_cls(encoded)
         means = torch.stack([last[plain][labels[plain] == k].mean(0) for k in range(classes)])
         return classification((self.cls @ heads.unit(means).T).argmax(1).numpy(), self.truth, classes)
@@ -200,7 +200,7 @@ class Baselines:
 
     def _patch_memory(self, encoded: EncodedSupports) -> dict[str, Any]:
         features = encoded.features
-        memory = heads.unit(features.tokens[features.plain & (features.labels == 0)].float())
+        memory = heads.unit(features.tokens[features.unaugmented & (features.labels == 0)].float())
 
         def judge(index: int) -> tuple[Tensor, None]:
             return patch_distance(torch.tensor(self.tokens[index]).float(), memory).reshape(self.encoder.grid), None

@@ -62,7 +62,7 @@ class TrainingTokens:
                 raise ValueError(
                     f"DRA's heads learn from good, defect and pseudo-defect views; there is no {kind} view"
                 )
-        references = tokens[features.plain & is_good][:REFERENCES]
+        references = tokens[features.unaugmented & is_good][:REFERENCES]
         return cls(tokens[is_good], pseudo.float(), tokens[~is_good], references)
 
 

@@ -1,1 +1,1 @@
-"""The network: open_clip towers, the dual path, and what stands on it. The exported graph is made of these."""
+"""The network: open_clip towers, the dual path and the heads; together they are the exported graph."""

@@ -1,4 +1,4 @@
-"""Architectures and weights: from a name or a file to an open_clip model, with what is known of its origin."""
+"""Architectures and weights: from a name or a file to an open_clip model and its origin."""
 
 from __future__ import annotations
 
@@ -49,21 +49,21 @@ ARCHITECTURES: Mapping[str, tuple[str | dict[str, Any], str]] = {
         "for tests: 4 layers of width 32",
     ),
 }
-"""Name to an open_clip configuration (by name or written out) and what it is for."""
+"""Name to an open_clip configuration (by name or written out) and its purpose."""
 TRAINED_TOKENS = "token_embedding.tokens"
-"""In a weights file: the tokens whose rows `token_embedding.weight` holds, int32, where that is not the whole table."""
+"""In a weights file: the tokens (int32) whose rows `token_embedding.weight` holds, if it is not the whole table."""
 MAX_IMAGE_SIDE = 1024
 EMBEDDED = {"sem_tiny": Path(__file__).parents[1] / "weights" / "sem_tiny.safetensors"}
-"""Weights that come with this package, trained by `export/pretrain/training.py`; used where no others are named."""
+"""Weights of this package, trained by `export.pretrain`; used if no others are named."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """An open_clip model and where it came from.
+    """An open_clip model and its origin.
 
     has_text: whether the text tower has weights that belong to the image tower.
     origin: in words, for the manifest. trained: False for random weights. vocabulary: the tokens that the text tower
-    was trained on, as numbers of open_clip's tokenizer; None where the weights do not tell.
+    was trained on, by open_clip's tokenizer; None if the weights file does not list them.
     """
 
     clip: CLIP
@@ -79,7 +79,7 @@ class LoadedModel:
 
     @property
     def text_aligned(self) -> bool:
-        """Whether the image tower was trained to meet the vectors of its text tower."""
+        """Whether the image tower was trained to match the vectors of its text tower."""
         return self.has_text and self.trained
 
     def encoder(self, *, last_level_only: bool = False) -> DualPathEncoder:
@@ -98,9 +98,9 @@ def load_model(
     """Build `arch` (a name of ARCHITECTURES or an open_clip configuration file) with weights from one source.
 
     weights: a .safetensors file or a state dict (loaded with weights_only=True). pretrained: an open_clip tag, which
-    is downloaded. random_seed: untrained weights, for tests and speed measurements. None of them: the weights that
-    come with the package, for an architecture of EMBEDDED. image_size: (height, width) to encode at, where that is not
-    the architecture's own: more patches for smaller defects, with the learned positions interpolated (bicubic).
+    is downloaded. random_seed: untrained weights, for tests and speed measurements. None of them: the package's own
+    weights, for an architecture of EMBEDDED. image_size: (height, width) to encode at, instead of the architecture's:
+    more patches for smaller defects, with the learned positions interpolated (bicubic).
     Raises CheckpointError.
     """
     require_one_source(arch, weights, pretrained, random_seed)
@@ -132,7 +132,7 @@ def load_model(
 def require_one_source(arch: str, *sources: object) -> None:
     """Raise CheckpointError unless exactly one of weights, pretrained and random_seed is given (not None).
 
-    None will do for an architecture whose weights come with the package.
+    None of them is needed for an architecture of EMBEDDED.
     """
     given = sum(source is not None for source in sources)
     if given > 1 or (given == 0 and arch not in EMBEDDED):
@@ -166,7 +166,7 @@ def _architecture(arch: str) -> tuple[str, dict[str, Any], tuple[float, ...], tu
 
 
 def _at_size(config: dict[str, Any], size: tuple[int, int]) -> dict[str, Any]:
-    """The configuration for another image size; the very same if it is its own."""
+    """The configuration for another image size; unchanged if it is its own."""
     try:
         vision = dict(config["vision_cfg"])
         own, patch = (to_2tuple(vision[key]) for key in ("image_size", "patch_size"))
@@ -191,7 +191,7 @@ def _three(values: Iterable[float]) -> tuple[float, ...]:
 
 
 def _build(config: dict[str, Any], arch: str, seed: int, mean: Sequence[float], std: Sequence[float]) -> CLIP:
-    """An open_clip model; `stem`, beside open_clip's own keys, gives the widths of a convolutional stem."""
+    """An open_clip model; the key `stem`, in addition to open_clip's own, has the widths of a convolutional stem."""
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -199,7 +199,7 @@ def _build(config: dict[str, Any], arch: str, seed: int, mean: Sequence[float], 
             if "stem" in config:
                 clip.visual.conv1 = StemmedEmbedding(clip.visual.conv1, config["stem"], mean=mean, std=std)
             return clip.eval().requires_grad_(False)
-    except Exception as exc:  # open_clip checks little; whatever breaks, the configuration is to blame
+    except Exception as exc:  # open_clip checks little, so any error means a bad configuration
         raise CheckpointError(f"open_clip cannot build {arch} from its configuration: {exc}") from exc
 
 
@@ -211,7 +211,7 @@ def _download(arch: str, tag: str) -> Path:
         held = f"there are: {', '.join(tags)}" if tags else "it has none; use --weights FILE"
         raise CheckpointError(f'{arch} has no pretrained tag "{tag}"; {held}')
     try:
-        # Not the hub first: there this tag resolves to the file of the epoch before (laion400m_e31).
+        # Not from the hub, where this tag resolves to the file of the epoch before (laion400m_e31).
         return Path(download_pretrained(cfg, prefer_hf_hub=False))
     except Exception as exc:
         raise CheckpointError(
@@ -223,8 +223,7 @@ def _download(arch: str, tag: str) -> Path:
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """Tensors by name from a .safetensors file or a state dict (weights_only=True: no code of the file is run).
 
-    A training checkpoint's `state_dict` is taken out of it, and a prefix `module.` of keys dropped. Raises
-    CheckpointError.
+    Of a training checkpoint, its `state_dict` is read. The prefix `module.` of keys is dropped. Raises CheckpointError.
     """
     if not path.is_file():
         raise CheckpointError(f"there is no weights file {path}")
@@ -233,7 +232,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as exc:  # torch's own words advise to run the code
+    except pickle.UnpicklingError as exc:  # torch's message advises to run the code
         raise CheckpointError(
             f"{path} cannot be read as safetensors or as a plain state dict: it is damaged, or holds more than tensors "
             "(a pickle with code or objects), which is not loaded: save its state dict as safetensors"
@@ -249,7 +248,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _interpolate_positions(state: dict[str, Tensor], clip: CLIP) -> None:
-    """Bring the learned positions of a state dict to the grid of `clip`; what is no square grid is left alone."""
+    """Interpolate the learned positions of a state dict to the grid of `clip`; only square grids are changed."""
     positions = state.get("visual.positional_embedding")
     if positions is not None and positions.ndim == 2 and math.isqrt(len(positions) - 1) ** 2 == len(positions) - 1:
         state["visual.positional_embedding"] = positions.float()
@@ -257,9 +256,9 @@ def _interpolate_positions(state: dict[str, Tensor], clip: CLIP) -> None:
 
 
 def _spread_vocabulary(state: dict[str, Tensor], clip: CLIP, path: Path) -> frozenset[int] | None:
-    """Put the rows of the trained tokens, where a file holds those alone, into the whole table; which tokens they are.
+    """Put the rows of trained tokens, if a file holds those only, into the whole table; returns the tokens.
 
-    The other rows stay as the architecture begins: noise, which means nothing, but tells one word from another.
+    The other rows keep their random start, which still distinguishes words.
     """
     tokens = state.pop(TRAINED_TOKENS, None)
     if tokens is None:
@@ -276,7 +275,7 @@ def _spread_vocabulary(state: dict[str, Tensor], clip: CLIP, path: Path) -> froz
 
 
 def _load_into(clip: CLIP, state: dict[str, Tensor], path: Path) -> bool:
-    """Load image tower and, where the file has it, text tower; all keys and shapes must fit. Returns has_text."""
+    """Load image tower and, if the file has it, text tower; all keys and shapes must fit. Returns has_text."""
     own = clip.state_dict()
     ignored = ("logit_scale", "logit_bias")
     has_text = any(not key.startswith("visual.") and key not in ignored for key in state)

@@ -1,6 +1,6 @@
-"""The dual-path encoder (paper section 3.2, eq. 1-7): Q-K attention and, beside it, V-V attention.
+"""The dual-path encoder (paper section 3.2, eq. 1-7): Q-K attention and, in parallel, V-V attention.
 
-The pretrained weights are used twice and nothing is retrained. The module is built over an open_clip
+Both paths use the same pretrained weights; nothing is retrained. The module is built over an open_clip
 VisionTransformer and shares its parameters, except the patch embedding, which is folded to one grey channel.
 """
 
@@ -19,14 +19,14 @@ from ..errors import CheckpointError
 from .stem import PIXEL_OFFSET, PIXEL_SCALE, stem_of, tokens_of
 
 LARGE_SCORE = 16.0
-"""From this attention score on (after the 1/sqrt(d) scaling), an fp16 score is off by up to 1 % of its weight."""
-HARMFUL_ERROR = 1e-3
-"""Mean relative change of a level's tokens from which on fp16 is not taken for the layer that causes it."""
+"""From this attention score on (after scaling by 1/sqrt(d)), fp16 changes an attention weight by up to 1 %."""
+MAX_TOKEN_DRIFT = 1e-3
+"""Largest mean relative change of a level's tokens that a layer in fp16 may cause."""
 
 
 @dataclass(frozen=True)
 class Levels:
-    """What the encoder gives for B frames, one entry per level (m entries).
+    """The encoder's output for B frames, one entry per level (m entries).
 
     tokens: Z_j [B, 1 + P, D], the output of the vanilla path, CLS first (eq. 6).
     value: ln_post(V_j) @ proj [B, P, C], the V-V path of the patches in the text space (eq. 7).
@@ -44,8 +44,8 @@ class DualPathEncoder(nn.Module):
     visual: an open_clip VisionTransformer with a class token, learned positions and plain residual blocks.
     mean, std: RGB statistics of its training pixels in [0, 1].
     levels: how many encoding blocks; the layers are divided evenly among them (paper: m = 4).
-    last_level_only: give the last of them alone (the paper's "w/o multi-layer").
-    Raises CheckpointError for towers that the dual path is not defined on.
+    last_level_only: output the last of them only (the paper's "w/o multi-layer").
+    Raises CheckpointError for towers without the parts that the dual path needs.
     """
 
     patch_weight: Tensor
@@ -91,24 +91,24 @@ class DualPathEncoder(nn.Module):
     def half_precision(self, pixels: Tensor, *, value_path: bool = True) -> DualPathEncoder:
         """A copy whose attention, MLP and projection are fp16, except where measurement on `pixels` forbids it.
 
-        pixels: real frames, as for `forward`. The residual stream, LayerNorm, the patch embedding and a stem stay fp32:
-        rounding Z after each addition doubles the error of the map, and they are a few per cent of the work. Layers
-        that alone would change the tokens too much stay fp32 whole (`fp32_layers`, counted from 1); layers with large
-        attention scores compute attention, not its projections, in fp32 (`fp32_attention`).
+        pixels: real frames, as for `forward`. Residual stream, LayerNorm, patch embedding and stem stay fp32: they are
+        a few per cent of the work, and rounding Z after each addition doubles the error of the map. A layer that alone
+        changes the tokens too much stays fp32 as a whole (`fp32_layers`, counted from 1). A layer with large attention
+        scores computes attention, without its projections, in fp32 (`fp32_attention`).
         value_path: whether the copy is for a graph with the V path, whose scores then count, too.
         """
-        twin = copy.deepcopy(self)
-        twin.compute_dtype = torch.float16
-        twin.fp32_layers, twin.fp32_attention = self._layers_to_keep(pixels, value_path=value_path)
-        for layer, block in enumerate(twin.blocks, start=1):
-            if layer not in twin.fp32_layers:
+        half = copy.deepcopy(self)
+        half.compute_dtype = torch.float16
+        half.fp32_layers, half.fp32_attention = self._layers_to_keep(pixels, value_path=value_path)
+        for layer, block in enumerate(half.blocks, start=1):
+            if layer not in half.fp32_layers:
                 _halve(block)
-        twin.proj = nn.Parameter(twin.proj.half(), requires_grad=False)
-        return twin
+        half.proj = nn.Parameter(half.proj.half(), requires_grad=False)
+        return half
 
     def _layers_to_keep(self, pixels: Tensor, *, value_path: bool) -> tuple[frozenset[int], frozenset[int]]:
-        """Layers whose fp16 form alone harms the tokens of their level, and layers with large scores."""
-        harmed, large = set(), set()
+        """Layers whose fp16 form alone changes the tokens of their level too much, and layers with large scores."""
+        sensitive, large = set(), set()
         with torch.inference_mode():
             exact = [self.embed(pixels)]
             for layer, block in enumerate(self.blocks, start=1):
@@ -124,9 +124,9 @@ class DualPathEncoder(nn.Module):
                 for later in range(layer + 1, level + 1):
                     z, _ = self._dual_path(self.blocks[later - 1], z, later, value_path=False)
                 norm = torch.linalg.vector_norm(exact[level], dim=-1)
-                if float((torch.linalg.vector_norm(z - exact[level], dim=-1) / norm).mean()) > HARMFUL_ERROR:
-                    harmed.add(layer)
-        return frozenset(harmed), frozenset(large - harmed)
+                if float((torch.linalg.vector_norm(z - exact[level], dim=-1) / norm).mean()) > MAX_TOKEN_DRIFT:
+                    sensitive.add(layer)
+        return frozenset(sensitive), frozenset(large - sensitive)
 
     def forward(self, pixels: Tensor, *, value_path: bool = True) -> Levels:
         """Encode grey pixels in [0, 255]: float32 [B, height, width] of `image_size`. value_path: as `levels_of`."""
@@ -153,7 +153,7 @@ class DualPathEncoder(nn.Module):
         return Levels(tokens, values, cls)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """What the first block reads, of pixels as for `forward`: tokens [B, 1 + P, D], class token first."""
+        """The first block's input for pixels as in `forward`: tokens [B, 1 + P, D], class token first."""
         (rows, columns), (high, wide) = self.grid, self.patch_size
         scaled = (pixels - PIXEL_OFFSET) / PIXEL_SCALE
         patches = scaled.reshape(-1, rows, high, columns, wide).permute(0, 1, 3, 2, 4)
@@ -166,13 +166,13 @@ class DualPathEncoder(nn.Module):
     def _dual_path(
         self, block: ResidualAttentionBlock, z: Tensor, layer: int, *, value_path: bool = True
     ) -> tuple[Tensor, Tensor | None]:
-        """One dual-path block: Z^i (eq. 3) and V^i for the patches (eq. 4), if that is asked for."""
+        """One dual-path block: Z^i (eq. 3) and, with value_path, V^i for the patches (eq. 4)."""
         q, k, v = self._heads_of(block, z)
         dtype = q.dtype
         if layer in self.fp32_attention:
             q, k, v = q.float(), k.float(), v.float()
         vanilla = self.attention(q, k, v)  # eq. 1
-        # Eq. 2. The class token is a key here as in the paper, but nobody reads its own V, so it asks nothing.
+        # Eq. 2. The class token is a key as in the paper, but no query, since its V is not read.
         value = self.attention(v[:, :, 1:], v, v) if value_path else None
         out = block.attn.out_proj
         z = z + block.ls_1(out(self._join_heads(vanilla).to(dtype)).float())
@@ -193,7 +193,7 @@ class DualPathEncoder(nn.Module):
 
 
 def _halve(block: nn.Module) -> nn.Module:
-    """The block with fp16 matrix products; its LayerNorms stay fp32. Changes and returns it."""
+    """Convert the MatMuls of a block to fp16, in place; its LayerNorms stay fp32. Returns the block."""
     for name, module in block.named_children():
         if name in ("attn", "mlp"):
             module.half()

@@ -15,8 +15,8 @@ class SemClipGraph(nn.Module):
     """Encoder and heads as one module; its signature is the one of the bundle's ONNX files.
 
     input_size: [height, width] of `frames`. Where it differs from the encoder's image size the antialiased bicubic
-    resize is part of the graph, as two matrix products.
-    value_path: whether the graph computes the V path; without it, it answers for recipes whose lambda_v is 0 alone.
+    resize is part of the graph, as two MatMuls.
+    value_path: whether the graph computes the V path; without it, the graph is for recipes whose lambda_v is 0 only.
     """
 
     resize_vertical: Tensor
@@ -45,7 +45,7 @@ class SemClipGraph(nn.Module):
     def half_precision(self, frames: Tensor) -> SemClipGraph:
         """A copy with an fp16 encoder and transformation layers; resize, other heads and recipe inputs stay fp32.
 
-        frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32 too.
+        frames: real ones, uint8 [n, height, width]; they decide which layers stay fp32 (`DualPathEncoder`).
         """
         return self._over(self.encoder.half_precision(self.pixels(frames), value_path=self.value_path), self.value_path)
 
@@ -59,13 +59,13 @@ class SemClipGraph(nn.Module):
     def encode(self, frames: Tensor, *, value_path: bool = True) -> Levels:
         """uint8 [B, height, width] of `input_size` to the encoder's levels. value_path: as `DualPathEncoder.levels_of`.
 
-        Teaching asks for the V path whether the graph has it or not.
+        Teaching needs the V path whether the graph has it or not.
         """
         levels: Levels = self.encoder(self.pixels(frames), value_path=value_path)
         return levels
 
     def pixels(self, frames: Tensor) -> Tensor:
-        """What the encoder reads of uint8 frames: float32 [B, height, width] of its image size, in [0, 255]."""
+        """The encoder's input from uint8 frames: float32 [B, height, width] of its image size, in [0, 255]."""
         pixels = frames.float()
         if not self.resizes:
             return pixels
@@ -85,10 +85,10 @@ class SemClipGraph(nn.Module):
         head_bias: Tensor,
         scalars: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes as in README, "Bundle format"; returns probabilities [B, K], defect_map [B, g, g], features [B, F]."""
+        """Shapes as in docs/bundle-format.md; returns probabilities [B, K], defect_map [B, g, g], features [B, F]."""
         alpha, lambda_v, lambda_m, tau, tau_v, tau_s = scalars.unbind(0)
         levels = self.encode(frames, value_path=self.value_path)
-        text = torch.cat([text_seg, text_cls])  # one product with both banks
+        text = torch.cat([text_seg, text_cls])  # one MatMul for both banks
         similarity = [
             heads.cosines(
                 heads.transform(z[:, 1:].to(self.encoder.compute_dtype), transform_weight[j], transform_bias[j]), text
@@ -99,9 +99,9 @@ class SemClipGraph(nn.Module):
         value = [
             heads.value_logit(v, levels.cls[j], text_seg, tau_v, self.redundancy) for j, v in enumerate(levels.value)
         ]
-        odd = [heads.oddness(z[:, 1:], memory[j]) for j, z in enumerate(levels.tokens)]
-        remembered = heads.memory_map(odd, memory_scale)
-        defect_map = heads.fuse_maps(vanilla, value, remembered, lambda_v, lambda_m)
+        distances = [heads.nearest_patch_distance(z[:, 1:], memory[j]) for j, z in enumerate(levels.tokens)]
+        memory_map = heads.memory_map(distances, memory_scale)
+        defect_map = heads.fuse_maps(vanilla, value, memory_map, lambda_v, lambda_m)
         features = heads.head_features(levels.tokens, defect_map)
         p_s = heads.text_probabilities([s[..., 2:] for s in similarity], tau_s)
         p_c = heads.head_probabilities(features, head_weight, head_bias)

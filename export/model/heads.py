@@ -1,7 +1,7 @@
-"""What stands on the encoder: defect map (paper eq. 9-17) and class probabilities (eq. 18-23).
+"""The heads on the encoder: defect map (paper eq. 9-17) and class probabilities (eq. 18-23).
 
-Plain functions of features and recipe tensors; the exported graph and teaching call the same ones. Everything that
-decides a verdict (norms, cosines, softmax, mixing) is float32, whatever the type of the features.
+Plain functions of features and recipe tensors, shared by the exported graph and teaching. Everything that decides a
+verdict (norms, cosines, softmax, mixing) is float32, whatever the type of the features.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 POOLED_SHARE = 0.1
-"""A class's frame-level cosine is the mean of this share of the patches, the highest ones."""
+"""A class's frame-level cosine is the mean of the highest patches, this fraction of them."""
 POOLING_POWER = 4
-"""Sharp enough that a defect of a few patches outweighs a faint map on all others."""
+"""High enough that a defect of a few patches outweighs a faint map on all others."""
 PEAK_SHARE = 0.02
-"""Of the patches of a map, those that make its peak mean."""
+"""Fraction of a map's patches, the highest ones, whose mean is its peak mean."""
 LEAST_SPREAD = 1e-6
-"""Added to the spread of patches, which is 0 in a channel that is the same throughout a frame."""
-
-ODD_FROM = 3.0
-"""Spreads above the mean of good patches from which a patch is rather odd than not."""
+"""Added to the spread of patches, which is 0 in a channel that is constant over a frame."""
+MEMORY_MIDPOINT = 3.0
+"""Spreads above the mean distance of good patches at which the memory's map is 0.5."""
 
 
 def transform(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -34,7 +33,7 @@ def transform(tokens: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def cosines(x: Tensor, text: Tensor) -> Tensor:
     """Eq. 10: cosine of every x [..., C] with every unit text vector [T, C]; float32 [..., T].
 
-    The norm divides the few cosines rather than the wide vectors, which is the same number and less memory.
+    The norm divides the few cosines instead of the wide vectors: the same result with less memory.
     """
     x = x.float()
     return (x @ text.T) / _norm(x)
@@ -52,7 +51,7 @@ def value_logit(value: Tensor, cls: Tensor, text_seg: Tensor, tau_v: Tensor, red
     """Eq. 13-15 before the softmax, for the V path: value [B, P, C], cls [B, C]; gives [B, P].
 
     "cls_weight": cosines weighted by w_k = 2 softmax(cos(c_j, t))_k (CLIP Surgery, CLIP-AD). "class_mean": the paper
-    read literally, where the redundant feature is the same for both classes and so cancels in the softmax.
+    taken literally: the redundant feature is the same for both classes, so it cancels in the softmax.
     """
     similarity = cosines(value, text_seg)
     if redundancy == "cls_weight":
@@ -60,34 +59,34 @@ def value_logit(value: Tensor, cls: Tensor, text_seg: Tensor, tau_v: Tensor, red
     return tau_v * (similarity[..., 1] - similarity[..., 0])
 
 
-def oddness(tokens: Tensor, memory: Tensor) -> Tensor:
-    """1 - the highest cosine of a patch token [B, P, D] with a remembered one [M, D] (unit rows): float32 [B, P]."""
+def nearest_patch_distance(tokens: Tensor, memory: Tensor) -> Tensor:
+    """1 - the highest cosine of patch tokens [B, P, D] with rows of a memory bank (unit, [M, D]): float32 [B, P]."""
     return 1 - cosines(tokens, memory).amax(-1)
 
 
-def memory_map(odd: Sequence[Tensor], scale: Tensor) -> Tensor:
-    """The map of the memory [B, P] in [0, 1], from the oddness [B, P] of every level. Beyond the paper.
+def memory_map(distances: Sequence[Tensor], scale: Tensor) -> Tensor:
+    """The memory's map [B, P] in [0, 1], from nearest-patch distances [B, P] of every level. Beyond the paper.
 
-    The patches of good supports are the reference, as in WinCLIP+ (Jeong et al. 2023) and AnomalyDINO (Damm et al.
-    2025). scale: [m, 2], mean and spread of the oddness of good patches that are not remembered. The map is 0.5 where a
-    patch is ODD_FROM spreads above the mean, averaged over levels.
+    Good patches are the reference, as in WinCLIP+ (Jeong et al. 2023) and AnomalyDINO (Damm et al. 2025).
+    scale: [m, 2], mean and spread of the distances of good patches outside the bank. The map is 0.5 if a patch is
+    MEMORY_MIDPOINT spreads above the mean, averaged over levels.
     """
-    standard = torch.stack([(o - s[0]) / s[1] for o, s in zip(odd, scale.unbind(0), strict=True)]).mean(0)
-    return torch.sigmoid(standard - ODD_FROM)
+    standard = torch.stack([(d - s[0]) / s[1] for d, s in zip(distances, scale.unbind(0), strict=True)]).mean(0)
+    return torch.sigmoid(standard - MEMORY_MIDPOINT)
 
 
 def fuse_maps(
-    vanilla: Sequence[Tensor], value: Sequence[Tensor], remembered: Tensor, lambda_v: Tensor, lambda_m: Tensor
+    vanilla: Sequence[Tensor], value: Sequence[Tensor], memory: Tensor, lambda_v: Tensor, lambda_m: Tensor
 ) -> Tensor:
-    """Eq. 12, 16, 17 from logits [B, P] of every level, scaled to [0, 1]; and, beyond them, the memory's map [B, P].
+    """Eq. 12, 16, 17 from logits [B, P] of every level, scaled to [0, 1], and beyond the paper the memory's map [B, P].
 
-    value: empty where the graph leaves the V path out; lambda_v, which must then be 0, is not read.
+    value: empty for a graph without the V path; lambda_v, which must then be 0, is not read.
     """
     fused, weight = torch.stack([torch.sigmoid(logit) for logit in vanilla]).mean(0), torch.ones_like(lambda_m)
     if value:
         a_v = torch.stack([torch.sigmoid(logit) for logit in value]).mean(0)
         fused, weight = fused + lambda_v * a_v, weight + lambda_v
-    return (fused + lambda_m * remembered) / (weight + lambda_m)
+    return (fused + lambda_m * memory) / (weight + lambda_m)
 
 
 def text_probabilities(similarities: Sequence[Tensor], tau_s: Tensor) -> Tensor:
@@ -99,24 +98,23 @@ def text_probabilities(similarities: Sequence[Tensor], tau_s: Tensor) -> Tensor:
 
 
 def head_features(tokens: Sequence[Tensor], defect_map: Tensor) -> Tensor:
-    """What the head reads: float32 [B, 3 m D + 1], from tokens [B, 1 + P, D] of m levels and the map [B, P] of eq. 17.
+    """The head's inputs: float32 [B, 3 m D + 1], from tokens [B, 1 + P, D] of m levels and the map [B, P] of eq. 17.
 
     z_C of eq. 20 (the CLS token of every level, each of unit length), then, beyond the paper, `map_features`. A CLS
-    token sees the whole frame, mostly background; the tokens under the map see the defect.
+    token stands for the whole frame, mostly background; the tokens under the map stand for the defect.
     """
     cls = torch.cat([unit(z[:, 0]) for z in tokens], dim=-1)
     return torch.cat([cls, map_features([z[:, 1:] for z in tokens], defect_map)], dim=-1)
 
 
 def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
-    """float32 [B, 2 m D + 1]: what the patch tokens [B, P, D] of every level are under the map, and its peak mean.
+    """The patch tokens [B, P, D] of every level under the map, and the map's peak mean: float32 [B, 2 m D + 1].
 
-    First the tokens pooled under the map, brought to unit length: a patch weighs as the map to the power of
-    POOLING_POWER. Then how far that is from the frame's mean patch, in standard deviations of the frame's own patches,
-    channel by channel, over sqrt(D): what the defect is on its own background, whatever the exposure. The peak mean
-    is that of the map's highest patches (PEAK_SHARE of them).
+    First the pooled tokens, of unit length: a patch weighs as the map to the power of POOLING_POWER. Then the contrast:
+    the difference between pooled and mean patch, in standard deviations of the frame's patches, per channel and over
+    sqrt(D). It describes the defect relative to its background, whatever the exposure. Last the peak mean.
     """
-    # The peak first: the fourth power of a faint map leaves float32. A map that is zero throughout pools all alike.
+    # Scaled by the peak first, since the fourth power of a faint map underflows. An all-zero map pools all alike.
     weight = (defect_map / defect_map.amax(1, keepdim=True).clamp_min(1e-12) + 1e-6) ** POOLING_POWER
     weight = (weight / weight.sum(1, keepdim=True))[:, None]
     pooled, contrast = [], []
@@ -131,7 +129,7 @@ def map_features(patches: Sequence[Tensor], defect_map: Tensor) -> Tensor:
 
 
 def peak_mean(defect_map: Tensor) -> Tensor:
-    """Mean of the highest patches of maps [B, P], PEAK_SHARE of them: [B]."""
+    """Mean of the highest patches of maps [B, P], PEAK_SHARE of them: float32 [B]."""
     count = max(1, int(PEAK_SHARE * defect_map.shape[1]))
     return defect_map.topk(count, dim=1).values.mean(1)
 

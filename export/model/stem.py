@@ -1,8 +1,7 @@
-"""The convolutional stem of the embedded encoder: what lies across the seams of the patches, added to their embedding.
+"""The convolutional stem of the embedded encoder: features across the borders of patches, added to the patch embedding.
 
-A patch embedding is one matrix per patch of 16 x 16 px: it sees no neighbour and has no say in where the seams fall. A
-defect of a few pixels is found in its nearest surroundings, so the stem looks at these first (Xiao et al. 2021,
-arXiv:2106.14881), at full resolution, and adds what it found to what the patch embedding gives.
+A patch embedding is one matrix per patch of 16 x 16 px: it sees no neighbouring pixels. A defect of a few pixels is
+recognized by its nearest surroundings, so the stem reads these at full resolution (Xiao et al. 2021, arXiv:2106.14881).
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from torch.nn import functional as F
 
 from ..errors import CheckpointError
 
-# Pixels enter the encoder as (grey - 128) / 64, so that the folded weights keep the size of the original ones.
+# Pixels enter the encoder as (grey - 128) / 64, so that folded weights are as large as the original ones.
 PIXEL_OFFSET = 128.0
 PIXEL_SCALE = 64.0
 
@@ -45,10 +44,10 @@ class Stem(nn.Module):
                 nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
                 if name.startswith("blocks"):
                     layer.weight.data.mul_(0.3)
-        nn.init.zeros_(self.join.weight)  # until it has learned something, the patch embedding stands alone
+        nn.init.zeros_(self.join.weight)  # untrained, it adds nothing to the patch embedding
 
     def forward(self, x: Tensor) -> Tensor:
-        """What is added to the patch embedding: [B, width, H / 16, W / 16]."""
+        """The addition to the patch embedding: [B, width, H / 16, W / 16]."""
         return self.join(self.maps(x)[-1])  # type: ignore[no-any-return]
 
     def maps(self, x: Tensor) -> list[Tensor]:
@@ -64,16 +63,18 @@ class Stem(nn.Module):
 
 
 class StemmedEmbedding(nn.Conv2d):
-    """open_clip's patch embedding `conv1`, with a stem beside it; reads normalized RGB images as that one does."""
+    """open_clip's patch embedding `conv1` plus a stem; reads normalized RGB images like `conv1`."""
 
-    def __init__(self, plain: nn.Conv2d, widths: Sequence[int], *, mean: Sequence[float], std: Sequence[float]) -> None:
-        if tuple(plain.kernel_size) != (16, 16):
+    def __init__(
+        self, embedding: nn.Conv2d, widths: Sequence[int], *, mean: Sequence[float], std: Sequence[float]
+    ) -> None:
+        if tuple(embedding.kernel_size) != (16, 16):
             raise CheckpointError(
-                f"a stem goes with patches of 16x16 px, not {plain.kernel_size[0]}x{plain.kernel_size[1]}"
+                f"a stem needs patches of 16x16 px, not {embedding.kernel_size[0]}x{embedding.kernel_size[1]}"
             )
-        super().__init__(plain.in_channels, plain.out_channels, 16, stride=16, bias=False)
-        self.weight = plain.weight
-        self.stem = Stem(widths, plain.out_channels)
+        super().__init__(embedding.in_channels, embedding.out_channels, 16, stride=16, bias=False)
+        self.weight = embedding.weight
+        self.stem = Stem(widths, embedding.out_channels)
         self._mean, self._std = mean[0], std[0]
 
     def forward(self, image: Tensor) -> Tensor:
@@ -83,7 +84,7 @@ class StemmedEmbedding(nn.Conv2d):
 
 
 def stem_of(embedding: nn.Module) -> Stem | None:
-    """The stem of a tower's patch embedding, None where it has none."""
+    """The stem of a tower's patch embedding, or None."""
     return embedding.stem if isinstance(embedding, StemmedEmbedding) else None
 
 

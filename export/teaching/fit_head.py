@@ -1,4 +1,4 @@
-"""The classification head (paper eq. 20-22), taught on cached support features, and its start from the text."""
+"""The classification head (paper eq. 20-22), fitted on cached support features, and its start from the text."""
 
 from __future__ import annotations
 
@@ -11,37 +11,33 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..model import heads
+from .priors import fit_prior_scales, peak_prior, text_prior
 from .settings import TeachSettings
 from .text_bank import TextBank
-from .text_prior import fit_prior_scales, peak_prior, text_prior
 from .views import SupportFeatures
 
 Layer = tuple[Tensor, Tensor]
 """Weight and bias."""
 HEAD_L2 = 1e-3
-"""Weight decay of the logistic regression, on features brought to one scale (`head_scale`)."""
+"""Weight decay of the logistic regression, on features of one scale (`head_scale`)."""
 MAX_FOLDS = 5
 RANK_TOLERANCE = 1e-12
-"""Directions of the views with less than this share of the largest eigenvalue of their Gram matrix are rounding."""
+"""Directions below this fraction of the largest eigenvalue of the views' Gram matrix are rounding errors."""
 PRIOR_L2 = 1.0
-"""Added to the head's L2 if it starts from the text: this, by shots per class. Where the text means nothing (magnetic
-tiles, sem_tiny) it does no harm with two and with ten."""
+"""Added to the head's L2 if it starts from the text, divided by the shots per class."""
 PRIOR_BIAS_L2 = 1.0
-"""L2 on the bias of such a head. Classes weigh the same in the fit and in the text, so what a handful of supports would
-move it by is mostly chance: left free it cost up to five points of accuracy at one shot."""
+"""L2 on the bias of such a head: few supports would move it mostly by chance."""
 BLOCK_WEIGHTS = {"paper": (1.0, 0.0, 0.0, 0.0), "pooled": (1.0, 0.4, 0.5, 0.6)}
-"""By kind of head, the scale of z_C, of the tokens under the map, of their contrast and of the map's peak mean. The
-tokens under the map are held back: maps fit the supports they were taught on better than frames to come. Chosen with
-HEAD_L2 on magnetic tiles with DeiT-Tiny, on ten splits that stand in no table (seeds 5 to 14 of benchmarks.accuracy):
-60.0 % with 10 shots, against 57.9 % with both kinds of token at 0.7 and an L2 of 3e-4."""
+"""By kind of head: scale of z_C, of the tokens under the map, of their contrast, and of the map's peak mean. Tokens
+under the map count less, since maps fit their supports better than new frames (docs/method.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeadFit:
     """How a head is fitted to standardized features.
 
-    scale: what they are multiplied with, [F]; None: 1 / sqrt(F). prior: weight [K, F] and bias [K] to start from; l2 is
-    the decay of what the weights add to it, bias_l2 of what the bias adds.
+    scale: factors [F] of the features; None: 1 / sqrt(F). prior: weight [K, F] and bias [K] to start from; l2 and
+    bias_l2 decay the differences of weight and bias from it.
     """
 
     l2: float = HEAD_L2
@@ -54,31 +50,30 @@ class HeadFit:
 class ClassHead:
     """weight [K, F] and bias [K], for the graph's `features`.
 
-    held_out: P_C of the unchanged supports by heads that were taught without them: [supports, K]; None where a class
-    has a single support. prior: what the text contributed, for the recipe's record; {} where it contributed nothing.
+    out_of_fold: P_C [supports, K] of the unaugmented supports, by heads fitted without them; None if a class has a
+    single support. prior: how far the text is used, for the recipe's record; {} if it is not.
     """
 
     weight: Tensor
     bias: Tensor
-    held_out: Tensor | None
+    out_of_fold: Tensor | None
     prior: dict[str, Any]
 
 
 def fit_class_head(features: SupportFeatures, maps: Tensor, bank: TextBank, settings: TeachSettings) -> ClassHead:
-    """Fit the head on what lies under maps [V, P]. With aligned text it starts there, and is held there by shots."""
+    """Fit the head to the features under maps [V, P]. Aligned text is its prior; more shots make it weaker."""
     classes, labels = len(bank.text_cls), features.labels
     levels, width = features.tokens.shape[1], features.tokens.shape[3]
-    x = head_input(features, torch.ones(len(labels), dtype=torch.bool), maps)
-    shots = float(features.plain.sum()) / classes
+    x = features_under_maps(features, torch.ones(len(labels), dtype=torch.bool), maps)
+    shots = float(features.unaugmented.sum()) / classes
     prior, record = start_of_head(x, labels, bank, settings, shots)
     l2, bias_l2 = (HEAD_L2, 0.0) if prior is None else (HEAD_L2 + PRIOR_L2 / shots, PRIOR_BIAS_L2)
     how = HeadFit(l2, head_scale(levels, width, settings.head), prior, bias_l2)
     weight, bias = fit_head(x, labels, classes, how)
-    held_out = held_out_probabilities(x, features, classes, how)
-    return ClassHead(weight, bias, held_out, record)
+    return ClassHead(weight, bias, out_of_fold_probabilities(x, features, classes, how), record)
 
 
-def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
+def features_under_maps(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor:
     """The graph's `features` [n, F] of the chosen views (bool [V], n of them true) under their maps [n, P]."""
     rows = []
     for view, defect_map in zip(views.nonzero()[:, 0].tolist(), maps, strict=True):
@@ -90,12 +85,11 @@ def head_input(features: SupportFeatures, views: Tensor, maps: Tensor) -> Tensor
 def start_of_head(
     x: Tensor, labels: Tensor, bank: TextBank, settings: TeachSettings, shots: float
 ) -> tuple[Layer | None, dict[str, Any]]:
-    """What text and map say of a frame's class before any head is fitted, as weight [K, F] and bias [K].
+    """The head's prior from text and map, as weight [K, F] and bias [K], and its record.
 
-    The text names the class, the map's peak mean tells defects from good. A handful of supports tells the tokens apart
-    in any number of ways, these in one. With it the record: both scales (`fit_prior_scales`) and `explained`, the part
-    of the log loss of guessing that they take away on the supports. None and {} where the text is not aligned, and for
-    the paper's head, which has no such start. x: [V, F], what the head reads.
+    The text names the class; the map's peak mean separates defects from good. record: both scales
+    (`fit_prior_scales`), and `explained`, the fraction by which they reduce the log loss of guessing on the supports.
+    None and {} if the text is not aligned, and for the paper's head. x: the head's inputs [V, F].
     """
     if bank.projection is None or settings.head != "pooled":
         return None, {}
@@ -110,11 +104,11 @@ def start_of_head(
 
 
 def head_scale(levels: int, width: int, kind: str) -> Tensor:
-    """What standardized features are multiplied with before the head is fitted: [F], F = 3 * levels * width + 1.
+    """Factors [F] of standardized features before the head is fitted; F = 3 * levels * width + 1.
 
-    Class tokens, pooled tokens and their contrast count as blocks, each with its weight, whatever their width; what is
-    not read is 0. "paper" reads the class tokens of all levels, "pooled" those of the upper half: lower down they know
-    the frame's brightness and little else.
+    Class tokens, pooled tokens and their contrast are blocks, each with its weight, whatever its width; 0 is not read.
+    "paper" reads the class tokens of all levels, "pooled" those of the upper half: lower ones hold little but the
+    frame's brightness.
     """
     *blocks, peak = BLOCK_WEIGHTS[kind]
     reads = (levels if kind == "paper" else -(-levels // 2), levels, levels)
@@ -131,21 +125,20 @@ def fit_head(
 ) -> Layer:
     """Multinomial logistic regression with L2, full batch: weight [K, F] and bias [K] for raw features [V, F].
 
-    Classes weigh the same whatever their number of views. A feature of scale 0 gets weight 0. Standardization and scale
-    are folded into the result.
+    Classes weigh the same, whatever their number of views. A feature of scale 0 gets weight 0. The result includes
+    standardization and scale.
     """
     how = how or HeadFit()
     x = features.double()
     mean, std = x.mean(0), x.std(0, correction=0).clamp_min(1e-6)
     factor = (torch.full_like(std, x.shape[1] ** -0.5) if how.scale is None else how.scale.double()) / std
-    # With L2 the best weights lie in the span of the views, which are far fewer than F: the same fit in fewer numbers.
-    # The Gram matrix of the views gives that span in a third of the time of a QR of them.
+    # With L2 the best weights lie in the span of the views, which are far fewer than F. Their Gram matrix gives it.
     scaled = (x - mean) * factor
     values, vectors = torch.linalg.eigh(scaled @ scaled.T)
-    there = values > RANK_TOLERANCE * values[-1]
-    size, vectors = values[there].sqrt(), vectors[:, there]
-    known = 0.0 if how.prior is None else F.linear(features, *how.prior).double()
-    weight, bias = _regress(vectors * size, labels, classes, known, how, max_iterations)
+    kept = values > RANK_TOLERANCE * values[-1]
+    size, vectors = values[kept].sqrt(), vectors[:, kept]
+    prior_logits = 0.0 if how.prior is None else F.linear(features, *how.prior).double()
+    weight, bias = _regress(vectors * size, labels, classes, prior_logits, how, max_iterations)
     folded = (weight / size) @ vectors.T @ scaled * factor
     bias = bias - folded @ mean
     if how.prior is not None:
@@ -154,11 +147,11 @@ def fit_head(
 
 
 def _regress(
-    z: Tensor, labels: Tensor, classes: int, known: Tensor | float, how: HeadFit, max_iterations: int
+    z: Tensor, labels: Tensor, classes: int, prior_logits: Tensor | float, how: HeadFit, max_iterations: int
 ) -> Layer:
-    """Weight [K, R] and bias [K], float64, of the lowest loss for z [V, R], by L-BFGS; known: logits that are there."""
+    """Weight [K, R] and bias [K], float64, of the lowest loss for z [V, R], added to prior_logits [V, K]; by L-BFGS."""
     counts = torch.bincount(labels, minlength=classes).clamp_min(1)
-    share = (1.0 / counts.double())[labels] / classes
+    sample_weight = (1.0 / counts.double())[labels] / classes
     weight = torch.zeros((classes, z.shape[1]), dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(classes, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS(
@@ -171,7 +164,9 @@ def _regress(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = (F.cross_entropy(F.linear(z, weight, bias) + known, labels, reduction="none") * share).sum()
+        loss = (
+            F.cross_entropy(F.linear(z, weight, bias) + prior_logits, labels, reduction="none") * sample_weight
+        ).sum()
         loss = loss + 0.5 * how.l2 * weight.square().sum() + 0.5 * how.bias_l2 * bias.square().sum()
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
@@ -180,14 +175,13 @@ def _regress(
     return weight.detach(), bias.detach()
 
 
-def held_out_probabilities(x: Tensor, features: SupportFeatures, classes: int, how: HeadFit) -> Tensor | None:
-    """P_C (eq. 22) of each unchanged support by heads that were taught without it: [plain views, K].
+def out_of_fold_probabilities(x: Tensor, features: SupportFeatures, classes: int, how: HeadFit) -> Tensor | None:
+    """P_C (eq. 22) of every unaugmented support by heads fitted without it: [supports, K].
 
-    x: [V, F], what the head reads. All views of a support are left out together. None where a class has a single
-    support, which leaves nothing to teach it from.
+    x: the head's inputs [V, F]. All views of a support are left out together. None if a class has a single support.
     """
-    support = features.plain.cumsum(0) - 1  # views of one support stand together, the unchanged one first
-    labels, plain = features.labels[features.plain], x[features.plain]
+    support = features.unaugmented.cumsum(0) - 1  # views of one support follow each other, the unaugmented one first
+    labels, unaugmented = features.labels[features.unaugmented], x[features.unaugmented]
     folds = min(MAX_FOLDS, int(torch.bincount(labels, minlength=classes).min()))
     if folds < 2:
         return None
@@ -199,5 +193,5 @@ def held_out_probabilities(x: Tensor, features: SupportFeatures, classes: int, h
     for left_out in range(folds):
         taught = fold[support] != left_out
         fitted = fit_head(x[taught], features.labels[taught], classes, how, max_iterations=40)
-        found[fold == left_out] = heads.head_probabilities(plain[fold == left_out], *fitted)
+        found[fold == left_out] = heads.head_probabilities(unaugmented[fold == left_out], *fitted)
     return found

@@ -1,8 +1,8 @@
 """The defect map: its transformation layers (paper eq. 9), taught on cached support features.
 
-Focal and dice loss on the map of every level, as in the paper's relatives (CLIP-AD, AnomalyCLIP); the paper names no
-loss. Beyond the paper, a loss of whole frames. A map is too good on the frames that taught it: `out_of_fold_maps` are
-by layers that were taught without the frame.
+The loss is focal plus dice on the map of every level, as in CLIP-AD and AnomalyCLIP (the paper names none) and, beyond
+the paper, a loss of whole frames. Maps fit the frames that taught them too well, so `out_of_fold_maps` come from layers
+taught without the frame.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from calibration.histogram import ScoreHistogram
 from runtime.maps import upsampling_matrix
 
 from ..model import heads
+from ..progress import Progress
+from .priors import Projection
 from .settings import TeachSettings
 from .text_bank import TextBank
-from .text_prior import Projection
-from .views import Progress, SupportFeatures
+from .views import SupportFeatures
 
 LEARNING_RATE = 2e-3
 BATCH = 4
-"""Views a step."""
+"""Views per step."""
 FOCAL_WEIGHT = 10.0
-"""Focal loss of a frame is a mean over cells that are nearly all easy; this brings it to the size of the dice loss."""
+"""The focal loss is a mean over mostly easy cells; this factor brings it to the size of the dice loss."""
 FRAME_TAU = 10.0
-"""Logit scale of the loss of whole frames, softer than that of patches: it asks for order, not for certainty."""
+"""Logit scale of the loss of whole frames; softer than that of patches, since only the order of frames matters."""
 START_AUROC = 0.8
-"""Transformation layers start at the tower's own projection if that tells the supports' defects so well, untaught."""
+"""Transformation layers start at the tower's own projection if its untaught map has at least this AUROC."""
 TEXT_RATE = 3.0
-"""Times the learning rate, for layers that start there: what tells the defect's class is some way from what tells that
-there is one. Chosen on EMPS and on generated frames that stand in no table: better frame scores and outlines."""
+"""Factor of the learning rate for layers that start there (docs/method.md)."""
 FOLDS = 3
 FOLD_STEPS = 200
-"""Steps of the layers of `out_of_fold_maps`: theirs need not be the best."""
+"""Steps of the layers of `out_of_fold_maps`, which need not be the best."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,45 +70,80 @@ def fit_transforms(
     seed: int,
     progress: Progress | None = None,
 ) -> Layers:
-    """Teach the transformation layers: Adam with a cosine schedule, the last step kept.
+    """Teach the transformation layers: Adam with a cosine schedule; the last step is kept.
 
-    Views of unknown truth are left out, unless no defect has a mask: then the map learns from frame labels, by
-    asking that a defect frame's highest cells fire and a good frame's do not. Raises ValueError for the start "text"
-    where the text is not aligned.
+    Views of unknown truth are left out, unless no defect has a mask. The map is then taught by frame labels: the
+    highest cells of a defect frame must fire, and those of a good frame must not. Raises ValueError for the start
+    "text" if the text is not aligned.
     """
-    masked = bool((features.targets.nan_to_num().amax((1, 2)) > 0).any())
-    known = ~features.targets[:, 0, 0].isnan()
-    usable = known.nonzero()[:, 0] if masked else torch.arange(len(known))
-    mean, std = _patch_statistics(features.tokens)
+    task = _MapTask.of(features, bank, grid, settings)
     generator = torch.Generator().manual_seed(seed)
     at_text = settings.start == "text" or (settings.start == "auto" and starts_at_text(features, bank, grid))
-    weight, bias = _first_layers(features, bank, mean, std, generator, at_text=at_text)
-    picks = usable[_balanced_picks(features.labels[usable], settings.steps * BATCH, generator)]
-    loss = _loss(features, usable, masked, torch.tensor(bank.text_seg), grid, settings, (mean, std))
-    # A parameter for each level: the gradient of a view of one for all would be put together anew at every step.
+    weight, bias = _first_layers(task, generator, at_text=at_text)
+    labels = features.labels[task.usable]
+    picks = task.usable[_balanced_picks(labels, settings.steps * BATCH, generator)]
+    batches = [picks[step * BATCH : (step + 1) * BATCH] for step in range(settings.steps)]
+    rate = LEARNING_RATE * (TEXT_RATE if at_text else 1)
+    weight, bias = _optimize(_loss(task), weight, bias, batches, rate, progress)
+    taught_by = "masks" if task.masked else "frame labels"
+    return Layers(*_for_raw_tokens(weight, bias, task.mean, task.std), taught_by, at_text)
+
+
+@dataclass(frozen=True)
+class _MapTask:
+    """What the layers are taught on. masked: some defect has a mask. usable: indices of the views that teach.
+
+    mean, std: of the patch tokens of every level, [m, D].
+    """
+
+    features: SupportFeatures
+    bank: TextBank
+    grid: tuple[int, int]
+    settings: TeachSettings
+    masked: bool
+    usable: Tensor
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, features: SupportFeatures, bank: TextBank, grid: tuple[int, int], settings: TeachSettings) -> _MapTask:
+        """Find the views that teach, and the statistics of the tokens."""
+        masked = bool((features.targets.nan_to_num().amax((1, 2)) > 0).any())
+        known = ~features.targets[:, 0, 0].isnan()
+        usable = known.nonzero()[:, 0] if masked else torch.arange(len(known))
+        return cls(features, bank, grid, settings, masked, usable, *_patch_statistics(features.tokens))
+
+
+Loss = Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]
+"""The loss of views [n], by every level's weight [D, C] and bias [C] for standardized tokens."""
+
+
+def _optimize(
+    loss: Loss, weight: Tensor, bias: Tensor, batches: Sequence[Tensor], rate: float, progress: Progress | None
+) -> tuple[Tensor, Tensor]:
+    """Weight [m, D, C] and bias [m, C] after one step per batch of views."""
+    # One parameter per level: the gradient of a shared one would be assembled anew at every step.
     weights, biases = ([level.clone().requires_grad_() for level in both] for both in (weight, bias))
-    optimizer = torch.optim.Adam([*weights, *biases], lr=LEARNING_RATE * (TEXT_RATE if at_text else 1), fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, settings.steps))
-    for step in range(settings.steps):
+    optimizer = torch.optim.Adam([*weights, *biases], lr=rate, fused=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, len(batches)))
+    for step, views in enumerate(batches):
         optimizer.zero_grad()
-        loss(picks[step * BATCH : (step + 1) * BATCH], weights, biases).backward()  # type: ignore[no-untyped-call]
+        loss(views, weights, biases).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         if progress is not None:
-            progress(step + 1, settings.steps)
-    taught_by = "masks" if masked else "frame labels"
-    weight, bias = torch.stack(weights).detach(), torch.stack(biases).detach()
-    return Layers(*_for_raw_tokens(weight, bias, mean, std), taught_by, at_text)
+            progress(step + 1, len(batches))
+    return torch.stack(weights).detach(), torch.stack(biases).detach()
 
 
 def out_of_fold_maps(
     features: SupportFeatures, bank: TextBank, grid: tuple[int, int], settings: TeachSettings, seed: int
 ) -> Tensor:
-    """Maps [V, P] of every view by layers that were taught without its group, from the start at the text.
+    """Out-of-fold maps [V, P]: of every view, by layers taught without its group, starting at the text.
 
-    Groups are dealt out to FOLDS folds, class by class. Where the others cannot teach a map, for want of a good
-    frame or of a defect, the layers are taught on all: one support of two classes leaves no choice. Raises ValueError
-    where the text is not aligned: layers that start at random are not honest judges (`finetune.SupportMaps`).
+    Groups are dealt to FOLDS folds in order. If the other folds lack good frames or defects, as with one shot of two
+    classes, the layers are taught on all views. Raises ValueError if the text is not aligned; layers that start at
+    random give no useful out-of-fold maps (`fit_recipe.SupportMaps`).
     """
     quick = replace(settings, steps=min(settings.steps, FOLD_STEPS), start="text")
     places = {group: i for i, group in enumerate(dict.fromkeys(features.group.tolist()))}
@@ -125,17 +160,17 @@ def out_of_fold_maps(
 
 
 def starts_at_text(features: SupportFeatures, bank: TextBank, grid: tuple[int, int]) -> bool:
-    """Whether the tower's own projection, untaught, finds the supports' defects well enough to start there."""
+    """Whether the untaught projection of the tower finds the supports' defects well enough to start there."""
     return bank.projection is not None and _start_auroc(features, bank.projection, bank, grid) >= START_AUROC
 
 
 def _start_auroc(features: SupportFeatures, start: Projection, bank: TextBank, grid: tuple[int, int]) -> float:
-    """How well the untaught map of the tower's own projection ranks the supports' patches, or frames without masks."""
+    """AUROC of the untaught map of the tower's projection on the supports' patches; on frames without a mask."""
     similarity = []
     for level in range(features.tokens.shape[1]):
         tokens = features.tokens[:, level]
         weight, bias = start.as_layer(tokens)
-        # One view after the other: all of them as float32 would be the most memory that teaching takes.
+        # View by view: all of them as float32 would take more memory than all other teaching.
         text_seg = torch.tensor(bank.text_seg)
         similarity.append(torch.stack([heads.cosines(z.float() @ weight + bias, text_seg) for z in tokens]))
     difference = torch.stack(similarity).mean(0)
@@ -147,17 +182,16 @@ def _start_auroc(features: SupportFeatures, start: Projection, bank: TextBank, g
     return _auroc(maps.amax(1), features.labels > 0)
 
 
-def _first_layers(
-    features: SupportFeatures, bank: TextBank, mean: Tensor, std: Tensor, generator: torch.Generator, *, at_text: bool
-) -> tuple[Tensor, Tensor]:
+def _first_layers(task: _MapTask, generator: torch.Generator, *, at_text: bool) -> tuple[Tensor, Tensor]:
     """Where the layers for standardized tokens start: weight [m, D, C], bias [m, C]. ValueError as `fit_transforms`."""
-    levels, width = mean.shape
-    weight = torch.randn((levels, width, bank.text_seg.shape[1]), generator=generator) / math.sqrt(width)
+    levels, width = task.mean.shape
+    channels = task.bank.text_seg.shape[1]
+    weight = torch.randn((levels, width, channels), generator=generator) / math.sqrt(width)
     if not at_text:
-        return weight, torch.zeros((levels, bank.text_seg.shape[1]))
-    if bank.projection is None:
+        return weight, torch.zeros((levels, channels))
+    if task.bank.projection is None:
         raise ValueError('start "text" takes a tower whose text was trained with its images')
-    return _at_projection(features, bank.projection, mean, std)
+    return _at_projection(task.features, task.bank.projection, task.mean, task.std)
 
 
 def _at_projection(features: SupportFeatures, start: Projection, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,40 +202,29 @@ def _at_projection(features: SupportFeatures, start: Projection, mean: Tensor, s
         weights.append(layer * std[level][:, None])
         biases.append(shift + mean[level] @ layer)
     weight, bias = torch.stack(weights), torch.stack(biases)
-    # Cosines do not see a common factor; this one gives Adam's steps the same meaning as from a random start.
+    # Cosines ignore a common factor; this one makes Adam's steps as large, relative to the weights, as at random.
     size = weight.square().mean((1, 2)).sqrt() * math.sqrt(weight.shape[1])
     return weight / size[:, None, None], bias / size[:, None]
 
 
 def _for_raw_tokens(weight: Tensor, bias: Tensor, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:
-    """The same layers for tokens that are not standardized, as the graph sees them; exact."""
+    """The same layers for raw tokens, as the graph has them; exact."""
     folded = weight / std[..., None]
     shift = bias - torch.einsum("md,mdc->mc", mean, folded)
-    # Cosines do not see a common factor; this one keeps fp16 products near 1.
+    # Cosines ignore a common factor; this one keeps the largest weight at 1, for fp16.
     scale = folded.abs().amax((1, 2)).clamp_min(1e-12)
     return (folded / scale[:, None, None]).contiguous(), (shift / scale[:, None]).contiguous()
 
 
-def _loss(
-    features: SupportFeatures,
-    usable: Tensor,
-    masked: bool,
-    text_seg: Tensor,
-    grid: tuple[int, int],
-    settings: TeachSettings,
-    statistics: tuple[Tensor, Tensor],
-) -> Callable[[Tensor, Sequence[Tensor], Sequence[Tensor]], Tensor]:
-    """The loss of a step, as a function of views [n] and every level's weight [D, C] and bias [C].
-
-    Both are for standardized tokens.
-    """
-    mean, std = statistics
+def _loss(task: _MapTask) -> Loss:
+    """The loss of a step."""
+    features, grid = task.features, task.grid
     rows, columns = features.targets.shape[1:]
     vertical = torch.tensor(upsampling_matrix(rows, grid[0], 0.0))
     horizontal = torch.tensor(upsampling_matrix(columns, grid[1], 0.0))
-    frame_weight, good_weight = _frame_weights(features, usable, settings) if masked else (0.0, 0.0)
-    tau = torch.tensor(settings.temperatures.fit)
-    scale, shift = 1 / std, -mean / std
+    frame_weight, good_weight = _frame_weights(task) if task.masked else (0.0, 0.0)
+    text_seg, tau = torch.tensor(task.bank.text_seg), torch.tensor(task.settings.temperatures.fit)
+    scale, shift = 1 / task.std, -task.mean / task.std
 
     def logit_of(level: int, views: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         standardized = torch.addcmul(shift[level], features.tokens[views, level].float(), scale[level])
@@ -220,12 +243,12 @@ def _loss(
 
 
 def _patch_targets(targets: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Patches [n, P] of which a tenth or more is defect."""
+    """Whether a tenth or more of a patch is defect: bool [n, P]."""
     return F.adaptive_avg_pool2d(targets[:, None], grid)[:, 0].flatten(1) >= 0.1
 
 
 def _auroc(scores: Tensor, positive: Tensor) -> float:
-    """0.5 without both kinds: nothing is known then."""
+    """AUROC; 0.5 unless there are both kinds."""
     histogram = ScoreHistogram()
     histogram.add(scores.numpy(), positive.numpy())
     found = histogram.auroc()
@@ -233,17 +256,17 @@ def _auroc(scores: Tensor, positive: Tensor) -> float:
 
 
 def _patch_statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [m, D] over all views and patches, in float64 and without a float copy of all."""
+    """Mean and standard deviation [m, D] over all views and patches, summed in float64 view by view."""
     total = torch.zeros((tokens.shape[1], tokens.shape[3]), dtype=torch.float64)
     squares = torch.zeros_like(total)
-    wide = torch.empty(tokens.shape[1:], dtype=torch.float64)  # one for all: fresh memory can cost more than the sums
+    wide = torch.empty(tokens.shape[1:], dtype=torch.float64)  # reused: allocation can cost more than the sums
     for view in tokens:
         total += wide.copy_(view).sum(1)
         squares += wide.square_().sum(1)
     count = tokens.shape[0] * tokens.shape[2]
     mean = total / count
     std = (squares / count - mean.square()).clamp_min(0).sqrt()
-    # A channel that never varies must not be blown up to unit variance.
+    # A constant channel must not be scaled to unit variance.
     return mean.float(), torch.maximum(std, 1e-3 * std.mean(1, keepdim=True)).clamp_min(1e-6).float()
 
 
@@ -251,45 +274,45 @@ def _balanced_picks(labels: Tensor, count: int, generator: torch.Generator) -> T
     """`count` indices into `labels`; every class equally likely, every view of a class equally likely."""
     if count == 0:
         return torch.empty(0, dtype=torch.int64)
-    shares = 1.0 / torch.bincount(labels)[labels].double()
-    return torch.multinomial(shares, count, replacement=True, generator=generator)
+    weights = 1.0 / torch.bincount(labels)[labels].double()
+    return torch.multinomial(weights, count, replacement=True, generator=generator)
 
 
 def _map_loss(logit: Tensor, target: Tensor) -> Tensor:
     """Sum over levels of focal (gamma = 2) plus dice loss: logit [m, B, rows, columns], target [B, rows, columns].
 
-    Frames of unknown truth only ask their highest cells to fire.
+    In frames of unknown truth only the highest cells are asked to fire.
     """
     known = ~target[:, 0, 0].isnan()
     loss = torch.zeros(())
     if known.any():
         x, y = logit[:, known], target[known].expand(len(logit), -1, -1, -1)
-        plain = F.binary_cross_entropy_with_logits(x, y, reduction="none")
+        entropy = F.binary_cross_entropy_with_logits(x, y, reduction="none")
         probability = torch.sigmoid(x)
         wrong = torch.where(y > 0, 1 - probability, probability)
         overlap, either = (probability * y).sum((1, 2, 3)), (probability + y).sum((1, 2, 3))
         dice = 1 - (2 * overlap + 1) / (either + 1)
-        loss = loss + (FOCAL_WEIGHT * (wrong.square() * plain).mean((1, 2, 3)) + dice).sum()
+        loss = loss + (FOCAL_WEIGHT * (wrong.square() * entropy).mean((1, 2, 3)) + dice).sum()
     if not known.all():
         loss = loss + F.softplus(-_peaks(logit[:, ~known])).mean((1, 2)).sum()
     return loss
 
 
-def _frame_weights(features: SupportFeatures, usable: Tensor, settings: TeachSettings) -> tuple[float, float]:
-    """What the loss of whole frames counts, and what a good frame counts in it.
+def _frame_weights(task: _MapTask) -> tuple[float, float]:
+    """The weight of the loss of whole frames, and the weight of a good frame within it.
 
-    One good frame does not show how good frames differ, so its peaks are no measure; with one the loss counts nothing.
-    Classes are drawn alike; good ones weigh as all defects together.
+    The loss counts nothing with one good group, whose peaks do not show how good frames vary. Classes are drawn
+    equally often; good frames weigh as much as all defects together.
     """
-    labels, groups = features.labels[usable], features.group[usable]
+    labels, groups = task.features.labels[task.usable], task.features.group[task.usable]
     good = len(set(groups[labels == 0].tolist()))
-    return settings.frame_loss * (1 - 1 / max(1, good)), float(len(set(labels[labels > 0].tolist())))
+    return task.settings.frame_loss * (1 - 1 / max(1, good)), float(len(set(labels[labels > 0].tolist())))
 
 
 def _frame_loss(logit: Tensor, target: Tensor, good_weight: float) -> Tensor:
-    """Sum over levels of the log loss of frames as their highest cells tell them: shapes and NaN as in `_map_loss`.
+    """Sum over levels of the log loss of frames by their highest cells; shapes and NaN as in `_map_loss`.
 
-    What the frame score will read (the map's highest part) is asked for here; a mean over cells hardly sees it.
+    The frame score reads the map's highest part, which a mean over all cells hardly depends on.
     """
     known = ~target[:, 0, 0].isnan()
     if not known.any():

@@ -1,15 +1,15 @@
-"""Few-shot fine-tuning: from cached support features to a recipe (paper section 3; docs/method.md says what is ours).
+"""Few-shot fine-tuning: from cached support features to a recipe (paper section 3; docs/method.md for what is added).
 
-The trunk is frozen. `fit_recipe` goes through five steps, each on what the ones before it found:
+The trunk is frozen. `fit_recipe` takes five steps, each on the results of those before it:
 
-1. `fit_transforms` teaches the layers of the defect map; `fit_memory` remembers patches of the good supports.
-2. `fuse_support_maps` draws the supports' maps: as the recipe draws them, and as the head and the threshold read them.
-3. `fit_class_head` fits the classes on what lies under those maps.
-4. `judge_supports` asks the finished tensors for the maps and P_S of the unchanged supports, as the graph will.
+1. `fit_transforms` teaches the layers of the defect map; `fit_memory` builds the memory bank of good patches.
+2. `fuse_support_maps` computes the supports' maps: by the recipe, and for fitting the head and the threshold.
+3. `fit_class_head` fits the classes to the features under those maps.
+4. `judge_supports` computes maps and P_S of the unaugmented supports from the finished tensors, as the graph does.
 5. `taught_point` sets the thresholds.
 
 The supports decide four things: where the layers start (`starts_at_text`), how far the text is used
-(`fit_prior_scales`), and two thresholds. Same features and seed, same bytes.
+(`fit_prior_scales`), and two thresholds. Equal features and seeds give equal bytes.
 """
 
 from __future__ import annotations
@@ -31,27 +31,23 @@ from runtime.recipe import FrameOptions, Recipe
 from runtime.verdict import defect_scores
 
 from ..model import heads
-from .fit_head import ClassHead, fit_class_head, head_input
+from ..progress import Progress
+from .fit_head import ClassHead, features_under_maps, fit_class_head
 from .fit_map import Layers, fit_transforms, out_of_fold_maps
-from .fit_memory import Memory, fit_memory, memory_share, with_memory
+from .fit_memory import Memory, fit_memory, fuse_memory, memory_share
 from .settings import TeachSettings
 from .text_bank import TextBank
-from .views import Progress, SupportFeatures, area_average
+from .views import SupportFeatures, area_average
 
 LAMBDA_V = 0.3
-"""The V path's share of the map where the text is aligned: with `sem_tiny`, against shares that the supports choose and
-against the paper's 1, the best or even on EMPS and on generated frames (docs/method.md)."""
+"""Weight of the V path's map if the text is aligned (docs/method.md)."""
 CLASS_SHARE = 0.25
-"""What 1 - P(good) counts in the defect score of a taught recipe; the map's score counts the rest.
-
-Chosen on splits that stand in no table (seeds 5 to 8, DeiT-Tiny), with the threshold below. At 10 shots 58.3 % of the
-verdicts on magnetic tiles are right, against 48.1 % by the map alone and 58.2 % at 0.5; on EMPS 93.0, 92.5 and 92.6 %.
-At one shot it costs EMPS half a point and brings the tiles seven."""
+"""Weight of 1 - P(good) in the defect score of a taught recipe; the map's score has the rest (docs/method.md)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """What a recipe is taught from, and how. classes: `good` first. smoothing_px: of the map, as the bundle smooths."""
+    """All that a recipe is taught from. classes: `good` first. smoothing_px: of the map, as in the bundle."""
 
     features: SupportFeatures
     encoder: Encoder
@@ -64,21 +60,23 @@ class Lesson:
 
 @dataclass(frozen=True, slots=True)
 class SupportMaps:
-    """Defect maps [V, P] of all views of the supports (eq. 17, the memory's share in them).
+    """Defect maps [V, P] of all views of the supports (eq. 17, with the memory's map).
 
-    own: by the recipe's layers. honest: what the head and the defect threshold learn from. Where the layers start at
-    the text, those that were taught without a frame draw it well, and `honest` is out of fold. Where they start at
-    random, layers taught on fewer frames often point at something else than the defect: `honest` is `own`.
-    A good support is never compared with a memory bank that holds it: nothing in it would be odd.
+    recipe: by the recipe's layers. fitting: what the head and the defect threshold are fitted on. These are
+    out-of-fold maps if the layers start at the text; otherwise `recipe`, since layers that start at random and see
+    fewer frames often miss the defect. In both, good supports are compared with a memory bank without them.
     """
 
-    own: Tensor
-    honest: Tensor
+    recipe: Tensor
+    fitting: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Shares:
-    """What counts beside the vanilla path's map: value, lambda_v of eq. 17; memory, beside those two together."""
+class MapWeights:
+    """Weights of maps. value: of the V path's (lambda_v of eq. 17), relative to the vanilla path's.
+
+    memory: of the memory's, relative to the weighted mean of those two.
+    """
 
     value: float
     memory: float
@@ -89,59 +87,61 @@ def fit_recipe(
 ) -> Recipe:
     """Teach a recipe. Deterministic for equal arguments on one machine. Raises ValueError as `fit_transforms`.
 
-    provenance: kept in the recipe's record. progress: called with the steps of the layers.
+    provenance: added to the recipe's record. progress: called with the steps of the layers.
     """
     features, bank = lesson.features, lesson.bank
     layers = fit_transforms(features, bank, lesson.encoder.grid, lesson.settings, lesson.seed, progress)
     memory = fit_memory(features)
-    shares = choose_shares(lesson, layers, memory)
-    maps = fuse_support_maps(lesson, layers, memory, shares)
-    head = fit_class_head(features, maps.honest, bank, lesson.settings)
-    tensors = _tensors(lesson, layers, memory, shares, head)
+    weights = choose_map_weights(lesson, layers, memory)
+    maps = fuse_support_maps(lesson, layers, memory, weights)
+    head = fit_class_head(features, maps.fitting, bank, lesson.settings)
+    tensors = _tensors(lesson, layers, memory, weights, head)
     judged, text = judge_supports(features, tensors)
     teaching = {
         "seed": lesson.seed,
         "map_taught_by": layers.taught_by,
         "map_starts_at": "text" if layers.at_text else "random",
-        "memory_share": shares.memory,
+        "memory_share": weights.memory,
         "text_prior": head.prior,
         "settings": asdict(lesson.settings),
         **(provenance or {}),
     }
-    supports = head_input(features, features.plain, judged).numpy()
+    supports = features_under_maps(features, features.unaugmented, judged).numpy()
     point = taught_point(lesson, maps, head, text)
     return Recipe(tuple(lesson.classes), tensors, supports, lesson.encoder.id, point, bank.source, options, teaching)
 
 
-def choose_shares(lesson: Lesson, layers: Layers, memory: Memory) -> Shares:
-    """As set, or by what taught the map. The V path is not taught: without aligned text it is noise.
+def choose_map_weights(lesson: Lesson, layers: Layers, memory: Memory) -> MapWeights:
+    """The weights of the settings, or by what taught the map.
 
-    One good group gives a memory bank that nothing can be compared with: its share is 0, whatever was set.
+    The V path is not taught, so it counts nothing without aligned text. The memory counts nothing with one good group,
+    whatever the settings are, since nothing can be compared with it.
     """
     value, share = lesson.settings.lambda_v, lesson.settings.memory_share
     if value is None:
         value = LAMBDA_V if lesson.bank.aligned else 0.0
     if share is None or memory.maps is None:
         share = memory_share(memory, layers.taught_by, layers.at_text)
-    return Shares(value, share)
+    return MapWeights(value, share)
 
 
-def fuse_support_maps(lesson: Lesson, layers: Layers, memory: Memory, shares: Shares) -> SupportMaps:
-    """The supports' maps. Out-of-fold ones are computed only where they are read."""
+def fuse_support_maps(lesson: Lesson, layers: Layers, memory: Memory, weights: MapWeights) -> SupportMaps:
+    """The supports' maps. Out-of-fold maps are computed only if they are needed."""
     features, bank, temperatures = lesson.features, lesson.bank, lesson.settings.temperatures
     value = torch.sigmoid(temperatures.value * features.value).mean(1)  # eq. 16
 
     def fused(vanilla: Tensor) -> Tensor:
-        return with_memory((vanilla + shares.value * value) / (1 + shares.value), memory, shares.memory)
+        return fuse_memory((vanilla + weights.value * value) / (1 + weights.value), memory, weights.memory)
 
-    own = fused(layers.maps(features.tokens, torch.tensor(bank.text_seg), temperatures.map))
+    by_recipe = fused(layers.maps(features.tokens, torch.tensor(bank.text_seg), temperatures.map))
     if not layers.at_text:
-        return SupportMaps(own, own)
-    return SupportMaps(own, fused(out_of_fold_maps(features, bank, lesson.encoder.grid, lesson.settings, lesson.seed)))
+        return SupportMaps(by_recipe, by_recipe)
+    out_of_fold = out_of_fold_maps(features, bank, lesson.encoder.grid, lesson.settings, lesson.seed)
+    return SupportMaps(by_recipe, fused(out_of_fold))
 
 
 def _tensors(
-    lesson: Lesson, layers: Layers, memory: Memory, shares: Shares, head: ClassHead
+    lesson: Lesson, layers: Layers, memory: Memory, weights: MapWeights, head: ClassHead
 ) -> dict[str, NDArray[np.float32]]:
     """The recipe's tensors, which are the graph's inputs."""
     return {
@@ -153,45 +153,47 @@ def _tensors(
         "memory_scale": memory.scale.numpy(),
         "head_weight": head.weight.numpy(),
         "head_bias": head.bias.numpy(),
-        "scalars": lesson.settings.scalars(shares.value, shares.memory * (1 + shares.value)),
+        "scalars": lesson.settings.scalars(weights.value, weights.memory * (1 + weights.value)),
     }
 
 
 def judge_supports(
     features: SupportFeatures, tensors: Mapping[str, NDArray[np.float32]]
 ) -> tuple[Tensor, NDArray[np.float32]]:
-    """What the recipe says of the unchanged supports: maps [supports, P] (eq. 17) and P_S [supports, K] (eq. 18-19)."""
+    """The recipe on the unaugmented supports: maps [supports, P] (eq. 17) and P_S [supports, K] (eq. 18-19)."""
     names = ("text_seg", "text_cls", "transform_weight", "transform_bias", "memory", "memory_scale")
     text_seg, text_cls, weight, bias, memory, memory_scale = (torch.tensor(tensors[name]) for name in names)
     _, lambda_v, lambda_m, tau, tau_v, tau_s = torch.tensor(tensors["scalars"])
     maps, text = [], []
-    for view in features.plain.nonzero()[:, 0].tolist():
+    for view in features.unaugmented.nonzero()[:, 0].tolist():
         transformed = heads.transform(features.tokens[view].float(), weight, bias[:, None])
         vanilla = heads.vanilla_logit(heads.cosines(transformed, text_seg), tau)
-        odd = [heads.oddness(z.float(), rows) for z, rows in zip(features.tokens[view], memory, strict=True)]
-        remembered = heads.memory_map(odd, memory_scale)
+        distances = [
+            heads.nearest_patch_distance(z.float(), rows) for z, rows in zip(features.tokens[view], memory, strict=True)
+        ]
+        remembered = heads.memory_map(distances, memory_scale)
         maps.append(heads.fuse_maps(list(vanilla), list(tau_v * features.value[view]), remembered, lambda_v, lambda_m))
         text.append(heads.text_probabilities(list(heads.cosines(transformed, text_cls)[:, None]), tau_s)[0].numpy())
     return torch.stack(maps), np.stack(text)
 
 
 def taught_point(lesson: Lesson, maps: SupportMaps, head: ClassHead, text: NDArray[np.float32]) -> OperatingPoint:
-    """Thresholds of the highest F1 on the unchanged supports: a starting point; expect worse on new frames.
+    """Thresholds of the highest F1 on the unaugmented supports: a starting point; expect worse on new frames.
 
-    text: P_S of the unchanged supports [supports, K].
+    text: P_S of the unaugmented supports [supports, K].
     """
     features, encoder, alpha = lesson.features, lesson.encoder, lesson.settings.alpha
-    plain, held_out = features.plain, head.held_out
+    unaugmented, p_c = features.unaugmented, head.out_of_fold
 
     def grids(of: Tensor) -> list[NDArray[np.float32]]:
-        return [row.reshape(encoder.grid).numpy() for row in of[plain]]
+        return [row.reshape(encoder.grid).numpy() for row in of[unaugmented]]
 
-    good = None if held_out is None else alpha * held_out[:, 0].numpy() + (1 - alpha) * text[:, 0]
-    defect, classes = (features.labels[plain] > 0).numpy(), len(lesson.classes)
+    good = None if p_c is None else alpha * p_c[:, 0].numpy() + (1 - alpha) * text[:, 0]
+    defect, classes = (features.labels[unaugmented] > 0).numpy(), len(lesson.classes)
     return OperatingPoint.taught(
         lesson.classes,
-        _defect_threshold(grids(maps.honest), good, defect, classes, encoder, lesson.smoothing_px),
-        _pixel_threshold(features, grids(maps.own), encoder, lesson.smoothing_px),
+        _defect_threshold(grids(maps.fitting), good, defect, classes, encoder, lesson.smoothing_px),
+        _pixel_threshold(features, grids(maps.recipe), encoder, lesson.smoothing_px),
         CLASS_SHARE,
     )
 
@@ -206,10 +208,10 @@ def _defect_threshold(
 ) -> float:
     """The threshold of highest F1 for the defect scores of n supports, from patch maps, P(good) and the truth [n].
 
-    good: P(good) by heads that were taught without the support (eq. 23); a head knows its own supports too well to say
-    where the threshold lies. None where no support can be left out: then the map's threshold, and the 1 - P(good) of a
-    guess among all classes, count as their scores do. Good and defect frames weigh the same: with K supports of each of
-    many defect classes, F1 would be highest where all frames are called defects.
+    good: out-of-fold P(good) (eq. 23), since heads fit their own supports too well. None if no support can be left out;
+    the result is then the map's threshold, mixed with the 1 - P(good) of a guess among all classes.
+    Good and defect frames weigh the same; otherwise, with many defect classes, F1 would be highest where all frames are
+    called defects.
     """
     full = [upsample(m, encoder.image_size, encoder.image_size, smoothing_px) for m in patch_maps]
     map_scores = np.array([frame_score(m) for m in full], np.float32)
@@ -223,12 +225,9 @@ def _defect_threshold(
 def _pixel_threshold(
     features: SupportFeatures, patch_maps: Sequence[NDArray[np.float32]], encoder: Encoder, smoothing_px: float
 ) -> float:
-    """The threshold of highest F1 for pixels, by the recipe's own maps of the unchanged supports; 0.5 without masks.
-
-    Out-of-fold maps are no better here: they were taught by fewer frames, and so are less sure.
-    """
+    """The threshold of highest F1 for pixels, by the recipe's maps of the unaugmented supports; 0.5 without masks."""
     values, truths = [], []
-    for patch_map, view in zip(patch_maps, features.plain.nonzero()[:, 0].tolist(), strict=True):
+    for patch_map, view in zip(patch_maps, features.unaugmented.nonzero()[:, 0].tolist(), strict=True):
         target = features.targets[view].numpy()
         if not np.isnan(target[0, 0]):
             full = upsample(patch_map, encoder.image_size, encoder.image_size, smoothing_px)

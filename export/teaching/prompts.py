@@ -1,4 +1,4 @@
-"""Prompts: templates x states per class, from a TOML file that a process engineer can edit (paper section 3.1)."""
+"""Prompts: templates x states per class, from an editable TOML file (paper section 3.1)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from ..errors import PromptError
 
 DEFAULT_FILE = Path(__file__).with_name("prompts.toml")
 GENERIC_FILE = Path(__file__).with_name("prompts_generic.toml")
-"""Prompts that know nothing of wafers, to measure what the expert ones are worth (paper, Table 3)."""
+"""Prompts without knowledge of wafers, to measure the gain of the expert ones (paper, Table 3)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """A prompt file, read and checked. states: by class; generic: for classes without a section, may be empty."""
+    """A checked prompt file. states: by class. generic: states of classes without a section; may be empty."""
 
     file: Path
     subject: str
@@ -34,8 +34,8 @@ class Prompts:
         """The states of a class with the object in them, without templates. Raises PromptError like `for_class`."""
         states = self.states.get(name)
         if states is None:
-            spoken = name.replace("_", " ").replace("-", " ")
-            states = tuple(state.replace("{class}", spoken) for state in self.generic)
+            words = name.replace("_", " ").replace("-", " ")
+            states = tuple(state.replace("{class}", words) for state in self.generic)
         if not states:
             raise PromptError(
                 f'{self.file}: no prompts for class "{name}"; add a section [classes.{name}] with '
@@ -85,7 +85,7 @@ def _generic(section: Any, faults: list[str]) -> tuple[str, ...]:
 
 
 def _states(section: Mapping[str, Any], where: str, faults: list[str], *, empty_ok: bool = False) -> tuple[str, ...]:
-    """The states of a section, which holds nothing else."""
+    """The states of a section, which may hold nothing else."""
     faults += [f'"{where}.{key}" is not known here' for key in sorted(section.keys() - {"states"})]
     return _phrases(section.get("states"), f"{where}.states", faults, empty_ok=empty_ok)
 

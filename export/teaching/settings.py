@@ -1,4 +1,4 @@
-"""How to teach: what a user may set, and the paper's method as one setting of it."""
+"""How to teach: the settings, and the paper's method as one choice of them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ STARTS = ("auto", "random", "text")
 
 @dataclass(frozen=True, slots=True)
 class Temperatures:
-    """Logit scales: cosines are multiplied with them before a softmax.
+    """Logit scales: factors of cosines before a softmax. Raises ValueError unless they are finite and above 0.
 
-    fit: of the map while its layers are taught, CLIP's. The taught map is then nearly binary; in use the softer `map`
-    ranks frames and pixels as well or better, and makes the map less sensitive to rounding. value: of the V path (eq.
-    15). text: of P_S (eq. 19). Raises ValueError for one that is not above 0.
+    fit: of the map while its layers are taught (CLIP's). map: of the map in use, softer. value: of the V path (eq. 15).
+    text: of P_S (eq. 19).
     """
 
     fit: float = 100.0
@@ -35,19 +34,19 @@ class Temperatures:
 
 @dataclass(frozen=True, slots=True)
 class TeachSettings:
-    """How to teach. docs/method.md says what each is worth.
+    """How to teach; docs/method.md measures the effect of each.
 
-    steps: of the transformation layers' Adam; 0 leaves them where they start.
-    start: where those layers start: "random"; "text", the tower's own projection, which takes an aligned text tower; or
-        "auto", at the text where that finds the supports' defects untaught (`fit_map.starts_at_text`).
-    frame_loss: weight of the loss of whole frames beside that of their cells (`fit_map`).
-    head: "pooled" reads the tokens under the map beside the class tokens (`heads.map_features`), and starts from what
-        an aligned text tower says; "paper" reads the class tokens alone (eq. 20-22) and starts at zero.
+    steps: of Adam for the transformation layers; 0 leaves them where they start.
+    start: where those layers start: "random"; "text", the tower's own projection, which needs an aligned text tower; or
+        "auto", at the text if that finds the supports' defects untaught (`fit_map.starts_at_text`), else at random.
+    frame_loss: weight of the loss of whole frames, relative to that of their cells (`fit_map`).
+    head: "pooled" reads the class tokens and the tokens under the map (`heads.map_features`), and starts from the text
+        if that is aligned; "paper" reads the class tokens only (eq. 20-22) and starts at zero.
     alpha: the class mix of eq. 23.
-    lambda_v: the V path's share of the map (eq. 16-17). None: LAMBDA_V where the text vectors are aligned, else 0.
-    memory_share: the share of the memory bank's map beside the others. None: by what taught the map
+    lambda_v: weight of the V path's map (eq. 16-17). None: LAMBDA_V if the text is aligned, else 0.
+    memory_share: weight of the memory bank's map, relative to the others. None: by what taught the map
         (`fit_memory.memory_share`).
-    temperatures: see there.
+    temperatures: logit scales.
 
     Raises ValueError for a name that is unknown and for numbers out of range.
     """
@@ -73,21 +72,21 @@ class TeachSettings:
 
     @classmethod
     def paper(cls) -> TeachSettings:
-        """SEM-CLIP as the paper has it (ICCAD 2024), beside a smoothing of 4 px at 240 px (`teach.METHODS`).
+        """SEM-CLIP as in the paper (ICCAD 2024), used with a smoothing of 4 px at 240 px (`teach.METHODS`).
 
-        Where the paper is silent, this project's choice stands: focal and dice loss, views, means where eq. 12, 16 and
-        17 have sums (so that a map lies in [0, 1]), class tokens of unit length (eq. 20), and L-BFGS with a weight
-        decay of 1e-3 and balanced classes for the layer of eq. 21, of which the paper says "Adam".
+        If the paper gives no value, this project's applies: focal and dice loss, views, means where eq. 12, 16 and 17
+        have sums (so that a map lies in [0, 1]), class tokens of unit length (eq. 20). The layer of eq. 21 is fitted by
+        L-BFGS with a weight decay of 1e-3 and balanced classes; the paper uses Adam.
 
-        steps: silent.
-        start: eq. 9 names a linear layer and no start; it starts at random.
-        frame_loss: eq. 8-17 know no loss of whole frames: 0.
+        steps: not given.
+        start: eq. 9 names a linear layer and no start: random.
+        frame_loss: eq. 8-17 have no loss of whole frames: 0.
         head: z_C of eq. 20, the class tokens of all levels, and the linear layer of eq. 21-22.
         alpha: 0.8, section 4.1 and eq. 23.
         lambda_v: 1, A = A^Z + A^V of eq. 17.
         memory_share: eq. 17 has no memory: 0.
-        temperatures: eq. 11 and 15 print none; CLIP's 100 stands for both, for a two-way softmax of cosines at 1 hardly
-        leaves 0.5. Eq. 19 prints none either; its softmax over classes is taken literally: 1.
+        temperatures: eq. 11 and 15 give none; both take CLIP's 100, since a two-way softmax of cosines at 1 hardly
+            leaves 0.5. Eq. 19 gives none either; its softmax over classes is taken literally: 1.
         """
         return cls(
             start="random",
@@ -100,6 +99,6 @@ class TeachSettings:
         )
 
     def scalars(self, lambda_v: float, lambda_m: float) -> NDArray[np.float32]:
-        """The graph's `scalars`."""
+        """The graph's input `scalars`, float32 [6]."""
         t = self.temperatures
         return np.array([self.alpha, lambda_v, lambda_m, t.map, t.value, t.text], np.float32)

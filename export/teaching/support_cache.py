@@ -1,8 +1,8 @@
-"""Encoded supports on disk: teaching again encodes only the frames that are new.
+"""Encoded supports on disk: teaching again encodes only new frames.
 
 A folder of safetensors files. The name of each is the SHA-256 of everything that its content depends on, so an entry is
-never out of date: what changed has another name. The files are untrusted, as any others: one that is damaged, or is
-not what its name says, counts as absent and is written again.
+never out of date. The files are not trusted: a damaged entry, or one that does not match its name, counts as absent and
+is written again.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ Layout = Mapping[str, tuple[tuple[int, ...], torch.dtype]]
 
 
 class SupportCache:
-    """Named groups of tensors in a folder, of `max_bytes` together; the least recently used go first.
+    """Named groups of tensors in a folder, of `max_bytes` in all; the least recently used are removed first.
 
-    Only files named as its own entries are counted and removed. Processes may share the folder: an entry takes its name
-    once it is whole, and equal names have equal content. Raises ExportError if the folder cannot be written to.
+    Only files named like entries are counted and removed. Processes may share the folder: an entry gets its name once
+    it is complete, and equal names have equal content. Raises ExportError if the folder cannot be written to.
 
     hits: how many entries were read so far.
     """
@@ -56,7 +56,7 @@ class SupportCache:
         self._writes = True
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):  # rights alone do not say it: a disk may be read-only
+            with tempfile.TemporaryFile(dir=folder):  # permissions are not enough: a disk may be read-only
                 pass
         except OSError as exc:
             raise ExportError(
@@ -65,26 +65,26 @@ class SupportCache:
             ) from exc
 
     def read(self, key: str, layout: Layout) -> dict[str, Tensor] | None:
-        """The tensors written under `key`, or None where there are none of this layout. Marks the entry as used now."""
+        """The tensors written under `key`, or None if there are none of this layout. Marks the entry as used."""
         path = self._path(key)
         most = sum(torch.Size(shape).numel() * dtype.itemsize for shape, dtype in layout.values()) + _MOST_HEADER_BYTES
         try:
             with io.BufferedReader(open_plain(path)) as stream:
-                tensors = _parse(stream.read(most + 1), key, layout)  # one byte more does not parse
+                tensors = _parse(stream.read(most + 1), key, layout)  # a longer file does not parse
         except FileNotFoundError:
             return None
         except (OSError, SafetensorError, ValueError) as exc:
-            _log.warning("a kept support cannot be used, so the frame is encoded again: %s: %s", path, exc)
+            _log.warning("a cached support cannot be used, so the frame is encoded again: %s: %s", path, exc)
             return None
-        with suppress(OSError):  # a folder of somebody else's, or removed meanwhile
+        with suppress(OSError):  # another user's folder, or removed meanwhile
             os.utime(path)
         self.hits += 1
         return tensors
 
     def write(self, key: str, tensors: Mapping[str, Tensor]) -> None:
-        """Keep tensors under `key`. A disk that is full or refuses is one warning, and nothing is written from then on.
+        """Store tensors under `key`. If the disk is full or refuses, log one warning and write nothing from then on.
 
-        An entry larger than the whole bound is not kept.
+        An entry larger than `max_bytes` is not stored.
         """
         if not self._writes:
             return
@@ -100,7 +100,7 @@ class SupportCache:
         return self.folder / f"{key}.safetensors"
 
     def _make_room(self, size: int) -> bool:
-        """Remove the entries that were used least recently until `size` bytes more fit; whether they do."""
+        """Remove the least recently used entries until `size` more bytes fit; returns whether they fit."""
         entries = []
         with os.scandir(self.folder) as found:
             for entry in found:
@@ -121,17 +121,17 @@ class SupportCache:
 def open_cache(named: str | None) -> SupportCache | None:
     """The cache that `--support-cache` names: a folder, "none", or None for the user's cache folder.
 
-    Raises ExportError for an empty name, and where a named folder cannot be written to. The user's own is a warning
-    then, and no cache.
+    Raises ExportError for an empty name, and if a named folder cannot be written to. For the user's cache folder that
+    is a warning, and there is no cache.
     """
     if named is not None and named.lower() == NO_CACHE:
         return None
-    if named == "":  # an unset variable of a shell, which would fill the current folder
+    if named == "":  # an unset shell variable: entries would go to the current folder
         raise ExportError(f'--support-cache is empty: name a folder, or write "{NO_CACHE}"')
     if named is not None:
         return SupportCache(Path(named))
     folder = default_folder()
-    if not folder.is_absolute():  # which would be a folder called "~" in the current one
+    if not folder.is_absolute():  # it would be a folder called "~" in the current one
         _log.warning("encoded supports are not kept: this user has no home folder; name one with --support-cache")
         return None
     try:
@@ -147,20 +147,20 @@ def default_folder() -> Path:
 
 
 def _parse(content: bytes, key: str, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of an entry. Raises SafetensorError and ValueError for what was not written under this key."""
+    """The tensors of an entry. Raises SafetensorError or ValueError if it was not written under this key."""
     found = dict(deserialize(content))  # type: ignore[no-untyped-call]
     expected = {**layout, _DIGEST: ((hashlib.sha256().digest_size,), torch.uint8)}
     if {name: (tuple(entry["shape"]), entry["dtype"]) for name, entry in found.items()} != {
         name: (shape, _DTYPES[dtype]) for name, (shape, dtype) in expected.items()
     }:
-        raise ValueError("its tensors are others than were written")
+        raise ValueError("its tensors are not those that were written")
     tensors = {
         name: torch.frombuffer(found[name]["data"], dtype=dtype).reshape(shape)
         for name, (shape, dtype) in expected.items()
     }
     written = tensors.pop(_DIGEST)
     if not torch.equal(written, _digest(key, tensors)):
-        raise ValueError("its content is not what was written under this name")
+        raise ValueError("its content does not match its name")
     return tensors
 
 

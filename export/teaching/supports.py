@@ -1,7 +1,7 @@
-"""Which frames teach and which test: drawing of supports and splitting, both over groups.
+"""Drawing supports, and splitting a data set into frames that teach and frames that test; both by groups.
 
-Frames of one group share a physical origin, so ten shots should not be ten exposures of one place, and no group may
-stand on both sides of a split.
+Frames of one group share a physical origin. So ten shots should not be ten exposures of one place, and no group may be
+on both sides of a split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from calibration.errors import DatasetError
 def draw_supports(
     dataset: Dataset, shots: int, seed: int, *, allowed: Iterable[Sample] | None = None
 ) -> tuple[Sample, ...]:
-    """K frames of every class, spread over as many groups as there are; class by class, `good` first.
+    """K frames of every class, spread over as many groups as possible; class by class, `good` first.
 
     Nested: the draw for 5 shots begins with that for 2. allowed: draw from these samples only.
     Raises DatasetError if a class has fewer than `shots`.
@@ -42,9 +42,9 @@ def draw_supports(
 def split_by_group(dataset: Dataset, pool: int, seed: int) -> tuple[list[Sample], list[Sample]]:
     """Frames to draw supports from, and test frames; no group is on both sides.
 
-    Each class gives up groups, in the seed's order, until they hold `pool` frames and are at least `pool` groups or
-    half of its groups (shots from one place teach little); one group of every class always stays for the test. Raises
-    DatasetError where a class has a single group, which can only stand on one side.
+    Each class gives groups to the first part, in the seed's order, until these hold `pool` frames and are at least
+    `pool` groups or half of its groups. At least one group of every class stays for the test. Raises DatasetError if a
+    class has a single group, which can be on one side only.
     """
     taken: set[str] = set()
     faults = []
@@ -95,5 +95,5 @@ def _draw_order(samples: Sequence[Sample], label: str, seed: int) -> list[Sample
 
 
 def _generator(seed: int, label: str, purpose: str) -> np.random.Generator:
-    """A stream of its own per class and purpose: adding a class does not change what the others draw."""
+    """A random stream per class and purpose, so that adding a class does not change the draws of the others."""
     return np.random.default_rng([seed, zlib.crc32(label.encode()), zlib.crc32(purpose.encode())])

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from ..errors import PromptError
 from ..model.checkpoint import LoadedModel
+from .priors import Projection
 from .prompts import Prompts
-from .text_prior import Projection
 
 _log = logging.getLogger("sem_clip")
 _ANCHOR_SEED = 20240
@@ -26,9 +26,8 @@ _BATCH = 64
 class TextBank:
     """text_cls [K, C] and text_seg [2, C] (normal, defect), float32 unit vectors.
 
-    source: "tower" or "anchors". aligned: whether image features were ever trained to meet these vectors; without
-    that the V path, which is not taught, has nothing to say. projection: the image tower's own way to the text space,
-    None where that is not aligned.
+    source: "tower" or "anchors". aligned: whether image features were trained to match these vectors; otherwise the V
+    path, which is not taught, is noise. projection: of the image tower to the text space; None unless aligned.
     """
 
     text_cls: NDArray[np.float32]
@@ -52,24 +51,24 @@ def build_text_bank(model: LoadedModel, prompts: Prompts, classes: Sequence[str]
 
 
 def anchor_bank(classes: Sequence[str], dim: int) -> TextBank:
-    """K orthonormal vectors from a fixed seed, in place of language. Raises PromptError if K > dim."""
+    """K orthonormal vectors from a fixed seed, in place of text vectors. Raises PromptError if K > dim."""
     if len(classes) > dim:
         raise PromptError(f"{len(classes)} classes do not fit into {dim} orthonormal anchors")
     square = np.random.default_rng(_ANCHOR_SEED).standard_normal((dim, dim))
-    # Rows of one fixed square: a class keeps its anchor when others are added behind it.
+    # Rows of one fixed square: a class keeps its anchor if others are appended.
     vectors = np.linalg.qr(square)[0][: len(classes)].astype(np.float32)
     return TextBank(vectors, _segmentation_bank(vectors), "anchors", aligned=False)
 
 
 def _segmentation_bank(text_cls: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Normal is `good`; defect is the mean of the defect classes, each counting once."""
+    """Unit vectors [2, C]: normal is `good`; defect is the mean of the defect classes, each counting once."""
     bank = np.stack([text_cls[0], text_cls[1:].mean(axis=0)])
     unit: NDArray[np.float32] = (bank / np.linalg.norm(bank, axis=1, keepdims=True)).astype(np.float32)
     return unit
 
 
 def _embed_class(model: LoadedModel, phrases: Sequence[str]) -> NDArray[np.float32]:
-    """Unit vector of each prompt, mean, unit vector."""
+    """The class's unit vector [C]: the mean of its prompts' unit vectors, normalized."""
     tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
     warn_of_cut_prompts(tokenizer, phrases)
     if model.vocabulary is not None:
@@ -82,7 +81,7 @@ def _embed_class(model: LoadedModel, phrases: Sequence[str]) -> NDArray[np.float
 
 
 def warn_of_cut_prompts(tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[str]) -> None:
-    """open_clip cuts long prompts without a word; the end of a prompt is often what tells the classes apart."""
+    """Log prompts that open_clip would silently cut; the end of a prompt often distinguishes classes."""
     room = tokenizer.context_length - 2
     for phrase in phrases:
         length = len(tokenizer.encode(phrase))
@@ -93,12 +92,12 @@ def warn_of_cut_prompts(tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[
 def _warn_of_unknown_words(
     tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[str], vocabulary: frozenset[int]
 ) -> None:
-    """A small text tower knows few words, and makes something of any other all the same."""
+    """Log words that the text tower was never trained on; it gives them a meaningless vector."""
     words = {word for phrase in phrases for word in phrase.split()}
     unknown = sorted(word for word in words if not vocabulary.issuperset(tokenizer.encode(word)))
     if unknown:
         _log.warning(
-            'the text tower was never trained on "%s": prompts with it say little, such as "%s"',
+            'the text tower was never trained on "%s": prompts with it mean little, such as "%s"',
             '", "'.join(unknown),
             next(phrase for phrase in phrases if unknown[0] in phrase.split()),
         )

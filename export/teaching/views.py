@@ -1,10 +1,10 @@
-"""Support views: a few variations of every support frame, encoded once; teaching then never sees a pixel."""
+"""Support views: a few variations of every support frame, encoded once; teaching then reads features only."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from importlib.metadata import version
 
@@ -21,17 +21,16 @@ from runtime.recipe import FrameOptions
 
 from ..model import heads
 from ..model.graph import SemClipGraph
+from ..progress import Progress
 from .support_cache import Layout, SupportCache
 
 LOSS_CELLS_PER_PATCH = 4
-"""The loss grid is this much finer than the patches, or defects of a few pixels would vanish in the average."""
+"""The loss grid is this much finer than the patches, so that defects of a few pixels do not average out."""
 DEFECT_SHARE = 0.25
-"""A cell of the loss grid counts as defect from this covered share on."""
+"""A cell of the loss grid counts as defect from this covered fraction on."""
 VIEWS_VERSION = 1
-"""Of what is kept of a support's views. Raise it with every change to how they are drawn, encoded or given targets."""
+"""Part of the cache key. Raise it with every change to how views are drawn, encoded or given targets."""
 _ENCODE_BATCH = 8
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +38,9 @@ class SupportFeatures:
     """Frozen features of V views.
 
     tokens: float16 [V, m, P, D], the patches of every level. cls: float32 [V, m D], z_C of eq. 20.
-    value: float32 [V, m, P], the V path's logits (eq. 15) at tau_v = 1; nothing in them is taught.
-    targets: float32 [V, rows, columns] on the loss grid, 1 where defect; NaN throughout where the truth is unknown.
-    labels: int64 [V]. plain: bool [V], the unchanged view of each support. group: int64 [V], views of one origin.
+    value: float32 [V, m, P], the V path's logits (eq. 15) at tau_v = 1; they are not taught.
+    targets: float32 [V, rows, columns] on the loss grid, 1 for defect; all NaN if the truth is unknown.
+    labels: int64 [V]. unaugmented: bool [V], true for the first view of each support. group: int64 [V].
     """
 
     tokens: Tensor
@@ -49,22 +48,22 @@ class SupportFeatures:
     value: Tensor
     targets: Tensor
     labels: Tensor
-    plain: Tensor
+    unaugmented: Tensor
     group: Tensor
 
     def last_level(self) -> SupportFeatures:
-        """Those of the last level alone, as an encoder gives them that has no other."""
+        """Features of the last level only, as from an encoder without the others."""
         width = self.tokens.shape[3]
         return replace(self, tokens=self.tokens[:, -1:], cls=self.cls[:, -width:], value=self.value[:, -1:])
 
     def part(self, views: Tensor) -> SupportFeatures:
-        """Only the views for which `views` (bool [V]) is true."""
+        """Features of the views for which `views` (bool [V]) is true."""
         return SupportFeatures(*(getattr(self, field.name)[views] for field in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Support:
-    """A support as the graph reads it. cover: the defect's share of every pixel, None where the truth is unknown.
+    """A support as the graph reads it. cover: the defect's fraction of every pixel, None if the truth is unknown.
 
     frame: uint8 and cover: float32 in [0, 1], both [input height, input width].
     """
@@ -75,7 +74,7 @@ class _Support:
 
 @dataclass(frozen=True, slots=True)
 class _Views:
-    """What the encoder gives for the V views of one support. None of it depends on text, so it outlives new prompts.
+    """The encoder's output for the V views of one support. It does not depend on the text, so new prompts can reuse it.
 
     tokens: float16 [V, m, P, D] and cls: float32 [V, m D], as in SupportFeatures.
     value: float16 [V, m, P, C], the V path's patches in the text space, each of unit length: eq. 15 reads directions.
@@ -121,12 +120,14 @@ def encode_supports(
     cache: SupportCache | None = None,
     progress: Progress | None = None,
 ) -> SupportFeatures:
-    """Encode `views` variations of every support, the first one unchanged. Raises FrameError, DatasetError.
+    """Encode `views` variations of every support, the first one unaugmented. Raises FrameError, DatasetError.
 
-    The variations of a support depend on `seed` and on its own pixels, not on its place among the others; and it is
-    encoded by itself. So its features are the same in every draw, and `cache` may keep them.
+    The variations of a support depend on `seed` and its pixels only, and each support is encoded separately. So its
+    features are the same in every draw, and `cache` can store them.
     """
-    prepared = [_prepare(sample, encoder, options) for sample in supports]  # all: faults before hours of encoding
+    prepared = [
+        _prepare(sample, encoder, options) for sample in supports
+    ]  # all of them first: faults come before hours of encoding
     total, levels, patches = len(supports) * views, len(encoder.levels), encoder.grid[0] * encoder.grid[1]
     tokens = torch.empty((total, levels, patches, encoder.width), dtype=torch.float16)
     cls = torch.empty((total, levels * encoder.width))
@@ -137,14 +138,14 @@ def encode_supports(
         found = _kept_or_encoded(graph, encoder, support, views, seed, cache)
         tokens[rows], cls[rows], targets[rows] = found.tokens, found.cls, found.targets
         value[rows] = found.value_logits(text_seg, graph.redundancy)
-        del found  # before the next one is read: they are larger than what is taken of them
+        del found  # free it before the next one: it is larger than the rows
         if progress is not None:
             progress(rows.stop, total)
     labels = torch.tensor([classes.index(sample.label) for sample in supports]).repeat_interleave(views)
-    plain = torch.arange(total) % views == 0
+    unaugmented = torch.arange(total) % views == 0
     names = sorted({sample.group for sample in supports})
     group = torch.tensor([names.index(sample.group) for sample in supports]).repeat_interleave(views)
-    return SupportFeatures(tokens, cls, value, targets, labels, plain, group)
+    return SupportFeatures(tokens, cls, value, targets, labels, unaugmented, group)
 
 
 def _kept_or_encoded(
@@ -155,7 +156,7 @@ def _kept_or_encoded(
     seed: int,
     cache: SupportCache | None,
 ) -> _Views:
-    """The views of one support from the cache, or encoded and kept there."""
+    """The views of one support, from the cache or encoded and stored there."""
     if cache is None:
         return _encode(graph, support, views, seed)
     key = _cache_key(graph, encoder, support, views, seed)
@@ -170,7 +171,7 @@ def _kept_or_encoded(
 def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: int, seed: int) -> str:
     """SHA-256, in hexadecimal, of everything that the views of a support and their features depend on.
 
-    File, mask, frame options and resizing count by the pixels that they lead to.
+    File, mask, frame options and resizing count by the resulting pixels.
     """
     about = {
         "views_version": VIEWS_VERSION,
@@ -181,7 +182,7 @@ def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: 
         "views": views,
         "seed": seed,
         "has_truth": support.cover is not None,
-        # Pillow and NumPy draw the views, torch and open_clip encode them; another version of one may round otherwise.
+        # NumPy and Pillow draw the views, torch and open_clip encode them; other versions may round differently.
         "tools": {name: version(name) for name in ("numpy", "pillow", "torch", "open_clip_torch")},
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
@@ -211,9 +212,9 @@ def _encode(graph: SemClipGraph, support: _Support, views: int, seed: int) -> _V
 
 
 def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
-    """The mask's covered share of each cell of a [height, width] grid, float32 in [0, 1].
+    """The covered fraction of each cell of a [height, width] grid, float32 in [0, 1].
 
-    A pixel counts in the cell that its centre is in, so none is lost where the sizes do not divide.
+    A pixel counts in the cell that holds its centre, so none is lost if the sizes do not divide.
     """
     image = Image.fromarray(np.asarray(mask, dtype=np.float32))
     return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
@@ -222,7 +223,7 @@ def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np
 def load_views(
     encoder: Encoder, supports: Sequence[Sample], options: FrameOptions, views: int, seed: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    """`views` variations of every support, the first one unchanged, with their targets on the loss grid.
+    """`views` variations of every support, the first one unaugmented, with their targets on the loss grid.
 
     Raises FrameError, DatasetError.
     """
@@ -246,7 +247,7 @@ def _prepare(sample: Sample, encoder: Encoder, options: FrameOptions) -> _Suppor
 def _draw_views(
     support: _Support, grid: tuple[int, int], views: int, seed: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
-    """`views` frames, the first one unchanged, and their targets; random by `seed` and the frame's own pixels."""
+    """`views` frames, the first one unaugmented, and their targets; random by `seed` and the frame's pixels."""
     frame, cover = support.frame, support.cover
     content = hashlib.sha256(np.ascontiguousarray(frame).data).digest()
     rng = np.random.default_rng([seed, int.from_bytes(content, "big")])
@@ -259,21 +260,21 @@ def _loss_grid(grid: tuple[int, int]) -> tuple[int, int]:
 
 
 def _target(cover: NDArray[np.float32] | None, grid: tuple[int, int]) -> NDArray[np.float32]:
-    """The loss grid's truth from the covered share of every pixel."""
+    """The truth on the loss grid, from the covered fraction of every pixel."""
     size = _loss_grid(grid)
     if cover is None:
         return np.full(size, np.nan, np.float32)
     cells = area_average(cover, size)
     peak = float(cells.max())
-    # A defect thinner than a quarter of a cell would teach that its frame is clean; its fullest cells stand for it.
-    share = min(DEFECT_SHARE, peak / 2) if peak > 0 else DEFECT_SHARE
-    return (cells >= share).astype(np.float32)
+    # A defect thinner than a quarter of a cell counts by its fullest cells; otherwise its frame would be clean.
+    least = min(DEFECT_SHARE, peak / 2) if peak > 0 else DEFECT_SHARE
+    return (cells >= least).astype(np.float32)
 
 
 def vary(
     frame: NDArray[np.uint8], cover: NDArray[np.float32] | None, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32] | None]:
-    """Another view: flips, transpose and a mild crop for both; dose, contrast and focus for the frame alone."""
+    """Another view: flips, transpose and a mild crop for both; dose, contrast and focus for the frame only."""
     image = Image.fromarray(frame)
     truth = None if cover is None else Image.fromarray(cover)
     flips = [Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE]
@@ -289,7 +290,7 @@ def vary(
         truth is not None and whole is not None and np.any(np.asarray(whole)) and not np.any(np.asarray(truth) > 0.05)
     )
     if lost_defect:
-        truth = whole  # the crop would cut the defect away while the label still names it
+        truth = whole  # the crop would remove the defect while the label still names it
     else:
         image = image.resize(image.size, Image.Resampling.BICUBIC, box=box)
     if rng.random() < 0.3:

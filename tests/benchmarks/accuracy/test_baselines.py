@@ -65,7 +65,7 @@ def test_supports_and_test_frames_give_the_second_probe_the_same_features(
     baselines._cls_mean_patch_probe(encoded)
     views, test = seen[0]
     assert test.shape == (4, 2 * 32)
-    torch.testing.assert_close(views[encoded.features.plain], test, atol=1e-3, rtol=0)
+    torch.testing.assert_close(views[encoded.features.unaugmented], test, atol=1e-3, rtol=0)
     torch.testing.assert_close(test[:, 32:].norm(dim=1), torch.ones(4))
 
 

@@ -155,9 +155,9 @@ def test_a_patch_is_as_odd_as_it_is_far_from_the_nearest_that_is_remembered() ->
     tokens, z = random(0, BATCH, PATCHES, 8)
     memory, m = random(1, 5, 8)
     m = unit(m)
-    found = heads.oddness(tokens, heads.unit(memory))
+    found = heads.nearest_patch_distance(tokens, heads.unit(memory))
     assert_near(found, 1 - (unit(z) @ m.T).max(-1), 1e-6)
-    assert_near(heads.oddness(7 * heads.unit(memory)[None], heads.unit(memory)), np.zeros((1, 5)), 1e-6)
+    assert_near(heads.nearest_patch_distance(7 * heads.unit(memory)[None], heads.unit(memory)), np.zeros((1, 5)), 1e-6)
 
 
 def test_the_memory_s_map_is_one_half_at_three_spreads_above_good_patches() -> None:

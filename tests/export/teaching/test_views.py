@@ -96,8 +96,8 @@ def test_the_first_view_is_the_plain_frame(
     graph: SemClipGraph, encoder: Encoder, supports: list[Sample], text_seg: Tensor
 ) -> None:
     features = encode(graph, encoder, supports, text_seg)
-    assert features.plain.tolist() == [True, False, False] * 4
-    for view, sample in zip(features.plain.nonzero()[:, 0].tolist(), supports, strict=True):
+    assert features.unaugmented.tolist() == [True, False, False] * 4
+    for view, sample in zip(features.unaugmented.nonzero()[:, 0].tolist(), supports, strict=True):
         frame = prepare(sample.read(FrameOptions()), encoder, FrameOptions(), "frame")
         levels = graph.encode(torch.tensor(frame)[None])
         cls = torch.cat([heads.unit(z[0, 0]) for z in levels.tokens])
@@ -141,7 +141,7 @@ def test_views_are_determined_by_seed_and_pixels(
         assert torch.equal(first.tokens[place * 3 : place * 3 + 3], turned.tokens[9 - place * 3 : 12 - place * 3])
     for view in range(12):
         difference = float((first.tokens[view] - other.tokens[view]).abs().max())
-        assert (difference < 0.01) == bool(first.plain[view])
+        assert (difference < 0.01) == bool(first.unaugmented[view])
 
 
 def test_progress_reaches_the_number_of_views(

@@ -1,4 +1,4 @@
-"""export.teaching.text_prior: the tower's own way to the text space, and how far the text is used."""
+"""export.teaching.priors: the tower's projection to the text space, and how far text and map are used."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from torch import Tensor
 
 from export.model import heads
 from export.model.checkpoint import LoadedModel, load_model
+from export.teaching.priors import MAX_PRIOR_SCALE, PEAK_SCALE, Projection, fit_prior_scales, peak_prior, text_prior
 from export.teaching.prompts import load_prompts
 from export.teaching.text_bank import build_text_bank
-from export.teaching.text_prior import MAX_PRIOR_SCALE, PEAK_SCALE, Projection, fit_prior_scales, peak_prior, text_prior
 
 CLASSES = ("good", "hole", "scratch")
 LEVELS, PATCHES = 4, 9
@@ -35,7 +35,7 @@ def tokens(model: LoadedModel, count: int = 40, *, seed: int = 0) -> Tensor:
 
 
 def in_text_space(model: LoadedModel, x: Tensor) -> Tensor:
-    """As CLIP itself does it."""
+    """As CLIP does it."""
     with torch.no_grad():
         return torch.as_tensor(model.clip.visual.ln_post(x) @ model.clip.visual.proj)
 
@@ -44,15 +44,15 @@ def test_a_layer_at_the_projection_gives_the_cosines_of_clip(model: LoadedModel)
     x = tokens(model)
     text = heads.unit(torch.randn((5, 24), generator=torch.Generator().manual_seed(2)))
     weight, bias = Projection.of(model.clip.visual).as_layer(x)
-    own = heads.cosines(in_text_space(model, x), text)
-    torch.testing.assert_close(heads.cosines(x @ weight + bias, text), own, atol=0.06, rtol=0)
-    # Without a bias nothing depends on a token's size, and the two are the same.
-    plain = replace(Projection.of(model.clip.visual), bias=torch.zeros(24))
+    expected = heads.cosines(in_text_space(model, x), text)
+    torch.testing.assert_close(heads.cosines(x @ weight + bias, text), expected, atol=0.06, rtol=0)
+    # Without a bias nothing depends on a token's size, so both are equal.
+    without_bias = replace(Projection.of(model.clip.visual), bias=torch.zeros(24))
     shift = model.clip.visual.ln_post.bias.data.clone()
     model.clip.visual.ln_post.bias.data.zero_()
-    own = heads.cosines(in_text_space(model, x), text)
+    expected = heads.cosines(in_text_space(model, x), text)
     model.clip.visual.ln_post.bias.data.copy_(shift)
-    torch.testing.assert_close(heads.cosines(x @ plain.weight, text), own, atol=1e-5, rtol=0)
+    torch.testing.assert_close(heads.cosines(x @ without_bias.weight, text), expected, atol=1e-5, rtol=0)
 
 
 def test_text_prior_is_the_mean_cosine_of_the_upper_levels_class_tokens(model: LoadedModel) -> None:
@@ -76,7 +76,7 @@ def test_peak_prior_is_for_all_defects_and_against_good() -> None:
     assert (features @ weight.T + bias).tolist() == [[-0.25, 0.25, 0.25], [0, 0, 0]]
 
 
-def test_text_is_used_as_far_as_it_is_right() -> None:
+def test_text_scale_follows_how_well_the_text_fits_the_labels() -> None:
     labels = torch.arange(3).repeat(4)
     right = torch.eye(3)[labels] * 0.2
     noise = 0.2 * torch.rand((12, 3), generator=torch.Generator().manual_seed(0))
@@ -84,20 +84,20 @@ def test_text_is_used_as_far_as_it_is_right() -> None:
     flat = torch.zeros(12, 3)
     assert fit_prior_scales(right + 0.3 * noise, flat, labels, 4)[0] > 10
     assert fit_prior_scales(wrong, flat, labels, 4)[0] == pytest.approx(0, abs=0.5)
-    without_a_fault = fit_prior_scales(right, flat, labels, 4)
-    assert sum(without_a_fault) == pytest.approx(MAX_PRIOR_SCALE)
-    assert without_a_fault[0] > 10 * without_a_fault[1]
+    perfect = fit_prior_scales(right, flat, labels, 4)
+    assert sum(perfect) == pytest.approx(MAX_PRIOR_SCALE)
+    assert perfect[0] > 10 * perfect[1]
     assert all(math.isfinite(scale) for scale in fit_prior_scales(flat, flat, labels, 4))
 
 
-def test_the_map_s_peak_is_used_as_the_supports_say_the_more_of_them_there_are() -> None:
+def test_peak_scale_leaves_its_prior_with_more_supports() -> None:
     labels = torch.tensor([0, 1, 2]).repeat(6)
     weight, bias = peak_prior(3, 1)
-    silent = torch.zeros(18, 3)
+    no_text = torch.zeros(18, 3)
 
     def scales(peaks: Tensor) -> list[float]:
         peak = peaks[:, None] @ weight.T + bias
-        return [fit_prior_scales(silent, peak, labels, shots)[1] for shots in (1e-3, 1, 1e4)]
+        return [fit_prior_scales(no_text, peak, labels, shots)[1] for shots in (1e-3, 1, 1e4)]
 
     # Half of the good frames are as high as the defects: the peak misleads.
     few, more, many = scales(torch.where((labels == 0) & (torch.arange(18) % 2 == 0), 0.2, 0.8))
@@ -105,10 +105,10 @@ def test_the_map_s_peak_is_used_as_the_supports_say_the_more_of_them_there_are()
     assert few > more > many
     few, more, many = scales(torch.where(labels == 0, 0.3, 0.7))
     assert few < more < many
-    assert scales(torch.full((18,), 0.5)) == pytest.approx([PEAK_SCALE] * 3), "nothing is said of it"
+    assert scales(torch.full((18,), 0.5)) == pytest.approx([PEAK_SCALE] * 3), "a constant peak keeps the prior scale"
 
 
-def test_only_a_trained_tower_leads_to_the_text_space(model: LoadedModel) -> None:
+def test_text_bank_has_a_projection_of_trained_towers_only(model: LoadedModel) -> None:
     assert build_text_bank(model, load_prompts(), CLASSES).projection is None
     trained = build_text_bank(replace(model, trained=True), load_prompts(), CLASSES)
     assert trained.projection is not None
