@@ -1,1 +1,1 @@
-"""How the embedded encoder `sem_tiny` was trained on generated frames: `python -m export.pretrain`."""
+"""Training of the embedded encoder `sem_tiny` on generated frames: `python -m export.pretrain`."""

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from export.pretrain.training import Pretrain
+from export.pretrain.command import Pretrain
 from runtime.cli import describe, run
 
 if __name__ == "__main__":

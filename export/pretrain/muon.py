@@ -20,9 +20,9 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step for all matrices; a matrix of 3 n rows is the fused projection of Q, K and V, taken apart.
+        """One step for all matrices; a matrix of 3 n rows is the fused projection of Q, K and V, and split.
 
-        A convolution is a matrix with a row for each of its outputs (Jordan et al. 2024). What has no gradient stays.
+        A convolution is a matrix with a row per output (Jordan et al. 2024). Parameters without a gradient stay.
         """
         for group in self.param_groups:
             for p in group["params"]:

@@ -1,9 +1,7 @@
-"""Windows that the model in training was most wrong on, kept to be seen again.
+"""Hard windows: those with the largest recent losses, kept to be trained on again.
 
-Most windows of a model that is right in eight of ten teach it little, and each costs what the others cost. So a part of
-every batch is drawn from those with the largest losses of late, turned and mirrored anew (online hard example mining,
-Shrivastava et al. 2016, arXiv:1604.03540; over time rather than within a batch, which needs no second look). The rest
-of the batch is new, which keeps every kind of frame in view.
+A part of every batch is drawn from them, rotated and mirrored anew; the rest of the batch is new. This is online hard
+example mining (Shrivastava et al. 2016, arXiv:1604.03540), over time rather than within a batch.
 """
 
 from __future__ import annotations
@@ -17,21 +15,21 @@ from torch import Tensor
 from .windows import GRID, Windows
 
 ROOM = 400
-"""Windows that are kept; the easiest leave first."""
+"""Most windows that are kept; the easiest leave first."""
 MOST_LOOKS = 4
-"""No window is trained on more often than this: the label of a defect that cannot be seen would be learnt by heart."""
+"""No window is trained on more often, or labels of invisible defects would be memorized."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """Windows with the loss of each when it was last seen, float32 [n], and how often it was seen, int64 [n]."""
+    """Windows with the last loss of each, float32 [n], and how often each was trained on, int64 [n]."""
 
     windows: Windows
     loss: Tensor
     looks: Tensor
 
     def __getitem__(self, chosen: Tensor) -> Kept:
-        """Those of these indices."""
+        """The windows at these indices."""
         some = Windows(*(getattr(self.windows, field.name)[chosen] for field in fields(Windows)))
         return Kept(some, self.loss[chosen], self.looks[chosen])
 
@@ -43,7 +41,7 @@ def joined(one: Kept, other: Kept) -> Kept:
 
 
 class Replay:
-    """The hardest windows of one size. State: what `kept` holds; pixels as uint8, for they are whole numbers."""
+    """The hardest windows of one size; their pixels are stored as uint8."""
 
     def __init__(self) -> None:
         self.kept: Kept | None = None
@@ -52,9 +50,9 @@ class Replay:
         return 0 if self.kept is None else len(self.kept.loss)
 
     def draw(self, count: int, like: Windows, rng: np.random.Generator) -> Kept | None:
-        """Take `count` of them at random, turned and mirrored; None while there are not three times as many.
+        """Take `count` of them at random, rotated and mirrored; None while there are not three times as many.
 
-        like: windows of the size that is asked for; those of another are given up.
+        like: windows of the wanted size; windows of another size are dropped.
         """
         if self.kept is not None and self.kept.windows.fraction.shape[1] != like.fraction.shape[1]:
             self.kept = None
@@ -76,7 +74,7 @@ class Replay:
         return Kept(turned, taken.loss, taken.looks)
 
     def put(self, windows: Windows, loss: Tensor, looks: Tensor) -> None:
-        """Keep the hardest of these, seen `looks` times [n] before and now once more with `loss` [n]."""
+        """Keep the hardest of these; looks [n]: how often each was trained on before. loss [n]: of this time."""
         again = torch.nonzero(looks + 1 < MOST_LOOKS)[:, 0]
         small = replace(windows, pixels=windows.pixels.to(torch.uint8))
         kept = Kept(small, loss, looks + 1)[again]
@@ -85,13 +83,13 @@ class Replay:
         self.kept = kept[kept.loss.topk(min(ROOM, len(kept.loss))).indices]
 
     def state(self) -> dict[str, Tensor]:
-        """For a checkpoint."""
+        """Tensors for a checkpoint."""
         if self.kept is None:
             return {}
         held = {f.name: getattr(self.kept.windows, f.name) for f in fields(Windows)}
         return {**held, "loss": self.kept.loss, "looks": self.kept.looks}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """What `state` gave."""
+        """Restore the tensors of `state`."""
         windows = {f.name: state[f.name] for f in fields(Windows)} if state else None
         self.kept = None if windows is None else Kept(Windows(**windows), state["loss"], state["looks"])

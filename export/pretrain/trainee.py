@@ -1,15 +1,14 @@
-"""The model in pretraining: a CLIP with the dual path over it, how it starts, and what is asked of it.
+"""The model in pretraining: a CLIP with the dual path over it, its start and its losses.
 
-Three things are asked of the image tower, at each of its four levels, all in the words of the prompt file and through
-the one projection to the text space:
+Each of the four levels has three losses, all with the prompts of the prompt file and the one projection to the text:
 
-- image and text (CLIP): the class token meets the prompts of the frame's class, and each prompt meets its frames;
-- patch and text: a patch meets the text of what it shows, known exactly from the mask, through the vanilla path and
-  through the V-V path (eq. 13-15);
-- frame: the patches most like a defect are so in a frame with a defect, and in a good one not even they are.
+- image and text (CLIP): the class token matches the prompts of the frame's class, and each prompt its frames;
+- patch and text: a patch matches the text of its content, known from the mask, through the vanilla path and through the
+  V-V path (eq. 13-15);
+- frame: the patches most like a defect are defect patches in a frame with a defect, and good ones in a good frame.
 
-Its convolutional stem learns patches and frames directly, through a linear layer that is thrown away: alone at first,
-when a step costs a sixth, and then beside the rest.
+The convolutional stem learns patches and frames through an auxiliary linear layer: first alone, when a step costs a
+sixth, then together with the rest.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from ..teaching.prompts import Prompts
 from .windows import GRID, PATCH, Windows
 
 LEVEL_WEIGHTS = (0.15, 0.3, 0.6, 1.0)
-"""The lower levels see little of the frame; what they can say is asked of them more gently."""
+"""Weights of the levels; lower ones know little of the frame."""
 DEFECT_SHARE = 0.35
 """Weight of the few defect patches against all others in the patch losses."""
 FRAME_SHARE = 0.02
-"""A frame is judged by this share of its patches, the ones most like a defect."""
+"""A frame is judged by this fraction of its patches, those most like a defect."""
 FULL_PATCH = 0.25
-"""From this part of a patch on, its text is wholly that of the defect."""
+"""From this fraction of a patch on, its text is that of the defect only."""
 MAX_LOGIT_SCALE = 100.0
 
 
 class Trainee(nn.Module):
-    """The model in training: a CLIP and the dual path over it. stem_learns: False leaves its stem as it is."""
+    """The model in training: a CLIP and the dual path over it. stem_learns: False freezes its stem."""
 
     def __init__(self, model: LoadedModel, prompts: Prompts, *, bf16: bool = False, stem_learns: bool = True) -> None:
         super().__init__()
@@ -81,9 +80,9 @@ class Trainee(nn.Module):
             return stem.maps(pixels)[-1].float()
 
     def encode(self, windows: Windows, seen: Tensor | None, *, value_path: bool = True) -> Levels:
-        """The encoder on windows, each with the positions of the part of the frame that it was cut from.
+        """The encoder on windows, each with the positions of its part of the frame.
 
-        seen: what `look` gives for them. value_path: as for `DualPathEncoder.levels_of`.
+        seen: the result of `look`. value_path: as for `DualPathEncoder.levels_of`.
         """
         visual = self.clip.visual
         weight, bias = _grey_patch_embedding(visual.conv1.weight, self.mean, self.std)
@@ -102,7 +101,7 @@ class Trainee(nn.Module):
         tokens = visual.ln_pre(torch.cat([first, x], dim=1))
         if not self.bf16:
             return self.encoder.levels_of(tokens, value_path=value_path)
-        self.encoder.attention = plain_attention if tokens.device.type == "cpu" else F.scaled_dot_product_attention
+        self.encoder.attention = stepwise_attention if tokens.device.type == "cpu" else F.scaled_dot_product_attention
         with torch.autocast(tokens.device.type, torch.bfloat16):
             return self.encoder.levels_of(tokens, value_path=value_path)
 
@@ -111,15 +110,15 @@ class Trainee(nn.Module):
         return self.encoder.ln_post(tokens) @ self.encoder.proj  # type: ignore[no-any-return]
 
     def stem_logits(self, seen: Tensor) -> Tensor:
-        """What the stem alone makes of the patches, [B, P, classes]."""
+        """Class logits of the patches by the stem alone, [B, P, classes]."""
         assert self.stem_head is not None
         logits: Tensor = self.stem_head(seen.flatten(2).transpose(1, 2))
         return logits
 
     def stem_losses(self, windows: Windows, seen: Tensor | None = None) -> dict[str, Tensor]:
-        """The losses of the stem alone: every patch by the mask, and every frame by its most unusual patches.
+        """The losses of the stem alone: of patches by the mask, and of frames by their patches most like a class.
 
-        seen: what `look` gives for the windows, if it is known.
+        seen: the result of `look` for the windows; None: computed here.
         """
         seen = self.look(windows) if seen is None else seen
         assert seen is not None, "there is a stem"
@@ -134,9 +133,9 @@ class Trainee(nn.Module):
     def losses(
         self, windows: Windows, chosen: Sequence[Tensor], *, value_path: bool = True
     ) -> tuple[dict[str, Tensor], Tensor]:
-        """The losses of a batch, and how far each window is from its class and from its kind, [B], without gradient.
+        """The losses of a batch, and the loss of each window [B] without gradient.
 
-        chosen: tokens of some prompts of every class. value_path: without it there is no loss of its own.
+        chosen: tokens of some prompts of every class. value_path: False leaves out the loss of the V path.
         """
         text = self.embed_text(chosen)
         text_cls = unit(text.mean(1))
@@ -186,11 +185,11 @@ def _truth(windows: Windows) -> tuple[Tensor, Tensor]:
     return target, part
 
 
-def plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention over [B, heads, N, d] as three plain steps.
+def stepwise_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention over [B, heads, N, d] in three steps.
 
     Forward and backward in bfloat16 on a CPU take less than half the time of any kernel of
-    `scaled_dot_product_attention`, whose products read q, k and v in strides.
+    `scaled_dot_product_attention`, whose MatMuls read q, k and v in strides.
     """
     shape = q.shape
     q, k, v = (x.flatten(0, 1) for x in (q, k, v))
@@ -215,7 +214,7 @@ def image_text_loss(image: Tensor, text: Tensor, label: Tensor, scale: Tensor) -
 def frame_logit(patch: Tensor) -> Tensor:
     """Defect against good of whole frames [B], from the logits [B, P, classes] of their patches, good first.
 
-    The mean over the patches most like a defect, so that a good frame is taught by what in it misleads most.
+    The mean over the patches most like a defect, so that the most misleading patches of good frames count.
     """
     defect = torch.logsumexp(patch[..., 1:], dim=-1) - patch[..., 0]
     return defect.topk(max(1, round(FRAME_SHARE * defect.shape[1])), dim=1).values.mean(1)
@@ -234,7 +233,7 @@ def frame_logits(patch: Tensor) -> Tensor:
 def _balanced(loss: Tensor, part: Tensor) -> Tensor:
     """Mean over defects and mean over the other patches, in fixed shares: loss and part [B, P].
 
-    Every defect counts the same, however few patches it covers: the small ones are those that are missed.
+    Every defect counts the same, however few patches it covers, since small ones are missed most.
     """
     size = part.sum(1)
     of_frame = (loss * part).sum(1) / size.clamp(min=1e-6)
@@ -245,9 +244,9 @@ def _balanced(loss: Tensor, part: Tensor) -> Tensor:
 
 @torch.no_grad()
 def initialize(model: LoadedModel, seed: int) -> None:
-    """Start where trained transformers end up (Trockman & Kolter 2023): Q K^T near the identity, V O near its negative.
+    """Start like trained transformers (Trockman & Kolter 2023): Q K^T near the identity, V O near its negative.
 
-    Positions start as sines, so that neighbours are alike from the first step on.
+    Positions start as sines, so that neighbours are alike.
     """
     generator = torch.Generator().manual_seed(seed)
     visual = model.clip.visual

@@ -1,22 +1,20 @@
-"""Train the embedded encoder `sem_tiny` from nothing, on generated SEM frames.
+"""Train the embedded encoder `sem_tiny` from scratch, on generated SEM frames.
 
-    python -m export.pretrain --out runs/sem_tiny        the same command again goes on where it was interrupted
+    python -m export.pretrain --out runs/sem_tiny        the same command again resumes an interrupted training
 
-What is asked of the model stands in `trainee.py`. The matrices of the blocks are trained by Muon, everything else by
-AdamW. The learning rate is constant until the last part of the schedule and then falls to zero; a training that has not
-begun to fall can still be made longer.
+The losses are in `trainee.py`. Muon trains the matrices of the blocks, AdamW everything else. The learning rate is
+constant until the last part of the schedule and then falls to zero; before that, the schedule can be extended.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 
@@ -28,8 +26,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calibration.histogram import ScoreHistogram
-from runtime.arguments import at_least
-from runtime.files import write_atomically
 
 from ..errors import ExportError
 from ..model.checkpoint import TRAINED_TOKENS, load_model
@@ -40,74 +36,16 @@ from ..teaching.prompts import load_prompts
 from ..versions import tool_versions
 from .muon import Muon
 from .replay import Kept, Replay, joined
+from .schedule import Phase, PretrainSettings
 from .trainee import FULL_PATCH, Trainee, frame_logit, frame_logits, initialize
 from .windows import GRID, HELD_OUT_LAYOUTS, PATCH, Windows, WindowStream, window_loader
 
 CHECKPOINT, BEFORE_FALL, LOG, WEIGHTS = "checkpoint.pt", "before_fall.pt", "log.jsonl", "sem_tiny.safetensors"
 PROMPTS_A_STEP = 4
-MOST_REPLAY = 0.75
 VALUE_EVERY = 2
-"""The V path is looked at in every step of this number."""
-BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")
-"""Any of these, as torch names them; without them it computes bfloat16 in a slow reference implementation."""
+"""The V path is trained in one of this many steps."""
 PATCH_SCALE = math.log(20.0)
-"""Where the patches' logit scale begins in a training that goes on from weights, which do not tell it."""
-
-
-PER_FRAME = 3
-"""Windows that are cut from a frame."""
-
-
-@dataclass(frozen=True, slots=True)
-class Phase:
-    """Steps on windows of patches x patches, `batch` of them a step. stem: it learns alone, at a sixth of the cost."""
-
-    patches: int
-    batch: int
-    steps: int
-    stem: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class PretrainSettings:
-    """How to train. decay: the last part of all steps, over which the learning rate falls to zero.
-
-    bf16: the blocks' matrix products in bfloat16, for GPUs and for CPUs with AVX512-BF16 or AMX. replay: the part of
-    every batch that was seen before and was hard. stem_learns: False leaves the stem as it is, at a fifth less time.
-    """
-
-    phases: tuple[Phase, ...]
-    seed: int = 0
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.05
-    warm_up: int = 100
-    decay: float = 0.3
-    per_frame: int = PER_FRAME
-    bf16: bool = False
-    replay: float = 0.0
-    stem_learns: bool = True
-
-    @property
-    def steps(self) -> int:
-        """Steps in all."""
-        return sum(phase.steps for phase in self.phases)
-
-    def phase_at(self, step: int) -> tuple[Phase, int]:
-        """The phase of step `step`, and how many of its steps are left."""
-        for phase in self.phases:
-            if step < phase.steps:
-                return phase, phase.steps - step
-            step -= phase.steps
-        raise ValueError("the schedule has ended")
-
-    @property
-    def fall_begins(self) -> int:
-        """The first step with a falling learning rate; the state before it can be trained further instead."""
-        return self.steps - max(1, round(self.decay * self.steps))
-
-    def rate_at(self, step: int) -> float:
-        """Learning rate as a part of the full one."""
-        return min(1.0, (step + 1) / self.warm_up, (self.steps - step) / (self.steps - self.fall_begins))
+"""First logit scale of the patches in a training that starts from weights without it."""
 
 
 class Pretraining:
@@ -160,7 +98,7 @@ class Pretraining:
             self._start_from(start)
 
     def _start_from(self, path: Path) -> None:
-        """Begin with the model of another training: its checkpoint or its weights. The optimizers know nothing of it.
+        """Begin with the model of another training: its checkpoint or its weights. The optimizers start anew.
 
         Raises ExportError.
         """
@@ -168,12 +106,12 @@ class Pretraining:
             self.trainee.clip.load_state_dict(load_model(self.model.architecture, weights=path).clip.state_dict())
             with safe_open(path, framework="pt") as file:
                 about = json.loads((file.metadata() or {}).get("sem_clip", "{}"))
-            # The one thing in training that the encoder does not need.
+            # The only trained parameter that the encoder itself does not need.
             self.trainee.patch_scale.data.fill_(about.get("patch_scale", PATCH_SCALE))
             return
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)["model"]
-            # The stem has its throw-away head only where it learns, there or here.
+            # The stem has its auxiliary head only if it learns, there or here.
             head = {key: value for key, value in self.trainee.state_dict().items() if key.startswith("stem_head.")}
             fits = {key: value for key, value in state.items() if key in head or not key.startswith("stem_head.")}
             self.trainee.load_state_dict({**head, **fits})
@@ -193,7 +131,7 @@ class Pretraining:
             raise ExportError(f"{path} is not a checkpoint of this training ({_why(exc)}); name another --out") from exc
 
     def save(self, name: str = CHECKPOINT) -> None:
-        """Write a checkpoint aside, then rename it."""
+        """Write a checkpoint to a temporary name, then rename it."""
         part = self.folder / (name + ".part")
         torch.save(
             {
@@ -261,13 +199,13 @@ class Pretraining:
     def _losses_with_replay(
         self, windows: Windows, chosen: Sequence[Tensor], rng: np.random.Generator
     ) -> dict[str, Tensor]:
-        """The losses of new windows and of hard ones seen before; the hardest of both are kept."""
+        """The losses of new windows and of replayed hard ones; the hardest of both are kept."""
         count = len(windows.label)
         batch = Kept(windows, torch.zeros(count), torch.zeros(count, dtype=torch.int64))
         if self.settings.replay:
             again = self.replay.draw(self.settings.phase_at(self.step)[0].batch - count, windows, rng)
             batch = batch if again is None else joined(batch, again)
-        # What the V path has to learn it knows long before the rest, and it takes a sixth of the time.
+        # The V path learns long before the rest, and it takes a sixth of the time.
         value_path = self.step % VALUE_EVERY == 0
         losses, wrong = self.trainee.losses(batch.windows.to(self.device), chosen, value_path=value_path)
         if self.settings.replay:
@@ -296,7 +234,7 @@ class Pretraining:
             del loader
 
     def _note(self, losses: dict[str, float], shape: torch.Size) -> None:
-        """One line of the log, with what the encoder, untaught, makes of layouts that it never sees."""
+        """Write one line of the log, with the untaught encoder's figures on held-out layouts."""
         line = {
             "step": self.step,
             "hours": round(self.seconds / 3600, 3),
@@ -343,12 +281,12 @@ class Pretraining:
 
 
 def _why(error: Exception) -> str:
-    """A missing file is named; torch's own words, a page, advise to trust the file."""
+    """The cause in a few words: torch's long message would advise to trust the file."""
     return str(error.strerror) if isinstance(error, OSError) else f"it cannot be read as one, {type(error).__name__}"
 
 
 class _Stop:
-    """SIGINT and SIGTERM ask for a stop after the step; a second one stops at once."""
+    """SIGINT and SIGTERM request a stop after the step; a second one stops at once."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -362,7 +300,7 @@ class _Stop:
 
 
 def held_out_frames(per_class: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Whole frames of layouts that are never trained on: pixels [n, 240, 240], labels [n], defect parts [n, P]."""
+    """Whole frames of layouts that are never trained on: pixels [n, 240, 240], labels [n], defect fractions [n, P]."""
     frames = [
         make_frame(name, 10_000 + i, layout=layouts[i % len(layouts)])
         for i in range(per_class)
@@ -376,11 +314,11 @@ def held_out_frames(per_class: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def weights_file(training: Pretraining, *, before: Mapping[str, Tensor] | None = None, keep: float = 0.0) -> bytes:
-    """The CLIP in fp16, as safetensors; what it was trained with stands in the metadata.
+    """The CLIP in fp16, as safetensors, with the settings of the training in the metadata.
 
-    Of the token embeddings only those that a prompt has are trained, and written.
+    Of the token embeddings only those of prompts are trained, and written.
 
-    before: the CLIP that the training began with; keep: its part in the mean of the two that is written, [0, 1).
+    before: the CLIP at the start of the training. keep: its fraction, in [0, 1), of the mean that is written.
     """
     state = {
         key: value.detach().float().cpu()
@@ -404,128 +342,3 @@ def weights_file(training: Pretraining, *, before: Mapping[str, Tensor] | None =
         "tools": tool_versions(),
     }
     return bytes(serialize(state, metadata={"sem_clip": json.dumps(about)}))
-
-
-def parse_phases(text: str) -> tuple[Phase, ...]:
-    """Read "stem:15:32:1000,6:96:1500": patches, batch and steps of every phase. Raises ExportError."""
-    try:
-        phases = tuple(_phase(part) for part in text.split(","))
-    except (ValueError, TypeError):
-        raise ExportError(f'"{text}" is not a schedule; write PATCHES:BATCH:STEPS,... such as {SCHEDULE}') from None
-    for phase in phases:
-        if phase.patches < GRID and phase.batch % PER_FRAME:
-            raise ExportError(
-                f"phase {phase} cannot be: {PER_FRAME} windows are cut from a frame, so the batch is a multiple of that"
-            )
-        if not (2 <= phase.patches <= GRID and phase.batch >= 1 and phase.steps >= 1):
-            raise ExportError(f"phase {phase} cannot be: patches 2 to {GRID}, batch and steps 1 or more")
-    return phases
-
-
-def _phase(text: str) -> Phase:
-    patches, batch, steps = (int(n) for n in text.removeprefix("stem:").split(":"))
-    return Phase(patches, batch, steps, stem=text.startswith("stem:"))
-
-
-SCHEDULE = "6:96:1800,9:48:700,15:18:500"
-
-
-class Pretrain:
-    """The command."""
-
-    help = "Train the embedded encoder on generated frames; goes on where it was interrupted."
-    example = "python -m export.pretrain --out runs/sem_tiny"
-
-    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Declare the arguments."""
-        parser.add_argument("--out", type=Path, required=True, help="folder for checkpoint, log and weights")
-        parser.add_argument(
-            "--schedule",
-            default=SCHEDULE,
-            help="PATCHES:BATCH:STEPS of every phase; stem:PATCHES:BATCH:STEPS where the stem learns alone "
-            f"(default: {SCHEDULE})",
-        )
-        parser.add_argument(
-            "--start",
-            type=Path,
-            metavar="FILE",
-            help="begin with the model of this checkpoint, such as before_fall.pt, or of these weights (.safetensors)",
-        )
-        parser.add_argument(
-            "--keep",
-            type=float,
-            default=0.0,
-            metavar="PART",
-            help="write the mean of the weights before and after, with this part of those before: often better "
-            "than either (Wortsman et al. 2022); needs --start with weights (default: 0)",
-        )
-        parser.add_argument(
-            "--replay",
-            type=float,
-            default=0.0,
-            metavar="PART",
-            help="this part of every batch are the windows of late that were hardest, turned anew (default: 0)",
-        )
-        parser.add_argument(
-            "--leave-stem", action="store_true", help="the stem stays as it is, which takes a fifth less time"
-        )
-        parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-        parser.add_argument(
-            "--bf16",
-            action="store_true",
-            help="matrix products in bfloat16: for GPUs, and CPUs with AVX512-BF16 or AMX",
-        )
-        parser.add_argument("--seed", type=at_least(0), default=0)
-        parser.add_argument("--learning-rate", type=float, default=1.5e-3)
-        parser.add_argument(
-            "--decay", type=float, default=0.3, help="part of all steps with falling rate (default: 0.3)"
-        )
-        parser.add_argument("--workers", type=at_least(0), default=1, help="processes that make frames (default: 1)")
-        parser.add_argument("--threads", type=at_least(1), help="CPU threads of the trainer (default: all)")
-        parser.add_argument("--log-every", type=at_least(1), default=50, metavar="STEPS")
-        parser.add_argument("--save-every", type=at_least(1), default=50, metavar="STEPS")
-
-    def run(self, args: argparse.Namespace) -> int:
-        """Train, then write the weights."""
-        settings = PretrainSettings(
-            parse_phases(args.schedule),
-            seed=args.seed,
-            learning_rate=args.learning_rate,
-            decay=args.decay,
-            bf16=args.bf16,
-            replay=args.replay,
-            stem_learns=not args.leave_stem,
-        )
-        if args.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ExportError(f"--device {args.device}: this torch sees no GPU; leave it out to train on the CPU")
-        if args.bf16 and args.device == "cpu" and not any(map(torch.cpu.get_capabilities().get, BF16_INSTRUCTIONS)):
-            raise ExportError(
-                "--bf16: this CPU has no instructions for bfloat16, and would take many times longer; leave it out"
-            )
-        if not (0 < args.learning_rate < 1 and 0 <= args.decay <= 1):
-            raise ExportError(
-                f"--learning-rate {args.learning_rate:g} --decay {args.decay:g} cannot be: the rate lies between 0 and "
-                "1, and the decay is a part of all steps, 0 to 1"
-            )
-        if args.device not in ("cpu", "cuda") and not args.device.startswith("cuda:"):
-            raise ExportError(f"--device {args.device} is not known; write cpu or cuda")
-        if not 0 <= args.replay <= MOST_REPLAY:
-            raise ExportError(f"--replay {args.replay:g} cannot be: 0 to {MOST_REPLAY:g}, the rest of a batch is new")
-        if args.leave_stem and args.start is None:
-            raise ExportError("--leave-stem needs weights whose stem has learned something; name them: --start FILE")
-        if not 0 <= args.keep < 1:
-            raise ExportError(f"--keep {args.keep:g} cannot be: 0 to below 1")
-        if args.keep and (args.start is None or args.start.suffix != ".safetensors"):
-            raise ExportError("--keep needs weights to keep a part of; name them: --start FILE.safetensors")
-        before = load_model("sem_tiny", weights=args.start).clip.state_dict() if args.keep else None
-        training = Pretraining(settings, args.out, start=args.start, device=args.device)
-        done = training.run(
-            workers=args.workers, log_every=args.log_every, save_every=args.save_every, threads=args.threads
-        )
-        if not done:
-            print(f"stopped at step {training.step} of {settings.steps}; the same command goes on")
-            return 1
-        write_atomically(args.out / WEIGHTS, weights_file(training, before=before, keep=args.keep))
-        print(f"weights   {args.out / WEIGHTS}, {(args.out / WEIGHTS).stat().st_size / 1e6:.1f} MB")
-        print(f"log       {args.out / LOG}")
-        return 0

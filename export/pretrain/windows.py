@@ -1,8 +1,7 @@
-"""What the embedded encoder is trained on: windows of generated frames, made while it trains.
+"""The training data of the embedded encoder: windows of generated frames, made while it trains.
 
-A window is a square of whole patches. Small windows are cheap, and every patch of them still has an exact label; the
-last part of the training sees whole frames. Sample i depends on the seed and on i alone, so that a training that goes
-on after an interruption sees what it would have seen.
+A window is a square of whole patches. Small windows are cheap, and every patch has an exact label; the last phases of a
+training use whole frames. Batch i depends on the seed and on i only, so that a resumed training gets the same batches.
 """
 
 from __future__ import annotations
@@ -24,39 +23,38 @@ from torch.utils.data import DataLoader, IterableDataset
 from ..synthetic import CLASSES, make_frame, suitable_layouts
 
 HELD_OUT_LAYOUTS = ("cells", "comb", "vias")
-"""Never trained on: what the encoder makes of these says what it makes of an unknown product."""
+"""Never trained on: they stand for an unknown product."""
 LAYOUT_SHARES = {"stack": 3.0, "motifs": 2.0, "logic": 2.0, "network": 2.0, "blocks": 1.5}
-"""The layouts of many looks come more often; all others count 1."""
+"""Relative frequency of layouts with many variants; all others have 1."""
 FIRST_SEED = 2**40
-"""Training frames have seeds from here to twice that. The demo and most tests draw theirs below, benchmarks theirs
-anywhere: what keeps these apart is their layouts."""
+"""Training frames have seeds from here to twice that. The demo and most tests use lower ones; benchmarks use any, but
+other layouts."""
 SIDE = 240
 PATCH = 16
 GRID = SIDE // PATCH
 REDUCED_SHARE, LARGEST_SIDE = 0.5, 480
-"""So many frames are made larger than SIDE, up to this, and reduced as the frames of tools are."""
+"""Fraction of frames made larger than SIDE, up to this size, and reduced like frames of tools."""
 MIN_REDUCED_PX = 8.0
-"""The generator sees to it that a defect shows at the size it makes. One of fewer pixels than this after the reduction
-is a label of nothing to see; another frame is made in its place."""
+"""Defects with fewer pixels than this after the reduction are invisible; another frame replaces such a one."""
 SMALL_PX, LEAST_KEPT = 80.0, 0.5
-"""Frames with a defect of up to SMALL_PX are all trained on, of larger ones the fewer the larger, down to LEAST_KEPT:
-large defects are soon known, and most of what is missed is small."""
-TWIN_SHARE = 0.5
-"""So many good frames are the frame before it without its defect: the same place, light and noise, which leaves nothing
-else to tell the two apart by."""
+"""All frames with a defect of up to SMALL_PX are kept, and fewer the larger it is, down to the fraction LEAST_KEPT:
+most missed defects are small."""
+PAIRED_SHARE = 0.5
+"""Fraction of good frames that are the frame before without its defect: same place, light and noise, so that the defect
+is the only difference."""
 TILTED_SHARE, MAX_TILT = 0.12, 1.6
-"""So many frames are taken under tilt, which shortens the rows' axis: by up to this factor, 51 degrees."""
+"""Fraction of frames under tilt, which shortens the vertical axis by up to this factor (51 degrees)."""
 ANNOTATED_SHARE = 0.1
-"""So many frames have words or a scale bar written over them, as frames out of reports have. It is no defect."""
+"""Fraction of frames with words or a scale bar over them, like frames from reports. These are no defects."""
 WORDS = ("A", "B", "C", "D", "a", "b", "c", "d", "e", "(a)", "(b)", "(c)", "a)", "b)", "A1", "SEM", "10 keV", "i")
 LENGTHS = ("1 um", "2 um", "5 um", "10 um", "50 nm", "100 nm", "200 nm", "300 nm", "500 nm")
 MIN_DEFECT_PX = 12
-"""A window with fewer pixels of a defect than this has none that anybody could name."""
+"""A window with fewer pixels of a defect than this counts as good."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """A batch. pixels: float32 [B, n, n] in [0, 255]; fraction: float32 [B, P], the defect's part of each patch.
+    """A batch. pixels: float32 [B, n, n] in [0, 255]; fraction: float32 [B, P], the defect's fraction of each patch.
 
     label: int64 [B], index into CLASSES. corner: int64 [B, 2], the window's first patch row and column in the frame.
     """
@@ -81,7 +79,7 @@ class WindowStream(IterableDataset[Windows]):
         self.seed, self.first, self.batch, self.patches, self.per_frame = seed, first, batch, patches, per_frame
 
     def __iter__(self) -> Iterator[Windows]:
-        # A worker takes every n-th batch; the loader hands them out in turn, so their order stays.
+        # A worker makes every n-th batch; the loader returns them in turn, so their order stays.
         worker = torch.utils.data.get_worker_info()
         start, step = (0, 1) if worker is None else (worker.id, worker.num_workers)
         number = self.first + start
@@ -93,7 +91,7 @@ class WindowStream(IterableDataset[Windows]):
         """Batch `number`."""
         rng = np.random.default_rng([self.seed, self.patches, number])
         pixels, fractions, labels, corners = [], [], [], []
-        before: tuple[_Shot, NDArray[np.float32]] | None = None  # the last frame with a defect, and where that is
+        before: tuple[_Shot, NDArray[np.float32]] | None = None  # the last frame with a defect, and its mask
         # Classes in turn from a random start: every batch holds all of them.
         order = rng.permutation(len(CLASSES))
         for i in range(self.batch // self.per_frame):
@@ -101,7 +99,7 @@ class WindowStream(IterableDataset[Windows]):
             if label != "good":
                 whole, truth, shot = _reduced_frame(label, _draw_shot(label, rng), rng)
                 before, around = (shot, truth), truth
-            elif before is not None and rng.random() < TWIN_SHARE:
+            elif before is not None and rng.random() < PAIRED_SHARE:
                 (shot, around), before = before, None
                 whole, truth, _ = _reduced_frame(label, shot, rng)
             else:
@@ -122,7 +120,7 @@ class WindowStream(IterableDataset[Windows]):
 
 
 def window_loader(stream: WindowStream, workers: int) -> DataLoader[Windows]:
-    """Batches of `stream`, made by processes beside the trainer (0: in the trainer)."""
+    """Batches of `stream`, made by worker processes (0: in the trainer)."""
     return DataLoader(
         stream,
         batch_size=None,
@@ -134,7 +132,7 @@ def window_loader(stream: WindowStream, workers: int) -> DataLoader[Windows]:
 
 
 def _leave_signals(worker: int) -> None:
-    """A signal to the whole group is for the trainer, which saves before it stops and then ends its workers."""
+    """Keep signals of the process group from a worker: the trainer saves, stops and ends its workers."""
     if hasattr(os, "setpgid"):
         os.setpgid(0, 0)
     else:
@@ -143,7 +141,7 @@ def _leave_signals(worker: int) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Shot:
-    """What `make_frame` is asked for, but for the class."""
+    """The arguments of `make_frame` except for the class."""
 
     seed: int
     layout: str
@@ -152,7 +150,7 @@ class _Shot:
 
 
 def _draw_shot(label: str, rng: np.random.Generator) -> _Shot:
-    """A place and a way to take it, for a frame of this class."""
+    """Draw layout, seed, size and text bar for a frame of this class."""
     layouts = [name for name in suitable_layouts(label) if name not in HELD_OUT_LAYOUTS]
     shares = np.array([LAYOUT_SHARES.get(name, 1.0) for name in layouts])
     side = round(rng.uniform(SIDE, LARGEST_SIDE)) if rng.random() < REDUCED_SHARE else SIDE
@@ -168,9 +166,9 @@ def _draw_shot(label: str, rng: np.random.Generator) -> _Shot:
 def _reduced_frame(
     label: str, shot: _Shot, rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], _Shot]:
-    """A frame, reduced to SIDE x SIDE if it is larger, the defect's part [0, 1] of every pixel, and the shot it is.
+    """A frame reduced to SIDE x SIDE, the defect's fraction [0, 1] of every pixel, and the shot that was taken.
 
-    It is the shot asked for, or the first with a higher seed whose defect is to be trained on.
+    That is `shot`, or the first with a higher seed whose defect is kept.
     """
     while True:
         frame = make_frame(label, shot.seed, size=shot.size, layout=shot.layout, text_bar=shot.text_bar)
@@ -185,14 +183,14 @@ def _reduced_frame(
 
 
 def _is_kept(area: float, rng: np.random.Generator) -> bool:
-    """Whether to train on a defect of so many pixels."""
+    """Whether to train on a defect of `area` pixels."""
     return area >= MIN_REDUCED_PX and bool(rng.random() < max(LEAST_KEPT, min(1.0, SMALL_PX / area) ** 0.5))
 
 
 def _annotated(
     image: Image.Image, truth: NDArray[np.float32], rng: np.random.Generator
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The frame with letters or a scale bar written over it, where they leave the defect to be seen."""
+    """The frame with letters or a scale bar over it, unless they hide the defect; and the visible truth."""
     height = int(rng.integers(9, 34))
     font = ImageFont.load_default(size=height)
     written = Image.new("L", image.size)
@@ -205,18 +203,18 @@ def _annotated(
         draw.text((left, top), str(rng.choice(LENGTHS)), fill=255, font=font)
         draw.rectangle((left, top + int(1.3 * height), left + length, top + int(1.3 * height) + thick), fill=255)
     ink = np.asarray(written, dtype=np.float32) / np.float32(255)
-    left_to_see: NDArray[np.float32] = truth * (1 - ink)
-    if truth.any() and left_to_see.sum() < 0.7 * truth.sum():
+    visible: NDArray[np.float32] = truth * (1 - ink)
+    if truth.any() and visible.sum() < 0.7 * truth.sum():
         return np.asarray(image), truth
     colour = np.float32(rng.choice([0, 255, int(rng.integers(256))]))
-    if rng.random() < 0.2:  # on a plate of its own
+    if rng.random() < 0.2:  # on a plate
         rows, columns = np.nonzero(ink)
         plate = np.s_[max(rows.min() - 4, 0) : rows.max() + 5, max(columns.min() - 4, 0) : columns.max() + 5]
         if not truth[plate].any():
             image.paste(int(255 - colour), (plate[1].start, plate[0].start, plate[1].stop, plate[0].stop))
     pixels = np.asarray(image, dtype=np.float32)
     pixels = pixels + ink * (colour - pixels)
-    return np.clip(pixels, 0, 255).round().astype(np.uint8), left_to_see
+    return np.clip(pixels, 0, 255).round().astype(np.uint8), visible
 
 
 def _window(
@@ -227,9 +225,9 @@ def _window(
     rng: np.random.Generator,
     around: NDArray[np.float32],
 ) -> tuple[NDArray[np.uint8], NDArray[np.float32], str, tuple[int, int]]:
-    """Cut a window at any pixel, turned at random; its label, and the patch position it is trained at.
+    """Cut a window at any pixel, rotated at random; returns it with mask, label and patch position.
 
-    around: the window shows some of what is marked here, which is the mask or that of the frame's twin.
+    around: the window shows some of this mask, which is that of the frame or of the paired frame with the defect.
     """
     turns, flip = int(rng.integers(4)), bool(rng.random() < 0.5)
     image, mask, around = np.rot90(image, turns), np.rot90(mask, turns), np.rot90(around, turns)
@@ -250,14 +248,14 @@ def _window(
             if part.sum() >= enough:
                 break
         else:
-            label, part = "good", np.zeros_like(part)  # what little there is of the defect names nothing
+            label, part = "good", np.zeros_like(part)  # too little of the defect is visible
         image, mask = image[top : top + side, left : left + side], part
     corner = tuple(int(rng.integers(GRID - patches + 1)) for _ in range(2))
     return image, mask, label, (corner[0], corner[1])
 
 
 def _vary(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.float32]:
-    """Other dose, focus and detector settings than the generator's: gamma, gain, offset, blur or noise."""
+    """Vary dose, focus and detector settings beyond the generator's: gamma, gain, offset, blur or noise."""
     x: NDArray[Any] = image.astype(np.float32)
     if rng.random() < 0.3:
         x = 255 * (x / 255) ** np.float32(np.exp(rng.normal(0, 0.3)))

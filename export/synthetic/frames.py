@@ -3,14 +3,14 @@
     frame = make_frame("bridge", seed=7)          # image, mask, label, layout
     write_dataset("demo/frames", per_class=12)    # a data folder to teach from
 
-A frame is made in three steps, each with its own stream of random numbers, so that each can be repeated alone:
+A frame is made in three steps. Each has its own stream of random numbers, so that it can be repeated alone:
 
-1. site: a layout of `synthetic_layouts` in its materials, as a map of the yield of secondary electrons;
-2. defect: one of the painters in `synthetic_defects`, which also gives the exact footprint;
+1. site: a layout of `layouts` in its materials, as a map of the yield of secondary electrons;
+2. defect: a painter of `defects`, which also gives the exact footprint;
 3. imaging: charging, focus, drift of the raster, brightness, shot noise, and the text bar.
 
-So `make_frame("good", 7, layout="lines")` is the very frame of `make_frame("hole", 7, layout="lines")` without the
-hole. Lengths scale with the frame's shorter side: a larger frame shows about the same field with more pixels.
+So `make_frame("good", 7, layout="lines")` is the frame `make_frame("hole", 7, layout="lines")` without the hole.
+Lengths scale with the frame's shorter side: a larger frame shows about the same field with more pixels.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ from scipy import ndimage
 
 from runtime.files import new_folder
 
-from .defects import PAINTERS, Canvas, Field, Rng, log_uniform, shade, smooth_noise
+from .defects import PAINTERS
 from .layouts import FEATURELESS, LAYOUTS, paint_site
+from .surfaces import Canvas, Field, Rng, log_uniform, shade, smooth_noise
 
 CLASSES = ("good", "bridge", "copper_residue", "hole", "infilm", "particle", "scratch")
 
 MIN_SIDE = 64
 MIN_FOOTPRINT = 8
-"""Pixels of mask that every defective frame has at least."""
+"""Least pixels of the mask of a defect frame."""
 FIELD_NAMES = ("path", "class", "has_mask", "mask_fraction", "width", "height", "group")
 
 _SITE, _CHOICE, _DEFECT, _IMAGING, _DATASET = range(5)
@@ -59,7 +60,7 @@ class SyntheticFrame:
 
 
 def suitable_layouts(label: str) -> tuple[str, ...]:
-    """The layouts on which a class can occur: a bridge needs features, the others go everywhere.
+    """The layouts on which a class can occur: a bridge needs features, the others none.
 
     Raises ValueError for an unknown class.
     """
@@ -81,10 +82,10 @@ def make_frame(
 
     label: one of CLASSES. seed: 0 or more. size: height and width in px, 64 or more each.
     layout: one of `suitable_layouts(label)`; drawn from the seed by default. text_bar: draw the detector's bar.
-    site: seed of the layout alone, `seed` by default. Frames with the same site, layout, size and text bar show the
-        same place of a wafer: another shot of it, with another defect.
-    Raises ValueError, with what is allowed, for an unknown label or layout, a pair of them that cannot be, a size
-    that is too small or a negative seed.
+    site: seed of the layout only, `seed` by default. Frames with the same site, layout, size and text bar show the
+        same place of a wafer.
+    Raises ValueError, with the allowed values, for an unknown label or layout, a layout that cannot show the label, a
+    size that is too small or a negative seed.
     """
     allowed = suitable_layouts(label)
     if layout is not None and layout not in allowed:
@@ -130,7 +131,7 @@ def write_dataset(
     Writes `images/<class>/<id>.png`, `masks/<class>/<id>.png` (8-bit grey; all zero for good) and `groups.csv`. A
     group is one simulated site: one to three frames, of different classes, that show the same layout. mask_fraction is
     the mask's part of the frame, 0..1. `progress` is called with the frames done and the frames in all.
-    The folder appears whole or not at all. Raises FileExistsError if it is there, ValueError as `make_frame` does, for
+    The folder appears whole or not at all. Raises FileExistsError if it exists. Raises ValueError as `make_frame`, for
     less than one frame per class, and for layouts that are unknown or cannot show every class.
     """
     folder = Path(folder)
@@ -180,7 +181,7 @@ def _plan_groups(per_class: int, rng: Rng, known: Sequence[str]) -> list[tuple[s
 
 
 def _stream(seed: int, *purpose: int) -> Rng:
-    """A generator for one purpose: what one step draws never shifts what another one gets."""
+    """A random stream per purpose, so that the draws of one step never change those of another."""
     return np.random.default_rng([seed, *purpose])
 
 
@@ -200,8 +201,8 @@ def _add_defect(canvas: Canvas, label: str, seed: int, optics: _Optics) -> tuple
         if area < MIN_FOOTPRINT or area > 0.3 * mask.size:
             continue
         contrast = float(np.abs(yields - canvas.clean)[footprint > 0].mean())
-        # A label that nobody could confirm in the frame is a wrong label. Rose's criterion: a feature is seen when
-        # its contrast is some five times the noise over its area; what the beam's spot spreads counts as lost.
+        # The defect must be visible, or its label is wrong. Rose's criterion: its contrast is some five times the noise
+        # over its area; the beam's spot spreads part of it.
         spread = area / np.sqrt(area + 4 * np.pi * optics.blur[0] * optics.blur[1])
         seen = min(contrast / 0.045, contrast * spread / (8.0 * optics.noise))
         if best is None or seen > best[0]:
@@ -218,7 +219,7 @@ def _add_defect(canvas: Canvas, label: str, seed: int, optics: _Optics) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class _Optics:
-    """How one frame is taken: what has to be known before the defect is painted.
+    """How one frame is taken; drawn before the defect is painted.
 
     shifts: float32 [H], where each raster line starts in the canvas (px). first_row: the canvas row of the first.
     width: pixels per line. blur: standard deviation of the beam's spot in y and x (px). noise: standard deviation of
@@ -249,13 +250,13 @@ def _draw_optics(rng: Rng, shape: tuple[int, int], pad: int, contrast: float) ->
         first_row=int(rng.integers(2 * pad + 1)),
         width=shape[1],
         blur=(focus * astigmatism, focus / astigmatism),
-        # Whoever takes the frame averages until the pattern shows.
+        # Operators average frames until the pattern shows.
         noise=log_uniform(rng, 0.012, 0.02 + 0.25 * contrast if contrast > 0 else 0.1),
     )
 
 
 def _scan(field: Field, optics: _Optics) -> Field:
-    """Read a canvas line by line as the beam does: [H, W] of it, with each line's shift."""
+    """Read a canvas line by line as the beam does: [H, W], with each line's shift."""
     height = optics.shifts.size
     start = np.floor(optics.shifts).astype(np.intp)
     part = (optics.shifts - start).astype(np.float32)[:, None]
@@ -266,21 +267,21 @@ def _scan(field: Field, optics: _Optics) -> Field:
 
 
 def _expose(yields: Field, optics: _Optics, rng: Rng) -> NDArray[np.uint8]:
-    """The 8-bit frame of a yield map: charging, blur, raster, brightness, shot noise, in the order of the physics."""
+    """The 8-bit frame of a yield map: charging, blur, raster, brightness, shot noise, in physical order."""
     signal = _charge(yields, rng)
     signal = _scan(ndimage.gaussian_filter(signal, optics.blur, truncate=3.0), optics)
     shape = height, width = signal.shape
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None]
     x = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     signal = signal * (1 + y * np.float32(rng.normal(0, 0.06)) + x * np.float32(rng.normal(0, 0.06)))
-    if rng.random() < 0.08:  # carbon left by an earlier, closer look: a darker rectangle
+    if rng.random() < 0.08:  # carbon of an earlier scan at higher magnification: a darker rectangle
         top, left = (int(rng.uniform(0.05, 0.4) * n) for n in shape)
         signal[top : top + height // 2, left : left + width // 2] *= np.float32(rng.uniform(0.85, 0.95))
     grains = rng.standard_normal(shape, dtype=np.float32)
     if rng.random() < 0.4:  # a slow detector smears the noise along the line; keep its strength
         smear = np.float32(rng.uniform(0.1, 0.35))
         grains[:, 1:] = (grains[:, 1:] + smear * grains[:, :-1]) / np.sqrt(1 + smear**2)
-    # Counting electrons: the variance goes with the signal; the amplifier adds a little everywhere.
+    # Shot noise: its variance is proportional to the signal; the amplifier adds a little everywhere.
     signal += optics.noise * np.sqrt(np.clip(signal, 0.0, 2.0) / 0.4 + 0.08) * grains
     signal += rng.normal(0, rng.choice([0.0, 0.004, 0.012]), (height, 1)).astype(np.float32)
     signal = rng.uniform(0.75, 1.25) * signal + rng.uniform(-0.04, 0.18)

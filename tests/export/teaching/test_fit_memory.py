@@ -24,7 +24,7 @@ LABELS = [0] * 6 + [1] * 4
 
 
 def plant(labels: list[int] = LABELS, *, odd: bool = True, groups: list[int] | None = None) -> SupportFeatures:
-    """One view per label. Good patches lie near three directions, the first patch of a defect near a fourth if `odd`."""
+    """One view per label. Good patches lie near three directions, the first patch of a defect near a fourth (`odd`)."""
     rng = np.random.default_rng(0)
     directions = 4 * np.eye(WIDTH)[:4]
     kinds = rng.integers(0, 3, (len(labels), PATCHES))
