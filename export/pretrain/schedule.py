@@ -27,7 +27,7 @@ class PretrainSettings:
     """How to train. decay: the last fraction of all steps, over which the learning rate falls to zero.
 
     bf16: the blocks' MatMuls in bfloat16, for GPUs and for CPUs with AVX512-BF16 or AMX. replay: fraction of
-    every batch that are hard windows of earlier ones. stem_learns: False freezes the stem, which saves a fifth of the time.
+    every batch that are hard windows of earlier ones. stem_learns: False freezes the stem, at a fifth less time.
     """
 
     phases: tuple[Phase, ...]
