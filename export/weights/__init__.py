@@ -1,1 +1,1 @@
-"""The embedded encoder: its weights, model card and training log."""
+"""The embedded encoder: its weights and model card."""

@@ -22,7 +22,7 @@ MOST_BYTES = 20_000_000
 CELL = re.compile(r"^\| generated, 8 a class, one seed \| sem_tiny \| 1 \| \d+ \|(.+)\|$", re.MULTILINE)
 COMMAND = "python -m benchmarks.accuracy --generated 8 --arch sem_tiny --shots 1 --seeds 1"
 POINTS = 6.0
-"""Per cent by which another machine may differ: two of the cell's frames."""
+"""Percentage points by which another machine may differ: two of the cell's frames."""
 
 
 def test_the_file_is_small_and_half_precision() -> None:
@@ -34,7 +34,7 @@ def test_the_file_is_small_and_half_precision() -> None:
     assert set(types.values()) == {"F16"}
 
 
-def test_it_is_what_sem_tiny_means_and_it_can_read() -> None:
+def test_sem_tiny_loads_with_the_vocabulary_of_the_prompts() -> None:
     model = load_model("sem_tiny")
     assert model.trained
     assert model.has_text
@@ -47,8 +47,8 @@ def test_it_is_what_sem_tiny_means_and_it_can_read() -> None:
     assert sum(p.numel() for p in model.clip.parameters()) == pytest.approx(9.85e6, rel=0.01)
 
 
-def test_the_log_tells_of_every_run_and_of_getting_better() -> None:
-    lines = [json.loads(line) for line in (FOLDER / "log.jsonl").read_text().splitlines()]
+def test_log_lists_runs_in_order_and_improves() -> None:
+    lines = [json.loads(line) for line in (ROOT / "docs/pretraining-log.jsonl").read_text().splitlines()]
     assert [line["run"] for line in lines] == sorted(line["run"] for line in lines)
     for run in {line["run"] for line in lines}:
         steps = [line["step"] for line in lines if line["run"] == run]
@@ -57,7 +57,7 @@ def test_the_log_tells_of_every_run_and_of_getting_better() -> None:
     assert lines[-1]["accuracy"] > lines[0]["accuracy"]
 
 
-def test_a_cell_of_the_table_comes_out_again(tmp_path: Path) -> None:
+def test_a_cell_of_the_results_is_reproduced(tmp_path: Path) -> None:
     readme = (ROOT / "README.md").read_text()
     assert COMMAND in readme
     (stated,) = CELL.findall(readme)
