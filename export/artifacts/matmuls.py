@@ -17,7 +17,7 @@ from onnx import helper, numpy_helper
 from runtime.recipe import TENSORS
 
 BALANCE = 0.7
-"""SmoothQuant's alpha: the share of an outlier that moves into the weights (docs/method.md)."""
+"""SmoothQuant's alpha: the share of an outlier that moves into the weights (docs/int8.md)."""
 PATCH_WEIGHT = "encoder.patch_weight"
 TEXT_PROJECTION = "encoder.proj"
 PARTS = ("attn.in_proj", "attn.out_proj", "mlp.c_fc", "mlp.c_proj")

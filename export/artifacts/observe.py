@@ -43,7 +43,7 @@ def input_statistics(
 ) -> tuple[dict[str, tuple[float, float]], dict[str, Array]]:
     """Least and largest value, 0 included, by input tensor; and the sum of x xᵀ over all inputs x, by weight name.
 
-    The whole range, unclipped: the rare large values carry the class (docs/method.md).
+    The whole range, unclipped: the rare large values carry the class (docs/int8.md).
     """
     inputs = _inputs(model, matmuls)
     names = [name for group in inputs.values() for name in group]

@@ -43,7 +43,7 @@ def artifact_outputs(
 
 
 def measure_parity(reference: Outputs, outputs: Outputs, precision: str, source: str) -> dict[str, Any]:
-    """The parity report of one artifact; `passed` says whether it is within tolerance.
+    """The parity report of one artifact; `passed`: whether it is within tolerance.
 
     Labels must be equal, except for ties: frames whose two best classes, by torch, are within a tenth of the tolerance.
     Ties are counted apart; otherwise one such frame among thousands would fail an export.

@@ -36,7 +36,7 @@ FOLDER = "engines"
 CHILD = "export.artifacts.engine_child"
 LOG_LINES = 12
 CODE_BYTES = 48 * 2**20
-"""Most bytes of a plan beside its weights: kernels, graphs."""
+"""Most bytes of a plan besides its weights: kernels, graphs."""
 
 
 def add_engine(

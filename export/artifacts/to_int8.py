@@ -9,7 +9,7 @@ stays as it is. `int8_from_onnx` works in four steps:
 3. measure the sensitivity of each MatMul: the feature drift if it alone is 8-bit;
 4. quantize all but the most sensitive, as few as label agreement and feature drift allow.
 
-docs/method.md says why.
+docs/int8.md gives the reasons.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Scheme:
 CPU = Scheme(63, symmetric=False)
 """CPUs without VNNI add two products of uint8 and int8 in 16 bits and saturate; 2 x 255 x 63 just fits."""
 TENSORRT = Scheme(127, symmetric=True)
-"""TensorRT and TensorRT for RTX know no zero points, and their tensor cores add in 32 bits."""
+"""TensorRT and TensorRT for RTX support no zero points, and their tensor cores add in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ class Trainee(nn.Module):
             value = patch_scale * cosines(levels.value[j], text_seg)
             bce = F.binary_cross_entropy_with_logits(value[..., 1] - value[..., 0], part, reduction="none")
             total["value_text"] = total["value_text"] + level_weight * _balanced(bce, part)
-        # Of the last level, which says the class in the end.
+        # Of the last level, which decides the class.
         named = scale.detach() * cosines(levels.cls[-1].detach(), text_cls.detach())
         wrong = F.cross_entropy(named, windows.label, reduction="none") + kind.detach()
         if self.stem_head is not None:

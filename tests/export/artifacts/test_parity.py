@@ -111,7 +111,7 @@ def test_another_label_fails_except_on_a_tie(reference: Outputs, margin: float, 
     assert report["passed"] is passes
 
 
-def test_failure_is_told_with_the_file_and_all_figures(reference: Outputs) -> None:
+def test_a_failure_names_the_file_and_all_figures(reference: Outputs) -> None:
     off = changed(reference, "probabilities", (1, 0), 0.9)
     off = changed(off, "defect_map", (0, 0, 0), float(reference.defect_map[0, 0, 0]) + 0.25)
     with pytest.raises(ParityError) as caught:
@@ -147,7 +147,7 @@ def all_classes_at(value: float) -> Outputs:
 
 
 @pytest.mark.parametrize("count", [0, 1, MAX_FRAMES, MAX_FRAMES + 1, 1000])
-def test_frames_to_compare_are_spread_over_the_whole_set(count: int) -> None:
+def test_spread_covers_the_whole_sequence(count: int) -> None:
     chosen = spread(range(count))
     assert len(chosen) == len(set(chosen)) == min(count, MAX_FRAMES)
     assert chosen == sorted(chosen)
@@ -157,7 +157,7 @@ def test_frames_to_compare_are_spread_over_the_whole_set(count: int) -> None:
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_artifacts_of_the_toy_bundle_agree_with_torch(either_bundle: Path, toy_frames: Path, precision: str) -> None:
-    """Measured anew on frames that the build's own parity check has not chosen, in odd batches."""
+    """Measured again on frames that the parity check of the build did not choose, in odd batches."""
     manifest, recipe = load_bundle(either_bundle)
     (artifact,) = [artifact for artifact in manifest.artifacts if artifact.precision == precision]
     samples = load_dataset(toy_frames).samples[:19]
@@ -175,7 +175,7 @@ def test_artifacts_of_the_toy_bundle_agree_with_torch(either_bundle: Path, toy_f
     assert not measure_parity(reference, inverted, precision, "")["passed"]
 
 
-def test_reports_stand_in_the_manifest(toy_bundle: Path) -> None:
+def test_manifest_holds_the_parity_reports(toy_bundle: Path) -> None:
     manifest, _ = load_bundle(toy_bundle)
     assert [artifact.precision for artifact in manifest.artifacts] == ["fp32", "fp16"]
     for artifact in manifest.artifacts:

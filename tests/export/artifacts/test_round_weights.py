@@ -1,4 +1,4 @@
-"""export/artifacts/round_weights.py: levels that keep the product near, not each weight."""
+"""export/artifacts/round_weights.py: levels that keep the product close, not each weight."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def error(inputs: np.ndarray, weight: np.ndarray, rounded: Rounded) -> float:
 
 
 @pytest.mark.parametrize("moments", [np.eye(150), 7 * np.eye(150), np.zeros((150, 150))], ids=["one", "seven", "none"])
-def test_with_inputs_that_say_nothing_the_nearest_levels_are_taken(weight: np.ndarray, moments: np.ndarray) -> None:
+def test_uninformative_moments_give_rounding_to_nearest(weight: np.ndarray, moments: np.ndarray) -> None:
     rounded = round_weight(weight, moments.astype(np.float32), LIMIT)
     np.testing.assert_array_equal(rounded.levels, nearest(weight).levels)
     np.testing.assert_allclose(rounded.scale, nearest(weight).scale, rtol=1e-6)
     assert (np.abs(rounded.levels * rounded.scale - weight) <= rounded.scale / 2 + 1e-6).all()
 
 
-def test_correlated_inputs_meet_a_smaller_error_also_those_not_seen(weight: np.ndarray) -> None:
+def test_correlated_inputs_have_a_smaller_error_also_unseen_ones(weight: np.ndarray) -> None:
     inputs = correlated_inputs(4000, len(weight))
     seen, others = inputs[:2000], inputs[2000:]
     rounded = round_weight(weight, seen.T @ seen, LIMIT)
@@ -48,7 +48,7 @@ def test_correlated_inputs_meet_a_smaller_error_also_those_not_seen(weight: np.n
 
 
 @pytest.mark.parametrize("limit", [63, 127])
-def test_levels_stay_in_their_limits(weight: np.ndarray, limit: int) -> None:
+def test_levels_stay_within_the_limit(weight: np.ndarray, limit: int) -> None:
     inputs = correlated_inputs(300, len(weight))
     rounded = round_weight(weight, inputs.T @ inputs, limit)
     assert rounded.levels.dtype == np.int8
@@ -56,7 +56,7 @@ def test_levels_stay_in_their_limits(weight: np.ndarray, limit: int) -> None:
     assert rounded.scale.dtype == np.float32
 
 
-def test_channels_that_no_frame_uses_and_outputs_without_weights_do_no_harm(weight: np.ndarray) -> None:
+def test_unused_channels_and_zero_outputs_keep_the_error_small(weight: np.ndarray) -> None:
     inputs, holed = correlated_inputs(300, len(weight)), weight.copy()
     inputs[:, 10:20] = 0
     holed[:, 3] = 0

@@ -78,7 +78,7 @@ def test_opset_and_operators(either_bundle: Path, file: str) -> None:
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_batch_and_classes_are_symbolic_and_nothing_else_is(toy_bundle: Path, file: str) -> None:
+def test_only_batch_and_classes_are_symbolic(toy_bundle: Path, file: str) -> None:
     graph = onnx.load(toy_bundle / file).graph
     shapes = {
         value.name: [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
@@ -133,7 +133,7 @@ def test_inputs_and_outputs_are_the_same_with_the_v_path_and_without(
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_the_file_alone_answers_when_it_is_fed_only_frames(toy_bundle: Path, own_recipe: Recipe, file: str) -> None:
+def test_the_file_runs_on_frames_alone_with_its_stored_recipe(toy_bundle: Path, own_recipe: Recipe, file: str) -> None:
     frames = random_frames(3, (64, 64))
     opened = session(toy_bundle / file)
     alone = opened.run(None, {"frames": frames})
@@ -144,7 +144,7 @@ def test_the_file_alone_answers_when_it_is_fed_only_frames(toy_bundle: Path, own
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_nothing_of_this_machine_is_left_in_the_file(toy_bundle: Path, file: str) -> None:
+def test_the_file_holds_no_local_paths(toy_bundle: Path, file: str) -> None:
     model = onnx.load(toy_bundle / file)
     for tensor in model.graph.initializer:
         tensor.raw_data = b""  # numbers, in which any three letters may stand by chance
@@ -180,7 +180,7 @@ def test_a_recipe_of_any_number_of_classes_runs_on_a_bundle_taught_with_seven(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_a_frame_alone_gets_the_answer_that_it_gets_in_a_batch(either_bundle: Path, precision: str) -> None:
+def test_outputs_of_a_frame_do_not_depend_on_its_batch(either_bundle: Path, precision: str) -> None:
     frames = list(random_frames(5, (96, 96)))
     tolerance = 1e-5 if precision == "fp32" else 2e-3
     with Predictor(either_bundle, backend="cpu", precision=precision, threads=1) as predictor:
@@ -233,7 +233,7 @@ def test_frames_of_another_size_are_refused_by_the_file(resizing: tuple[SemClipG
 # ---- the exporter's silent mistakes ----------------------------------------------------------------------------------
 
 
-def test_a_burnt_in_or_missing_dimension_is_not_written(toy_bundle: Path) -> None:
+def test_a_graph_with_a_constant_or_missing_dimension_is_refused(toy_bundle: Path) -> None:
     graph = SemClipGraph(load_model("toy", random_seed=0).encoder())
     model = onnx.load(toy_bundle / "model.onnx")
     _check_signature(model, graph)

@@ -186,7 +186,7 @@ def test_an_unknown_tag_lists_the_known_ones() -> None:
     assert "laion400m_e32" in message
 
 
-def test_an_architecture_without_pretrained_weights_says_so(arch: str) -> None:
+def test_an_architecture_without_pretrained_tags_is_an_error(arch: str) -> None:
     for name in ("toy", arch):
         message = refusal(name, pretrained="laion400m_e32")
         assert "it has none; use --weights" in message

@@ -134,7 +134,7 @@ def test_pretrained_tower_gives_the_image_embedding_of_open_clip_and_the_v_path_
 
 
 @pytest.mark.parametrize("levels", [1, 2, 4, 8])
-def test_both_paths_agree_with_the_slow_reading_of_the_paper(clip: CLIP, levels: int) -> None:
+def test_both_paths_agree_with_a_literal_implementation_of_the_paper(clip: CLIP, levels: int) -> None:
     encoder = DualPathEncoder(clip.visual, mean=MEAN, std=STD, levels=levels)
     frames = random_frames(2, (64, 64))
     tokens, value = slow_reading(clip.visual, as_open_clip_sees(frames, MEAN, STD), levels)
@@ -166,7 +166,7 @@ def test_a_level_is_not_changed_by_the_blocks_after_it(clip: CLIP, encoder: Dual
         assert torch.equal(full.cls[j], stopped.cls[j])
 
 
-def test_a_frame_alone_gives_what_it_gives_in_a_batch(encoder: DualPathEncoder) -> None:
+def test_features_of_a_frame_do_not_depend_on_its_batch(encoder: DualPathEncoder) -> None:
     frames = random_frames(5, (64, 64))
     together = encoder(frames)
     for i in range(len(frames)):
@@ -187,7 +187,7 @@ def test_grey_patch_embedding_is_exactly_the_three_channel_one(clip: CLIP, encod
     assert_near(found, expected.float())
 
 
-def test_shapes_and_facts_are_those_of_the_tower(encoder: DualPathEncoder) -> None:
+def test_shapes_and_attributes_are_those_of_the_tower(encoder: DualPathEncoder) -> None:
     assert (encoder.image_size, encoder.patch_size, encoder.grid) == ((64, 64), (16, 16), (4, 4))
     assert (encoder.width, encoder.text_dim, encoder.heads) == (32, 24, 2)
     assert encoder.level_layers == (2, 4, 6, 8)
@@ -197,7 +197,7 @@ def test_shapes_and_facts_are_those_of_the_tower(encoder: DualPathEncoder) -> No
     assert [c.shape for c in levels.cls] == [(3, 24)] * 4
 
 
-def test_the_v_path_alone_is_missing_where_it_is_left_out(encoder: DualPathEncoder) -> None:
+def test_value_path_false_leaves_out_the_v_path_only(encoder: DualPathEncoder) -> None:
     frames = random_frames(2, (64, 64))
     whole, without = encoder(frames), encoder(frames, value_path=False)
     assert without.value == []
@@ -206,7 +206,7 @@ def test_the_v_path_alone_is_missing_where_it_is_left_out(encoder: DualPathEncod
             assert torch.equal(a, b)
 
 
-def test_large_scores_of_the_v_path_alone_keep_attention_in_fp32_only_where_that_path_is(clip: CLIP) -> None:
+def test_large_scores_of_the_v_path_keep_attention_in_fp32_if_it_is_used(clip: CLIP) -> None:
     visual = copy.deepcopy(clip.visual)
     width = 32
     with torch.no_grad():
@@ -246,7 +246,7 @@ def test_half_precision_is_a_copy_close_to_the_original(clip: CLIP) -> None:
         ({"layers": [1, 1, 1, 1]}, "ModifiedResNet; the dual path needs a VisionTransformer"),
     ],
 )
-def test_towers_that_cannot_carry_the_dual_path_are_refused(vision: dict[str, Any], says: str) -> None:
+def test_unsupported_towers_are_refused(vision: dict[str, Any], says: str) -> None:
     with pytest.raises(CheckpointError, match=says):
         DualPathEncoder(make_clip(**vision).visual, mean=MEAN, std=STD)
 
@@ -260,7 +260,7 @@ def test_a_tower_without_projection_is_refused_and_all_faults_are_named() -> Non
         assert fault in str(caught.value)
 
 
-def test_the_last_level_alone_is_that_of_all_levels() -> None:
+def test_last_level_only_equals_the_last_of_all_levels() -> None:
     """Of both paths: the V path begins anew at each level, so the others' V takes no part."""
     model = load_model("toy", random_seed=0)
     pixels = 255 * torch.rand((2, 64, 64), generator=torch.Generator().manual_seed(0))

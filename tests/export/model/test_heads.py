@@ -71,7 +71,7 @@ def test_cosines_are_those_of_every_patch_with_every_text() -> None:
 
 
 @pytest.mark.parametrize("scale", [1e-6, 1e6])
-def test_cosines_do_not_see_the_length_of_a_vector(scale: float) -> None:
+def test_cosines_do_not_depend_on_the_length_of_a_vector(scale: float) -> None:
     z, x = random(0, BATCH, PATCHES, DIM)
     text, t = random_text(1, 2)
     assert_near(heads.cosines(z * scale, text), unit(x) @ t.T)
@@ -106,7 +106,7 @@ def test_class_weights_of_the_v_path_are_twice_the_softmax_of_the_class_tokens_c
     assert_near(torch.sigmoid(found), expected)
 
 
-def test_class_mean_read_literally_removes_nothing() -> None:
+def test_class_mean_taken_literally_removes_nothing() -> None:
     """Eq. 13-15 as printed: what is subtracted from every class alike cancels in the softmax over classes."""
     value, v = random(0, BATCH, PATCHES, DIM)
     cls, _ = random(1, BATCH, DIM)
@@ -125,9 +125,7 @@ def test_class_mean_read_literally_removes_nothing() -> None:
 
 @pytest.mark.parametrize("lambda_m", [0.0, 0.3])
 @pytest.mark.parametrize("lambda_v", [0.0, 0.5, 1.0, 7.0])
-def test_fused_map_is_the_weighted_mean_of_all_levels_of_both_paths_and_of_the_memory(
-    lambda_v: float, lambda_m: float
-) -> None:
+def test_fused_map_is_the_weighted_mean_of_both_paths_and_the_memory(lambda_v: float, lambda_m: float) -> None:
     pairs = [random(seed, BATCH, PATCHES) for seed in range(2 * LEVELS)]
     vanilla, value = pairs[:LEVELS], pairs[LEVELS:]
     remembered, odd = random(50, BATCH, PATCHES)
@@ -142,7 +140,7 @@ def test_fused_map_is_the_weighted_mean_of_all_levels_of_both_paths_and_of_the_m
 
 
 @pytest.mark.parametrize("lambda_m", [0.0, 0.3])
-def test_a_map_without_the_v_path_is_bit_for_bit_the_one_whose_v_path_has_no_share(lambda_m: float) -> None:
+def test_map_without_the_v_path_equals_that_with_lambda_v_0(lambda_m: float) -> None:
     vanilla = [random(seed, BATCH, PATCHES)[0] for seed in range(LEVELS)]
     value = [random(seed, BATCH, PATCHES)[0] for seed in range(LEVELS, 2 * LEVELS)]
     remembered = torch.sigmoid(random(50, BATCH, PATCHES)[0])
@@ -151,7 +149,7 @@ def test_a_map_without_the_v_path_is_bit_for_bit_the_one_whose_v_path_has_no_sha
     assert torch.equal(heads.fuse_maps(vanilla, [], remembered, *shares), with_it)
 
 
-def test_a_patch_is_as_odd_as_it_is_far_from_the_nearest_that_is_remembered() -> None:
+def test_nearest_patch_distance_is_one_minus_the_highest_cosine() -> None:
     tokens, z = random(0, BATCH, PATCHES, 8)
     memory, m = random(1, 5, 8)
     m = unit(m)
@@ -160,7 +158,7 @@ def test_a_patch_is_as_odd_as_it_is_far_from_the_nearest_that_is_remembered() ->
     assert_near(heads.nearest_patch_distance(7 * heads.unit(memory)[None], heads.unit(memory)), np.zeros((1, 5)), 1e-6)
 
 
-def test_the_memory_s_map_is_one_half_at_three_spreads_above_good_patches() -> None:
+def test_memory_map_is_one_half_three_spreads_above_good_patches() -> None:
     scale = torch.tensor([[0.2, 0.1], [0.4, 0.05]])
     levels = [torch.tensor([[0.2, 0.5, 0.6]]), torch.tensor([[0.4, 0.55, 0.7]])]
     found = heads.memory_map(levels, scale)
@@ -179,7 +177,7 @@ def test_fused_map_reaches_both_ends_of_the_unit_interval_and_no_further(
     assert torch.equal(found, torch.full((1, PATCHES), end))
 
 
-def test_v_path_and_memory_have_no_say_where_their_weights_are_zero() -> None:
+def test_v_path_and_memory_count_nothing_with_weight_0() -> None:
     vanilla, none = [random(0, BATCH, PATCHES)[0]], torch.tensor(0.0)
     maps = [
         heads.fuse_maps(
@@ -211,7 +209,7 @@ def test_head_reads_the_class_token_of_every_level_at_unit_length() -> None:
     assert_near(found[:, : LEVELS * WIDTH], expected)
 
 
-def test_head_reads_the_tokens_under_the_map_and_its_height() -> None:
+def test_head_reads_the_tokens_under_the_map_and_its_peak_mean() -> None:
     levels = [random(seed, BATCH, PATCHES, WIDTH) for seed in range(LEVELS)]
     defect_map = np.random.default_rng(3).random((BATCH, PATCHES))
     weight = defect_map**heads.POOLING_POWER
@@ -227,7 +225,7 @@ def test_head_reads_the_tokens_under_the_map_and_its_height() -> None:
     assert_near(found, np.concatenate([*pooled, *contrast, peak], axis=1))
 
 
-def test_contrast_knows_nothing_of_exposure() -> None:
+def test_contrast_does_not_depend_on_exposure() -> None:
     """A gain and an offset of every channel change what is under the map and not how far it stands out."""
     tokens, _ = random(0, BATCH, PATCHES, WIDTH)
     gain, offset = torch.linspace(0.2, 3, WIDTH), torch.linspace(-5, 5, WIDTH)
@@ -238,7 +236,7 @@ def test_contrast_knows_nothing_of_exposure() -> None:
     assert (exposed[:, :WIDTH] - found[:, :WIDTH]).abs().max() > 0.1
 
 
-def test_a_channel_that_is_the_same_throughout_has_no_contrast() -> None:
+def test_a_constant_channel_has_no_contrast() -> None:
     tokens, _ = random(0, BATCH, PATCHES, WIDTH)
     tokens[:, :, 3] = 2.5
     found = heads.map_features([tokens], torch.rand((BATCH, PATCHES)))
@@ -247,13 +245,13 @@ def test_a_channel_that_is_the_same_throughout_has_no_contrast() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-20, 1.0])
-def test_a_map_without_a_peak_pools_all_tokens_alike_or_none(value: float) -> None:
+def test_a_flat_map_pools_all_tokens_alike(value: float) -> None:
     tokens = [random(seed, BATCH, PATCHES, WIDTH)[0] for seed in range(LEVELS)]
     found = heads.map_features(tokens, torch.full((BATCH, PATCHES), value))
     assert bool(found.isfinite().all())
 
 
-def test_one_hot_patch_is_all_that_the_pooled_tokens_see() -> None:
+def test_one_hot_patch_dominates_the_pooled_tokens() -> None:
     tokens = [random(seed, BATCH, PATCHES, WIDTH)[0] for seed in range(LEVELS)]
     defect_map = torch.full((BATCH, PATCHES), 1e-3)
     defect_map[:, 5] = 0.6
@@ -282,7 +280,7 @@ def test_probabilities_sum_to_one(classes: int) -> None:
         assert_near(found.sum(1), np.ones(BATCH), 1e-6)
 
 
-def test_a_graph_without_the_v_path_answers_as_the_whole_one_at_lambda_v_0() -> None:
+def test_graph_without_the_v_path_equals_the_whole_one_at_lambda_v_0() -> None:
     model = load_model("toy", random_seed=0)
     whole = SemClipGraph(model.encoder(), input_size=(80, 96))
     recipe = make_recipe(encoder=describe_encoder(model, whole.without_value_path()))
@@ -303,7 +301,7 @@ def test_a_graph_without_the_v_path_answers_as_the_whole_one_at_lambda_v_0() -> 
     ],
     ids=["P_S", "both", "P_C", "paper"],
 )
-def test_graph_joins_the_heads_as_eq_9_to_23_say(redundancy: str, scalars: tuple[float, ...], tolerance: float) -> None:
+def test_graph_follows_eq_9_to_23(redundancy: str, scalars: tuple[float, ...], tolerance: float) -> None:
     """The whole way from the encoder's levels to the three outputs, read once more in numpy, in float64."""
     alpha, lambda_v, lambda_m, tau, tau_v, tau_s = scalars
     model = load_model("toy", random_seed=0)

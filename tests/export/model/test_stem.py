@@ -45,7 +45,7 @@ def saved(model: LoadedModel, path: Path) -> dict[str, torch.Tensor]:
     return state
 
 
-def test_a_new_stem_leaves_the_patch_embedding_alone(tmp_path: Path) -> None:
+def test_a_new_stem_adds_nothing_to_the_patch_embedding(tmp_path: Path) -> None:
     model = load_model(write_config(tmp_path), random_seed=0)
     frames = random_frames(2, (64, 64))
     before = model.encoder().embed(frames)
@@ -55,7 +55,7 @@ def test_a_new_stem_leaves_the_patch_embedding_alone(tmp_path: Path) -> None:
     assert_near(model.encoder().embed(frames), before)
 
 
-def test_the_encoder_and_open_clip_see_the_same(tmp_path: Path) -> None:
+def test_encoder_with_a_stem_equals_open_clip(tmp_path: Path) -> None:
     model = load_model(write_config(tmp_path), random_seed=0)
     with_trained_stem(model)
     frames = random_frames(3, (64, 64))
@@ -63,7 +63,7 @@ def test_the_encoder_and_open_clip_see_the_same(tmp_path: Path) -> None:
     assert_near(model.encoder()(frames).cls[-1], expected)
 
 
-def test_tokens_come_in_the_order_of_the_patches_and_know_their_neighbours(tmp_path: Path) -> None:
+def test_tokens_are_in_patch_order_and_depend_on_neighbours(tmp_path: Path) -> None:
     stem = with_trained_stem(load_model(write_config(tmp_path), random_seed=0))
     frames = torch.zeros((2, 48, 192))
     frames[1, 17, 47] = 3.0  # the last column of the second row's third patch
@@ -74,7 +74,7 @@ def test_tokens_come_in_the_order_of_the_patches_and_know_their_neighbours(tmp_p
     assert not changed[:, 8:].any(), "more than 75 px away nobody does"
 
 
-def test_its_weights_are_asked_for_and_loaded(tmp_path: Path) -> None:
+def test_stem_weights_are_required_and_loaded(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     model = load_model(config, random_seed=0)
     with_trained_stem(model)
@@ -87,7 +87,7 @@ def test_its_weights_are_asked_for_and_loaded(tmp_path: Path) -> None:
         load_model(config, weights=tmp_path / "none.safetensors")
 
 
-def test_it_goes_with_a_larger_frame(tmp_path: Path) -> None:
+def test_stem_runs_on_larger_frames(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     model = load_model(config, random_seed=0)
     with_trained_stem(model)
@@ -97,7 +97,7 @@ def test_it_goes_with_a_larger_frame(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("widths", [[4, 6], "wide", [4, 6, -8, 8], None])
-def test_widths_that_cannot_be_are_refused(widths: object, tmp_path: Path) -> None:
+def test_invalid_widths_are_refused(widths: object, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="cannot build"):
         load_model(write_config(tmp_path, stem=widths), random_seed=0)
 
@@ -108,7 +108,7 @@ def test_patches_of_another_size_are_refused(tmp_path: Path) -> None:
         load_model(write_config(tmp_path, vision_cfg=vision), random_seed=0)
 
 
-def test_the_embedded_encoder_has_one() -> None:
+def test_the_embedded_encoder_has_a_stem() -> None:
     model = load_model("sem_tiny", random_seed=0)
     with_trained_stem(model)
     frames = random_frames(1, (240, 240))

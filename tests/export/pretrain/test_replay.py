@@ -28,7 +28,7 @@ def filled(count: int) -> Replay:
     return kept
 
 
-def test_the_hardest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hardest_windows_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replay, "ROOM", 30)
     kept = filled(40)
     assert len(kept) == 30
@@ -39,7 +39,7 @@ def test_the_hardest_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(kept) == 20, "what is drawn is gone until it is put back"
 
 
-def test_they_are_turned_with_their_truth() -> None:
+def test_windows_are_rotated_with_their_truth() -> None:
     original = windows(30)
     drawn = filled(30).draw(10, original, np.random.default_rng(1))
     assert drawn is not None
@@ -53,7 +53,7 @@ def test_they_are_turned_with_their_truth() -> None:
     assert bool(((seen.corner >= 0) & (seen.corner <= GRID - SIDE)).all())
 
 
-def test_none_is_seen_too_often() -> None:
+def test_no_window_is_drawn_more_often_than_allowed() -> None:
     kept, rng, seen = filled(9), np.random.default_rng(0), torch.ones(9, dtype=torch.int64)
     while (again := kept.draw(1, windows(1), rng)) is not None:
         seen[again.windows.label] += 1
@@ -62,7 +62,7 @@ def test_none_is_seen_too_often() -> None:
     assert len(kept) == 2, "too few to draw from; all others have been seen often enough"
 
 
-def test_none_come_before_there_are_many_and_none_of_another_size() -> None:
+def test_none_are_drawn_while_there_are_few_or_of_another_size() -> None:
     kept, rng = filled(8), np.random.default_rng(0)
     assert kept.draw(3, windows(1), rng) is None
     assert kept.draw(0, windows(1), rng) is None
@@ -71,7 +71,7 @@ def test_none_come_before_there_are_many_and_none_of_another_size() -> None:
     assert len(kept) == 0
 
 
-def test_a_checkpoint_holds_them() -> None:
+def test_windows_are_the_same_after_a_checkpoint() -> None:
     kept, again = filled(12), Replay()
     again.load_state(kept.state())
     a, b = (x.draw(4, windows(1), np.random.default_rng(3)) for x in (kept, again))

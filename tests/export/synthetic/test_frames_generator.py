@@ -48,7 +48,7 @@ def test_equal_arguments_give_equal_bytes() -> None:
         assert first.layout == second.layout
 
 
-def test_global_random_state_is_left_alone() -> None:
+def test_global_random_state_stays_unchanged() -> None:
     np.random.seed(1)  # noqa: NPY002
     untouched = np.random.random()  # noqa: NPY002
     np.random.seed(1)  # noqa: NPY002
@@ -66,7 +66,7 @@ def test_seeds_differ(label: str) -> None:
 
 @pytest.mark.parametrize(("label", "layout"), PAIRS)
 @pytest.mark.parametrize("text_bar", [False, True])
-def test_every_class_on_every_layout(label: str, layout: str, text_bar: bool) -> None:
+def test_every_class_is_made_on_every_layout(label: str, layout: str, text_bar: bool) -> None:
     for seed, size in enumerate([(64, 64), (120, 96)]):
         frame = make_frame(label, seed, size=size, layout=layout, text_bar=text_bar)
         check_frame(frame, size)
@@ -89,7 +89,7 @@ def test_defect_changes_the_frame_where_the_mask_is(label: str) -> None:
         assert change[far].mean() < min(most, 0.1 * change[inside].mean()), (seed, frame.layout)
 
 
-def test_particles_on_bare_films_come_large_and_many() -> None:
+def test_particles_on_bare_films_are_large_or_many() -> None:
     """Nothing else in such a frame tells its magnification; beside a pattern a particle has the pattern's scale."""
 
     def largest(layout: str) -> float:
@@ -137,7 +137,7 @@ def test_text_bar_is_dark_with_light_text_and_holds_no_defect() -> None:
     assert make_frame("good", 0).text_bar_rows == 0
 
 
-def test_larger_frames_and_odd_shapes() -> None:
+def test_frames_may_be_large_and_oblong() -> None:
     for size in [(64, 200), (333, 71), (480, 480)]:
         check_frame(make_frame("scratch", 4, size=size, text_bar=True), size)
 
@@ -155,17 +155,17 @@ def test_larger_frames_and_odd_shapes() -> None:
         ({"site": -1}, "0 or more"),
     ],
 )
-def test_errors_say_what_is_allowed(arguments: dict[str, object], says: str) -> None:
+def test_errors_name_the_allowed_values(arguments: dict[str, object], says: str) -> None:
     with pytest.raises(ValueError, match=says.replace("(", r"\(")):
         make_frame(**{"label": "good", "seed": 0, **arguments})  # type: ignore[arg-type]
 
 
-def test_bridge_goes_on_all_layouts_with_features() -> None:
+def test_bridges_are_made_on_all_layouts_with_features() -> None:
     assert set(LAYOUTS) - set(suitable_layouts("bridge")) == {"blank", "grain", "rough"}
     assert suitable_layouts("hole") == LAYOUTS
 
 
-def test_what_training_leaves_out_is_in_no_stack() -> None:
+def test_held_out_layouts_are_in_no_stack() -> None:
     assert not set(STACKED) & set(HELD_OUT_LAYOUTS)
 
 
@@ -180,7 +180,7 @@ def test_a_stack_shows_the_level_below() -> None:
 
 
 @pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in FEATURELESS])
-def test_nothing_is_finer_than_a_layout_says(layout: str) -> None:
+def test_no_structure_is_finer_than_the_layout_returns(layout: str) -> None:
     """Roughness is held below the finest width, and a sliver in a good frame would pass for a bridge or a cut."""
     for seed in range(6):
         edge, _, finest = _PAINTERS[layout](np.random.default_rng(seed), (200, 220), 200 / 260)

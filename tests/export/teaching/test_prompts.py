@@ -55,7 +55,7 @@ def test_shipped_classes_share_no_prompt() -> None:
     assert len(set(found)) == len(found)
 
 
-def test_a_file_of_ones_own_is_read_word_by_word(tmp_path: Path) -> None:
+def test_a_custom_file_is_read_verbatim(tmp_path: Path) -> None:
     prompts = load_prompts(write(tmp_path, OWN))
     assert prompts.for_class("good") == ["perfect SEM image", "a dark photo of the perfect SEM image"]
     assert prompts.for_class("residue") == [
@@ -79,9 +79,7 @@ def test_a_class_without_a_section_gets_the_generic_states(tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("generic", ["", "[generic]\nstates = []\n"])
-def test_without_generic_states_an_unknown_class_is_an_error_that_says_what_to_add(
-    tmp_path: Path, generic: str
-) -> None:
+def test_an_unknown_class_without_generic_states_names_what_to_add(tmp_path: Path, generic: str) -> None:
     start, end = OWN.index("[generic]"), OWN.index("[classes.good]")
     prompts = load_prompts(write(tmp_path, OWN[:start] + generic + OWN[end:]))
     assert prompts.for_class("good")

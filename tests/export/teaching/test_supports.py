@@ -56,7 +56,7 @@ def test_draws_are_spread_over_groups(seed: int, shots: int) -> None:
         assert max(groups.values()) - min(groups.values()) <= 1
 
 
-def test_draws_depend_on_the_seed_and_on_nothing_else() -> None:
+def test_draws_depend_on_the_seed_only() -> None:
     draws = [tuple(names(draw_supports(SET, 4, seed))) for seed in range(8)]
     assert len(set(draws)) == 8
     assert tuple(names(draw_supports(SET, 4, 3))) == draws[3]
@@ -64,21 +64,21 @@ def test_draws_depend_on_the_seed_and_on_nothing_else() -> None:
     assert tuple(names(again)) == draws[3]
 
 
-def test_a_further_class_does_not_change_what_the_others_draw() -> None:
+def test_a_further_class_does_not_change_other_draws() -> None:
     wider = synthetic({"good": 20, "bridge": 5, "hole": 12, "scratch": 9}, groups=4)
     for seed in range(3):
         mine = [sample for sample in draw_supports(wider, 4, seed) if sample.label != "bridge"]
         assert names(mine) == names(draw_supports(SET, 4, seed))
 
 
-def test_draws_keep_to_the_allowed_samples() -> None:
+def test_draws_come_from_the_allowed_samples() -> None:
     allowed = [sample for sample in SET.samples if sample.group.endswith(("-1", "-2"))]
     supports = draw_supports(SET, 4, 0, allowed=allowed)
     assert set(names(supports)) <= set(names(allowed))
 
 
 @pytest.mark.parametrize("shots", [0, -1])
-def test_at_least_one_shot_is_drawn(shots: int) -> None:
+def test_shots_below_one_are_refused(shots: int) -> None:
     with pytest.raises(DatasetError, match="shots must be at least 1"):
         draw_supports(SET, shots, 0)
 

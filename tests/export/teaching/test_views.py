@@ -92,7 +92,7 @@ def encode(
     )
 
 
-def test_the_first_view_is_the_plain_frame(
+def test_the_first_view_is_unaugmented(
     graph: SemClipGraph, encoder: Encoder, supports: list[Sample], text_seg: Tensor
 ) -> None:
     features = encode(graph, encoder, supports, text_seg)
@@ -230,7 +230,7 @@ def block_frame(box: tuple[int, int, int, int], size: int = 64) -> tuple[NDArray
     return (40 + 160 * cover).astype(np.uint8), cover
 
 
-def test_frame_and_mask_move_together() -> None:
+def test_frame_and_mask_are_transformed_alike() -> None:
     frame, cover = block_frame((8, 34, 20, 56))
     quarters = set()
     for seed in range(60):
@@ -297,7 +297,7 @@ def test_a_thin_defect_does_not_grow_in_the_target() -> None:
     assert _target(cover, GRID).sum() == CELLS[1]
 
 
-def test_a_cell_counts_from_a_quarter_of_its_area_on() -> None:
+def test_a_cell_is_defect_from_a_quarter_of_its_area_on() -> None:
     cover = np.zeros((64, 64), np.float32)
     cover[0:4, 0:4] = 1
     for column, covered in enumerate((DEFECT_SHARE - 0.01, DEFECT_SHARE, 1.0), start=4):
