@@ -71,9 +71,11 @@ def test_invalid_options_are_refused(tmp_path: Path, options: list[str], message
 
 
 FAILING = """
+import argparse
 import sys
-from export import pretrain
-from export.windows_module import WindowStream
+from export.pretrain import command, training
+from export.pretrain.windows import WindowStream
+from runtime.cli import run
 
 
 class Failing(WindowStream):
