@@ -1,7 +1,7 @@
 """Draw the pictures of README and docs from what the project's own commands wrote. See docs/development.md.
 
-    python docs/pictures/draw.py BUNDLE FRAME [FRAME ...]      # overlays.png: frame, defect map, outline
-    python docs/pictures/draw.py PICTURE.png [PICTURE.png ...] # smaller copies of confusion.png, throughput.png
+python docs/pictures/draw.py BUNDLE FRAME [FRAME ...]      # overlays.png: frame, defect map, outline
+python docs/pictures/draw.py PICTURE.png [PICTURE.png ...] # smaller copies of confusion.png, throughput.png
 """
 
 from __future__ import annotations
