@@ -105,7 +105,8 @@ def run_until_parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
             sem_clip.main()
         elif words[1] == "-m":
             patch.setattr(sys, "argv", words[2:])
-            patch.delitem(sys.modules, words[2], raising=False)
+            if not hasattr(sys.modules.get(words[2]), "__path__"):  # runpy warns of a module that is loaded
+                patch.delitem(sys.modules, words[2], raising=False)
             runpy.run_module(words[2], run_name="__main__", alter_sys=True)
         else:
             patch.setattr(sys, "argv", words[1:])
