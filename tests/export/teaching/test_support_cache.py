@@ -241,7 +241,7 @@ WRITER = """
 import sys
 from pathlib import Path
 import torch
-from export.support_cache import SupportCache
+from export.teaching.support_cache import SupportCache
 layout = {"a": ((1000,), torch.float32)}
 cache = SupportCache(Path(sys.argv[1]), 25_000)
 for number in range(150):

@@ -120,7 +120,7 @@ def test_a_word_that_the_text_tower_was_not_trained_on_is_named(
         build_text_bank(known, edited, ["good", "hole"])
     (record,) = caplog.records
     assert record.getMessage() == (
-        'the text tower was never trained on "pits": prompts with it say little, such as "wafer with pits"'
+        'the text tower was never trained on "pits": prompts with it mean little, such as "wafer with pits"'
     )
 
 
