@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike
 
 from .bounds import exact_ceil
 from .errors import CalibrationError
+from .metrics import area_under_roc, best_f1
 
 BINS = 65536
 
@@ -31,15 +32,11 @@ class ScoreHistogram:
     def auroc(self) -> float:
         """Area under the ROC curve, ties counting half; NaN without both kinds."""
         below = np.cumsum(self.negative) - self.negative
-        total = int(self.positive.sum()) * int(self.negative.sum())  # of any size, where numpy's overflow
-        return float((self.positive * (below + self.negative / 2)).sum() / total) if total else float("nan")
+        return area_under_roc(self.positive, below, self.negative, int(self.negative.sum()))
 
     def f1_max(self) -> float:
         """The highest F1 over all thresholds; NaN without positives."""
-        hits = np.cumsum(self.positive[::-1])
-        called = hits + np.cumsum(self.negative[::-1])
-        total = int(self.positive.sum())
-        return float((2 * hits / np.maximum(called + total, 1)).max()) if total else float("nan")
+        return self._highest_f1()[1] if self.positive.any() else float("nan")
 
     def f1_at(self, threshold: float) -> float:
         """F1 of "score >= threshold", to the bin; NaN without positives."""
@@ -54,16 +51,13 @@ class ScoreHistogram:
         t lies halfway between the bins on its two sides; ties go to the higher one. Raises CalibrationError without
         positives, or if all scores are equal.
         """
-        total = int(self.positive.sum())
-        if not total:
+        if not self.positive.any():
             raise CalibrationError("F1 of pixels needs a mask with at least one defect pixel")
         self._require_spread()
-        hits = np.cumsum(self.positive[::-1])
-        f1 = 2 * hits / np.maximum(hits + np.cumsum(self.negative[::-1]) + total, 1)
-        lowest = BINS - 1 - int(f1.argmax())
+        lowest, f1 = self._highest_f1()
         below = np.flatnonzero(self.positive[:lowest] + self.negative[:lowest])
         edge = (lowest + below[-1] + 1) / 2 if below.size else lowest
-        return float(edge / BINS), float(f1.max())
+        return float(edge / BINS), f1
 
     def negative_quantile(self, share: float) -> float:
         """The lowest bin edge t for which at least `share` of the negatives are below t.
@@ -81,6 +75,12 @@ class ScoreHistogram:
                 "passes the others; the recipe cannot tell good from defect"
             )
         return edge / BINS
+
+    def _highest_f1(self) -> tuple[int, float]:
+        """The lowest bin that is called positive where F1 is highest, and that F1; of equal ones the highest bin."""
+        hits = np.cumsum(self.positive[::-1])
+        index, f1 = best_f1(hits, hits + np.cumsum(self.negative[::-1]), int(self.positive.sum()))
+        return BINS - 1 - index, f1
 
     def _require_spread(self) -> None:
         if np.count_nonzero(self.positive + self.negative) < 2:

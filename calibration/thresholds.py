@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .bounds import CONFIDENCE, exact_ceil, exact_floor, order_statistic_rate
 from .errors import CalibrationError
 from .histogram import ScoreHistogram
+from .metrics import best_f1
 from .rules import CONFORMAL, F1_MAX, GOOD_QUANTILE, MAX_OVERKILL, MAX_UNDERKILL, NEEDS_DEFECTS, Choice, Rule
 
 Scores = NDArray[np.float64]
@@ -106,12 +107,11 @@ def f1_max_threshold(scores: ArrayLike, positive: ArrayLike, good_weight: float 
         raise CalibrationError("F1 needs at least one defect among the scored items")
     order = np.argsort(-s, kind="stable")
     s, truth = s[order], truth[order]
-    hits = np.cumsum(truth)
-    f1 = 2 * hits / (np.cumsum(np.where(truth, 1.0, good_weight)) + truth.sum())
+    hits, called = np.cumsum(truth), np.cumsum(np.where(truth, 1.0, good_weight))
     # Equal scores fall on one side together: only the last of each run is a possible cut.
     cuts = np.flatnonzero(np.append(s[1:] != s[:-1], True))
-    best = cuts[np.argmax(f1[cuts])]
-    return _just_below(s[best], s), float(f1[best])
+    best, f1 = best_f1(hits[cuts], called[cuts], int(truth.sum()))
+    return _just_below(s[cuts[best]], s), f1
 
 
 def _allowed_beyond(rule: Rule, count: int, what: str) -> int:

@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.accuracy import dra, promptad, winclip
-from benchmarks.accuracy.metrics import auroc, classification
 from benchmarks.accuracy.scratch import scratch_array
 from calibration.dataset import GOOD, Dataset, Sample
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
+from calibration.metrics import auroc, classification
 from export.errors import ExportError
 from export.model import heads
 from export.model.checkpoint import LoadedModel

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.accuracy.metrics import ExactScores, auroc, classification
 from calibration.dataset import Dataset, Sample, load_dataset, say_left_out
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
+from calibration.metrics import ExactScores, auroc, classification, per_class_rates
 from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Prediction, Predictor
 from runtime.files import require_files, sha256_of, write_atomically
@@ -260,14 +260,14 @@ def per_class_table(metrics: dict[str, Any]) -> str:
 
 def per_class(confusion: NDArray[np.int_], classes: Sequence[str]) -> list[str]:
     """Precision, recall and F1 of each class in per cent: lines of Markdown. confusion: [true, predicted]."""
-    hits, called, present = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+    called, present = confusion.sum(0), confusion.sum(1)
+    rates = 100 * np.stack(per_class_rates(confusion))
     lines = ["| class | frames | precision | recall | F1 |", "|---|---|---|---|---|"]
     for k, name in enumerate(classes):
         cell = markdown_text(name)
         if not present[k]:
             lines.append(f"| {cell} | 0 | absent from the test | | |" if not called[k] else f"| {cell} | 0 | 0.0 | | |")
             continue
-        precision = 100 * hits[k] / max(called[k], 1)
-        recall, f1 = 100 * hits[k] / present[k], 200 * hits[k] / (called[k] + present[k])
+        precision, recall, f1 = rates[:, k]
         lines.append(f"| {cell} | {present[k]} | {precision:.1f} | {recall:.1f} | {f1:.1f} |")
     return lines

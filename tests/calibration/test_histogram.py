@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.accuracy.metrics import auroc
 from calibration.errors import CalibrationError
 from calibration.histogram import BINS, ScoreHistogram
+from calibration.metrics import auroc
 from calibration.thresholds import f1_max_threshold
 
 

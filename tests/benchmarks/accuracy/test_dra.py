@@ -22,7 +22,7 @@ from benchmarks.accuracy.dra import (
     rate_of,
     top_mean,
 )
-from benchmarks.accuracy.metrics import auroc
+from calibration.metrics import auroc
 from export.teaching.views import SupportFeatures
 
 GRID = (4, 4)

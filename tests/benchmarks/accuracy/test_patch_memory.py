@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from benchmarks.accuracy import dra, promptad
 from benchmarks.accuracy.baselines import NEEDS_TEXT, ROWS, Baselines, patch_distance
-from benchmarks.accuracy.metrics import auroc
 from calibration.dataset import Dataset, load_dataset
 from calibration.errors import DatasetError
+from calibration.metrics import auroc
 from export.bundle import describe_encoder
 from export.model.checkpoint import LoadedModel, load_model
 from export.model.graph import SemClipGraph
