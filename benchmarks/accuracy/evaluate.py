@@ -19,7 +19,7 @@ from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
 from calibration.metrics import ExactScores, auroc, classification, per_class_rates
 from calibration.plots import require_matplotlib
-from runtime import FailedFrame, Prediction, Predictor
+from runtime import FailedFrame, Prediction, Predictor, Recipe
 from runtime.files import require_files, sha256_of, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.terminal import markdown_text, require_stdout
@@ -93,6 +93,12 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
         "confidences": confidences,
         "verdicts": verdicts,
     }
+
+
+def judge(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
+    """`evaluate` of another recipe, which stays in use."""
+    predictor.use(recipe)
+    return evaluate(predictor, dataset, test)
 
 
 class _Pixels:
