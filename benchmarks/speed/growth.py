@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import usable_cores
 from benchmarks.speed.engines import Subject, open_engine, predict
 from benchmarks.speed.frames import write_frames
 from benchmarks.speed.throughput import prepared_frames
 from benchmarks.speed.timing import alternate, per_second
+from runtime.host import usable_cores
 from runtime.operating_point import OperatingPoint
 from runtime.pipeline import Pipeline, Setup
 from runtime.recipe import Recipe

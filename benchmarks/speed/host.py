@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import usable_cores
 from benchmarks.speed.engines import Subject
 from benchmarks.speed.timing import alternate, per_second, ratio
 from runtime.backends import Backend, FakeBackend
 from runtime.frames import decode_frame, prepare, read_frame
+from runtime.host import usable_cores
 from runtime.pipeline import Pipeline
 from runtime.prediction import FailedFrame
 from runtime.stream import stream

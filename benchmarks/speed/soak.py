@@ -6,10 +6,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.machine import resident_memory_mb
+from benchmarks.machine import peak_memory_mb
 from benchmarks.speed.child import run_child
 from benchmarks.speed.engines import EngineName, Subject
 from benchmarks.speed.timing import slope
+from runtime.host import resident_memory_mb
 
 WINDOWS_PER_RUN = 10
 LONGEST_WINDOW_S = 60.0
@@ -76,7 +77,7 @@ def soak_probe(
                     {
                         "minute": (now - began) / 60,
                         "frames_per_second": count / (now - opened),
-                        "resident_mb": resident_memory_mb(),
+                        "resident_mb": resident_memory_mb() or peak_memory_mb(),
                     }
                 )
                 opened, count = now, 0

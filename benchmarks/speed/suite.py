@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import memory
 from benchmarks.machine import describe_machine, load
-from benchmarks.speed import growth, host, latency, roofline
+from benchmarks.speed import SECTIONS, growth, host, latency, roofline
 from benchmarks.speed.engines import Skipped, Subject, opened_engines
 from benchmarks.speed.frames import suitable_size, write_frames
 from benchmarks.speed.soak import soak
@@ -24,7 +24,6 @@ from runtime.manifest import Artifact, load_bundle
 
 FORMAT = "sem-clip-benchmark"
 VERSION = 1
-SECTIONS = ("latency", "throughput", "split", "host", "memory", "growth", "roofline")
 
 
 @dataclass(frozen=True, slots=True)

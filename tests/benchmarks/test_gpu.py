@@ -94,8 +94,8 @@ def test_answers_agree_with_the_cpu(backend: Backend, bundle: Path, recipe: Reci
 
 
 def test_ten_thousand_calls_leave_memory_as_it_was(backend: Backend, recipe: Recipe, frames: NDArray[np.uint8]) -> None:
-    from benchmarks.machine import resident_memory_mb
     from runtime.backends.cuda_device import CudaDevice
+    from runtime.host import resident_memory_mb
 
     device, second = CudaDevice(), other(recipe)
     backend.warm_up(recipe)

@@ -14,15 +14,16 @@ import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 from PIL import Image
 
-from benchmarks.speed import suite
+from benchmarks.speed import SECTIONS, suite
 from benchmarks.speed.charts import charts
 from benchmarks.speed.engines import EngineName, Subject
 from benchmarks.speed.frames import suitable_size, write_frames
 from benchmarks.speed.growth import with_classes
 from benchmarks.speed.host import end_to_end
+from benchmarks.speed.report import _SECTIONS as REPORTED
 from benchmarks.speed.report import markdown, table
 from benchmarks.speed.soak import drift
-from benchmarks.speed.suite import SECTIONS, Settings, TorchOptions, measure
+from benchmarks.speed.suite import Settings, TorchOptions, measure
 from runtime import BundleError, FakeBackend, FrameError, FrameOptions, SemClipError
 from runtime.manifest import load_bundle
 
@@ -222,11 +223,9 @@ def test_a_larger_batch_than_an_engine_takes_is_left_out(
         measure(fake_bundle, tmp_path / "again", replace(settings, batches=(3,)))
 
 
-def test_sections_are_those_that_the_command_offers() -> None:
-    from benchmarks.commands import SECTION_NAMES
-
-    assert SECTION_NAMES == SECTIONS == tuple(suite._SECTIONS)
-    assert Settings().sections == SECTIONS
+def test_every_section_is_measured_and_reported() -> None:
+    assert SECTIONS == tuple(suite._SECTIONS) == Settings().sections
+    assert (*SECTIONS, "soak") == tuple(REPORTED)
 
 
 def test_end_to_end_compares_the_stream_with_the_engine(fake_bundle: Path, tmp_path: Path) -> None:
