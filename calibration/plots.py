@@ -47,7 +47,7 @@ def to_png(figure: Any) -> bytes:
 
 
 def draw_purity_coverage(scored: Scored, before: OperatingPoint, after: OperatingPoint) -> bytes:
-    """A PNG: how pure the decided frames are when the least sure are rejected, and where the operating point is."""
+    """A PNG: purity of the decided frames as the least confident are rejected, and the two operating points."""
     figure, (ax,) = _panels(1)
     curve = purity_coverage(scored, after)
     ax.plot(100 * curve.coverage, 100 * curve.purity, color=_RIGHT, label="one confidence threshold for all classes")
@@ -73,7 +73,7 @@ def draw_purity_coverage(scored: Scored, before: OperatingPoint, after: Operatin
 
 
 def draw_reliability(scored: Scored, before: OperatingPoint, after: OperatingPoint) -> bytes:
-    """A PNG: accuracy over confidence in bins, before and after; on the diagonal, probabilities mean what they say."""
+    """A PNG: accuracy over confidence in bins, before and after. Calibrated probabilities lie on the diagonal."""
     figure, axes = _panels(2)
     right = scored.head_class == scored.truth
     for ax, (name, point) in zip(axes, (("before", before), ("after", after)), strict=True):
@@ -89,7 +89,7 @@ def draw_reliability(scored: Scored, before: OperatingPoint, after: OperatingPoi
         ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", aspect="equal")
         ax.set_title(f"{name}: temperature {point.temperature:.3g}, ECE {100 * error:.1f} %")
     axes[0].set_ylabel("accuracy")
-    for colour, text in ((_GAP[True], "surer than right"), (_GAP[False], "more often right than sure")):
+    for colour, text in ((_GAP[True], "overconfident"), (_GAP[False], "underconfident")):
         axes[0].bar(0, 0, color=colour, label=text)
     axes[0].legend(loc="upper left", frameon=False)
     return to_png(figure)

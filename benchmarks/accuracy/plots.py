@@ -1,4 +1,4 @@
-"""Pictures of an accuracy measurement, as in the paper's figures 6-8. Loads matplotlib when one is drawn."""
+"""Pictures of an accuracy measurement, as in the paper's figures 6-8. matplotlib loads with the first one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
         colour = "white" if share[row, column] > 0.5 else "black"
         ax.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
     ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true")
-    # A name is text, and no formula between dollar signs.
+    # A class name is text; dollar signs in it start no formula.
     ax.set_xticklabels(classes, rotation=40, ha="right", parse_math=False)
     ax.set_yticklabels(classes, parse_math=False)
     return to_png(figure)
@@ -46,12 +46,14 @@ def draw_shots(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> bytes:
 
 
 def draw_overlays(results: Sequence[tuple[Sample, Prediction]], columns: int = 4) -> bytes:
-    """A PNG, a contact sheet: each frame as it is and, beside it, with map and outline (yellow) and the true outline in
-    blue; above them the true class and the verdict, red where it is wrong."""
+    """A contact sheet as PNG: each frame twice, plain and with map, outline (yellow) and true outline (blue).
+
+    The title of each pair is the true class and the verdict, in red if the verdict is wrong.
+    """
     rows = -(-len(results) // columns)
     figure, axes = new_figure(4.0 * columns, 2.3 * rows, rows, columns)
     figure.suptitle(
-        "true class: verdict (defect score), red if wrong. Yellow: where the defect was found. Blue: where it is.",
+        "true class: verdict (defect score), red if wrong. Yellow outline: defect found. Blue outline: true defect.",
         fontsize=10,
     )
     for ax in axes.flat:

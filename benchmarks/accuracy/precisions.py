@@ -1,4 +1,4 @@
-"""The bundle under test in every precision that was asked for, and how far their labels agree."""
+"""The bundle under test in every requested precision, and the label agreement of these precisions."""
 
 from __future__ import annotations
 

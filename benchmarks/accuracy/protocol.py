@@ -131,7 +131,7 @@ def _read_plan(args: argparse.Namespace, work: Path) -> Plan:
 
 
 def _load_data(args: argparse.Namespace, encoder: Encoder, generated: Path) -> Dataset:
-    """The classes asked for, of the data folder or of frames generated in the folder `generated`."""
+    """The requested classes of the data folder or of frames generated in the folder `generated`."""
     if args.generated is not None:
         # At the encoder's input size: the generator ensures that a defect is visible at the size it makes.
         size = encoder.input_size

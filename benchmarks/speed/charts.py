@@ -9,7 +9,7 @@ from calibration.plots import new_figure, to_png
 
 
 def charts(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name to PNG: throughput.png over batch sizes, split.png, growth.png; for the sections that were measured."""
+    """PNG by file name, for the measured sections: throughput.png over batch sizes, split.png, growth.png."""
     sections = report["sections"]
     drawn: dict[str, bytes] = {}
     if "throughput" in sections:
@@ -49,7 +49,7 @@ def _over(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]], str, str]]) -
 
 
 def _split(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A bar for each engine, made of its steps."""
+    """One stacked bar of steps per engine."""
     figure, ((axes,),) = new_figure(7, 1.6 + 0.5 * len(rows))
     left = [0.0] * len(rows)
     for step in rows[0]["ms"]:
@@ -57,6 +57,6 @@ def _split(rows: Sequence[Mapping[str, Any]]) -> bytes:
         axes.barh([row["engine"] for row in rows], widths, left=left, label=step.replace("_", " "))
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel="ms per frame, one step after the other")
+    axes.set(xlabel="ms per frame, steps in sequence")
     figure.legend(fontsize="small", ncols=6, loc="outside upper center", columnspacing=1.0, handlelength=1.0)
     return to_png(figure)

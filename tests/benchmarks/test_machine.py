@@ -1,4 +1,4 @@
-"""benchmarks.machine: what every figure carries."""
+"""benchmarks.machine: the description of a machine, and memory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.machine import describe_machine, peak_memory_mb
 from runtime.host import resident_memory_mb, usable_cores
 
 
-def test_peak_memory_follows_what_the_process_holds() -> None:
+def test_peak_memory_rises_with_an_allocation() -> None:
     before = peak_memory_mb()
     block = bytearray(200_000_000)
     block[::4096] = b"x" * len(block[::4096])

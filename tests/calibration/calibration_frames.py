@@ -1,4 +1,4 @@
-"""Frames to calibrate on, and the commands as the program runs them."""
+"""Frames to calibrate on, and the commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data folders to load, and what is wrong with them."""
+"""Data folders for tests, and their faults."""
 
 from __future__ import annotations
 

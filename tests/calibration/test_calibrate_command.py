@@ -1,4 +1,4 @@
-"""`sem-clip calibrate`: what it prints, writes and leaves alone."""
+"""`sem-clip calibrate`: its output, its files, and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -24,9 +24,7 @@ def data(tmp_path: Path) -> Path:
     return labelled_frames(tmp_path)
 
 
-def test_asked_for_nothing_it_takes_the_highest_f1_and_the_temperature(
-    fake_bundle: Path, data: Path, capsys: Capture
-) -> None:
+def test_without_rules_f1_max_and_the_temperature_are_chosen(fake_bundle: Path, data: Path, capsys: Capture) -> None:
     assert calibrate(fake_bundle, data) == 0
     out, err = capsys.readouterr()
     _, recipe = load_bundle(fake_bundle)
@@ -42,9 +40,7 @@ def test_asked_for_nothing_it_takes_the_highest_f1_and_the_temperature(
     assert "the recipe does not say which frames taught it" in err
 
 
-def test_what_is_printed_and_recorded_is_what_the_predictor_then_does(
-    fake_bundle: Path, data: Path, tmp_path: Path
-) -> None:
+def test_recorded_rates_equal_those_of_the_predictor_afterwards(fake_bundle: Path, data: Path, tmp_path: Path) -> None:
     arguments = ["--defect-rule", "conformal=0.05", "--pixel-rule", "f1-max", "--max-reject", "0.2", "--temperature"]
     report = tmp_path / "new" / "report.json"
     assert calibrate(fake_bundle, data, *arguments, "--novelty-quantile", "0.97", "--report", report) == 0
@@ -75,7 +71,7 @@ def recipe_classes(predictor: Predictor) -> tuple[str, ...]:
     return predictor.recipe.classes
 
 
-def test_the_rest_of_the_bundle_is_not_touched(toy_bundle: Path, toy_frames: Path, tmp_path: Path) -> None:
+def test_calibrate_changes_nothing_but_the_operating_point(toy_bundle: Path, toy_frames: Path, tmp_path: Path) -> None:
     """A real engine, and supports among the frames."""
     bundle = tmp_path / "bundle"
     shutil.copytree(toy_bundle, bundle)
@@ -97,7 +93,7 @@ def test_the_rest_of_the_bundle_is_not_touched(toy_bundle: Path, toy_frames: Pat
     assert sum(calibration["data"]["frames"].values()) == 14
 
 
-def test_a_recipe_file_is_calibrated_without_touching_the_bundle(fake_bundle: Path, data: Path, tmp_path: Path) -> None:
+def test_calibrating_a_recipe_file_leaves_the_bundle_unchanged(fake_bundle: Path, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "layer.safetensors"
     make_recipe(defect_threshold=0.9).save(file)
     before = digests(fake_bundle)
@@ -123,7 +119,7 @@ def test_earlier_choices_stay_recorded(fake_bundle: Path, data: Path) -> None:
     assert calibration["novelty_threshold"]["rule"] == "novelty-quantile=1"
 
 
-def test_a_promise_whose_ground_moved_is_void(fake_bundle: Path, data: Path, capsys: Capture) -> None:
+def test_a_promise_is_void_once_a_number_it_depends_on_changes(fake_bundle: Path, data: Path, capsys: Capture) -> None:
     assert calibrate(fake_bundle, data, "--max-reject", "0.5") == 0
     first = load_bundle(fake_bundle)[1].calibration["confidence_thresholds"]
     assert calibrate(fake_bundle, data, "--pixel-rule", "good-quantile=0.99") == 0

@@ -48,7 +48,7 @@ def flatten(data: Path) -> None:
 
 
 def nothing(data: Path) -> None:
-    """The frames as they are."""
+    """Leave the frames unchanged."""
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def nothing(data: Path) -> None:
         (lambda data: shutil.rmtree(data), [], "there is no folder images/ in it"),
     ],
 )
-def test_frames_that_cannot_answer_are_refused_and_nothing_is_written(
+def test_frames_that_do_not_fit_the_request_are_refused_and_nothing_is_written(
     spoil: Callable[[Path], object],
     arguments: list[str],
     says: str,

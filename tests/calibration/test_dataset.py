@@ -1,4 +1,4 @@
-"""calibration.dataset: what is listed as classes, frames and groups, and what is left out."""
+"""calibration.dataset: the classes, frames and groups that are listed, and the files that are left out."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_data_folder_is_listed_with_classes_masks_and_groups(folder: Path) -> 
     assert dataset.stray == ()
 
 
-def test_good_is_first_whatever_the_alphabet_says(tmp_path: Path) -> None:
+def test_good_is_the_first_class(tmp_path: Path) -> None:
     for label in ("zebra", "bridge", "good"):
         save(tmp_path / "images" / label / "a.png")
     assert load_dataset(tmp_path).classes == ("good", "bridge", "zebra")
@@ -61,7 +61,7 @@ def test_classes_can_be_left_out(folder: Path) -> None:
         (["good", "good"], "there is no defect class"),
     ],
 )
-def test_classes_that_cannot_be_all_that_is_left(folder: Path, names: list[str], says: str) -> None:
+def test_a_choice_of_classes_without_good_or_a_defect_is_refused(folder: Path, names: list[str], says: str) -> None:
     with pytest.raises(DatasetError, match=says):
         load_dataset(folder).only(names)
 
@@ -81,7 +81,7 @@ def test_frames_of_every_format_are_found_and_their_masks_may_be_of_another(tmp_
     assert (sample.path, sample.mask) == (frame, mask)
 
 
-def test_files_that_are_no_frames_are_left_out_and_reported(folder: Path) -> None:
+def test_files_that_are_not_frames_are_left_out_and_reported(folder: Path) -> None:
     stray = [folder / "images" / name for name in ("notes.txt", "good/Thumbs.db", "good/._0.png", "hole/.DS_Store")]
     for path in stray:
         path.write_bytes(b"not a frame")
@@ -106,7 +106,7 @@ def test_frames_are_read_with_the_options_of_their_layer(tmp_path: Path) -> None
         Sample(tmp_path / "absent.png", "hole", "g", None).read(FrameOptions())
 
 
-def test_what_lies_beside_images_and_masks_is_named(folder: Path) -> None:
+def test_entries_outside_images_and_masks_are_reported(folder: Path) -> None:
     (folder / "masks").rename(folder / "labels")
     shutil.copy(folder / "images/hole/0.png", folder / "lost.png")
     (folder / "README.md").touch()
@@ -115,7 +115,7 @@ def test_what_lies_beside_images_and_masks_is_named(folder: Path) -> None:
     assert all(sample.mask is None for sample in dataset.samples)
 
 
-def test_pictures_of_this_program_are_left_out_and_named(folder: Path) -> None:
+def test_pictures_written_by_this_program_are_left_out_and_reported(folder: Path) -> None:
     (folder / "groups.csv").unlink()
     written = folder / "images/hole/a.png"
     Image.new("RGB", (4, 4)).save(written, pnginfo=output_info())
@@ -125,11 +125,11 @@ def test_pictures_of_this_program_are_left_out_and_named(folder: Path) -> None:
     assert load_frames(folder / "images/hole").stray == (written,)
 
 
-def test_a_stack_of_frames_is_refused_with_what_to_do(folder: Path) -> None:
+def test_a_stack_of_frames_is_refused_with_a_remedy(folder: Path) -> None:
     (folder / "groups.csv").unlink()
     page = Image.fromarray(np.zeros((4, 4), np.uint8))
     page.save(folder / "images/hole/z.tif", save_all=True, append_images=[page])
-    (folder / "images/good/broken.tif").write_bytes(b"II")  # left to whoever reads it
+    (folder / "images/good/broken.tif").write_bytes(b"II")  # found when it is read
     (fault,) = faults_of(folder)
     assert fault == f"{folder / 'images/hole/z.tif'} holds 2 pages; save each page that is a frame as a file of its own"
     with pytest.raises(DatasetError, match="holds 2 pages"):
@@ -154,7 +154,7 @@ def test_a_flat_folder_is_taken_to_hold_good_frames(tmp_path: Path) -> None:
     assert dataset.stray == (tmp_path / "notes.txt",)
 
 
-def test_a_labelled_folder_is_read_as_for_teaching(folder: Path) -> None:
+def test_load_frames_reads_a_labelled_folder_as_load_dataset_does(folder: Path) -> None:
     assert load_frames(folder) == load_dataset(folder)
 
 

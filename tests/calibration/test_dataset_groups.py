@@ -45,7 +45,7 @@ def rows_with_note(folder: Path) -> Rows:
     return [(path, "a, b", label, group) for path, label, group in rows_of(folder)]
 
 
-def test_a_group_with_a_comma_and_without_quotes_is_refused(folder: Path) -> None:
+def test_an_unquoted_comma_in_a_group_is_refused(folder: Path) -> None:
     lines = [
         f"images/{path.parent.name}/{path.name},{path.parent.name},Lot 1" for path in folder.glob("images/*/*.png")
     ]
@@ -59,7 +59,7 @@ def test_a_group_with_a_comma_and_without_quotes_is_refused(folder: Path) -> Non
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
-def test_groups_are_not_waited_for_in_a_pipe(folder: Path) -> None:
+def test_groups_csv_as_a_named_pipe_is_refused_without_waiting(folder: Path) -> None:
     (folder / "groups.csv").unlink()
     os.mkfifo(folder / "groups.csv")
     with pytest.raises(DatasetError, match=r"groups.csv cannot be read"):

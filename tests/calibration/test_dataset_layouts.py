@@ -92,7 +92,7 @@ def test_faults_of_the_layout_of_mvtec_name_its_own_folders(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("name", ["train/ok", "Data/Images/Normal", "train/hole"])
-def test_other_layouts_are_refused_with_what_there_is(name: str, tmp_path: Path) -> None:
+def test_other_layouts_are_refused_with_the_folders_found(name: str, tmp_path: Path) -> None:
     for place in (name, "test/ok", "train/good" if name == "train/hole" else name):
         save(tmp_path / place / "0.png")
     (fault,) = faults_of(tmp_path)
@@ -102,7 +102,7 @@ def test_other_layouts_are_refused_with_what_there_is(name: str, tmp_path: Path)
     )
 
 
-def test_links_are_followed_and_those_that_lead_nowhere_are_faults(folder: Path, tmp_path: Path) -> None:
+def test_links_are_followed_and_dangling_links_are_faults(folder: Path, tmp_path: Path) -> None:
     elsewhere = tmp_path.parent / f"{tmp_path.name}-elsewhere"
     save(elsewhere / "burst/a.png")
     (folder / "groups.csv").unlink()
@@ -125,7 +125,7 @@ def test_links_are_followed_and_those_that_lead_nowhere_are_faults(folder: Path,
         ("groups.csv", "groups.csv is a link that leads to no file"),
     ],
 )
-def test_masks_and_groups_that_are_linked_and_not_there_are_faults(name: str, says: str, folder: Path) -> None:
+def test_dangling_links_to_masks_and_groups_are_faults(name: str, says: str, folder: Path) -> None:
     place = folder / name
     place.rename(folder / "moved")
     try:
@@ -136,7 +136,7 @@ def test_masks_and_groups_that_are_linked_and_not_there_are_faults(name: str, sa
 
 
 @pytest.mark.parametrize("name", ["Masks", "MASKS", "Groups.csv"])
-def test_what_is_called_by_the_layouts_name_in_another_case_is_a_fault(folder: Path, name: str) -> None:
+def test_a_name_of_the_layout_in_another_letter_case_is_a_fault(folder: Path, name: str) -> None:
     (folder / name.lower()).rename(folder / name)
     if (folder / name.lower()).exists():
         pytest.skip("this file system does not tell cases apart")
@@ -144,7 +144,7 @@ def test_what_is_called_by_the_layouts_name_in_another_case_is_a_fault(folder: P
         load_dataset(folder)
 
 
-def test_one_folder_is_not_two_classes(folder: Path) -> None:
+def test_a_class_folder_linked_twice_is_a_fault(folder: Path) -> None:
     (folder / "images/void").symlink_to("hole")
     with pytest.raises(DatasetError, match=r"void and .*hole are one folder, by a link"):
         load_dataset(folder)

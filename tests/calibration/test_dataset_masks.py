@@ -1,4 +1,4 @@
-"""calibration.dataset: which mask belongs to which frame, and masks that cannot be used."""
+"""calibration.dataset: masks of frames, and masks that cannot be used."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def folder(tmp_path: Path) -> Path:
     return labelled_folder(tmp_path)
 
 
-def test_a_good_frame_without_mask_is_clean_and_a_defect_without_mask_is_unknown(tmp_path: Path) -> None:
+def test_a_missing_mask_is_empty_for_a_good_frame_and_none_for_a_defect(tmp_path: Path) -> None:
     clean = Sample(tmp_path / "f.png", "good", "g", None).read_mask((2, 3))
     assert clean is not None
     assert clean.tolist() == [[0, 0, 0], [0, 0, 0]]
@@ -42,32 +42,32 @@ def test_an_unreadable_mask_is_refused_and_named(tmp_path: Path, content: bytes)
         Sample(tmp_path / "f.png", "hole", "g", mask).read_mask((6, 8))
 
 
-def test_masks_that_lie_beside_the_class_folders_are_a_fault(folder: Path) -> None:
+def test_masks_outside_the_class_folders_are_a_fault(folder: Path) -> None:
     save(folder / "masks" / "0.png", value=255)
     assert faults_of(folder) == ("masks/ holds 1 files such as 0.png; expected masks/<class>/<frame>.png",)
 
 
-def test_masks_may_have_mask_behind_their_name(folder: Path) -> None:
+def test_a_mask_may_have_the_suffix_mask(folder: Path) -> None:
     for number in range(2):
         (folder / f"masks/hole/{number}.png").rename(folder / f"masks/hole/{number}_mask.png")
     found = [sample.mask.name for sample in load_dataset(folder).of_class("hole") if sample.mask]
     assert found == ["0_mask.png", "1_mask.png", "2.png"]
 
 
-def test_a_frame_has_one_mask_with_that_behind_its_name_or_without(folder: Path) -> None:
+def test_two_masks_of_a_frame_one_with_the_suffix_mask_are_a_fault(folder: Path) -> None:
     save(folder / "masks/hole/0_mask.png")
     assert any("0.png and 0_mask.png are for one frame" in fault for fault in faults_of(folder))
 
 
-def test_masks_between_the_frames_are_a_fault_and_no_frames(folder: Path) -> None:
+def test_a_mask_among_the_frames_is_a_fault_and_not_a_frame(folder: Path) -> None:
     save(folder / "images/hole/0_mask.png")
     assert faults_of(folder) == (
-        "images/hole/0_mask.png is called as the mask of a frame beside it; masks belong in masks/hole/",
+        "images/hole/0_mask.png is named like the mask of a frame in its folder; masks belong in masks/hole/",
     )
 
 
 @pytest.mark.parametrize("name", ["0_Mask.png", "0_MASK.PNG"])
-def test_a_mask_among_frames_is_one_in_any_case(folder: Path, name: str) -> None:
+def test_a_mask_among_the_frames_is_a_fault_in_any_letter_case(folder: Path, name: str) -> None:
     shutil.copy(folder / "masks/hole/0.png", folder / "images/hole" / name)
-    with pytest.raises(DatasetError, match=f"{name} is called as the mask of a frame beside it"):
+    with pytest.raises(DatasetError, match=f"{name} is named like the mask of a frame in its folder"):
         load_dataset(folder)

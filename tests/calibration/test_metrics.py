@@ -13,7 +13,7 @@ from calibration.thresholds import f1_max_threshold
 
 Case = tuple[NDArray[np.float32], NDArray[np.bool_]]
 EQUAL = 1e-12
-"""Two orders of the same sums."""
+"""Relative tolerance for sums in another order."""
 
 
 @pytest.fixture(params=[(seed, steps) for seed in range(5) for steps in (2, 12, 10**6)], ids=str)

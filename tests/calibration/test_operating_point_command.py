@@ -23,7 +23,7 @@ def edited(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
 
 
-def test_the_operating_point_is_printed_written_edited_and_put_back(
+def test_an_operating_point_is_printed_written_edited_and_applied(
     fake_bundle: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     file = tmp_path / "point.json"
@@ -46,9 +46,7 @@ def test_the_operating_point_is_printed_written_edited_and_put_back(
     assert digests(fake_bundle)["model.onnx"] == before["model.onnx"]
 
 
-def test_what_was_changed_by_hand_is_recorded_until_it_is_calibrated_again(
-    fake_bundle: Path, data: Path, tmp_path: Path
-) -> None:
+def test_a_change_by_hand_is_recorded_until_the_next_calibration(fake_bundle: Path, data: Path, tmp_path: Path) -> None:
     file = tmp_path / "point.json"
     assert operating_point(fake_bundle, "--write", file) == 0
     edited(file, defect_threshold=0.75, pixel_threshold=0.2)
@@ -57,7 +55,7 @@ def test_what_was_changed_by_hand_is_recorded_until_it_is_calibrated_again(
     assert load_bundle(fake_bundle)[1].calibration["changed_by_hand"] == ["pixel_threshold"]
 
 
-def test_a_recipe_file_is_edited_likewise(tmp_path: Path) -> None:
+def test_a_recipe_file_is_edited_like_a_bundle(tmp_path: Path) -> None:
     file, point = tmp_path / "layer.safetensors", tmp_path / "point.json"
     make_recipe(("good", "Brücke")).save(file)
     assert operating_point(file, "--write", point) == 0
@@ -105,7 +103,7 @@ def test_all_faults_of_an_edited_file_are_listed_and_nothing_changes(
         (None, "does not exist"),
     ],
 )
-def test_files_that_are_no_operating_point_are_refused(
+def test_a_file_without_an_operating_point_is_refused(
     content: bytes | None, says: str, fake_bundle: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     if content is not None:
@@ -115,7 +113,7 @@ def test_files_that_are_no_operating_point_are_refused(
 
 
 @pytest.mark.parametrize("target", ["absent", "folder"])
-def test_targets_that_are_neither_recipe_nor_bundle_are_refused(target: str, tmp_path: Path, capsys: Capture) -> None:
+def test_a_target_that_is_neither_recipe_nor_bundle_is_refused(target: str, tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "folder").mkdir()
     assert operating_point(tmp_path / target) == 2
     assert "does not exist" in capsys.readouterr().err

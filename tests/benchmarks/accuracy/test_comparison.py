@@ -1,4 +1,4 @@
-"""What is compared: the arguments that choose rows and classifiers, and one pass of them through the command."""
+"""The methods of comparison: the arguments that choose them, and one run of the command with them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def arguments(*words: str) -> Namespace:
     return parser.parse_args(["--generated", "4", "--arch", "toy", "--random-weights", "--shots", "1", *words])
 
 
-def test_the_command_writes_the_rows_and_which_weights_they_are_of(
+def test_accuracy_json_has_the_rows_of_classifiers_and_the_hash_of_their_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classifiers, "STEPS", 2)

@@ -79,7 +79,7 @@ def test_a_number_below_its_least_value_is_refused(words: list[str], capsys: pyt
     assert "must be at least" in capsys.readouterr().err
 
 
-def test_ablations_of_the_paper_s_method_are_refused() -> None:
+def test_ablations_with_method_paper_are_refused() -> None:
     parser = argparse.ArgumentParser()
     Accuracy().add_arguments(parser)
     words = ["--generated", "8", "--arch", "toy", "--random-weights", "--method", "paper", "--ablations"]
