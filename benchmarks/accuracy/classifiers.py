@@ -174,7 +174,7 @@ def _load_into(network: nn.Module, state: dict[str, Tensor], head: tuple[str, ..
         if given[key].shape != own[key].shape:
             faults.append(f"{key} is {list(given[key].shape)}, the network needs {list(own[key].shape)}")
         elif not given[key].is_floating_point() or not bool(given[key].isfinite().all()):
-            faults.append(f"{key} holds numbers that are not finite floating point")
+            faults.append(f"{key} is not finite floating point")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{path} does not hold the weights of {name}: {'; '.join(faults[:5])}{more}")

@@ -96,8 +96,8 @@ def test_a_named_backend_that_cannot_run_is_an_error(fake_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (("--batch", "1,x"), "no list of batch sizes"),
-        (("--batch", "0"), "no list of batch sizes"),
+        (("--batch", "1,x"), "not a list of batch sizes"),
+        (("--batch", "0"), "not a list of batch sizes"),
         (("--arch", "toy"), "--arch needs either --weights FILE"),
     ],
 )

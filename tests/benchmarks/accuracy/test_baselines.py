@@ -76,7 +76,7 @@ def test_a_row_of_good_frames_refuses_supports_without_one(
     baselines = judged_on_its_supports(model, encoded, tmp_path)
     baselines.rows = (name,)
     defects = replace(encoded, supports=tuple(s for s in encoded.supports if s.label != "good"))
-    with pytest.raises(DatasetError, match=f"no support is a good frame, and the row {name} learns from such frames"):
+    with pytest.raises(DatasetError, match=f"no support is a good frame, but the row {name} learns from such frames"):
         baselines.judge(defects)
 
 

@@ -215,5 +215,5 @@ def test_views_with_a_patch_differ_and_repeat_with_their_seed() -> None:
 
 
 def test_a_frame_without_a_second_place_is_refused() -> None:
-    with pytest.raises(ValueError, match="no other place"):
+    with pytest.raises(ValueError, match="no second place"):
         cut_and_paste(np.zeros((1, 50), np.uint8), np.random.default_rng(0))

@@ -232,7 +232,7 @@ def test_one_good_frame_is_enough_and_none_is_refused(model: LoadedModel) -> Non
     fitted = fit_promptad(model, load_prompts(), ["hole"], good, GRID, seed=0)
     assert fitted.gallery.shape == (2, 16, encoder.width)
     none = FrameFeatures(good.cls[:0], good.value[:0], good.layers[:0])
-    with pytest.raises(ValueError, match="learns from good frames, and there is none"):
+    with pytest.raises(ValueError, match="learns from good frames, but there is none"):
         fit_promptad(model, load_prompts(), ["hole"], none, GRID, seed=0)
 
 
