@@ -228,7 +228,7 @@ session() {
         "$python" sem_clip.py build --shots 2 --views 1 --support-cache none --out "$tiny"
     part verify-tiny "$(without_bundle "$tiny")" \
         "$python" sem_clip.py verify "$tiny" --time "$verify_seconds" --json "$out/verify-tiny.json"
-    mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py)
+    mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
     # Warnings are no errors here: the host's packages are of versions that nobody chose.
     part tests "${obstacle[gpu]}" \
         "$python" -m pytest -m gpu -q -p no:cacheprovider -o filterwarnings=default "${marked[@]}"
