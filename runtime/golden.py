@@ -60,6 +60,7 @@ class Golden:
     tolerance: by precision, as `agreement.Limits` takes it.
     verdicts: of each frame {"verdict": text, "regions": [[x, y, width, height], ...]}, by the very recipe whose file
         has `recipe_sha256`. tensors_sha256: of its graph tensors, by which the answers are (`tensors_digest`).
+    gflop_per_frame: 1e9 operations of the graph's matrix products; None in files of earlier builds.
     """
 
     frames: Frames
@@ -73,6 +74,7 @@ class Golden:
     encoder_id: str
     recipe_sha256: str
     tensors_sha256: str
+    gflop_per_frame: float | None = None
 
     def to_bytes(self) -> bytes:
         """The file's content."""
@@ -88,6 +90,7 @@ class Golden:
             "about": list(self.about),
             "frame_bytes": [len(content) for content in packed],
             "tolerance": dict(self.tolerance),
+            "gflop_per_frame": self.gflop_per_frame,
             "verdicts": [dict(verdict) for verdict in self.verdicts],
         }
         tensors: dict[str, NDArray[Any]] = {_PACKED: np.frombuffer(b"".join(packed), np.uint8)}
@@ -152,6 +155,8 @@ def read_golden(content: bytes, encoder: Encoder, where: str = FILE_NAME) -> Gol
     texts = {name: fields.text(name) for name in ("source", "reference")}
     digests = {name: sha256_field(fields, name) for name in ("recipe_sha256", "tensors_sha256")}
     about = fields.texts("about", MAX_FRAMES)
+    known = isinstance(header, dict) and "gflop_per_frame" in header
+    gflop = fields.number_or_none("gflop_per_frame", 0, 1e9) if known else None
     verdicts = tuple(_read_verdict(Fields(v, "golden.verdicts", faults)) for v in fields.items("verdicts", MAX_FRAMES))
     fields.finish()
     if texts["source"] not in SOURCES:
@@ -178,6 +183,7 @@ def read_golden(content: bytes, encoder: Encoder, where: str = FILE_NAME) -> Gol
         tolerance=allowed,
         verdicts=verdicts,
         encoder_id=encoder_id,
+        gflop_per_frame=gflop,
         **texts,
         **digests,
     )

@@ -1,15 +1,13 @@
 """One opened engine against the golden frames: a list of checks, each passed or not, with figures and a reason.
 
-Correctness goes through `Pipeline.infer`, as every frame does. Speed is measured and never decides, unless targets are
-given: this host may be busy.
+Correctness goes through `Pipeline.infer`, as every frame does. Speed is compared with the targets of the manifest, and
+an engine that misses them is still correct: this host may be busy.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,12 +19,13 @@ from .agreement import Difference, Limits, compare, explain, joined, rows_of
 from .backends import Backend, Outputs
 from .errors import PredictorError
 from .frames import Prepared
-from .golden import FEWER, MORE, REVERSED, Frames, Golden, judge, png_file, variants, verdict_of
-from .host import resident_memory_mb, usable_cores
-from .manifest import Encoder
+from .golden import FEWER, MORE, REVERSED, Frames, Golden, judge, variants, verdict_of
+from .host import resident_memory_mb
+from .manifest import Encoder, Manifest
 from .pipeline import Job, Pipeline, Setup
-from .recipe import FrameOptions, Recipe
-from .stream import stream
+from .recipe import MAX_CLASSES, FrameOptions, Recipe
+from .speed import measured_speed
+from .targets import NO_TARGET, Target
 
 THREADS = 4
 REPEATS = 3
@@ -34,8 +33,8 @@ GROWTH_MB = 64.0
 """Memory may grow by so much from the end of the parity runs to the end: pools of an engine settle before."""
 BOX_PX = 2
 """A region's side may differ by so much between hosts: each CPU rounds the map's up-sampling its own way."""
-PERCENTILES = (50, 95, 99)
-LEAST_CALLS = 3
+TARGET = "target"
+"""The name of the check that compares speed with the manifest's target."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,8 @@ class Check:
 class Subject:
     """What is proved: an engine, by the bundle's own recipe. batches: sizes to run, the largest last.
 
-    most_classes: of any recipe that the engine takes, where it has a bound.
+    tolerance: largest difference allowed, for the engine's precision. most_classes: of any recipe that the engine
+    takes. target: the speed that the manifest asks of it.
     """
 
     encoder: Encoder
@@ -62,13 +62,40 @@ class Subject:
     golden: Golden
     backend: Backend
     batches: tuple[int, ...]
-    most_classes: int = 64
+    tolerance: float
+    most_classes: int = MAX_CLASSES
+    target: Target = NO_TARGET
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        recipe: Recipe,
+        golden: Golden,
+        backend: Backend,
+        batches: tuple[int, ...],
+        most_classes: int = MAX_CLASSES,
+    ) -> Subject:
+        """An engine of a bundle. recipe: the bundle's own."""
+        precision = backend.precision
+        measured = int8_tolerance(manifest) if precision == "int8" else None
+        return cls(
+            manifest.encoder,
+            manifest.smoothing_px,
+            recipe,
+            manifest.recipe_sha256,
+            golden,
+            backend,
+            batches,
+            golden.tolerance[precision] if measured is None else measured,
+            most_classes,
+            manifest.targets.get((backend.name, precision), NO_TARGET),
+        )
 
     @property
     def limits(self) -> Limits:
         """What the backend's precision allows."""
-        precision = self.backend.precision
-        return Limits.of(precision, self.golden.tolerance[precision])
+        return Limits.of(self.backend.precision, self.tolerance)
 
     def infer(self, frames: Frames, recipe: Recipe) -> Outputs:
         """One batch, as the Predictor runs it. Raises BackendError, also for answers that are none."""
@@ -90,8 +117,10 @@ def qualify(subject: Subject, seconds: float) -> list[Check]:
         _checked(f"{THREADS} threads", partial(threads, subject)),
     ]
     before = resident_memory_mb()
-    checks.append(_checked("speed", partial(speed, subject, seconds)))
-    checks.append(memory(before))
+    timed = _checked("speed", partial(speed, subject, seconds))
+    checks += [timed, memory(before)]
+    if subject.target.figures():
+        checks.append(reached(subject.target, timed))
     return checks
 
 
@@ -220,22 +249,9 @@ def threads(subject: Subject) -> Check:
 
 def speed(subject: Subject, seconds: float) -> Check:
     """Latency at batch 1 and frames/s, of the engine alone and with everything around it."""
-    share, golden, backend = seconds / 4, subject.golden, subject.backend
-    setup, most = Setup(subject.recipe, FrameOptions()), subject.batches[-1]
-    pipeline = Pipeline(subject.encoder, subject.smoothing_px, backend, most)
-    files = [png_file(frame) for frame in golden.frames]
-    one = itertools.cycle([golden.frames[i : i + 1] for i in range(len(files))])
-    file = itertools.cycle(files)
-    rows = np.arange(most) % len(files)
-    batch = golden.frames[rows]
-    figures = {
-        "batch": most,
-        "engine_ms": _percentiles(_timed(lambda: backend.run(next(one), subject.recipe), share)),
-        "end_to_end_ms": _percentiles(_timed(lambda: pipeline.answer([pipeline.prepare(next(file), setup)]), share)),
-        "engine_frames_per_second": _throughput(lambda: backend.run(batch, subject.recipe), most, backend, share),
-        "end_to_end_frames_per_second": _streamed(pipeline, files, setup, share),
-    }
-    return Check("speed", True, "", figures)
+    setup = Setup(subject.recipe, FrameOptions())
+    pipeline = Pipeline(subject.encoder, subject.smoothing_px, subject.backend, subject.batches[-1])
+    return Check("speed", True, "", measured_speed(pipeline, setup, subject.golden.frames, seconds))
 
 
 def memory(before: float | None) -> Check:
@@ -246,6 +262,29 @@ def memory(before: float | None) -> Check:
     growth = after - before
     figures = {"growth_mb": growth, "resident_mb": after}
     return Check("memory", growth <= GROWTH_MB, f"grew by {growth:.0f} MB (allowed {GROWTH_MB:.0f})", figures)
+
+
+def reached(target: Target, timed: Check) -> Check:
+    """Whether the measured speed is the target's. timed: what `speed` gave."""
+    asked = target.figures()
+    if not timed.figures:
+        return Check(TARGET, False, "the speed could not be measured", {"asked": asked})
+    latency = timed.figures["end_to_end_ms"]
+    found = {"p99_ms": latency["p99"], "frames_per_s": timed.figures["end_to_end_frames_per_second"]}
+    words = {
+        "p99_ms": f"p99 is {found['p99_ms']:.4g} ms of {latency['n']} frames, the target {target.p99_ms or 0:g} ms",
+        "frames_per_s": f"{found['frames_per_s']:.4g} frames/s, the target {target.frames_per_s or 0:g}",
+    }
+    missed = [
+        name for name, value in asked.items() if (found[name] > value if name == "p99_ms" else found[name] < value)
+    ]
+    figures = {"asked": asked, "found": {name: found[name] for name in asked}, "missed": missed}
+    return Check(TARGET, not missed, "; ".join(words[name] for name in missed or asked), figures)
+
+
+def int8_tolerance(manifest: Manifest) -> float | None:
+    """For 8-bit engines: what `quantize` measured on other frames of this bundle, with a margin; None where unknown."""
+    return None
 
 
 def _checked(name: str, look: Callable[[], Check]) -> Check:
@@ -287,52 +326,3 @@ def _figures(difference: Difference) -> dict[str, Any]:
         "label_ties": difference.label_ties,
         "faulty_rows": list(difference.faulty),
     }
-
-
-def _timed(call: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each call, after one that is not counted."""
-    call()
-    taken: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(taken) < LEAST_CALLS or time.perf_counter() < end:
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return taken
-
-
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """In ms, each one of the samples (nearest rank), and n, how many there are."""
-    ranked = sorted(seconds)
-    found: dict[str, float] = {f"p{p}": 1e3 * ranked[-(-p * len(ranked) // 100) - 1] for p in PERCENTILES}
-    return {**found, "n": len(ranked)}
-
-
-def _throughput(call: Callable[[], object], frames: int, backend: Backend, seconds: float) -> float:
-    """Frames/s with as many calls at a time as keep the engine busy."""
-    with ThreadPoolExecutor(backend.in_flight) as pool:
-
-        def together() -> None:
-            list(pool.map(lambda _: call(), range(backend.in_flight)))
-
-        taken = _timed(together, seconds)
-    return frames * backend.in_flight * len(taken) / sum(taken)
-
-
-def _streamed(pipeline: Pipeline, files: Sequence[bytes], setup: Setup, seconds: float) -> float:
-    """Frames/s of a stream of PNG files, from the second batch on."""
-    end = time.perf_counter() + seconds
-
-    def source() -> Iterator[bytes]:
-        for index in itertools.count():
-            if index >= (LEAST_CALLS + 1) * pipeline.batch_size and time.perf_counter() >= end:
-                return
-            yield files[index % len(files)]
-
-    began, count = 0.0, 0
-    answers: Iterable[object] = stream(pipeline, source(), lambda: setup, min(8, usable_cores()))
-    for number, _ in enumerate(answers, 1):
-        if number == pipeline.batch_size:
-            began = time.perf_counter()
-        count = number - pipeline.batch_size
-    return count / (time.perf_counter() - began)

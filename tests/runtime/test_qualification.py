@@ -126,8 +126,7 @@ class Fails(Wrong):
 def subject(bundle: Path, backend: Backend, **changes: Any) -> Subject:
     manifest, recipe = load_bundle(bundle)
     golden = load_golden(bundle, manifest, recipe)
-    parts = (manifest.encoder, manifest.smoothing_px, recipe, manifest.recipe_sha256, golden, backend, (1, 2, 8))
-    return replace(Subject(*parts), **changes)
+    return replace(Subject.of(manifest, recipe, golden, backend, (1, 2, 8)), **changes)
 
 
 def refused(checks: list[Check]) -> dict[str, str]:
