@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .agreement import Difference, Limits, compare, explain, joined, rows_of
+from .agreement import Difference, Limits, compare, explain, int8_tolerance, joined, rows_of
 from .backends import Backend, Outputs
 from .errors import PredictorError
 from .frames import Prepared
@@ -78,7 +78,8 @@ class Subject:
     ) -> Subject:
         """An engine of a bundle. recipe: the bundle's own."""
         precision = backend.precision
-        measured = int8_tolerance(manifest) if precision == "int8" else None
+        reports = [artifact.parity for artifact in manifest.artifacts if artifact.precision == precision]
+        tolerance = golden.tolerance[precision]
         return cls(
             manifest.encoder,
             manifest.smoothing_px,
@@ -87,7 +88,7 @@ class Subject:
             golden,
             backend,
             batches,
-            golden.tolerance[precision] if measured is None else measured,
+            int8_tolerance(reports, tolerance) if precision == "int8" else tolerance,
             most_classes,
             manifest.targets.get((backend.name, precision), NO_TARGET),
         )
@@ -280,11 +281,6 @@ def reached(target: Target, timed: Check) -> Check:
     ]
     figures = {"asked": asked, "found": {name: found[name] for name in asked}, "missed": missed}
     return Check(TARGET, not missed, "; ".join(words[name] for name in missed or asked), figures)
-
-
-def int8_tolerance(manifest: Manifest) -> float | None:
-    """For 8-bit engines: what `quantize` measured on other frames of this bundle, with a margin; None where unknown."""
-    return None
 
 
 def _checked(name: str, look: Callable[[], Check]) -> Check:

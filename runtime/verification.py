@@ -54,7 +54,10 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One backend with one precision. checks: empty where it was not run; why_not says why."""
+    """One backend with one precision. checks: empty where it was not run; why_not says why.
+
+    tolerance: the largest difference of probabilities and map that the checks allowed.
+    """
 
     backend: str
     precision: str
@@ -63,6 +66,7 @@ class Result:
     description: str
     checks: tuple[Check, ...]
     why_not: str = ""
+    tolerance: float | None = None
 
     @property
     def faults(self) -> tuple[str, ...]:
@@ -136,6 +140,7 @@ def _entry(result: Result, gflop_per_frame: float | None, peak: Peak) -> dict[st
         "verdict": result.verdict,
         "qualified": result.qualified if result.checks else None,
         "faults": list(result.faults),
+        "tolerance": result.tolerance,
         "target_met": result.target_met,
         "share_of_peak": share,
         "artifact": result.artifact,

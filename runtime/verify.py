@@ -208,19 +208,23 @@ def _result(
     except PredictorError as exc:  # it should run here, and is damaged, or its GPU fails
         return Result(*about, "", (Check("open", False, str(exc)),))
     with backend:
-        return Result(*about, backend.description, tuple(_checks(manifest, recipe, golden, backend, artifact, seconds)))
+        subject = _subject(manifest, recipe, golden, backend, artifact)
+        checks = _checks(subject, seconds)
+        return Result(*about, backend.description, tuple(checks), tolerance=subject.tolerance)
 
 
-def _checks(
-    manifest: Manifest, recipe: Recipe, golden: Golden, backend: Backend, artifact: Artifact, seconds: float
-) -> list[Check]:
+def _subject(manifest: Manifest, recipe: Recipe, golden: Golden, backend: Backend, artifact: Artifact) -> Subject:
     bound = artifact.target.get("most_classes", MAX_CLASSES)
-    batches = batches_of(backend.name, artifact, backend.max_batch)
     most_classes = bound if isinstance(bound, int) else MAX_CLASSES
-    subject = Subject.of(manifest, recipe, golden, backend, batches, most_classes)
+    return Subject.of(
+        manifest, recipe, golden, backend, batches_of(backend.name, artifact, backend.max_batch), most_classes
+    )
+
+
+def _checks(subject: Subject, seconds: float) -> list[Check]:
     try:
         with in_engine():
-            backend.warm_up(recipe)
+            subject.backend.warm_up(subject.recipe)
     except PredictorError as exc:
         return [Check("warm-up", False, str(exc))]
     return qualify(subject, seconds)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime.agreement import Limits, compare, explain, joined, rows_of
+from runtime.agreement import Limits, compare, explain, int8_tolerance, joined, rows_of
 from runtime.backends import Outputs
 
 FP32 = Limits.of("fp32", 1e-4)
@@ -78,6 +79,24 @@ def test_what_can_be_recognized_is_named() -> None:
     }
     for words, found in cases.items():
         assert words in explain(reference, found, FP32, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([], 0.2),
+        ([{"measured": False}], 0.2),
+        ([{"max_abs_probability": "much", "max_abs_defect_map": float("nan")}], 0.2),
+        ([{"max_abs_probability": 0.015, "max_abs_defect_map": 0.037}], 0.111),
+        ([{"max_abs_probability": 0.001, "max_abs_defect_map": 0.002}, {"measured": False}], 0.1),
+        ([{"max_abs_probability": 0.1}, {"max_abs_defect_map": 0.05}], 0.3),
+        ([{"max_abs_probability": 0.9}], 0.5),
+    ],
+)
+def test_the_tolerance_of_8_bits_is_what_quantize_measured_with_a_margin(
+    reports: list[dict[str, Any]], expected: float
+) -> None:
+    assert int8_tolerance(reports, 0.2) == pytest.approx(expected)
 
 
 def test_answers_of_the_recipe_before_are_named() -> None:
