@@ -30,16 +30,16 @@ from .targets import NO_TARGET, Target
 THREADS = 4
 REPEATS = 3
 GROWTH_MB = 64.0
-"""Memory may grow by so much from the end of the parity runs to the end: pools of an engine settle before."""
+"""Memory may grow by this much during the timed part; an engine's memory pools settle before it."""
 BOX_PX = 2
-"""A region's side may differ by so much between hosts: each CPU rounds the map's up-sampling its own way."""
+"""A region's side may differ by this much between hosts: CPUs round the map's up-sampling differently."""
 TARGET = "target"
 """The name of the check that compares speed with the manifest's target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. passed: None where it could not be. said: the reason, or the result in words."""
+    """One check. passed: None where it was not possible. said: the reason, or the result in words."""
 
     name: str
     passed: bool | None
@@ -49,7 +49,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What is proved: an engine, by the bundle's own recipe. batches: sizes to run, the largest last.
+    """An engine to be qualified with the bundle's own recipe. batches: sizes to run, the largest last.
 
     tolerance: largest difference allowed, for the engine's precision. most_classes: of any recipe that the engine
     takes. target: the speed that the manifest asks of it.
@@ -95,11 +95,11 @@ class Subject:
 
     @property
     def limits(self) -> Limits:
-        """What the backend's precision allows."""
+        """The differences that the backend's precision allows."""
         return Limits.of(self.backend.precision, self.tolerance)
 
     def infer(self, frames: Frames, recipe: Recipe) -> Outputs:
-        """One batch, as the Predictor runs it. Raises BackendError, also for answers that are none."""
+        """One batch, as the Predictor runs it. Raises BackendError, also for answers that are not finite."""
         setup = Setup(recipe, FrameOptions())
         pipeline = Pipeline(self.encoder, self.smoothing_px, self.backend, len(frames))
         rows = [Prepared(frame, self.encoder.input_size, f"row {i}", None) for i, frame in enumerate(frames)]
@@ -126,7 +126,7 @@ def qualify(subject: Subject, seconds: float) -> list[Check]:
 
 
 def check_opening(subject: Subject) -> str:
-    """What is wrong with one batch of golden frames; "" where nothing is. Raises BackendError."""
+    """The fault found in one batch of golden frames; "" where there is none. Raises BackendError."""
     count = min(len(subject.golden.frames), subject.batches[-1])
     found = subject.infer(subject.golden.frames[:count], subject.recipe)
     reference = rows_of(subject.golden.answers, slice(count))
@@ -136,15 +136,15 @@ def check_opening(subject: Subject) -> str:
 
 
 def host_verdicts(subject: Subject) -> Check:
-    """The reference answers, judged by this host, give the verdicts and regions of the export."""
+    """This host draws the export's verdicts and regions from the reference answers."""
     golden = subject.golden
     if golden.recipe_sha256 != subject.recipe_sha256:
-        return Check("host", None, "the recipe's thresholds have been changed since the export: nothing to compare")
+        return Check("host", None, "the recipe's thresholds have changed since the export: nothing to compare")
     found = [verdict_of(p) for p in judge(subject.encoder, subject.smoothing_px, subject.recipe, golden.answers)]
     wrong = [i for i, (a, b) in enumerate(zip(golden.verdicts, found, strict=True)) if not _same_verdict(a, b)]
     if wrong:
         return Check("host", False, f"this host draws other verdicts or regions from equal numbers: frame {wrong[0]}")
-    return Check("host", True, f"verdicts and regions of {len(found)} frames are those of the export")
+    return Check("host", True, f"verdicts and regions of {len(found)} frames equal those of the export")
 
 
 def batch_parity(subject: Subject, size: int) -> Check:
@@ -171,7 +171,7 @@ def batch_parity(subject: Subject, size: int) -> Check:
 
 
 def verdicts(subject: Subject) -> Check:
-    """The verdicts by the engine's numbers, beside those by the reference's; a close call may fall either way."""
+    """Verdicts from the engine's numbers equal those from the reference's; a close call may fall either way."""
     size, golden = subject.batches[-1], subject.golden
     frames = golden.frames
     found = joined([subject.infer(frames[i : i + size], subject.recipe) for i in range(0, len(frames), size)])
@@ -184,13 +184,13 @@ def verdicts(subject: Subject) -> Check:
     within = compare(golden.answers, found, subject.limits).passed
     if others and not within:
         a, b = pairs[others[0]]
-        return Check("verdicts", False, f"frame {others[0]} is {b.verdict}, the export says {a.verdict}", figures)
+        return Check("verdicts", False, f"frame {others[0]} is {b.verdict}, for the export it is {a.verdict}", figures)
     close = f"; {len(others)} close calls fall the other way" if others else ""
     return Check("verdicts", True, f"{len(pairs) - len(others)} of {len(pairs)} equal{close}", figures)
 
 
 def repeats(subject: Subject) -> Check:
-    """The same batch again and again."""
+    """The same batch several times gives the same answers."""
     frames = subject.golden.frames[: subject.batches[-1]]
     runs = [subject.infer(frames, subject.recipe) for _ in range(REPEATS)]
     apart = [compare(runs[0], other, subject.limits) for other in runs[1:]]
@@ -202,7 +202,7 @@ def repeats(subject: Subject) -> Check:
 
 
 def recipe_swap(subject: Subject) -> Check:
-    """Another recipe, and back, on the same frames."""
+    """Another recipe and then the first again, on the same frames."""
     frames, recipe, other, reference, expected = _of_variant(subject, REVERSED)
     subject.infer(frames, recipe)
     swapped, back = subject.infer(frames, other), subject.infer(frames, recipe)
@@ -235,7 +235,7 @@ def other_classes(subject: Subject, name: str) -> Check:
 
 
 def threads(subject: Subject) -> Check:
-    """Calls from several threads at a time, with two recipes."""
+    """Concurrent calls from several threads, with two recipes."""
     frames, recipe, other, reference, expected = _of_variant(subject, REVERSED)
     turns = [(recipe, reference), (other, expected)] * THREADS
     name = f"{THREADS} threads"
@@ -256,10 +256,10 @@ def speed(subject: Subject, seconds: float) -> Check:
 
 
 def memory(before: float | None) -> Check:
-    """How much this process grew over the timed part."""
+    """How much this process grew during the timed part."""
     after = resident_memory_mb()
     if before is None or after is None:
-        return Check("memory", None, "this system does not tell")
+        return Check("memory", None, "this system does not report it")
     growth = after - before
     figures = {"growth_mb": growth, "resident_mb": after}
     return Check("memory", growth <= GROWTH_MB, f"grew by {growth:.0f} MB (allowed {GROWTH_MB:.0f})", figures)
@@ -284,7 +284,7 @@ def reached(target: Target, timed: Check) -> Check:
 
 
 def _checked(name: str, look: Callable[[], Check]) -> Check:
-    """An engine that fails is a check that is not passed, and the others are made all the same."""
+    """A check in which the engine fails is not passed; the other checks run all the same."""
     try:
         return look()
     except PredictorError as exc:
@@ -292,7 +292,7 @@ def _checked(name: str, look: Callable[[], Check]) -> Check:
 
 
 def _of_variant(subject: Subject, name: str) -> tuple[Frames, Recipe, Recipe, Outputs, Outputs]:
-    """Frames, both recipes, and what each answers by the export."""
+    """Frames, both recipes, and the export's answers with each."""
     expected = subject.golden.others[name]
     count = min(len(expected.probabilities), subject.backend.max_batch)
     rows = slice(count)
@@ -309,7 +309,7 @@ def _same_verdict(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _figures(difference: Difference) -> dict[str, Any]:
-    """JSON-ready; what is infinite is None."""
+    """JSON-ready; an infinite value becomes None."""
     values = {
         "max_abs_probability": difference.probabilities,
         "max_abs_defect_map": difference.defect_map,

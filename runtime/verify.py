@@ -1,4 +1,4 @@
-"""`sem-clip verify`: every engine of a bundle that this host can run proves itself on the bundle's golden frames."""
+"""`sem-clip verify`: proves every engine of a bundle that this host can run on the bundle's golden frames."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .arguments import MAX_THREADS, at_least
-from .backends import ENGINES, NAMES, Backend, open_backend
+from .backends import ENGINES, NAMES, open_backend
 from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
 from .backends.ort import check_provider
 from .backends.trt import MODULES
@@ -31,7 +31,7 @@ from .terminal import printable
 from .verification import Result, lines, record
 
 SECONDS = 40.0
-"""For the timed parts of all engines together. The rest takes 15 s for a full-size encoder on two cores, per engine."""
+"""For the timed parts of all engines together; other checks of a full-size encoder take 15 s per engine on 2 cores."""
 LONGEST_S = 24 * 3600.0
 MISSED = 3
 """Exit status where all engines are qualified and one is slower than the manifest asks."""
@@ -40,6 +40,16 @@ CUDA_BATCHES = (1, 2, 8, 32)
 REMOVE = "none"
 Change = tuple[str, str, str, float | None]
 """A target to set: backend, precision, figure, and its value; None removes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Bundle:
+    """What was read of the bundle."""
+
+    folder: Path
+    manifest: Manifest
+    recipe: Recipe
+    golden: Golden
 
 
 class Verify:
@@ -107,12 +117,12 @@ def verify(
     that was asked for.
     """
 
-    def load(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Golden]:
-        return manifest, recipe, load_golden(folder, manifest, recipe)
+    def load(manifest: Manifest, recipe: Recipe) -> _Bundle:
+        return _Bundle(folder, manifest, recipe, load_golden(folder, manifest, recipe))
 
-    manifest, recipe, golden = use_bundle(folder, load)
-    wanted = _wanted(manifest, backends, precision)
-    found = {pair: _artifact(folder, manifest, *pair) for pair in wanted}
+    bundle = use_bundle(folder, load)
+    found = {pair: _artifact(bundle, *pair) for pair in _wanted(bundle.manifest, backends, precision)}
+    _require_any(folder, [why for why in found.values() if isinstance(why, str)], len(found), asked=bool(backends))
     runnable = sum(isinstance(artifact, Artifact) for artifact in found.values())
     peak = _peak(found, threads)
     results = []
@@ -121,11 +131,10 @@ def verify(
             results.append(Result(name, of, "", "", "", (), artifact))
             continue
         _say(f"{name} {of} ...")
-        results.append(
-            _result(folder, manifest, recipe, golden, name, of, artifact, seconds / max(1, runnable), threads)
-        )
-    _require_any(folder, results, asked=bool(backends))
-    return record(folder, manifest, golden, results, peak)
+        results.append(_result(bundle, name, of, artifact, seconds / runnable, threads))
+    idle = [result.why_not for result in results if not result.checks]
+    _require_any(folder, idle, len(results), asked=bool(backends))
+    return record(folder, bundle.manifest, bundle.golden, results, peak)
 
 
 def set_targets(folder: Path, changes: Sequence[Change]) -> None:
@@ -144,7 +153,7 @@ def set_targets(folder: Path, changes: Sequence[Change]) -> None:
 
 
 def batches_of(name: str, artifact: Artifact, most: int) -> tuple[int, ...]:
-    """The sizes to run: those of the engine's profile by powers of two; of ONNX Runtime a few that it may meet."""
+    """Batch sizes to run: powers of two within an engine's profile; a few usual sizes for ONNX Runtime."""
     profile = artifact.target.get("batch")
     if artifact.kind == "engine" and isinstance(profile, list | tuple) and profile:
         most = min(most, max(size for size in profile if isinstance(size, int)))
@@ -155,7 +164,7 @@ def batches_of(name: str, artifact: Artifact, most: int) -> tuple[int, ...]:
 
 
 def _wanted(manifest: Manifest, backends: Sequence[str], precision: str | None) -> list[tuple[str, str]]:
-    """Backends and precisions to try: of those that the bundle holds, what is meant to run on each."""
+    """Backends and precisions to try: those that the bundle holds and that are meant to run on each backend."""
     meant = {"cpu": ("fp32", "int8"), "cuda": ("fp16", "fp32"), **dict.fromkeys(MODULES, ENGINE_PRECISIONS)}
     held = {
         "onnx": {a.precision for a in manifest.artifacts if a.kind == "onnx" and not a.target},
@@ -169,13 +178,13 @@ def _wanted(manifest: Manifest, backends: Sequence[str], precision: str | None) 
     return found
 
 
-def _artifact(folder: Path, manifest: Manifest, name: str, precision: str) -> Artifact | str:
-    """What the backend would run; or why it does not run here."""
+def _artifact(bundle: _Bundle, name: str, precision: str) -> Artifact | str:
+    """The artifact that the backend would run, or why the backend does not run here."""
     try:
         if name in MODULES:
-            return engine_artifact(name, folder, manifest, precision)
+            return engine_artifact(name, bundle.folder, bundle.manifest, precision)
         check_provider(name)
-        return onnx_artifact(folder, manifest, precision)
+        return onnx_artifact(bundle.folder, bundle.manifest, precision)
     except BackendUnavailable as exc:
         return str(exc)
 
@@ -188,37 +197,27 @@ def _peak(found: Mapping[tuple[str, str], Artifact | str], threads: int) -> Peak
     return Peak(None, 0, "", "measured for CPUs alone; on a GPU `python -m benchmarks.gpu` measures it")
 
 
-def _result(
-    folder: Path,
-    manifest: Manifest,
-    recipe: Recipe,
-    golden: Golden,
-    name: str,
-    precision: str,
-    artifact: Artifact,
-    seconds: float,
-    threads: int,
-) -> Result:
+def _result(bundle: _Bundle, name: str, precision: str, artifact: Artifact, seconds: float, threads: int) -> Result:
+    """Open the engine and qualify it. seconds: for the timed parts. threads: of an engine on a CPU."""
     about = (name, precision, artifact.file, artifact.sha256)
     try:
         with in_engine():
-            backend = open_backend(name, folder, manifest, precision=precision, threads=threads)
+            backend = open_backend(name, bundle.folder, bundle.manifest, precision=precision, threads=threads)
     except BackendUnavailable as exc:
         return Result(*about, "", (), str(exc))
-    except PredictorError as exc:  # it should run here, and is damaged, or its GPU fails
+    except PredictorError as exc:  # it should run here, but it is damaged or its GPU fails
         return Result(*about, "", (Check("open", False, str(exc)),))
     with backend:
-        subject = _subject(manifest, recipe, golden, backend, artifact)
-        checks = _checks(subject, seconds)
-        return Result(*about, backend.description, tuple(checks), tolerance=subject.tolerance)
-
-
-def _subject(manifest: Manifest, recipe: Recipe, golden: Golden, backend: Backend, artifact: Artifact) -> Subject:
-    bound = artifact.target.get("most_classes", MAX_CLASSES)
-    most_classes = bound if isinstance(bound, int) else MAX_CLASSES
-    return Subject.of(
-        manifest, recipe, golden, backend, batches_of(backend.name, artifact, backend.max_batch), most_classes
-    )
+        bound = artifact.target.get("most_classes", MAX_CLASSES)
+        subject = Subject.of(
+            bundle.manifest,
+            bundle.recipe,
+            bundle.golden,
+            backend,
+            batches_of(name, artifact, backend.max_batch),
+            bound if isinstance(bound, int) else MAX_CLASSES,
+        )
+        return Result(*about, backend.description, tuple(_checks(subject, seconds)), tolerance=subject.tolerance)
 
 
 def _checks(subject: Subject, seconds: float) -> list[Check]:
@@ -230,14 +229,13 @@ def _checks(subject: Subject, seconds: float) -> list[Check]:
     return qualify(subject, seconds)
 
 
-def _require_any(folder: Path, results: Sequence[Result], *, asked: bool) -> None:
-    idle = [r for r in results if not r.checks]
-    if asked and idle:
-        raise BackendUnavailable(idle[0].why_not)
-    if len(idle) == len(results):
-        raise BackendUnavailable(
-            f"{folder}: no engine of this bundle runs on this host: " + "; ".join(r.why_not for r in idle)
-        )
+def _require_any(folder: Path, reasons: Sequence[str], tried: int, *, asked: bool) -> None:
+    """Raise BackendUnavailable where no engine runs, or not one that was asked for. reasons: of those that do not."""
+    if asked and reasons:
+        raise BackendUnavailable(reasons[0])
+    if len(reasons) == tried:
+        why = "; ".join(dict.fromkeys(reasons))
+        raise BackendUnavailable(f"{folder}: no engine of this bundle runs on this host: {why}")
 
 
 def _say(text: str) -> None:

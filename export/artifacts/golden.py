@@ -1,4 +1,4 @@
-"""Golden frames for a bundle: which frames, and what torch answers to them in fp32 (format: `runtime.golden`)."""
+"""Golden frames for a bundle: the choice of frames, and torch's fp32 answers to them (format: `runtime.golden`)."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from .parity import torch_outputs
 
 LEAST_FRAMES, MOST_FRAMES = 16, 32
 FRAMES_PER_CLASS = 2
-"""A support and another one, where there are both."""
+"""A support and another frame, where the data set has both."""
 OTHER_FRAMES = 4
-"""So many frames are also answered by the variants of the recipe."""
+"""The first frames, which the variants of the recipe answer too."""
 BUDGET_BYTES = 1_900_000
 """Of packed frames and answers, so that a bundle grows by less than 2 MB; frames beyond it are left out."""
 WORTHWHILE_FRAMES = 6
@@ -37,9 +37,9 @@ Frames = NDArray[np.uint8]
 
 
 def ordered_samples(dataset: Dataset, recipe: Recipe | None = None) -> list[Sample]:
-    """All samples, class by class in turn: of each a support of the recipe first, then another, and so on.
+    """All samples, the classes in turn, and of each class a support of the recipe and another frame in turn.
 
-    So any beginning of the list has as many of each class as can be, and both kinds.
+    So the first n samples hold every class about equally often, and both kinds of frames.
     """
     taught = set(recipe.teaching.get("supports", ())) if recipe is not None else set()
     queues = []
@@ -77,7 +77,7 @@ def largest_scores(graph: SemClipGraph, frames: Frames) -> NDArray[np.float64]:
         found: list[Tensor] = []
         with torch.inference_mode(), _attention_of(graph, _recording(found)):
             graph.encode(torch.from_numpy(frames[start : start + _BATCH]), value_path=graph.value_path)
-        # One entry per call of attention, in the order of the layers, the V path's beside Q's where there is one.
+        # One entry per call of attention, in the order of the layers; with a V path two entries per layer.
         parts.append(torch.stack(found, dim=1))
     scores = torch.cat(parts).numpy().astype(np.float64)
     groups = np.array_split(scores, len(graph.encoder.block_ends), axis=1)
@@ -121,7 +121,7 @@ def make_golden(
     about: Sequence[str],
     source: str,
 ) -> Golden:
-    """Ask torch, in fp32, and keep as many of the frames as the budget holds.
+    """Record torch's fp32 answers to as many of the frames as the budget holds.
 
     graph: the reference; `encoder`: of the exported graph. frames: uint8 [n, height, width]; about: a word for each.
     source: "frames" or "patterns".

@@ -22,7 +22,7 @@ def outputs(frames: int = 5) -> Outputs:
     return Outputs(raw / raw.sum(1, keepdims=True), maps, rng.standard_normal((frames, 9)).astype(np.float32))
 
 
-def test_equal_answers_do_not_differ() -> None:
+def test_equal_answers_pass_with_no_difference() -> None:
     found = compare(outputs(), outputs(), FP32)
     assert (found.passed, found.probabilities, found.defect_map, found.features) == (True, 0, 0, 0)
     assert (found.frames, found.labels_equal, found.label_ties) == (5, 5, 0)
@@ -46,7 +46,7 @@ def test_features_are_measured_against_their_size() -> None:
         assert compare(reference, changed, FP32).passed is passed
 
 
-def test_nan_is_no_agreement() -> None:
+def test_nan_in_any_output_is_refused() -> None:
     reference = outputs()
     for part in ("probabilities", "defect_map", "features"):
         values = getattr(reference, part).copy()
@@ -55,7 +55,7 @@ def test_nan_is_no_agreement() -> None:
 
 
 @pytest.mark.parametrize(("gap", "passed"), [(0.0009, True), (0.002, False)])
-def test_another_label_passes_where_two_classes_are_all_but_equal(gap: float, passed: bool) -> None:
+def test_another_label_passes_where_two_classes_are_almost_equal(gap: float, passed: bool) -> None:
     half = (1 - gap) / 2
     one = replace(outputs(1), probabilities=np.array([[half + gap, half, 0]], np.float32))
     other = replace(one, probabilities=one.probabilities[:, [1, 0, 2]])
@@ -63,7 +63,7 @@ def test_another_label_passes_where_two_classes_are_all_but_equal(gap: float, pa
     assert (found.passed, found.labels_equal, found.label_ties) == (passed, 0, int(passed))
 
 
-def test_what_can_be_recognized_is_named() -> None:
+def test_known_kinds_of_faults_are_named() -> None:
     reference = outputs()
     maps, probabilities = reference.defect_map, reference.probabilities
     cases = {

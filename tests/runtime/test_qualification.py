@@ -170,7 +170,7 @@ def test_a_wrong_engine_is_refused_with_the_reason(
     assert words in found[check]
 
 
-def test_what_is_right_of_a_wrong_engine_is_not_refused(golden_bundle: Path) -> None:
+def test_the_right_answers_of_a_wrong_engine_are_not_refused(golden_bundle: Path) -> None:
     encoder = load_bundle(golden_bundle)[0].encoder
     padded = refused(qualify(subject(golden_bundle, PaddedAtTheFront(encoder)), SECONDS))
     assert {"batch 1", "batch 2"} & set(padded) == set()
@@ -204,7 +204,7 @@ def test_a_host_that_draws_other_regions_is_refused(golden_bundle: Path) -> None
     assert "other verdicts or regions" in refused(qualify(wrong, SECONDS))["host"]
 
 
-def test_after_a_change_of_thresholds_numbers_are_compared_and_verdicts_are_not(golden_bundle: Path) -> None:
+def test_a_change_of_thresholds_skips_verdicts_and_still_compares_numbers(golden_bundle: Path) -> None:
     changed = subject(golden_bundle, Wrong(load_bundle(golden_bundle)[0].encoder), recipe_sha256="0" * 64)
     checks = {check.name: check for check in qualify(changed, SECONDS)}
     assert checks["host"].passed is None
