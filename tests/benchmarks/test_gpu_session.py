@@ -265,7 +265,7 @@ def test_packages_that_a_host_lacks_are_named() -> None:
     ("capability", "expected"),
     [("8.9", ""), ("9.0", "tensorrt-rtx builds for no GPU of compute capability 9.0")],
 )
-def test_a_gpu_without_engines_of_a_product_is_named(
+def test_a_gpu_that_a_product_does_not_support_is_named(
     capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")

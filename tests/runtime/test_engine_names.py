@@ -1,6 +1,6 @@
 """Every name used of TensorRT, TensorRT for RTX and cuda-bindings exists in the installed packages.
 
-Nothing here needs a GPU: the packages' interfaces are inspected, not called. `engine_names` explains how names are found.
+Nothing here needs a GPU: the packages' interfaces are inspected, not called. `engine_names` finds the names.
 """
 
 from __future__ import annotations
