@@ -132,23 +132,9 @@ def load_golden(folder: Path, manifest: Manifest, recipe: Recipe) -> Golden:
 def read_golden(content: bytes, encoder: Encoder, where: str = FILE_NAME) -> Golden:
     """The inverse of `Golden.to_bytes`. Raises BundleError with all faults; also for frames of another encoder."""
     faults: list[str] = []
-    try:
-        length = int.from_bytes(content[:8], "little")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"its header is {length:,} bytes, more than the {MAX_HEADER_BYTES:,} allowed here")
-        metadata = parse_json(content[8 : 8 + length], faults).get("__metadata__", {})
-        header = parse_json(metadata[METADATA_KEY], faults)
-        parsed = dict(deserialize(content))  # type: ignore[no-untyped-call]
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise BundleError(where, f"is no readable file of golden frames ({exc}): copy the bundle again") from exc
+    header, parsed = _parsed(content, where, faults)
     fields = Fields(header, "golden", faults)
-    if fields.text("format") != FORMAT or fields.whole("version", 1, 10**6) != VERSION:
-        raise BundleError(where, f"is not {FORMAT} of version {VERSION}, which this reader knows: update sem-clip")
-    encoder_id = fields.text("encoder_id")
-    if encoder_id != encoder.id:
-        raise BundleError(
-            where, f"is of encoder {encoder_id[:12]}, but this bundle holds {encoder.id[:12]} ({encoder.architecture})"
-        )
+    _require_own(fields, encoder, where)
     sizes, tolerance = fields.wholes("frame_bytes", 1, MAX_BYTES), fields.inner("tolerance")
     allowed = {name: tolerance.number(name, 0, 1) for name in PRECISIONS}
     tolerance.finish()
@@ -182,11 +168,34 @@ def read_golden(content: bytes, encoder: Encoder, where: str = FILE_NAME) -> Gol
         others=outputs,
         tolerance=allowed,
         verdicts=verdicts,
-        encoder_id=encoder_id,
+        encoder_id=encoder.id,
         gflop_per_frame=gflop,
         **texts,
         **digests,
     )
+
+
+def _parsed(content: bytes, where: str, faults: list[str]) -> tuple[object, dict[str, Any]]:
+    """The file's header and its tensors, unchecked. Raises BundleError."""
+    try:
+        length = int.from_bytes(content[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"its header is {length:,} bytes, more than the {MAX_HEADER_BYTES:,} allowed here")
+        metadata = parse_json(content[8 : 8 + length], faults).get("__metadata__", {})
+        return parse_json(metadata[METADATA_KEY], faults), dict(deserialize(content))  # type: ignore[no-untyped-call]
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise BundleError(where, f"is no readable file of golden frames ({exc}): copy the bundle again") from exc
+
+
+def _require_own(fields: Fields, encoder: Encoder, where: str) -> None:
+    """Raise BundleError for a file of another format or version, or of another encoder."""
+    if fields.text("format") != FORMAT or fields.whole("version", 1, 10**6) != VERSION:
+        raise BundleError(where, f"is not {FORMAT} of version {VERSION}, which this reader knows: update sem-clip")
+    found = fields.text("encoder_id")
+    if found != encoder.id:
+        raise BundleError(
+            where, f"is of encoder {found[:12]}, but this bundle holds {encoder.id[:12]} ({encoder.architecture})"
+        )
 
 
 def png_file(frame: Frames) -> bytes:

@@ -54,6 +54,12 @@ def test_a_golden_file_survives_writing_and_reading() -> None:
     assert after.to_bytes() == before.to_bytes()
 
 
+def test_a_golden_file_of_an_earlier_build_has_no_count_of_operations(tmp_path: Path) -> None:
+    assert read_golden(golden(gflop_per_frame=1.5).to_bytes(), ENCODER).gflop_per_frame == 1.5
+    earlier = edited(golden().to_bytes(), tmp_path, lambda header, tensors: header.pop("gflop_per_frame"))
+    assert read_golden(earlier, ENCODER).gflop_per_frame is None
+
+
 def test_variants_have_one_class_more_and_one_fewer_within_bounds() -> None:
     found = variants(RECIPE)
     assert {name: len(recipe.classes) for name, recipe in found.items()} == {
@@ -86,6 +92,7 @@ def test_the_digest_follows_what_the_graph_reads_and_nothing_else() -> None:
         ("four whole numbers", lambda h, t: h["verdicts"][0].update(regions=[[1, 2, 3]])),
         ("must be one of frames, patterns", lambda h, t: h.update(source="dreams")),
         ("must lie in", lambda h, t: h["tolerance"].update(fp16=2)),
+        ("gflop_per_frame must lie in", lambda h, t: h.update(gflop_per_frame=-1)),
         ("tensor features is missing", lambda h, t: t.pop("features")),
         ("tensor reversed.features is missing", lambda h, t: t.pop("reversed.features")),
         ("tensor extra of F32 is not known", lambda h, t: t.update(extra=np.zeros(3, np.float32))),
