@@ -1,8 +1,8 @@
 """What a host has for a GPU session and what it lacks: `python -m benchmarks.gpu_facts FACTS.json`.
 
-`gpu_session.sh` reads stdout: one line `NAME=REASON` for the GPU and each GPU backend, with an empty REASON where no
-obstacle is known. The file also gets the machine, the GPU's state, versions, and the packages of pyproject.toml that
-are missing or too old.
+For `gpu_session.sh`, which reads stdout: one line `NAME=REASON` for the GPU and each GPU backend, REASON empty where
+nothing is known to be in the way. The file gets these, the machine, the GPU's state, versions, and the packages of
+pyproject.toml that are not here or too old.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 EXTRAS = ("export",)
-"""Extras of pyproject.toml that building bundles needs."""
+"""Of pyproject.toml, beside the dependencies: what builds the bundles."""
 
 
 def main(file: Path) -> int:
@@ -35,7 +35,7 @@ def main(file: Path) -> int:
 
 
 def obstacles_here() -> dict[str, str]:
-    """Why the GPU, each GPU backend and "project" (this code) cannot be used here; "" where they can."""
+    """Of "gpu", each GPU backend and "project", this code itself: why it cannot be had here; "" where it can."""
     try:
         importlib.import_module("benchmarks.gpu")
     except ImportError as exc:

@@ -109,7 +109,7 @@ def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path,
         assert {"summary.txt", "summary.tsv", "facts.json", "tests.log", "nvidia-smi.txt"} <= set(archive.getnames())
 
 
-def test_without_a_gpu_every_part_names_why_it_is_not_possible(tmp_path: Path) -> None:
+def test_without_a_gpu_every_part_says_why_it_is_not_possible(tmp_path: Path) -> None:
     facts = "project=\ngpu=no card\ncuda=no card\ntensorrt=no card\ntensorrt-rtx=no card\n"
     bundle, out = empty_bundle(tmp_path), tmp_path / "out"
     done = session("--tiny", bundle, "--full", bundle, "--work", tmp_path, out, python=stand_in(tmp_path, facts))
@@ -143,7 +143,7 @@ def test_a_part_that_hangs_or_fails_costs_no_other(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-def test_a_session_succeeds_where_every_possible_part_passes(tmp_path: Path) -> None:
+def test_all_that_is_possible_passing_is_a_success(tmp_path: Path) -> None:
     bundle, out = empty_bundle(tmp_path), tmp_path / "out"
     done = session("--tiny", bundle, "--full", bundle, "--work", tmp_path, out, python=stand_in(tmp_path))
     assert {outcome for outcome, _, _ in outcomes(out).values()} == {"passed", "not possible"}
@@ -265,9 +265,7 @@ def test_packages_that_a_host_lacks_are_named() -> None:
     ("capability", "expected"),
     [("8.9", ""), ("9.0", "tensorrt-rtx builds for no GPU of compute capability 9.0")],
 )
-def test_a_gpu_that_a_product_does_not_support_is_named(
-    capability: str, expected: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_gpu_has_no_engine_for_is_said(capability: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     card = Gpu("Some GPU", capability, "13.0", 1 << 34, "0000:01:00.0")
     monkeypatch.setattr("runtime.host.find_gpu", lambda: (card, ""))
@@ -277,7 +275,7 @@ def test_a_gpu_that_a_product_does_not_support_is_named(
     assert found["tensorrt"].startswith("tensorrt is not installed")
 
 
-def test_a_host_that_cannot_import_the_project_reports_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_cannot_import_the_project_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "benchmarks.gpu", None)
     found = obstacles_here()
     assert len(set(found.values())) == 1
