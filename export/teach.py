@@ -227,7 +227,9 @@ def build_bundle(
                 artifacts[index] = replace(artifact, parity=report)
         with stages.stage("golden frames"):
             labels = [sample.label for sample in parity_samples]
-            chosen = golden_frames(frames, labels) if golden == "frames" else pattern_frames(encoder.input_size)
+            chosen = (
+                golden_frames(frames, labels, exported) if golden == "frames" else pattern_frames(encoder.input_size)
+            )
             kept = make_golden(graph, encoder, recipe, smoothing, *chosen, golden)
             golden_file = _write_golden(folder, kept, artifacts, encoder, recipe)
         recipe.save(folder / RECIPE_FILE)

@@ -261,16 +261,8 @@ class Predictor:
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:
         """Raise BackendError where the backend does not give the export's answers to golden frames."""
-        manifest, pipeline = self.manifest, self._pipeline
-        subject = Subject(
-            manifest.encoder,
-            manifest.smoothing_px,
-            recipe,
-            manifest.recipe_sha256,
-            golden,
-            pipeline.backend,
-            (pipeline.batch_size,),
-        )
+        pipeline = self._pipeline
+        subject = Subject.of(self.manifest, recipe, golden, pipeline.backend, (pipeline.batch_size,))
         fault = check_opening(subject)
         if fault:
             raise BackendError(

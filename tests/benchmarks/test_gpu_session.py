@@ -93,6 +93,7 @@ def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path,
     assert found["facts"][:2] == ("passed", "0")
     assert found["tests"][:2] == ("rehearsed", "0")
     assert "skipped" in found["tests"][2]
+    assert "deselected" not in found["tests"][2]  # files without GPU tests are not even collected
     assert found["engines"][:2] == ("rehearsed", "1")
     assert "has no GPU here to build for" in found["engines"][2]
     assert found["benchmark"][:2] == ("rehearsed", "2")
