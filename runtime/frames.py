@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import bmp, jpeg, png, tiff
+from . import bmp, inflate, jpeg, png, tiff
 from .errors import FrameError, raised_by_handler
 from .files import open_plain
 from .manifest import Encoder
@@ -151,7 +150,7 @@ def cut_rows(pixels: Pixels, options: FrameOptions, name: str) -> Pixels:
 
 def checksum_of(grey: Pixels) -> int:
     """Of grey pixels, to tell whether they are the same; microseconds."""
-    return int(isal_zlib.crc32(np.ascontiguousarray(grey)))
+    return int(inflate.crc32(np.ascontiguousarray(grey)))
 
 
 def page_count(path: str | os.PathLike[str]) -> int:

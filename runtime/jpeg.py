@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from isal import isal_zlib
 from PIL import Image
 
+from . import inflate
 from .errors import FrameError
 from .pixels import Stored, check_pixels
 
@@ -116,7 +116,7 @@ def _whole(stream: _Stream, name: str) -> Image.Image:
 
 def _checksum(image: Image.Image) -> int:
     """Of the grey that the pixels become."""
-    return int(isal_zlib.crc32(image.convert("L").tobytes()))
+    return int(inflate.crc32(image.convert("L").tobytes()))
 
 
 def _pixels(stream: _Stream, filling: bytes) -> Image.Image:

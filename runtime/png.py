@@ -15,9 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from isal import igzip_lib, isal_zlib
 from PIL import Image, PngImagePlugin
 
+from . import inflate
 from .errors import FrameError
 from .jpeg import exif_orientation
 from .pixels import Stored, check_bytes, check_pixels
@@ -61,7 +61,7 @@ class _Chunks:
 def decode(data: bytes, name: str) -> Stored:
     """The pixels of a PNG file, as Pillow has them: 16-bit grey as such, 16-bit colour by its upper 8 bits.
 
-    Raises FrameError; OSError, ValueError or ISA-L's error where the data are damaged or end too early.
+    Raises FrameError; OSError, ValueError or the inflating library's error where the data are damaged or end too early.
     """
     chunks = _walk(memoryview(data), name)
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks.header[8:21])
@@ -102,7 +102,7 @@ def _walk(file: memoryview, name: str) -> _Chunks:
         if kind != b"IDAT" and (data or end > len(file)):
             break
         checked = kind in (b"IHDR", b"PLTE", b"IDAT") and end <= len(file)
-        if checked and isal_zlib.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
+        if checked and inflate.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
             raise FrameError(name, f"is damaged or truncated (a wrong checksum of {kind.decode()})")
         if kind == b"IDAT":
             data.append(body)  # the last may be cut short, after all of its pixels
@@ -151,7 +151,7 @@ def _stored(data: bytes, size: int) -> memoryview:
         struct.pack_into("<BHH", stream, at, start + len(part) == size, len(part), len(part) ^ 0xFFFF)
         stream[at + 5 : at + 5 + len(part)] = part
         at += 5 + len(part)
-    stream[-4:] = struct.pack(">I", isal_zlib.adler32(pixels))
+    stream[-4:] = struct.pack(">I", inflate.adler32(pixels))
     return stream
 
 
@@ -165,9 +165,9 @@ def _checked(data: bytes, size: int) -> bytes:
 def _inflated(data: bytes, size: int) -> Iterator[bytes]:
     """`size` bytes inflated, in one part where they are `_LARGEST` at most. Raises OSError if there are fewer.
 
-    Every call of ISA-L hands the GIL over, for which decoders then wait: so there are few.
+    Every call hands the GIL over, and decoders then wait for it: so there are few.
     """
-    inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+    inflater = inflate.inflater()
     done = 0
     while done < size and not inflater.eof:
         part = inflater.decompress(data, min(size - done, _LARGEST))

@@ -15,12 +15,11 @@ from itertools import accumulate, islice
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from isal import igzip_lib
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 from tifffile import COMPRESSION, TiffPage
 
-from . import jpeg
+from . import inflate, jpeg
 from .errors import FrameError
 
 _Part: TypeAlias = "bytes | memoryview"
@@ -231,7 +230,7 @@ def _unpacked(compression: int, parts: list[_Part], row: int, rows: int, length:
 def _inflated(compression: int, data: _Part, size: int) -> _Part:
     """Up to `size` bytes, or a few more."""
     if compression in _DEFLATE:
-        return _to_the_end(igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB), data, size)
+        return _to_the_end(inflate.inflater(), data, size)
     if compression in _LZMA:
         return _to_the_end(lzma.LZMADecompressor(memlimit=_LZMA_MEMORY), data, size)
     if compression in _ZSTD:
@@ -241,15 +240,16 @@ def _inflated(compression: int, data: _Part, size: int) -> _Part:
     return data
 
 
-def _to_the_end(unpacker: Any, data: _Part, size: int) -> bytes:
+def _to_the_end(unpacker: inflate.Inflater, data: _Part, size: int) -> bytes:
     """Up to `size` + 1 bytes. Their end is met, so that the checksum there is verified: damaged data may be longer.
 
     Some writers fill the last strip up to its full height, which is passed over.
     """
-    unpacked: bytes = unpacker.decompress(data, size + 1)
+    unpacked = unpacker.decompress(data, size + 1)
     spare = max(size, _SPARE)
+    step = max(_SPARE, size // 16)  # zlib copies what is left of the input in every call, so there are few
     while spare > 0 and not unpacker.eof and not unpacker.needs_input:
-        spare -= max(1, len(unpacker.decompress(b"", min(spare, _SPARE))))
+        spare -= max(1, len(unpacker.decompress(b"", min(spare, step))))
     if not unpacker.eof:
         raise ValueError("its compressed data do not end where they should")
     return unpacked

@@ -321,6 +321,7 @@ print(len(paths))
 # Data that are not all there
 
 
+@pytest.mark.usefixtures("inflating")
 @pytest.mark.parametrize("compression", COMPRESSIONS)
 def test_a_strip_that_ends_early_is_refused_and_not_filled(compression: str | None) -> None:
     for layout in LAYOUTS:
@@ -515,6 +516,7 @@ def test_tags_of_gigantic_length_or_there_twice_are_refused() -> None:
             assert "there twice" in refused_soon(bytes(double))
 
 
+@pytest.mark.usefixtures("inflating")
 def test_compressed_data_unpack_to_what_was_promised_and_no_more() -> None:
     import imagecodecs
 
@@ -527,6 +529,7 @@ def test_compressed_data_unpack_to_what_was_promised_and_no_more() -> None:
         assert "is damaged" in refused_soon(made((tags_of(t259=method), [packed])))
 
 
+@pytest.mark.usefixtures("inflating")
 @pytest.mark.parametrize("method", [8, 34925])
 def test_compressed_data_are_verified_where_they_end(method: int) -> None:
     import lzma
