@@ -50,6 +50,8 @@ LAYERS = (
     {"runtime.frames", "runtime.maps"},
     {"runtime.prediction", "runtime.folders"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
+    {"runtime.backends.trt_kernels", "runtime.backends.trt_slots"},
+    {"runtime.backends.trt_engine"},
     {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.trt"},
     {"runtime.backends.choice"},
     {"runtime.backends"},

@@ -175,14 +175,14 @@ def test_batches_go_on_while_another_recipe_is_prepared(opened: Opened, monkeypa
     """Preparing holds up a batch by one context, not by all."""
     backend, recipe, other = opened.backend, recipe_of(3), recipe_of(4, 0.25)
     backend.warm_up(recipe)
-    begun, context = threading.Event(), backend._context
+    begun, context = threading.Event(), backend._engine.context
 
-    def slow() -> Any:
+    def slow(*shape: int) -> Any:
         begun.set()
         time.sleep(0.02)
-        return context()
+        return context(*shape)
 
-    monkeypatch.setattr(backend, "_context", slow)
+    monkeypatch.setattr(backend._engine, "context", slow)
     answered = 0
     with ThreadPoolExecutor(1) as pool:
         preparing = pool.submit(backend.warm_up, other)
