@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 Map = NDArray[np.float32]
 TOP_SHARE = 0.01
 """The frame score is the mean of this share of the map's pixels, the highest ones."""
-_EVERY = 31
-"""Every which pixel the frame score's bound is guessed from; odd, so that they lie all over the map."""
+_SAMPLED = 31
+"""The frame score samples one pixel in so many; the number is odd, so that the sample lies all over the map."""
 _SMALL_PRODUCT = 200_000
 """Multiply-adds below which BLAS does not start threads. Its threads would spin against the decoders and the engine:
 on two cores a stream fell to a fifth of its speed."""
@@ -72,24 +72,25 @@ def frame_score(full_map: Map) -> float:
 def frame_scores(full_maps: Map) -> Map:
     """`frame_score` of maps [n, height, width]: float32 [n]."""
     flat = full_maps.reshape(len(full_maps), -1)
-    size = flat.shape[1]
-    count = max(1, round(TOP_SHARE * size))
-    # Selecting among all pixels takes twice as long as leaving most of them out first: a bound, guessed from some of
-    # them so that about twice as many reach it as are needed, is a right one if no fewer do than are needed.
-    some = flat[:, ::_EVERY]
-    guess = 2 * count // _EVERY + 2
-    if some.shape[1] > guess:
-        bound = np.partition(some, some.shape[1] - guess, axis=1)[:, some.shape[1] - guess]
-        reaching = ~(flat < bound[:, None])
-        reached = np.array([np.count_nonzero(row) for row in reaching])  # six times as fast as along an axis
-        if reached.min() >= count:
-            left = np.full((len(flat), reached.max()), -np.inf, np.float32)
-            left[np.arange(left.shape[1]) < reached[:, None]] = flat[reaching]
-            flat = left
-    highest = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]
-    # In float64 the order of the pixels, which depends on the maps beside this one, does not show.
-    mean: Map = highest.mean(axis=1, dtype=np.float64).astype(np.float32)
-    return mean
+    count = max(1, round(TOP_SHARE * flat.shape[1]))
+    # A mean in float64 does not depend on the order in which the highest pixels are found.
+    return np.array([_highest(values, count).mean(dtype=np.float64) for values in flat], np.float32)
+
+
+def _highest(values: Map, count: int) -> Map:
+    """The `count` highest of `values`, in any order.
+
+    A selection among all pixels takes six times as long as one among those that reach a bound. The bound is guessed
+    from a sample, so that about twice as many values reach it as are needed; if fewer reach it, all are searched.
+    """
+    sample = values[::_SAMPLED]
+    guess = 2 * count // _SAMPLED + 2
+    if len(sample) > guess:
+        bound = np.partition(sample, len(sample) - guess)[len(sample) - guess]
+        reaching = values[~(values < bound)]
+        values = reaching if len(reaching) >= count else values
+    highest: Map = np.partition(values, len(values) - count)[-count:]
+    return highest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -25,6 +25,7 @@ from .errors import BackendError, FrameError, PredictorError, RecipeError
 from .frames import FrameSource
 from .golden import Golden, load_golden
 from .host import find_gpu
+from .inflate import LIBRARY
 from .lifetime import in_engine, require_process
 from .manifest import Manifest, use_bundle
 from .pipeline import Job, Pipeline, Setup
@@ -79,50 +80,32 @@ class Predictor:
         check: bool = False,
     ) -> None:
         self._pid = os.getpid()
-        batch_size = whole_number("batch_size", batch_size, 1)
         self._queue_size = whole_number("queue_size", queue_size, 1)
         self._max_delay_ms = real_number("max_delay_ms", max_delay_ms, 0, MAX_DELAY_MS)
+        batch_size = whole_number("batch_size", batch_size, 1)
         threads = whole_number("threads", threads, 0, MAX_THREADS)
         if not isinstance(bundle, str | os.PathLike):
             raise ValueError(f"bundle must be the path of a folder, not {bundle!r:.60}")
         if not isinstance(backend, str | Backend):
             raise ValueError(f"backend must be a name or a Backend, not {backend!r:.60}")
-        folder = Path(bundle)
-
-        def open_all(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Golden | None, Backend]:
-            golden = load_golden(folder, manifest, recipe) if check else None
-            if not isinstance(backend, str):
-                return manifest, recipe, golden, backend
-            with in_engine():
-                opened = open_backend(backend, folder, manifest, precision=precision, threads=threads)
-            return manifest, recipe, golden, opened
-
-        self.manifest, bundled, golden, opened = use_bundle(folder, open_all)
-        try:
-            size = min(batch_size, whole_number("max_batch of the backend", opened.max_batch, 1))
-            whole_number("in_flight of the backend", opened.in_flight, 1)
-        except ValueError:
-            opened.close()
-            raise
-        self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
         self._frame = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom, "white_level": white_level}
         self._batcher: MicroBatcher | None = None
         self._lock = threading.RLock()  # a signal may close it in the middle of `submit`
         self._closed = False
+        folder = Path(bundle)
+        opened = _open(folder, backend, precision, threads, check=check)
+        self.manifest = opened.manifest
         try:
-            self._setup = self._set_up(bundled if recipe is None else recipe)
+            self._pipeline = _pipeline(opened, batch_size)
+            self._setup = self._set_up(opened.recipe if recipe is None else recipe)
             with in_engine():
-                opened.warm_up(self._setup.recipe)
-            if golden is not None:
-                self._check(bundled, golden)
+                opened.backend.warm_up(self._setup.recipe)
+            if opened.golden is not None:
+                self._check(opened.recipe, opened.golden)
         except BaseException:
-            opened.close()
+            opened.backend.close()
             raise
-        _log.info("%s: backend %s: %s", folder, backend if isinstance(backend, str) else "given", opened.description)
-        if opened.why:
-            # Where a GPU was meant, that another backend answers is news; on an embedded CPU it is the rule.
-            meant = any(a.kind == "engine" for a in self.manifest.artifacts) or find_gpu()[0] is not None
-            _log.log(logging.WARNING if meant else logging.INFO, "%s: %s", folder, opened.why)
+        _log_what_runs(folder, opened, backend if isinstance(backend, str) else "given")
 
     @property
     def recipe(self) -> Recipe:
@@ -261,16 +244,8 @@ class Predictor:
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:
         """Raise BackendError where the backend does not give the export's answers to golden frames."""
-        manifest, pipeline = self.manifest, self._pipeline
-        subject = Subject(
-            manifest.encoder,
-            manifest.smoothing_px,
-            recipe,
-            manifest.recipe_sha256,
-            golden,
-            pipeline.backend,
-            (pipeline.batch_size,),
-        )
+        pipeline = self._pipeline
+        subject = Subject.of(self.manifest, recipe, golden, pipeline.backend, (pipeline.batch_size,))
         fault = check_opening(subject)
         if fault:
             raise BackendError(
@@ -282,3 +257,46 @@ class Predictor:
         require_process(self._pid)
         if self._closed:
             raise PredictorError("the Predictor is closed; open another one")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """A bundle and its engine. recipe: the bundle's own. golden: None where it is not checked."""
+
+    manifest: Manifest
+    recipe: Recipe
+    golden: Golden | None
+    backend: Backend
+
+
+def _open(folder: Path, backend: str | Backend, precision: str | None, threads: int, *, check: bool) -> _Opened:
+    """Raises BundleError, BackendError, BackendUnavailable."""
+
+    def open_all(manifest: Manifest, recipe: Recipe) -> _Opened:
+        golden = load_golden(folder, manifest, recipe) if check else None
+        if not isinstance(backend, str):
+            return _Opened(manifest, recipe, golden, backend)
+        with in_engine():
+            opened = open_backend(backend, folder, manifest, precision=precision, threads=threads)
+        return _Opened(manifest, recipe, golden, opened)
+
+    return use_bundle(folder, open_all)
+
+
+def _pipeline(opened: _Opened, batch_size: int) -> Pipeline:
+    """With batches of `batch_size` or of the backend's most. ValueError if a backend of the caller's has no sizes."""
+    most = whole_number("max_batch of the backend", opened.backend.max_batch, 1)
+    whole_number("in_flight of the backend", opened.backend.in_flight, 1)
+    manifest = opened.manifest
+    return Pipeline(manifest.encoder, manifest.smoothing_px, opened.backend, min(batch_size, most))
+
+
+def _log_what_runs(folder: Path, opened: _Opened, asked: str) -> None:
+    """Log the backend, and why a faster one was skipped."""
+    backend = opened.backend
+    _log.info("%s: backend %s: %s", folder, asked, backend.description)
+    _log.debug("PNG and deflated TIFF frames are inflated by %s", LIBRARY)
+    if backend.why:
+        # A skipped backend is news on a host that was meant to use a GPU; on an embedded CPU it is the rule.
+        meant = any(a.kind == "engine" for a in opened.manifest.artifacts) or find_gpu()[0] is not None
+        _log.log(logging.WARNING if meant else logging.INFO, "%s: %s", folder, backend.why)

@@ -120,6 +120,9 @@ class _Run:
         # One token for each batch that the caller has room for: SimpleQueue has no bound, and a Queue has a lock.
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._room.put(None)
+        # Frames that are drawn and not in a batch yet: in groups, in order, and how many.
+        self._ahead: deque[Future[list[_Entry | Exception]]] = deque()
+        self._drawn_ahead = 0
         self._running: deque[tuple[list[_Entry], Future[tuple[Outputs, float]] | None]] = deque()
         self._decoding = Crew(self._decoders, "sem-clip-decode")
         self._engine = Crew(pipeline.backend.in_flight, "sem-clip-engine")
@@ -211,25 +214,28 @@ class _Run:
     def _prepared(self) -> Iterator[_Entry]:
         """Prepared frames in order, with two batches decoded ahead. What ends them early is kept for the very end."""
         source = _Source(self._sources, self._setup, self._pipeline)
-        ahead: deque[Future[list[_Entry | Exception]]] = deque()
-        waiting = 0
-        # As many at once as leave every decoder something to do.
-        together = max(1, min(_DECODED_TOGETHER, self._pipeline.batch_size // self._decoders))
         while not self._left:
-            while not source.ended and not self._left and waiting + together <= 2 * self._pipeline.batch_size:
-                drawn = source.draw(together, self._wanted)
-                if drawn:
-                    ahead.append(self._decoding.submit(_prepare_all, self._pipeline, drawn))
-                    waiting += len(drawn)
-            if not ahead:
+            self._draw_ahead(source)
+            if not self._ahead:
                 break
-            for entry in ahead.popleft().result():
+            for entry in self._ahead.popleft().result():
                 if isinstance(entry, Exception):
                     self._failure = entry
                     return
-                waiting -= 1
+                self._drawn_ahead -= 1
                 yield entry
         self._failure = source.failure
+
+    def _draw_ahead(self, source: _Source) -> None:
+        """Hand frames to the decoders until two batches are there, the source ends or the caller leaves."""
+        most = 2 * self._pipeline.batch_size
+        # As many at once as leave every decoder something to do.
+        together = max(1, min(_DECODED_TOGETHER, self._pipeline.batch_size // self._decoders))
+        while not source.ended and not self._left and self._drawn_ahead + together <= most:
+            drawn = source.draw(together, self._wanted)
+            if drawn:
+                self._ahead.append(self._decoding.submit(_prepare_all, self._pipeline, drawn))
+                self._drawn_ahead += len(drawn)
 
     def _wanted(self) -> bool:
         return not self._left

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,7 @@ PUBLIC = [
     "RecipeError",
     "Region",
     "SemClipError",
+    "__version__",
 ]
 
 
@@ -191,8 +193,19 @@ print(runtime.Predictor.__name__)
 
 def test_the_public_names_are_exactly_these() -> None:
     assert runtime.__all__ == PUBLIC
-    for name in PUBLIC:
+    for name in PUBLIC[:-1]:
         assert getattr(runtime, name).__name__ == name
+
+
+def test_the_version_is_that_of_the_installed_project_and_read_when_asked_for() -> None:
+    assert runtime.__version__ == metadata.version("sem-clip")
+    done = run_python("import runtime; print('__version__' in vars(runtime)); print(runtime.__version__)")
+    assert done.stdout == f"False\n{runtime.__version__}\n"
+
+
+def test_the_package_has_no_other_lazy_names() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'Predicter'"):
+        runtime.Predicter  # noqa: B018
 
 
 @pytest.mark.parametrize("name", [name for name in MODULES if top(name) in ("runtime", "calibration")])
