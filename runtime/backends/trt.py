@@ -119,7 +119,8 @@ class TensorRtBackend(Backend):
                     continue
                 raise BackendError(
                     f"the GPU has {free / 1e9:.2f} of {there / 1e9:.2f} GB free, batches of {batch} need "
-                    f"{needed.total / 1e9:.2f} GB beside the weights: free memory, or build a smaller engine (--batch)"
+                    f"{needed.total / 1e9:.2f} GB in addition to the weights: free memory, or build a smaller engine "
+                    "(--batch)"
                 ) from exc
             self._lay_out(needed, address)
             return tuple(size for size in sizes if size <= batch)
@@ -162,7 +163,7 @@ class TensorRtBackend(Backend):
     def warm_up(self, recipe: Recipe) -> None:
         """As `Backend.warm_up`: every slot runs every batch size once with this number of classes.
 
-        Batches of other threads go on in between, with the recipe that they bring.
+        Batches of other threads run in between, with their own recipes.
         """
         for slot in tuple(self._slots):
             for batch in self._sizes:
@@ -170,7 +171,7 @@ class TensorRtBackend(Backend):
                     self._check_open()
                     self._use(recipe)
                     self._ready(slot, batch, len(recipe.classes))
-                time.sleep(0.001)  # a lock is not fair: without a pause, those who wait for it would not get it
+                time.sleep(0.001)  # locks are not fair: without a pause, waiting threads would not get it
         with self._lock, self._device.current(), self._remembering():
             self._check_open()
             self._engine.keep_kernels()
@@ -184,7 +185,9 @@ class TensorRtBackend(Backend):
             for piece in pieces(len(frames), self.max_batch):
                 try:
                     slot = self._take(block=not waiting)
-                except queue.Empty:  # all are in use, some by this call: do not wait for others to free theirs
+                except (
+                    queue.Empty
+                ):  # all are in use, some by this call: free one of those instead of waiting for others
                     parts.append(self._collect(waiting.popleft()))
                     slot = self._take()
                 waiting.append(self._submit(slot, frames[piece], recipe))
@@ -198,10 +201,10 @@ class TensorRtBackend(Backend):
         return Outputs(*(np.concatenate([getattr(part, name) for part in parts]) for name in OUTPUTS))
 
     def _take(self, *, block: bool = True) -> Slot:
-        """A free slot; queue.Empty where none is and it is not to be waited for. BackendError once it is closed."""
+        """A free slot; queue.Empty if there is none and `block` is false. BackendError once the backend is closed."""
         slot = self._free.get(block=block)
         if slot is None:
-            self._free.put(None)  # for the next who waits
+            self._free.put(None)  # for the next waiting thread
             self._check_open()
         assert slot is not None
         return slot
@@ -226,13 +229,13 @@ class TensorRtBackend(Backend):
             raise
 
     def _give_up(self, slot: Slot) -> None:
-        """Free a slot whose batch nobody waits for: none may be lost, and none reused while it is written to."""
+        """Free the slot of an abandoned batch: none may be lost, and none reused while the GPU writes to it."""
         with suppress(BackendError), self._device.current():
             self._device.synchronize(slot.stream)
         self._free.put(slot)
 
     def _collect(self, ticket: Ticket) -> Outputs:
-        """Wait for a batch and take its answers out of the slot, which is free then."""
+        """Wait for a batch, copy its answers out of the slot and free the slot."""
         try:
             with self._device.current(), self._remembering():
                 self._device.synchronize(ticket.slot.stream)
@@ -245,7 +248,7 @@ class TensorRtBackend(Backend):
             self._free.put(ticket.slot)
 
     def _compute(self, slot: Slot, ready: Ready) -> None:
-        """Queue the engine behind the batch before, whose activation memory it takes over."""
+        """Queue the engine after the previous batch, whose activation memory it reuses."""
         if self._last is not None:
             self._device.wait(slot.stream, self._last.computed)
         if ready.graph is None:
@@ -259,7 +262,7 @@ class TensorRtBackend(Backend):
         self._engine.enqueue(context, self._device.handle(slot.stream))
 
     def _use(self, recipe: Recipe) -> None:
-        """Make `recipe` the one on the GPU. Batches that were queued before it are finished with the old one first."""
+        """Make `recipe` the one on the GPU, after batches queued with the old recipe have finished."""
         if recipe is self._recipe:
             return
         classes, most = len(recipe.classes), self._engine.most_classes
@@ -282,7 +285,7 @@ class TensorRtBackend(Backend):
             self._forget(self._known_classes.pop(0))
 
     def _ready(self, slot: Slot, batch: int, classes: int) -> Ready:
-        """The context for a batch size and number of classes in this slot; made, run and captured where it is new."""
+        """The context for a batch size and number of classes in this slot; a new one is run and captured first."""
         key = (batch, classes)
         if key not in slot.ready:
             context = self._engine.context(batch, classes)
@@ -292,7 +295,7 @@ class TensorRtBackend(Backend):
             self._engine.bind(context, self._activations, self._activation_size, addresses)
             ready = Ready(context, None)
             for _ in range(RTX_WARM_UPS if self._engine.has_own_graphs else 1):
-                self._compute(slot, ready)  # what a context does but once must not end up in the graph
+                self._compute(slot, ready)  # one-time work of a context must not end up in its graph
                 self._device.synchronize(slot.stream)
             if not self._engine.has_own_graphs:
                 ready.graph = self._capture(slot, context)
@@ -300,8 +303,8 @@ class TensorRtBackend(Backend):
         return slot.ready[key]
 
     def _capture(self, slot: Slot, context: Any) -> Handle | None:
-        """The context's graph; None, with a word, where the engine holds something that no graph may: it runs as well,
-        if slower."""
+        """The context's graph; None, with a warning, if the engine holds work that no graph may hold. It then runs
+        slower."""
         try:
             return self._device.capture(slot.stream, lambda: self._enqueue(context, slot))
         except GpuError as exc:
@@ -309,7 +312,7 @@ class TensorRtBackend(Backend):
             return None
 
     def _forget(self, classes: int) -> None:
-        """Free the contexts for a number of classes. No batch is in flight."""
+        """Free the contexts for a number of classes, while no batch is in flight."""
         for slot in self._slots:
             for key in [key for key in slot.ready if key[1] == classes]:
                 ready = slot.ready.pop(key)
@@ -320,7 +323,7 @@ class TensorRtBackend(Backend):
 
     @contextmanager
     def _remembering(self) -> Iterator[None]:
-        """Remember a fault of the GPU, after which nothing on it can be relied on."""
+        """Remember a fault of the GPU, so that later calls are refused."""
         try:
             yield
         except GpuError as exc:
@@ -334,13 +337,13 @@ class TensorRtBackend(Backend):
             raise BackendError(f"the {self.name} engine failed before ({self._broken}); open another Predictor")
 
     def close(self) -> None:
-        """Free the engine and all of its memory. Batches in flight are finished first; calls that wait are refused."""
+        """Free the engine and all of its memory, after batches in flight. Waiting calls are refused."""
         with self._lock:
             already, self._closed = self._closed, True
         if already:
             return
         for _ in self._slots:
-            self._free.get()  # a slot that is free, or as soon as its batch was answered: then nobody reads its buffers
+            self._free.get()  # waits until the slot's batch was answered, so that nothing reads its buffers
         self._free.put(None)
         with self._lock, self._device.current():
             for slot in self._slots:
@@ -349,5 +352,5 @@ class TensorRtBackend(Backend):
                 slot.ready.clear()
             self._slots = []
             self._recipe = self._last = None
-            self._engine.close()  # after its contexts, which were the slots'
+            self._engine.close()  # after its contexts, which the slots held
             self._device.close()

@@ -34,7 +34,7 @@ class TensorRtEngine:
     def __init__(self, product: str, module: Any = None) -> None:
         self.name = product
         self._trt = importlib.import_module(MODULES[product]) if module is None else module
-        self._said: deque[str] = deque(maxlen=8)
+        self._messages: deque[str] = deque(maxlen=8)
         self._runtime: Any = None
         self._engine: Any = None
         self._config: Any = None
@@ -54,13 +54,13 @@ class TensorRtEngine:
     def open(self, folder: Path, artifact: Artifact, encoder: Encoder) -> None:
         """Raises BundleError if the engine is damaged or not one of `encoder`, BackendError for want of memory."""
         plan = read_artifact(folder, artifact)
-        self._logger = _logger(self._trt, self._said)
+        self._logger = _logger(self._trt, self._messages)
         self._runtime = self._trt.Runtime(self._logger)
         self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
-            if "out of memory" in self.last_words().lower():
-                raise BackendError(f"the GPU has no room for the weights of {artifact.file}: {self.last_words()}")
-            raise BundleError(folder, f"{artifact.file} cannot be opened by {self.name}: {self.last_words()}")
+            if "out of memory" in self.last_messages().lower():
+                raise BackendError(f"the GPU has no room for the weights of {artifact.file}: {self.last_messages()}")
+            raise BundleError(folder, f"{artifact.file} cannot be opened by {self.name}: {self.last_messages()}")
         faults = self._faults(encoder)
         if faults:
             raise BundleError(folder, [f"{artifact.file}: {fault}" for fault in faults])
@@ -111,7 +111,7 @@ class TensorRtEngine:
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
         context = self._engine.create_execution_context(strategy if self._config is None else self._config)
         if context is None:
-            raise BackendError(f"{self.name} gave no execution context: {self.last_words()}")
+            raise BackendError(f"{self.name} gave no execution context: {self.last_messages()}")
         shapes = {"frames": (batch, *self._input_size), **self.recipe_shapes(classes)}
         for name, shape in shapes.items():
             self._require(context.set_input_shape(name, shape), f"did not take the shape {list(shape)} for {name}")
@@ -120,7 +120,7 @@ class TensorRtEngine:
     def activation_bytes(self, context: Any) -> int:
         """Activation memory for the context's shapes. Until this is asked, it takes no less than for the largest."""
         size = int(context.update_device_memory_size_for_shapes())
-        self._require(size > 0, "does not say how much activation memory a batch needs")
+        self._require(size > 0, "reports no size of activation memory for a batch")
         return size
 
     def bind(self, context: Any, activations: int, size: int, addresses: Mapping[str, int]) -> None:
@@ -141,31 +141,31 @@ class TensorRtEngine:
             return
         kernels = self._cache.serialize()
         if kernels is None:
-            path, why = self._kernel_file.path, self.last_words()
+            path, why = self._kernel_file.path, self.last_messages()
             _log.warning("%s: not written, for %s gave no kernels: %s", path, self.name, why)
             return
         self._kernel_file.write(bytes(kernels))
 
     def _require(self, done: bool, what: str) -> None:
         if not done:
-            raise BackendError(f"{self.name} {what}: {self.last_words()}")
+            raise BackendError(f"{self.name} {what}: {self.last_messages()}")
 
-    def last_words(self) -> str:
+    def last_messages(self) -> str:
         """The last warnings and errors that the product logged."""
-        return "; ".join(self._said) or "it does not say why"
+        return "; ".join(self._messages) or "it gave no reason"
 
     def close(self) -> None:
         """Free the engine, then what it uses. Its contexts must be gone."""
         self._config = self._cache = self._engine = self._runtime = None
 
 
-def _logger(trt: Any, said: deque[str]) -> Any:
+def _logger(trt: Any, messages: deque[str]) -> Any:
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
 
         def log(self, severity: Any, message: str) -> None:
             if severity <= trt.ILogger.Severity.WARNING:
-                said.append(message.strip().split("\n", 1)[0][:300])
+                messages.append(message.strip().split("\n", 1)[0][:300])
 
     return Log()

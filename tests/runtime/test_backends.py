@@ -187,7 +187,7 @@ def test_a_graph_that_asks_for_more_is_refused(fake_bundle: Path, monkeypatch: p
     more = Node("frames")
     more.name = "temperature"
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
-    with pytest.raises(BundleError, match=r"model\.onnx: asks for temperature, which the bundle's format has not"):
+    with pytest.raises(BundleError, match=r"model\.onnx: asks for temperature, which is not in the bundle's format"):
         open_backend("cpu", fake_bundle, manifest_of(fake_bundle))
 
 

@@ -109,7 +109,7 @@ def test_a_folder_with_two_names_is_searched_once_and_that_is_said(
     unread: list[FrameError] = []
     assert names_below(tmp_path, unread) == ["lot/a.png"]
     assert unread == []
-    assert f"1 searched already under another name ({tmp_path / 'also'})" in caplog.text
+    assert f"1 already searched under another name ({tmp_path / 'also'})" in caplog.text
 
 
 def test_folders_that_link_to_each_other_many_times_over_do_not_take_for_ever(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_a_mask_is_one_only_beside_its_frame(tmp_path: Path) -> None:
 def test_what_lies_beside_the_images_of_a_data_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(*(tmp_path / name for name in ("images/good/a.png", "masks/good/a.png", "overview.png", "lot2/b.png")))
     assert names_below(tmp_path) == ["images/good/a.png"]
-    assert f"2 beside images/ ({tmp_path / 'overview.png'}, ...)" in caplog.text
+    assert f"2 next to images/ ({tmp_path / 'overview.png'}, ...)" in caplog.text
 
 
 def test_a_plain_folder_is_searched_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
