@@ -1,4 +1,4 @@
-"""The door: open a bundle, ask it about frames."""
+"""The entry point: open a bundle, and judge frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from .stream import stream
 
 MAX_DELAY_MS = 3_600_000
 _ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, io.IOBase, Image.Image)
-"""What can be iterated, some of it, and is one frame and not many."""
+"""Types of single frames. Some of them can be iterated, and are still one frame."""
 _log = logging.getLogger("sem_clip")
 
 
@@ -47,14 +47,14 @@ class Predictor:
     process, for a pool of processes in its initializer. Errors and results pass between processes.
 
     bundle: the folder that `export/build_engine.py` wrote.
-    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own: what was asked for runs, or an
-        error says why not. "auto": the first of these that this host can run; `backend.why` says why none before it.
-    precision: of the artifact ("fp32", "fp16", "int8"); where not said, fp16 on a GPU and fp32 on a CPU.
-    recipe: a recipe file or Recipe to begin with instead of the bundle's own.
+    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own. A named backend never falls
+        back: it runs or raises. "auto": the first that this host can run; `backend.why` has why others were skipped.
+    precision: of the artifact ("fp32", "fp16", "int8"); by default fp16 on a GPU and fp32 on a CPU.
+    recipe: a recipe file or Recipe to start with instead of the bundle's own.
     batch_size: frames per engine run; longer inputs are split. threads: cores for the engine, 0 for all.
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
     white_level: the value of 16-bit frames that is white, instead of the recipe's (4095 where a tool stores 12 bits).
-    max_delay_ms, queue_size: for `submit`: how long a frame may wait for company, and how many may wait.
+    max_delay_ms, queue_size: for `submit`: how long a frame may wait for a batch to fill, and how many may wait.
     check: run one batch of the bundle's golden frames first, by its own recipe, and refuse a backend that disagrees
         with the export. `sem-clip verify` checks far more.
 
@@ -114,7 +114,7 @@ class Predictor:
 
     @property
     def backend(self) -> Backend:
-        """The engine in use; its `description` says what runs."""
+        """The engine in use; its `description` names engine, version and artifact."""
         return self._pipeline.backend
 
     def __call__(self, frame: FrameSource) -> Prediction:
@@ -148,12 +148,12 @@ class Predictor:
         """Judge frames as they are drawn from an iterable of any length, in order and in bounded memory.
 
         Decoding, inference and post-processing overlap; at most four batches and those in the engine are held. A bad
-        frame yields a FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one: `submit`.
-        Each frame is judged as it was when it was drawn: an array may be refilled, a Pillow image seeked, as soon as
-        the next is asked for. Files are decoded by many threads, Pillow images by the one that draws.
-        Leaving the loop returns within a second, even where `frames` or the engine hangs.
-        decoders: threads that decode and resize; by default one a core and 8 at most. One does some 400 PNG frames of
-            480 x 480 a second.
+        frame yields a FailedFrame (`.ok` is False) and the stream continues. For frames that arrive singly: `submit`.
+        Each frame is judged as it was when it was drawn: an array may be refilled, or a Pillow image moved to its next
+        page, as soon as the next frame is requested. Many threads decode files; the drawing thread decodes images.
+        Leaving the loop returns within a second, even if `frames` or the engine hangs.
+        decoders: threads that decode and resize; by default one per core and 8 at most. One thread prepares some 400
+            PNG frames of 480 x 480 per second.
         Raises BackendError; PredictorError when the Predictor is closed before the last frame is drawn; FrameError if
         `frames` is one frame and not an iterable of them.
         """
@@ -179,8 +179,8 @@ class Predictor:
 
         The frame is decoded in the calling thread, before this returns, so an array may be reused afterwards. Waits
         while the queue is full, at most `timeout_s`. Callbacks of the future run on the thread that answers: they may
-        submit, swap the recipe and close, and must not wait for another answer. When the interpreter exits, the batch
-        under way is answered and what waits behind it is cancelled: call `close` to have all answers.
+        submit, swap the recipe and close, and must not wait for another answer. When the interpreter exits, the current
+        batch is answered and waiting frames are cancelled: call `close` to get all answers.
         Raises FrameError, QueueFullError; the future raises BackendError.
         """
         if timeout_s is not None:
@@ -191,7 +191,7 @@ class Predictor:
             if self._batcher is None:
                 free = self._pipeline.backend.close
                 self._batcher = MicroBatcher(self._pipeline, self._max_delay_ms, self._queue_size, free)
-                # Without close(), what was submitted is answered, then the thread ends and the engine is freed.
+                # Without close(), submitted frames are answered, then the thread ends and the engine is freed.
                 weakref.finalize(self, self._batcher.abandon).atexit = False
             batcher = self._batcher
         return batcher.submit(self._pipeline.prepare(frame, self._setup), timeout_s)
@@ -205,10 +205,10 @@ class Predictor:
         self._setup = setup
 
     def close(self) -> None:
-        """Answer what was submitted and the batches under way, then free the engine. Closing twice is allowed.
+        """Answer submitted frames and running batches, then free the engine. Closing twice is allowed.
 
-        In a callback of `submit` it returns at once, and the rest is done when the callback has ended. In a forked
-        child it does nothing: the engine is the parent's.
+        In a callback of `submit` it returns at once, and the rest happens when the callback has ended. In a forked
+        child it does nothing: the engine belongs to the parent.
         """
         if os.getpid() != self._pid:
             return
@@ -243,14 +243,14 @@ class Predictor:
         return Setup(loaded, replace(loaded.frame, **given))
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:
-        """Raise BackendError where the backend does not give the export's answers to golden frames."""
+        """Raise BackendError if the backend's answers to golden frames are not those of the export."""
         pipeline = self._pipeline
         subject = Subject.of(self.manifest, recipe, golden, pipeline.backend, (pipeline.batch_size,))
         fault = check_opening(subject)
         if fault:
             raise BackendError(
                 f"{pipeline.backend.description}: does not give the export's answers to the golden frames: {fault}; "
-                "`sem-clip verify` says more; try another backend or precision, or build it again"
+                "run `sem-clip verify` for details; try another backend or precision, or build it again"
             )
 
     def _check_open(self) -> None:

@@ -1,7 +1,7 @@
-"""Pillow's antialiased bicubic resize as matrix products: for the graph, and on the host at a quarter of Pillow's time.
+"""Pillow's antialiased bicubic resize as MatMuls: for the graph, and on the host in a quarter of Pillow's time.
 
 An output pixel weighs a few input pixels, so the resize along one axis is a band matrix times the image: a stack of
-small dense products, one for every block of outputs. BLAS does these with vector instructions, Pillow does not.
+small dense MatMuls, one per block of outputs. BLAS does these with vector instructions, Pillow does not.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float32]
 Order: TypeAlias = Literal["C", "F"]
 _BLOCK = 12
-"""Outputs per block: fewer make products that are too small, more put more zeros around the band."""
+"""Outputs per block: fewer make MatMuls that are too small, more put more zeros around the band."""
 _MULTIPLY_ADDS = 1 << 18
-"""Most that one product does. OpenBLAS shares larger ones among its own threads, and decoders that resize at the same
+"""The most in one MatMul. OpenBLAS shares larger ones among its own threads, and decoders that resize at the same
 time would wait for each other."""
 
 
@@ -105,7 +105,7 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 
 def _parts(length: int, band: _Band) -> Iterator[slice]:
-    """Parts of the other axis, no larger than one product should have."""
+    """Parts of the other axis, each small enough for one MatMul."""
     step = max(1, _MULTIPLY_ADDS // (_BLOCK * band.weights.shape[2]))
     return (slice(start, start + step) for start in range(0, length, step))
 
@@ -149,7 +149,7 @@ def _band(source: int, target: int, order: Order = "C") -> _Band:
     inputs = starts[:, None] - before + np.arange(taps)
     shape = (blocks, _BLOCK, 1)
     weights = _weights(inputs[:, None, :], centres.reshape(shape), first.reshape(shape), stop.reshape(shape), stretch)
-    if order == "F":  # laid out like the image, or the products take twice as long
+    if order == "F":  # laid out like the image, or the MatMuls take twice as long
         weights = np.ascontiguousarray(weights.transpose(0, 2, 1)).transpose(0, 2, 1)
     return _Band(weights, step, before, max(before + source, int(starts[-1]) + taps))
 

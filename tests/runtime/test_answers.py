@@ -35,7 +35,7 @@ class BrokenBackend(FakeBackend):
 
 
 @pytest.mark.parametrize("spoilt", ["probabilities", "defect_map", "features"])
-def test_an_answer_that_is_nan_passes_for_nothing(spoilt: str, fake_bundle: Path) -> None:
+def test_a_nan_answer_raises_a_backend_error(spoilt: str, fake_bundle: Path) -> None:
     with Predictor(fake_bundle, backend=BrokenBackend(spoilt)) as predictor:
         assert number_of(predictor(frame(6))) == 6
         with pytest.raises(BackendError, match=rf"fake backend.*: {spoilt} of frame\[1\] is NaN or infinite"):
@@ -117,7 +117,7 @@ LIES: dict[str, tuple[Callable[[Outputs], Any], str]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-def test_an_answer_that_is_none_is_a_fault_of_the_engine(lie: str, fake_bundle: Path) -> None:
+def test_an_invalid_answer_raises_a_backend_error(lie: str, fake_bundle: Path) -> None:
     told, message = LIES[lie]
     with (
         Predictor(fake_bundle, backend=Lying(told), batch_size=3) as predictor,

@@ -140,7 +140,7 @@ def swap_artifact(bundle: Path, content: bytes) -> None:
     old.unlink()
 
 
-def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_as_it_is_then(fake_bundle: Path) -> None:
+def test_a_bundle_replaced_while_opening_opens_in_its_new_state(fake_bundle: Path) -> None:
     """From the manifest to the last artifact: all of the old one or all of the new one, and no error."""
     calls: list[Manifest] = []
 
@@ -166,7 +166,7 @@ def test_an_artifact_that_is_wrong_and_stays_so_is_an_error_at_once(fake_bundle:
     assert len(calls) == 1
 
 
-def test_a_bundle_that_never_rests_is_an_error_after_some_time(fake_bundle: Path) -> None:
+def test_a_bundle_replaced_without_end_is_an_error_after_some_time(fake_bundle: Path) -> None:
     calls: list[Manifest] = []
 
     def open_artifact(manifest: Manifest, _: object) -> bytes:
@@ -192,7 +192,7 @@ while time.monotonic() < end:
 """
 
 
-def test_a_reader_sees_old_or_new_and_no_error_while_others_write(fake_bundle: Path) -> None:
+def test_a_reader_sees_the_old_or_the_new_bundle_while_others_write(fake_bundle: Path) -> None:
     command = [sys.executable, "-c", WRITE, str(fake_bundle), str(TESTS)]
     writers = [subprocess.Popen(command) for _ in range(2)]
     read = set()

@@ -46,7 +46,7 @@ def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path / 'manifest.json'}: does not exist"
 
 
-def test_a_manifest_larger_than_any_manifest_is_not_read(fake_bundle: Path) -> None:
+def test_an_oversized_manifest_is_not_read(fake_bundle: Path) -> None:
     with (fake_bundle / "manifest.json").open("ab") as file:
         file.truncate(MAX_BYTES + 1)
     with pytest.raises(BundleError, match=r"manifest\.json: is 4,194,305 bytes, more than the 4,194,304 allowed here"):

@@ -53,7 +53,7 @@ def test_close_does_not_wait_for_the_delay(fake_bundle: Path) -> None:
     assert answers([future]) == [3]
 
 
-def test_submit_that_waits_for_room_is_told_when_the_predictor_closes(fake_bundle: Path, gated: GatedBackend) -> None:
+def test_submit_waiting_for_room_raises_when_the_predictor_closes(fake_bundle: Path, gated: GatedBackend) -> None:
     predictor, first = busy(fake_bundle, gated, batch_size=1, queue_size=1)
     queued = predictor.submit(frame(1))
     waiter, raised = in_thread(lambda: predictor.submit(frame(2)))
@@ -103,7 +103,7 @@ def test_leaving_the_block_by_an_error_closes(fake_bundle: Path, threads_left: C
     ids=["call", "predict", "predict nothing", "stream", "submit", "use"],
 )
 @pytest.mark.parametrize("submitted", [False, True])
-def test_a_closed_predictor_says_so(
+def test_a_closed_predictor_raises_on_every_call(
     use: Callable[[Predictor], object], submitted: bool, fake_bundle: Path, threads_left: Callable[[], list[str]]
 ) -> None:
     predictor = Predictor(fake_bundle, backend="fake")
@@ -117,7 +117,7 @@ def test_a_closed_predictor_says_so(
 
 
 @pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_predictor_says_that_it_is_of_its_process_alone(way: Callable[[Any], Any], fake_bundle: Path) -> None:
+def test_a_predictor_refuses_to_be_pickled_or_copied(way: Callable[[Any], Any], fake_bundle: Path) -> None:
     with Predictor(fake_bundle, backend="fake") as predictor:
         for value in (predictor, predictor.predict):
             with pytest.raises(PredictorError, match=r"cannot be pickled or copied, .* open one in each process"):

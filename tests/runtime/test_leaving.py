@@ -54,7 +54,7 @@ def test_leaving_does_not_wait_for_an_engine_that_hangs(fake_bundle: Path) -> No
     assert run(fake_bundle, program) == "in out left"
 
 
-def test_a_source_that_comes_back_after_it_was_left_is_closed_by_its_own_thread(fake_bundle: Path) -> None:
+def test_a_source_that_returns_late_is_closed_by_its_own_thread(fake_bundle: Path) -> None:
     program = """
         come_back, closed = threading.Event(), threading.Event()
         def source():
@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_a_stream_whose_source_hangs(fake_bundle: Path) -> None:
         assert process.returncode == 0
 
 
-def test_what_a_signal_handler_raises_is_no_fault_of_the_frame(fake_bundle: Path) -> None:
+def test_an_error_of_a_signal_handler_is_not_a_frame_error(fake_bundle: Path) -> None:
     program = """
         import io
         from PIL import Image

@@ -25,7 +25,7 @@ forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no f
     ],
     ids=["submit", "stream", "call", "predict", "stream of a daemon", "submit of a daemon"],
 )
-def test_the_exit_waits_for_the_batch_under_way_and_begins_no_other(busy: str, fake_bundle: Path) -> None:
+def test_the_exit_waits_for_the_running_batch_and_starts_no_other(busy: str, fake_bundle: Path) -> None:
     program = f"""
         engine = Engine(delay_s=0.3)
         predictor = Predictor(sys.argv[1], backend=engine, batch_size=2, max_delay_ms=0)
@@ -38,7 +38,7 @@ def test_the_exit_waits_for_the_batch_under_way_and_begins_no_other(busy: str, f
 
 
 @pytest.mark.parametrize("holder", ["sys", "np", "threading", "types.ModuleType('late')", "type('Late', (), {})"])
-def test_what_is_torn_down_after_all_else_is_so_without_a_word(holder: str, fake_bundle: Path) -> None:
+def test_objects_torn_down_last_print_nothing(holder: str, fake_bundle: Path) -> None:
     program = f"""
         import types
         holder = {holder}
@@ -51,7 +51,7 @@ def test_what_is_torn_down_after_all_else_is_so_without_a_word(holder: str, fake
     assert run(fake_bundle, program) == ""
 
 
-def test_what_waits_at_the_exit_is_cancelled_and_what_is_under_way_is_answered(fake_bundle: Path) -> None:
+def test_at_the_exit_waiting_frames_are_cancelled_and_running_ones_answered(fake_bundle: Path) -> None:
     program = """
         engine = Engine(delay_s=0.3)
         predictor = Predictor(sys.argv[1], backend=engine, batch_size=1, max_delay_ms=0)
@@ -95,7 +95,7 @@ def test_a_thread_that_outlives_the_main_one_gets_its_answers(fake_bundle: Path)
     assert run(fake_bundle, program) == "9 bridge"
 
 
-def test_a_function_at_exit_may_still_close_and_is_told_that_nothing_is_judged(fake_bundle: Path) -> None:
+def test_a_function_at_exit_may_close_and_judging_raises(fake_bundle: Path) -> None:
     program = """
         def at_last():
             try:

@@ -147,7 +147,7 @@ def nested(depth: int) -> Any:
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",
 )
-def test_what_no_manifest_needs_is_refused(path: str, value: object, fault: str) -> None:
+def test_content_beyond_the_limits_of_a_manifest_is_refused(path: str, value: object, fault: str) -> None:
     assert any(found.startswith(fault) for found in faults_after(path, value))
 
 
@@ -165,7 +165,7 @@ def test_what_no_manifest_needs_is_refused(path: str, value: object, fault: str)
     ],
     ids=["artifacts", "keys", "equal keys", "pairs of keys", "digits", "surrogates", "objects", "a long key"],
 )
-def test_four_megabytes_of_anything_are_refused_in_time_and_in_few_words(text: str) -> None:
+def test_four_megabytes_of_anything_are_refused_quickly_and_briefly(text: str) -> None:
     begun = time.monotonic()
     with pytest.raises(BundleError) as caught:
         Manifest.from_json(text)
@@ -173,7 +173,7 @@ def test_four_megabytes_of_anything_are_refused_in_time_and_in_few_words(text: s
     assert len(str(caught.value)) < 20_000
 
 
-def test_so_many_faults_are_told_and_the_others_counted() -> None:
+def test_the_first_faults_are_listed_and_the_others_counted() -> None:
     document = json.loads(GOLDEN) | many(250)
     with pytest.raises(BundleError) as caught:
         Manifest.from_json(json.dumps(document))

@@ -203,7 +203,7 @@ def pixels_of(data: bytes, decode: Callable[[bytes], np.ndarray]) -> bytes | Non
 
 
 @pytest.mark.parametrize("level", [0, 6])
-def test_whichever_byte_of_the_pixels_is_damaged_the_file_is_refused(level: int) -> None:
+def test_a_file_with_any_damaged_byte_of_pixels_is_refused(level: int) -> None:
     data = encoded(IMAGES["noise"], compress_level=level)
     for at in [*range(41, len(data) - 24, 997), *range(len(data) - 24, len(data) - 12)]:  # every byte of the checksums
         damaged = bytearray(data)

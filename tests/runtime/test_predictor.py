@@ -160,7 +160,7 @@ def test_a_bad_frame_in_a_list_is_named_by_its_place(fake_bundle: Path) -> None:
     ],
     ids=["str", "Path", "one array", "stack", "image", "generator", "None"],
 )
-def test_what_is_not_a_list_of_frames_is_refused_with_its_type(
+def test_an_argument_that_is_not_a_list_of_frames_is_refused_with_its_type(
     frames: Any, kind: str | None, fake_bundle: Path
 ) -> None:
     with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(FrameError) as caught:
@@ -368,7 +368,7 @@ def test_a_fake_backend_refuses_what_it_cannot_do(argument: dict[str, Any]) -> N
         FakeBackend(make_encoder(), **argument)
 
 
-def test_maps_and_masks_refuse_what_is_no_size_and_no_threshold(fake_bundle: Path) -> None:
+def test_maps_and_masks_refuse_invalid_sizes_and_thresholds(fake_bundle: Path) -> None:
     with Predictor(fake_bundle, backend="fake") as predictor:
         result = predictor(frame(0))
     for threshold in ("0.5", float("nan"), [0.5]):

@@ -182,7 +182,7 @@ def test_a_recipe_cannot_be_made_with_a_wrong_operating_point() -> None:
     )
 
 
-def test_saving_replaces_the_old_file_and_leaves_nothing_beside_it(tmp_path: Path) -> None:
+def test_saving_replaces_the_old_file_and_leaves_no_other(tmp_path: Path) -> None:
     path = tmp_path / "recipe.safetensors"
     make_recipe().save(path)
     make_recipe(defect_threshold=0.1).save(path)
@@ -217,7 +217,7 @@ def test_a_field_of_another_type_is_a_typed_error(field: str, value: object) -> 
         replace(make_recipe(), **{field: value})  # type: ignore[arg-type]
 
 
-def test_what_is_no_path_and_no_content_is_a_typed_error() -> None:
+def test_an_invalid_path_or_content_is_a_typed_error() -> None:
     with pytest.raises(RecipeError, match="must be read from a path, not 5"):
         Recipe.load(5)  # type: ignore[arg-type]
     with pytest.raises(RecipeError, match="must be bytes, not str"):

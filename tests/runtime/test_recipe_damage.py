@@ -147,7 +147,7 @@ def tensors_of_nothing(count: int) -> bytes:
     ],
     ids=["header", "length", "deep", "nested", "values", "tensors", "deep metadata", "metadata", "surrogate", "digits"],
 )
-def test_what_no_recipe_needs_is_refused_in_time(content: bytes, says: str) -> None:
+def test_content_beyond_the_limits_of_a_recipe_is_refused_quickly(content: bytes, says: str) -> None:
     begun = time.monotonic()
     (fault,) = faults_of(content)
     assert says in fault

@@ -117,7 +117,7 @@ def test_an_older_recipe_asks_to_be_taught_again(version: int) -> None:
 
 @pytest.mark.parametrize("name", ["sem-clip-bundle", "", None, 3])
 def test_another_format_is_refused_before_anything_else(name: object) -> None:
-    assert faults_of(changed("format", name)) == (f'says format "{name}", expected "sem-clip-recipe"',)
+    assert faults_of(changed("format", name)) == (f'has the format "{name}", expected "sem-clip-recipe"',)
 
 
 @pytest.mark.parametrize("name", STORED)
@@ -265,7 +265,7 @@ def test_a_header_entry_that_stands_twice_is_a_fault() -> None:
 def test_a_record_with_a_number_that_json_has_not_is_a_fault() -> None:
     """It could be read, and then never be written again."""
     assert faults_of(changed("teaching", {"loss": float("nan")})) == (
-        "recipe.teaching holds a number that is not finite, which JSON has not",
+        "recipe.teaching holds a number that is not finite, which JSON does not allow",
     )
 
 

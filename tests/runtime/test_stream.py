@@ -181,13 +181,13 @@ def test_an_error_of_the_source_is_raised_after_the_answers_before_it(
 
 
 @pytest.mark.parametrize("sources", [5, None, b"\x89PNG", bytearray(8), io.BytesIO(b"\x89PNG")], ids=str)
-def test_what_is_no_iterable_of_frames_is_refused_at_once(sources: Any, predictor: Predictor) -> None:
+def test_a_source_that_is_not_iterable_is_refused_at_once(sources: Any, predictor: Predictor) -> None:
     with pytest.raises(FrameError, match="takes an iterable of frames, not") as caught:
         predictor.stream(sources)
     assert type(sources).__name__ in caught.value.reason
 
 
-def test_an_error_of_another_engine_in_the_source_is_the_source_s(predictor: Predictor, fake_bundle: Path) -> None:
+def test_a_backend_error_raised_by_the_source_is_passed_on(predictor: Predictor, fake_bundle: Path) -> None:
     error = BackendError("of another engine", ["its frame"])
 
     def chained() -> Iterator[np.ndarray]:
@@ -202,7 +202,7 @@ def test_an_error_of_another_engine_in_the_source_is_the_source_s(predictor: Pre
     assert numbers == list(range(5))
 
 
-def test_a_source_that_cannot_begin_says_why(predictor: Predictor, threads_left: Callable[[], list[str]]) -> None:
+def test_an_error_on_starting_the_source_is_raised(predictor: Predictor, threads_left: Callable[[], list[str]]) -> None:
     class Unplugged:
         def __iter__(self) -> Iterator[np.ndarray]:
             raise OSError("no camera")
@@ -259,7 +259,7 @@ def test_a_single_frame_is_not_an_iterable_of_frames(fake_bundle: Path, single: 
 
 
 @pytest.mark.parametrize("started", [0, 1, 2, 3])
-def test_a_stream_that_finds_no_room_for_a_thread_says_so_and_leaves_none(
+def test_a_stream_that_cannot_start_a_thread_raises_and_leaves_none(
     started: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, threads_left: Callable[[], list[str]]
 ) -> None:
     start = threading.Thread.start

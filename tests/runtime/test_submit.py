@@ -129,7 +129,7 @@ class FailsOnce(GatedBackend):
         return outputs
 
 
-def test_a_failure_of_the_engine_goes_to_those_who_wait_and_to_nobody_else(fake_bundle: Path) -> None:
+def test_a_failure_of_the_engine_reaches_the_waiting_callers_only(fake_bundle: Path) -> None:
     backend = FailsOnce()
     predictor, first = busy(fake_bundle, backend, batch_size=4)
     with predictor:
@@ -212,7 +212,7 @@ def test_a_long_timeout_waits_while_the_queue_is_full(fake_bundle: Path, gated: 
         assert raised == []
 
 
-def test_a_queue_that_finds_no_room_for_its_thread_says_so(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_submit_raises_if_its_thread_cannot_start(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

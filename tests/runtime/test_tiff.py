@@ -103,7 +103,7 @@ def test_values_that_are_no_grey_are_refused(values: np.ndarray, said: str) -> N
     assert reason(file.getvalue()).startswith(said)
 
 
-def test_signed_samples_without_a_sign_are_what_they_say() -> None:
+def test_signed_samples_that_are_not_negative_are_read() -> None:
     for dtype in (np.int16, np.int32):
         file = io.BytesIO()
         tifffile.imwrite(file, np.array([[0, 257 * 90]], dtype), photometric="minisblack", metadata=None)
@@ -207,14 +207,14 @@ def test_jpeg_of_colour_and_opacity_is_no_ink() -> None:
         ({"t32997": 3}, "holds a volume of 3 slices in one page"),
     ],
 )
-def test_what_is_not_read_is_refused_by_name(tags: dict[str, int], said: str) -> None:
+def test_unsupported_kinds_are_refused_by_name(tags: dict[str, int], said: str) -> None:
     assert reason(made((tags_of(**tags), [GREY.tobytes()]))).startswith(said)
 
 
-def test_a_page_that_does_not_say_what_0_means_is_refused() -> None:
+def test_a_page_without_a_photometric_tag_is_refused() -> None:
     tags = tags_of()
     del tags[262]
-    assert reason(made((tags, [GREY.tobytes()]))).startswith("does not say whether 0 is black")
+    assert reason(made((tags, [GREY.tobytes()]))).startswith("does not define whether 0 is black")
 
 
 def test_a_codec_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ print(len(paths))
     assert int(done.stdout) > 300
 
 
-def test_the_library_does_not_talk_about_a_frame_and_does_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
+def test_tifffile_logs_nothing_about_frames_and_logs_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     more = tags_of() | {305: (2, b"\xff\xfe\x81"), 282: (3, [1])}
     content = made((more, [GREY.tobytes()] * 1))
     few = made((tags_of() | {278: (4, [10])}, [GREY.tobytes()]))

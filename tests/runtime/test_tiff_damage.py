@@ -71,7 +71,7 @@ def test_pages_that_form_a_loop_are_refused() -> None:
     assert "its pages form a loop" in refused_soon(many[:-4] + struct.pack("<I", second))
 
 
-def test_more_pages_than_anybody_means_are_refused() -> None:
+def test_too_many_pages_are_refused() -> None:
     page = struct.pack("<HHHII", 1, 256, 3, 1, 5)
     out = bytearray(b"II*\0" + struct.pack("<I", 8))
     for _ in range(tiff_module.MAX_PAGES + 1):
@@ -92,7 +92,7 @@ def test_more_pages_than_anybody_means_are_refused() -> None:
         ({32997: (4, [50] * 10_000), 257: (4, [100_000_000])}, "its tag 32997 is wrong"),
     ],
 )
-def test_a_size_that_nobody_means_is_refused_before_memory_is_taken(tags: dict[int, Any], said: str) -> None:
+def test_an_implausible_size_is_refused_before_memory_is_allocated(tags: dict[int, Any], said: str) -> None:
     content = made((tags_of() | tags, [GREY.tobytes()]))
     if said:
         assert said in refused_soon(content)

@@ -99,7 +99,7 @@ def test_a_page_of_a_stack_costs_no_more_bytes_than_it_has(tmp_path: Path, monke
     assert GREY.nbytes <= sum(read) < GREY.nbytes + 4000
 
 
-def test_a_page_by_its_number_is_the_page_whatever_lies_beside_the_stack(tmp_path: Path) -> None:
+def test_a_numbered_page_is_found_next_to_files_of_that_name(tmp_path: Path) -> None:
     path = stack(tmp_path / "a.tif", GREY, OTHER)
     Image.fromarray(np.zeros(SHAPE, np.uint8)).save(tmp_path / "a.tif#1", "TIFF")
     assert_grey(read_frame(f"{path}#1"), GREY)

@@ -101,7 +101,7 @@ def test_more_classes_than_the_engine_takes(opened: Opened) -> None:
     check(opened.backend, frames(1), recipe_of(5))
 
 
-def test_after_the_warm_up_nothing_is_made_or_captured_any_more(opened: Opened) -> None:
+def test_after_the_warm_up_no_context_or_graph_is_made(opened: Opened) -> None:
     backend, device, recipe = opened.backend, opened.device, recipe_of(3)
     backend.warm_up(recipe)
     assert device.calls.count("capture") == SLOTS * 4
@@ -114,7 +114,7 @@ def test_after_the_warm_up_nothing_is_made_or_captured_any_more(opened: Opened) 
     assert device.launched == 30 * 9
 
 
-def test_batches_go_on_while_another_recipe_is_prepared(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batches_run_while_another_recipe_is_prepared(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
     """Preparing holds up a batch by one context, not by all."""
     backend, recipe, other = opened.backend, recipe_of(3), recipe_of(4, 0.25)
     backend.warm_up(recipe)

@@ -72,7 +72,7 @@ def test_an_engine_of_another_graph_is_refused_with_every_difference(tmp_path: P
 
 
 @pytest.mark.parametrize("method", ["copy_in", "launch", "copy_out", "synchronize"])
-def test_a_gpu_that_fails_once_is_not_asked_again(opened: Opened, method: str) -> None:
+def test_after_a_gpu_fault_every_call_is_refused(opened: Opened, method: str) -> None:
     recipe = recipe_of(3)
     opened.backend.warm_up(recipe)
     opened.device.failing = method
@@ -85,7 +85,7 @@ def test_a_gpu_that_fails_once_is_not_asked_again(opened: Opened, method: str) -
     assert opened.device.closed
 
 
-def test_an_engine_that_refuses_a_batch_says_why_and_goes_on(tmp_path: Path) -> None:
+def test_a_refused_batch_raises_the_reason_and_later_batches_run(tmp_path: Path) -> None:
     opened = Opened(tmp_path, "tensorrt-rtx")
     recipe = recipe_of(3)
     opened.backend.warm_up(recipe)
@@ -97,7 +97,7 @@ def test_an_engine_that_refuses_a_batch_says_why_and_goes_on(tmp_path: Path) -> 
     check(opened.backend, frames(*range(20)), recipe)
 
 
-def test_closed_is_closed(opened: Opened) -> None:
+def test_a_closed_engine_refuses_batches_and_may_be_closed_again(opened: Opened) -> None:
     opened.backend.close()
     opened.backend.close()
     with pytest.raises(BackendError, match="engine is closed"):

@@ -17,7 +17,7 @@ def opened(tmp_path: Path) -> Opened:
     return Opened(tmp_path)
 
 
-def test_compiled_kernels_are_kept_beside_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_kernels_are_kept_next_to_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[bytes] = []
     monkeypatch.setattr(Cache, "deserialize", lambda self, content: loaded.append(content) or True)
     Opened(tmp_path, "tensorrt-rtx").backend.warm_up(recipe_of(3))
@@ -41,7 +41,7 @@ def test_a_folder_that_may_not_be_written_costs_only_time(tmp_path: Path, caplog
     assert "kernels are compiled at each start" in caplog.text
 
 
-def test_little_memory_means_smaller_batches_and_a_word_about_it(
+def test_with_little_memory_batches_are_smaller_and_a_warning_is_logged(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     full = Opened(tmp_path)
@@ -55,14 +55,14 @@ def test_little_memory_means_smaller_batches_and_a_word_about_it(
     check(small.backend, frames(*range(21)), recipe_of(3))
 
 
-def test_memory_that_was_free_and_is_not_had_means_smaller_batches_too(tmp_path: Path) -> None:
+def test_a_failed_allocation_makes_batches_smaller(tmp_path: Path) -> None:
     (needed,) = (len(block) for block in Opened(tmp_path).device.blocks.values())
     device = FakeDevice(room=needed - 1)
     device.memory = lambda: (1 << 40, 1 << 40)  # type: ignore[method-assign]
     assert Opened(tmp_path, device=device).backend.max_batch == 4
 
 
-def test_no_memory_at_all_is_an_error_that_says_how_much_it_takes(tmp_path: Path) -> None:
+def test_without_memory_the_error_names_the_bytes_needed(tmp_path: Path) -> None:
     device = FakeDevice(room=1000)
     with pytest.raises(BackendError, match=r"GB free, batches of 1 need .* GB in addition to the weights: .*--batch"):
         Opened(tmp_path, device=device)
