@@ -1,6 +1,6 @@
 """The exit of the interpreter and forks: how threads end, and why a forked child refuses to work.
 
-A thread that returns from an engine while the interpreter is torn down is ended in the middle of C++ code, and the
+If a thread returns from an engine while the interpreter is torn down, it ends in the middle of C++ code. Then the
 process dies of SIGABRT. So the exit starts no other batch and waits for all batches under way. A forked child has none
 of its parent's threads, and its locks are in an arbitrary state. So it uses nothing that was opened before the fork.
 """

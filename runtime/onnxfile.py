@@ -1,8 +1,8 @@
 """Check the bytes of an ONNX file before an engine reads them; neither onnx nor an engine is needed.
 
 Graphs of this project neither branch nor loop. So a file is refused if a part of it may run for ever (Loop, Scan, If,
-functions), is known to some engines only (other domains), or lies in another file, which no hash covers. Field numbers
-are those of onnx.proto; the encoding is that of Protocol Buffers.
+functions) or is known to some engines only (other domains). A part that lies in another file is refused too, because no
+hash covers it. Field numbers are those of onnx.proto; the encoding is that of Protocol Buffers.
 """
 
 from __future__ import annotations

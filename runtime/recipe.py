@@ -1,8 +1,8 @@
 """The recipe: everything that few-shot teaching learned, in one safetensors file.
 
-A recipe holds the graph's recipe inputs and the supports' features as float32 tensors and, as one JSON string in the
-safetensors metadata, the class names, operating point, frame options and how it was taught and calibrated. One encoder
-serves any number of recipes.
+A recipe holds the graph's recipe inputs and the supports' features as float32 tensors. One JSON string in the
+safetensors metadata holds class names, operating point, frame options, and how the recipe was taught and calibrated.
+One encoder serves any number of recipes.
 """
 
 from __future__ import annotations

@@ -48,8 +48,8 @@ class TensorRtBackend(Backend):
     """Runs a serialized engine of `product` ("tensorrt" or "tensorrt-rtx") on the GPU it was built for.
 
     `backends.choice` has checked before that it was built for this host. device, module: for tests without a GPU.
-    Raises BackendUnavailable if the product is not installed, BundleError if the engine is damaged or not one of this
-    bundle, BackendError if the GPU fails or has no room.
+    Raises BackendUnavailable if the product is not installed. Raises BundleError if the engine is damaged or not one of
+    this bundle, and BackendError if the GPU fails or has no room.
     """
 
     in_flight = SLOTS

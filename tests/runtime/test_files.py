@@ -202,7 +202,7 @@ def test_a_pipe_is_written_to_and_stays(linked: bool, tmp_path: Path) -> None:
 def test_a_pipe_without_a_reader_is_an_error_after_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "READER_WAIT_S", 0.1)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(PredictorError, match="a pipe that nobody reads"):
+    with pytest.raises(PredictorError, match="a pipe without a reader"):
         OutputFile(tmp_path / "fifo")
 
 
