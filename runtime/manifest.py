@@ -1,4 +1,4 @@
-"""The bundle's manifest: the files in the folder, and what produced them.
+"""The bundle's manifest: the files in the folder, and what produced them (format: docs/bundle-format.md).
 
 Readers take no lock. They read the manifest once, then each of its files once, by hash. If that fails and the manifest
 has been replaced meanwhile, they start again with the new one. So everything that runs is from one bundle.

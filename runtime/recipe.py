@@ -1,4 +1,4 @@
-"""The recipe: everything that few-shot teaching learned, in one safetensors file.
+"""The recipe: everything that few-shot teaching learned, in one safetensors file (format: docs/bundle-format.md).
 
 A recipe holds the graph's recipe inputs and the supports' features as float32 tensors. One JSON string in the
 safetensors metadata holds class names, operating point, frame options, and how the recipe was taught and calibrated.
