@@ -32,7 +32,7 @@ MAX_ARTIFACTS = 64
 MAX_NOTES = 100
 MAX_ARTIFACT_BYTES = 2**40
 MAX_READINGS = 20
-"""How often a bundle is read again while other processes replace it."""
+"""So often is a bundle read again that another process replaces meanwhile."""
 PRECISIONS = ("fp32", "fp16", "int8")
 KINDS = ("onnx", "engine")
 REPLACED_MEANWHILE = "its recipe was replaced by another process meanwhile; nothing was written: run the command again"
