@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# All that this project shows on a GPU, in one go and within a quarter of an hour: docs/gpu.md.
-# Each part has a time limit and a log of its own, so one that fails or hangs costs no other.
+# Runs everything that needs a GPU, within a quarter of an hour: docs/gpu.md.
+# Each part has its own time limit and log, so a part that fails or hangs costs no other part.
 set -uo pipefail
 
 repository=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -126,7 +126,7 @@ limit_of() { # PART: its limit in seconds, and no more than the session has left
     echo $((left < 5 ? 0 : limit < left ? limit : left))
 }
 
-last_line() { # FILE: the last line that says something, fit for a terminal and for a table
+last_line() { # FILE: the last line that is not blank, fit for a terminal and for a table
     grep -v '^[[:space:]]*$' "$1" | tail -n 1 | tr -cd '[:print:]' | cut -c1-300
 }
 
@@ -228,7 +228,7 @@ session() {
         "$python" sem_clip.py build --shots 2 --views 1 --support-cache none --out "$tiny"
     part verify-tiny "$(without_bundle "$tiny")" \
         "$python" sem_clip.py verify "$tiny" --time "$verify_seconds" --json "$out/verify-tiny.json"
-    mapfile -t marked < <(grep -l 'mark\.gpu' tests/test_*.py)
+    mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
     # Warnings are no errors here: the host's packages are of versions that nobody chose.
     part tests "${obstacle[gpu]}" \
         "$python" -m pytest -m gpu -q -p no:cacheprovider -o filterwarnings=default "${marked[@]}"

@@ -201,7 +201,7 @@ def build_bundle(
     frames = _parity_frames(parity_samples, encoder, recipe.frame)
     smoothing = smoothing_px(encoder) if smoothing is None else smoothing
     with writing_bundle(out, force=force) as folder:
-        draft = _Draft(folder, graph, encoder, recipe)
+        draft = _Draft(folder, graph, exported, encoder, recipe)
         sources = {"fp32": exported}
         if fp16:
             sources["fp16"] = exported.half_precision(torch.from_numpy(np.stack(spread(list(frames), 8))))
@@ -239,10 +239,11 @@ def keeps_value_path(model: LoadedModel, recipe: Recipe) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Draft:
-    """A bundle in the making. folder: where its files go. graph: the reference for parity. encoder: as exported."""
+    """A bundle in the making. folder: where its files go. graph: the reference for parity. encoder: of `exported`."""
 
     folder: Path
     graph: SemClipGraph
+    exported: SemClipGraph
     encoder: Encoder
     recipe: Recipe
 
@@ -280,8 +281,10 @@ def _write_golden(
 
     labels: classes of `frames`. source: "frames" keeps the first of them; "patterns" keeps generated ones.
     """
-    size = draft.encoder.input_size
-    chosen, about = golden_frames(frames, labels) if source == "frames" else pattern_frames(size)
+    if source == "frames":
+        chosen, about = golden_frames(frames, labels, draft.exported)
+    else:
+        chosen, about = pattern_frames(draft.encoder.input_size)
     golden = make_golden(draft.graph, draft.encoder, draft.recipe, smoothing, chosen, about, source)
     for artifact in artifacts:
         outputs = artifact_outputs(draft.folder, artifact, draft.encoder, golden.frames, draft.recipe)

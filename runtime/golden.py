@@ -1,9 +1,9 @@
-"""Golden frames: what the export answered, kept in the bundle, so that an engine proves itself where it runs.
+"""Golden frames: the export's answers, kept in the bundle, so that an engine proves itself where it runs.
 
-`golden.safetensors` holds the frames as PNG files one after the other, and the fp32 answers of the export: by the
-bundle's own recipe to all frames, and by recipes that are made of it (`variants`) to the first few. Answers are tensors
-that no threshold moves, so a recalibrated bundle keeps its proof. They are those of the recipe's graph tensors, whose
-SHA-256 stands in the file. The verdicts beside them are compared where the whole recipe is still the same.
+`golden.safetensors` holds the frames as PNG files, one after the other, and the fp32 answers of the export. The
+bundle's own recipe answers all frames; recipes that are made of it (`variants`) answer the first few. Answers depend on
+the recipe's graph tensors alone, whose SHA-256 the file records, so a recalibrated bundle keeps its proof. The file
+also holds verdicts, which are compared only while the whole recipe is unchanged.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ FILE_NAME = "golden.safetensors"
 MAX_BYTES = 64 * 2**20
 MIN_FRAMES, MAX_FRAMES = 2, 64
 SOURCES = ("frames", "patterns")
-"""Frames of the data set, or made-up patterns (`build --no-golden`), which say less."""
+"""Frames of the data set, or made-up patterns (`build --no-golden`), which prove less."""
 REVERSED, MORE, FEWER = "reversed", "one class more", "one class fewer"
 _PREFIX = {"": "", REVERSED: "reversed.", MORE: "more.", FEWER: "fewer."}
 _PACKED = "frames"
@@ -52,14 +52,15 @@ Frames = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Golden:
-    """Frames and the reference answers to them.
+    """Frames and their reference answers.
 
-    frames: uint8 [n, height, width] of the encoder's input size. about: of each frame a word, its class or a pattern.
+    frames: uint8 [n, height, width] of the encoder's input size. about: one word per frame, its class or a pattern.
     source: one of SOURCES. reference: what answered, in words.
-    answers: by the bundle's own recipe, [n, ...]. others: by the `variants` of it, to the first frames, by name.
+    answers: by the bundle's own recipe, [n, ...]. others: by its `variants`, to the first frames, by name.
     tolerance: by precision, as `agreement.Limits` takes it.
-    verdicts: of each frame {"verdict": text, "regions": [[x, y, width, height], ...]}, by the very recipe whose file
-        has `recipe_sha256`. tensors_sha256: of its graph tensors, by which the answers are (`tensors_digest`).
+    verdicts: per frame {"verdict": text, "regions": [[x, y, width, height], ...]}, by the recipe whose file has
+        `recipe_sha256`. tensors_sha256: of the graph tensors that gave the answers (`tensors_digest`).
+    gflop_per_frame: 1e9 operations of the graph's matrix products; None in files of earlier builds.
     """
 
     frames: Frames
@@ -73,6 +74,7 @@ class Golden:
     encoder_id: str
     recipe_sha256: str
     tensors_sha256: str
+    gflop_per_frame: float | None = None
 
     def to_bytes(self) -> bytes:
         """The file's content."""
@@ -88,6 +90,7 @@ class Golden:
             "about": list(self.about),
             "frame_bytes": [len(content) for content in packed],
             "tolerance": dict(self.tolerance),
+            "gflop_per_frame": self.gflop_per_frame,
             "verdicts": [dict(verdict) for verdict in self.verdicts],
         }
         tensors: dict[str, NDArray[Any]] = {_PACKED: np.frombuffer(b"".join(packed), np.uint8)}
@@ -103,7 +106,7 @@ def load_golden(folder: Path, manifest: Manifest, recipe: Recipe) -> Golden:
     Raises BundleError where it has none, or where they are missing, damaged, of another encoder or another recipe.
     """
     if manifest.golden is None:
-        raise BundleError(folder, "has no golden frames, as bundles of earlier builds: build it again to verify it")
+        raise BundleError(folder, "has no golden frames, like all bundles of earlier builds: build it again")
     path = folder / manifest.golden.file
     if path.is_file() and not path.resolve().is_relative_to(folder.resolve()):
         raise BundleError(folder, f"{manifest.golden.file} is a link that leads out of the bundle")
@@ -117,7 +120,7 @@ def load_golden(folder: Path, manifest: Manifest, recipe: Recipe) -> Golden:
     if golden.tensors_sha256 != tensors_digest(recipe):
         raise BundleError(
             path,
-            "holds the answers of another recipe than the bundle's own, which was replaced: put that recipe back, or "
+            "holds the answers of another recipe; the bundle's own was replaced since: put the old recipe back, or "
             "build the bundle again",
         )
     faults = _shape_faults(golden, manifest.encoder, recipe)
@@ -129,29 +132,17 @@ def load_golden(folder: Path, manifest: Manifest, recipe: Recipe) -> Golden:
 def read_golden(content: bytes, encoder: Encoder, where: str = FILE_NAME) -> Golden:
     """The inverse of `Golden.to_bytes`. Raises BundleError with all faults; also for frames of another encoder."""
     faults: list[str] = []
-    try:
-        length = int.from_bytes(content[:8], "little")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError(f"its header is {length:,} bytes, more than the {MAX_HEADER_BYTES:,} allowed here")
-        metadata = parse_json(content[8 : 8 + length], faults).get("__metadata__", {})
-        header = parse_json(metadata[METADATA_KEY], faults)
-        parsed = dict(deserialize(content))  # type: ignore[no-untyped-call]
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
-        raise BundleError(where, f"is no readable file of golden frames ({exc}): copy the bundle again") from exc
+    header, parsed = _parsed(content, where, faults)
     fields = Fields(header, "golden", faults)
-    if fields.text("format") != FORMAT or fields.whole("version", 1, 10**6) != VERSION:
-        raise BundleError(where, f"is not {FORMAT} of version {VERSION}, which this reader knows: update sem-clip")
-    encoder_id = fields.text("encoder_id")
-    if encoder_id != encoder.id:
-        raise BundleError(
-            where, f"is of encoder {encoder_id[:12]}, this bundle holds {encoder.id[:12]} ({encoder.architecture})"
-        )
+    _require_own(fields, encoder, where)
     sizes, tolerance = fields.wholes("frame_bytes", 1, MAX_BYTES), fields.inner("tolerance")
     allowed = {name: tolerance.number(name, 0, 1) for name in PRECISIONS}
     tolerance.finish()
     texts = {name: fields.text(name) for name in ("source", "reference")}
     digests = {name: sha256_field(fields, name) for name in ("recipe_sha256", "tensors_sha256")}
     about = fields.texts("about", MAX_FRAMES)
+    known = isinstance(header, dict) and "gflop_per_frame" in header
+    gflop = fields.number_or_none("gflop_per_frame", 0, 1e9) if known else None
     verdicts = tuple(_read_verdict(Fields(v, "golden.verdicts", faults)) for v in fields.items("verdicts", MAX_FRAMES))
     fields.finish()
     if texts["source"] not in SOURCES:
@@ -177,21 +168,45 @@ def read_golden(content: bytes, encoder: Encoder, where: str = FILE_NAME) -> Gol
         others=outputs,
         tolerance=allowed,
         verdicts=verdicts,
-        encoder_id=encoder_id,
+        encoder_id=encoder.id,
+        gflop_per_frame=gflop,
         **texts,
         **digests,
     )
 
 
+def _parsed(content: bytes, where: str, faults: list[str]) -> tuple[object, dict[str, Any]]:
+    """The file's header and its tensors, unchecked. Raises BundleError."""
+    try:
+        length = int.from_bytes(content[:8], "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError(f"its header is {length:,} bytes, more than the {MAX_HEADER_BYTES:,} allowed here")
+        metadata = parse_json(content[8 : 8 + length], faults).get("__metadata__", {})
+        return parse_json(metadata[METADATA_KEY], faults), dict(deserialize(content))  # type: ignore[no-untyped-call]
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
+        raise BundleError(where, f"is no readable file of golden frames ({exc}): copy the bundle again") from exc
+
+
+def _require_own(fields: Fields, encoder: Encoder, where: str) -> None:
+    """Raise BundleError for a file of another format or version, or of another encoder."""
+    if fields.text("format") != FORMAT or fields.whole("version", 1, 10**6) != VERSION:
+        raise BundleError(where, f"is not {FORMAT} of version {VERSION}, which this reader knows: update sem-clip")
+    found = fields.text("encoder_id")
+    if found != encoder.id:
+        raise BundleError(
+            where, f"is of encoder {found[:12]}, but this bundle holds {encoder.id[:12]} ({encoder.architecture})"
+        )
+
+
 def png_file(frame: Frames) -> bytes:
-    """A frame as a PNG file: nothing is lost."""
+    """A frame as a PNG file, which loses nothing."""
     content = io.BytesIO()
     Image.fromarray(frame).save(content, "PNG", optimize=True)
     return content.getvalue()
 
 
 def tensors_digest(recipe: Recipe) -> str:
-    """SHA-256 of what the graph reads of a recipe: the same after a change of thresholds or of support features."""
+    """SHA-256 of a recipe's graph tensors. Thresholds and support features do not change it."""
     digest = hashlib.sha256()
     for name in TENSORS:
         array = recipe.tensors[name]
@@ -201,9 +216,9 @@ def tensors_digest(recipe: Recipe) -> str:
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:
-    """Recipes that are made of one and give other answers: with the classes reversed, with one more, with one fewer.
+    """Recipes made of one, with other answers: the classes reversed, one class more, one class fewer.
 
-    The first also exchanges the two texts of the map. Each is left out where it would have too many or too few classes.
+    The first also exchanges the two texts of the map. A variant with too many or too few classes is left out.
     """
     tensors, classes = recipe.tensors, recipe.classes
     by_class = ("text_cls", "head_weight", "head_bias")
@@ -230,16 +245,16 @@ def _new_name(classes: Sequence[str]) -> str:
 
 
 def judge(encoder: Encoder, smoothing_px: float, recipe: Recipe, outputs: Outputs) -> list[Prediction]:
-    """What the host makes of an engine's outputs to frames of the encoder's input size."""
+    """The host's predictions from an engine's outputs, for frames of the encoder's input size."""
     setup = Setup(recipe, FrameOptions())
-    blank: Frames = np.zeros((1, 1), np.uint8)  # the pixels have been looked at by now
+    blank: Frames = np.zeros((1, 1), np.uint8)  # the engine has read the pixels already
     count = len(outputs.probabilities)
     jobs = [Job(Prepared(blank, encoder.input_size, f"golden frame {i}", None), setup) for i in range(count)]
     return Pipeline(encoder, smoothing_px, FakeBackend(encoder), count).finish(jobs, outputs, 0.0)
 
 
 def verdict_of(prediction: Prediction) -> dict[str, Any]:
-    """What the file keeps of a Prediction."""
+    """The part of a Prediction that the file keeps."""
     regions = [[region.x, region.y, region.width, region.height] for region in prediction.regions]
     return {"verdict": prediction.verdict, "regions": regions[:_MAX_REGIONS]}
 
@@ -279,11 +294,11 @@ def _read_tensors(parsed: Mapping[str, Any], faults: list[str]) -> dict[str, NDA
 def _unpacked(packed: bytes, sizes: Sequence[int], shape: tuple[int, int], where: str) -> Frames:
     """uint8 [n, height, width] from PNG files one after the other. Raises BundleError."""
     if sum(sizes) != len(packed):
-        raise BundleError(where, f"holds {len(packed):,} bytes of frames, and frame_bytes says {sum(sizes):,}")
+        raise BundleError(where, f"holds {len(packed):,} bytes of frames, and frame_bytes adds up to {sum(sizes):,}")
     frames, start = [], 0
     for index, size in enumerate(sizes):
         content, start = packed[start : start + size], start + size
-        # Its head first: what is not of the encoder's size is not inflated.
+        # The header first: a frame of another size is not inflated.
         sides = int.from_bytes(content[20:24], "big"), int.from_bytes(content[16:20], "big")
         if sides != shape:
             raise BundleError(where, f"frame {index} is {list(sides)}, this encoder takes {list(shape)}")

@@ -1,7 +1,7 @@
-"""The bundle's manifest: what is in the folder, and what produced it (format: docs/bundle-format.md).
+"""The bundle's manifest: the files in the folder, and what produced them (format: docs/bundle-format.md).
 
-Readers take no lock. They read the manifest once, then each file that it names once, by its hash; where that fails and
-another manifest is there by now, they start again with that one. So what is run is all of one bundle.
+Readers take no lock. They read the manifest once, then each of its files once, by hash. If that fails and the manifest
+has been replaced meanwhile, they start again with the new one. So everything that runs is from one bundle.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
@@ -22,6 +22,8 @@ from .files import read_bounded, sha256_of
 from .jsonfields import Fields, listed, parse_json
 from .recipe import MAX_BYTES as MAX_RECIPE_BYTES
 from .recipe import Recipe
+from .targets import PRECISIONS as PRECISIONS
+from .targets import Targets, read_targets, targets_to_json
 
 FORMAT = "sem-clip-bundle"
 VERSION = 2
@@ -33,7 +35,6 @@ MAX_NOTES = 100
 MAX_ARTIFACT_BYTES = 2**40
 MAX_READINGS = 20
 """So often is a bundle read again that another process replaces meanwhile."""
-PRECISIONS = ("fp32", "fp16", "int8")
 KINDS = ("onnx", "engine")
 REPLACED_MEANWHILE = "its recipe was replaced by another process meanwhile; nothing was written: run the command again"
 T = TypeVar("T")
@@ -72,7 +73,7 @@ class Manifest:
     """Everything a reader must know before it opens an engine.
 
     smoothing_px: standard deviation of the map's Gaussian smoothing, in pixels of `encoder.image_size`.
-    golden: None in bundles of earlier builds.
+    golden: None in bundles of earlier builds. targets: what each engine must reach, where anything is asked.
     """
 
     encoder: Encoder
@@ -83,6 +84,7 @@ class Manifest:
     tools: Mapping[str, str]
     notes: tuple[str, ...]
     golden: GoldenFile | None = None
+    targets: Targets = field(default_factory=dict)
 
     def to_json(self) -> str:
         """The content of manifest.json."""
@@ -95,6 +97,7 @@ class Manifest:
             "artifacts": artifacts,
             "recipe": {"file": self.recipe_file, "sha256": self.recipe_sha256},
             **({} if self.golden is None else {"golden": {"file": self.golden.file, "sha256": self.golden.sha256}}),
+            **({"targets": targets_to_json(self.targets)} if self.targets else {}),
             "smoothing_px": self.smoothing_px,
             "tools": dict(self.tools),
             "notes": list(self.notes),
@@ -113,19 +116,21 @@ class Manifest:
         name = fields.text("format")
         version = fields.whole("version", 1, 10**6)
         if not faults and name != FORMAT:
-            raise BundleError(where, f'says format "{name}", expected "{FORMAT}"')
+            raise BundleError(where, f'has the format "{name}", expected "{FORMAT}"')
         if not faults and version > VERSION:
             raise BundleError(
                 where, f"has format version {version}, this reader knows up to {VERSION}: update sem-clip"
             )
-        # A faulty version is one fault; the entries of another version would only bury it.
+        # A faulty version is one fault: faults of another version's entries would only bury it.
         encoder = read_encoder(fields.inner("encoder"), VERSION if faults else version)
         artifacts = tuple(
             _read_artifact(Fields(item, f"manifest.artifacts[{index}]", faults))
             for index, item in enumerate(fields.items("artifacts", MAX_ARTIFACTS))
         )
         recipe = fields.inner("recipe")
-        golden = _read_golden(fields.inner("golden")) if isinstance(document, dict) and "golden" in document else None
+        optional = document.keys() & {"golden", "targets"} if isinstance(document, dict) else set()
+        golden = _read_golden(fields.inner("golden")) if "golden" in optional else None
+        targets = read_targets(fields.mapping("targets"), "manifest.targets", faults) if "targets" in optional else {}
         tools = fields.mapping("tools")
         if not all(isinstance(tool, str) for tool in tools.values()):
             fields.fault("tools", "must give a text for each tool")
@@ -138,6 +143,7 @@ class Manifest:
             tools=tools,
             notes=fields.texts("notes", MAX_NOTES),
             golden=golden,
+            targets=targets,
         )
         recipe.finish()
         fields.finish()
@@ -197,7 +203,7 @@ def use_bundle(folder: str | Path, use: Callable[[Manifest, Recipe], T], *, veri
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest that lies in the folder, whatever else does. Raises BundleError."""
+    """The manifest of a folder; other files are not checked. Raises BundleError."""
     return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError), where=str(folder / FILE_NAME))
 
 
@@ -308,7 +314,7 @@ def _with_recipe_of(folder: Path, new: Manifest, before: Manifest | None, there:
 
 
 def _is_there(folder: Path, there: Manifest | None, file: str, digest: str) -> bool:
-    """Whether the old bundle has the very file already, and not only says so."""
+    """Whether the old bundle's manifest names the file and the file itself is intact."""
     return there is not None and there.files().get(file) == digest and not _file_faults(folder, file, None, digest)
 
 

@@ -1,15 +1,13 @@
 """One opened engine against the golden frames: a list of checks, each passed or not, with figures and a reason.
 
-Correctness goes through `Pipeline.infer`, as every frame does. Speed is measured and never decides, unless targets are
-given: this host may be busy.
+Correctness goes through `Pipeline.infer`, as every frame does. Speed is compared with the targets of the manifest, and
+an engine that misses them is still correct: this host may be busy.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,30 +15,31 @@ from typing import Any
 
 import numpy as np
 
-from .agreement import Difference, Limits, compare, explain, joined, rows_of
+from .agreement import Difference, Limits, compare, explain, int8_tolerance, joined, rows_of
 from .backends import Backend, Outputs
 from .errors import PredictorError
 from .frames import Prepared
-from .golden import FEWER, MORE, REVERSED, Frames, Golden, judge, png_file, variants, verdict_of
-from .host import resident_memory_mb, usable_cores
-from .manifest import Encoder
+from .golden import FEWER, MORE, REVERSED, Frames, Golden, judge, variants, verdict_of
+from .host import resident_memory_mb
+from .manifest import Encoder, Manifest
 from .pipeline import Job, Pipeline, Setup
-from .recipe import FrameOptions, Recipe
-from .stream import stream
+from .recipe import MAX_CLASSES, FrameOptions, Recipe
+from .speed import measured_speed
+from .targets import NO_TARGET, Target
 
 THREADS = 4
 REPEATS = 3
 GROWTH_MB = 64.0
-"""Memory may grow by so much from the end of the parity runs to the end: pools of an engine settle before."""
+"""Memory may grow by this much during the timed part; an engine's memory pools settle before it."""
 BOX_PX = 2
-"""A region's side may differ by so much between hosts: each CPU rounds the map's up-sampling its own way."""
-PERCENTILES = (50, 95, 99)
-LEAST_CALLS = 3
+"""A region's side may differ by this much between hosts: CPUs round the map's up-sampling differently."""
+TARGET = "target"
+"""The name of the check that compares speed with the manifest's target."""
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that was looked at. passed: None where it could not be. said: the reason, or the result in words."""
+    """One check. passed: None where it was not possible. said: the reason, or the result in words."""
 
     name: str
     passed: bool | None
@@ -50,9 +49,10 @@ class Check:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What is proved: an engine, by the bundle's own recipe. batches: sizes to run, the largest last.
+    """An engine to be qualified with the bundle's own recipe. batches: sizes to run, the largest last.
 
-    most_classes: of any recipe that the engine takes, where it has a bound.
+    tolerance: largest difference allowed, for the engine's precision. most_classes: of any recipe that the engine
+    takes. target: the speed that the manifest asks of it.
     """
 
     encoder: Encoder
@@ -62,16 +62,44 @@ class Subject:
     golden: Golden
     backend: Backend
     batches: tuple[int, ...]
-    most_classes: int = 64
+    tolerance: float
+    most_classes: int = MAX_CLASSES
+    target: Target = NO_TARGET
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        recipe: Recipe,
+        golden: Golden,
+        backend: Backend,
+        batches: tuple[int, ...],
+        most_classes: int = MAX_CLASSES,
+    ) -> Subject:
+        """An engine of a bundle. recipe: the bundle's own."""
+        precision = backend.precision
+        reports = [artifact.parity for artifact in manifest.artifacts if artifact.precision == precision]
+        tolerance = golden.tolerance[precision]
+        return cls(
+            manifest.encoder,
+            manifest.smoothing_px,
+            recipe,
+            manifest.recipe_sha256,
+            golden,
+            backend,
+            batches,
+            int8_tolerance(reports, tolerance) if precision == "int8" else tolerance,
+            most_classes,
+            manifest.targets.get((backend.name, precision), NO_TARGET),
+        )
 
     @property
     def limits(self) -> Limits:
-        """What the backend's precision allows."""
-        precision = self.backend.precision
-        return Limits.of(precision, self.golden.tolerance[precision])
+        """The differences that the backend's precision allows."""
+        return Limits.of(self.backend.precision, self.tolerance)
 
     def infer(self, frames: Frames, recipe: Recipe) -> Outputs:
-        """One batch, as the Predictor runs it. Raises BackendError, also for answers that are none."""
+        """One batch, as the Predictor runs it. Raises BackendError, also for answers that are not finite."""
         setup = Setup(recipe, FrameOptions())
         pipeline = Pipeline(self.encoder, self.smoothing_px, self.backend, len(frames))
         rows = [Prepared(frame, self.encoder.input_size, f"row {i}", None) for i, frame in enumerate(frames)]
@@ -90,13 +118,15 @@ def qualify(subject: Subject, seconds: float) -> list[Check]:
         _checked(f"{THREADS} threads", partial(threads, subject)),
     ]
     before = resident_memory_mb()
-    checks.append(_checked("speed", partial(speed, subject, seconds)))
-    checks.append(memory(before))
+    timed = _checked("speed", partial(speed, subject, seconds))
+    checks += [timed, memory(before)]
+    if subject.target.figures():
+        checks.append(reached(subject.target, timed))
     return checks
 
 
 def check_opening(subject: Subject) -> str:
-    """What is wrong with one batch of golden frames; "" where nothing is. Raises BackendError."""
+    """The fault found in one batch of golden frames; "" where there is none. Raises BackendError."""
     count = min(len(subject.golden.frames), subject.batches[-1])
     found = subject.infer(subject.golden.frames[:count], subject.recipe)
     reference = rows_of(subject.golden.answers, slice(count))
@@ -106,15 +136,15 @@ def check_opening(subject: Subject) -> str:
 
 
 def host_verdicts(subject: Subject) -> Check:
-    """The reference answers, judged by this host, give the verdicts and regions of the export."""
+    """This host draws the export's verdicts and regions from the reference answers."""
     golden = subject.golden
     if golden.recipe_sha256 != subject.recipe_sha256:
-        return Check("host", None, "the recipe's thresholds have been changed since the export: nothing to compare")
+        return Check("host", None, "the recipe's thresholds have changed since the export: nothing to compare")
     found = [verdict_of(p) for p in judge(subject.encoder, subject.smoothing_px, subject.recipe, golden.answers)]
     wrong = [i for i, (a, b) in enumerate(zip(golden.verdicts, found, strict=True)) if not _same_verdict(a, b)]
     if wrong:
         return Check("host", False, f"this host draws other verdicts or regions from equal numbers: frame {wrong[0]}")
-    return Check("host", True, f"verdicts and regions of {len(found)} frames are those of the export")
+    return Check("host", True, f"verdicts and regions of {len(found)} frames equal those of the export")
 
 
 def batch_parity(subject: Subject, size: int) -> Check:
@@ -141,7 +171,7 @@ def batch_parity(subject: Subject, size: int) -> Check:
 
 
 def verdicts(subject: Subject) -> Check:
-    """The verdicts by the engine's numbers, beside those by the reference's; a close call may fall either way."""
+    """Verdicts from the engine's numbers equal those from the reference's; a close call may fall either way."""
     size, golden = subject.batches[-1], subject.golden
     frames = golden.frames
     found = joined([subject.infer(frames[i : i + size], subject.recipe) for i in range(0, len(frames), size)])
@@ -154,13 +184,13 @@ def verdicts(subject: Subject) -> Check:
     within = compare(golden.answers, found, subject.limits).passed
     if others and not within:
         a, b = pairs[others[0]]
-        return Check("verdicts", False, f"frame {others[0]} is {b.verdict}, the export says {a.verdict}", figures)
+        return Check("verdicts", False, f"frame {others[0]} is {b.verdict}, for the export it is {a.verdict}", figures)
     close = f"; {len(others)} close calls fall the other way" if others else ""
     return Check("verdicts", True, f"{len(pairs) - len(others)} of {len(pairs)} equal{close}", figures)
 
 
 def repeats(subject: Subject) -> Check:
-    """The same batch again and again."""
+    """The same batch several times gives the same answers."""
     frames = subject.golden.frames[: subject.batches[-1]]
     runs = [subject.infer(frames, subject.recipe) for _ in range(REPEATS)]
     apart = [compare(runs[0], other, subject.limits) for other in runs[1:]]
@@ -172,7 +202,7 @@ def repeats(subject: Subject) -> Check:
 
 
 def recipe_swap(subject: Subject) -> Check:
-    """Another recipe, and back, on the same frames."""
+    """Another recipe and then the first again, on the same frames."""
     frames, recipe, other, reference, expected = _of_variant(subject, REVERSED)
     subject.infer(frames, recipe)
     swapped, back = subject.infer(frames, other), subject.infer(frames, recipe)
@@ -205,7 +235,7 @@ def other_classes(subject: Subject, name: str) -> Check:
 
 
 def threads(subject: Subject) -> Check:
-    """Calls from several threads at a time, with two recipes."""
+    """Concurrent calls from several threads, with two recipes."""
     frames, recipe, other, reference, expected = _of_variant(subject, REVERSED)
     turns = [(recipe, reference), (other, expected)] * THREADS
     name = f"{THREADS} threads"
@@ -220,36 +250,41 @@ def threads(subject: Subject) -> Check:
 
 def speed(subject: Subject, seconds: float) -> Check:
     """Latency at batch 1 and frames/s, of the engine alone and with everything around it."""
-    share, golden, backend = seconds / 4, subject.golden, subject.backend
-    setup, most = Setup(subject.recipe, FrameOptions()), subject.batches[-1]
-    pipeline = Pipeline(subject.encoder, subject.smoothing_px, backend, most)
-    files = [png_file(frame) for frame in golden.frames]
-    one = itertools.cycle([golden.frames[i : i + 1] for i in range(len(files))])
-    file = itertools.cycle(files)
-    rows = np.arange(most) % len(files)
-    batch = golden.frames[rows]
-    figures = {
-        "batch": most,
-        "engine_ms": _percentiles(_timed(lambda: backend.run(next(one), subject.recipe), share)),
-        "end_to_end_ms": _percentiles(_timed(lambda: pipeline.answer([pipeline.prepare(next(file), setup)]), share)),
-        "engine_frames_per_second": _throughput(lambda: backend.run(batch, subject.recipe), most, backend, share),
-        "end_to_end_frames_per_second": _streamed(pipeline, files, setup, share),
-    }
-    return Check("speed", True, "", figures)
+    setup = Setup(subject.recipe, FrameOptions())
+    pipeline = Pipeline(subject.encoder, subject.smoothing_px, subject.backend, subject.batches[-1])
+    return Check("speed", True, "", measured_speed(pipeline, setup, subject.golden.frames, seconds))
 
 
 def memory(before: float | None) -> Check:
-    """How much this process grew over the timed part."""
+    """How much this process grew during the timed part."""
     after = resident_memory_mb()
     if before is None or after is None:
-        return Check("memory", None, "this system does not tell")
+        return Check("memory", None, "this system does not report it")
     growth = after - before
     figures = {"growth_mb": growth, "resident_mb": after}
     return Check("memory", growth <= GROWTH_MB, f"grew by {growth:.0f} MB (allowed {GROWTH_MB:.0f})", figures)
 
 
+def reached(target: Target, timed: Check) -> Check:
+    """Whether the measured speed is the target's. timed: what `speed` gave."""
+    asked = target.figures()
+    if not timed.figures:
+        return Check(TARGET, False, "the speed could not be measured", {"asked": asked})
+    latency = timed.figures["end_to_end_ms"]
+    found = {"p99_ms": latency["p99"], "frames_per_s": timed.figures["end_to_end_frames_per_second"]}
+    words = {
+        "p99_ms": f"p99 is {found['p99_ms']:.4g} ms of {latency['n']} frames, the target {target.p99_ms or 0:g} ms",
+        "frames_per_s": f"{found['frames_per_s']:.4g} frames/s, the target {target.frames_per_s or 0:g}",
+    }
+    missed = [
+        name for name, value in asked.items() if (found[name] > value if name == "p99_ms" else found[name] < value)
+    ]
+    figures = {"asked": asked, "found": {name: found[name] for name in asked}, "missed": missed}
+    return Check(TARGET, not missed, "; ".join(words[name] for name in missed or asked), figures)
+
+
 def _checked(name: str, look: Callable[[], Check]) -> Check:
-    """An engine that fails is a check that is not passed, and the others are made all the same."""
+    """A check in which the engine fails is not passed; the other checks run all the same."""
     try:
         return look()
     except PredictorError as exc:
@@ -257,7 +292,7 @@ def _checked(name: str, look: Callable[[], Check]) -> Check:
 
 
 def _of_variant(subject: Subject, name: str) -> tuple[Frames, Recipe, Recipe, Outputs, Outputs]:
-    """Frames, both recipes, and what each answers by the export."""
+    """Frames, both recipes, and the export's answers with each."""
     expected = subject.golden.others[name]
     count = min(len(expected.probabilities), subject.backend.max_batch)
     rows = slice(count)
@@ -274,7 +309,7 @@ def _same_verdict(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _figures(difference: Difference) -> dict[str, Any]:
-    """JSON-ready; what is infinite is None."""
+    """JSON-ready; an infinite value becomes None."""
     values = {
         "max_abs_probability": difference.probabilities,
         "max_abs_defect_map": difference.defect_map,
@@ -287,52 +322,3 @@ def _figures(difference: Difference) -> dict[str, Any]:
         "label_ties": difference.label_ties,
         "faulty_rows": list(difference.faulty),
     }
-
-
-def _timed(call: Callable[[], object], seconds: float) -> list[float]:
-    """Seconds of each call, after one that is not counted."""
-    call()
-    taken: list[float] = []
-    end = time.perf_counter() + seconds
-    while len(taken) < LEAST_CALLS or time.perf_counter() < end:
-        began = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - began)
-    return taken
-
-
-def _percentiles(seconds: Sequence[float]) -> dict[str, float]:
-    """In ms, each one of the samples (nearest rank), and n, how many there are."""
-    ranked = sorted(seconds)
-    found: dict[str, float] = {f"p{p}": 1e3 * ranked[-(-p * len(ranked) // 100) - 1] for p in PERCENTILES}
-    return {**found, "n": len(ranked)}
-
-
-def _throughput(call: Callable[[], object], frames: int, backend: Backend, seconds: float) -> float:
-    """Frames/s with as many calls at a time as keep the engine busy."""
-    with ThreadPoolExecutor(backend.in_flight) as pool:
-
-        def together() -> None:
-            list(pool.map(lambda _: call(), range(backend.in_flight)))
-
-        taken = _timed(together, seconds)
-    return frames * backend.in_flight * len(taken) / sum(taken)
-
-
-def _streamed(pipeline: Pipeline, files: Sequence[bytes], setup: Setup, seconds: float) -> float:
-    """Frames/s of a stream of PNG files, from the second batch on."""
-    end = time.perf_counter() + seconds
-
-    def source() -> Iterator[bytes]:
-        for index in itertools.count():
-            if index >= (LEAST_CALLS + 1) * pipeline.batch_size and time.perf_counter() >= end:
-                return
-            yield files[index % len(files)]
-
-    began, count = 0.0, 0
-    answers: Iterable[object] = stream(pipeline, source(), lambda: setup, min(8, usable_cores()))
-    for number, _ in enumerate(answers, 1):
-        if number == pipeline.batch_size:
-            began = time.perf_counter()
-        count = number - pipeline.batch_size
-    return count / (time.perf_counter() - began)

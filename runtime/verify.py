@@ -1,90 +1,55 @@
-"""`sem-clip verify`: every engine of a bundle that this host can run proves itself on the bundle's golden frames."""
+"""`sem-clip verify`: proves every engine of a bundle that this host can run on the bundle's golden frames."""
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import platform
+import math
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib import metadata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .arguments import MAX_THREADS, at_least
-from .backends import ENGINES, NAMES, Backend, open_backend
+from .backends import ENGINES, NAMES, open_backend
 from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
 from .backends.ort import check_provider
 from .backends.trt import MODULES
-from .errors import BackendUnavailable, BundleError, PredictorError
-from .files import read_bounded, require_files, write_atomically
+from .changing import changing
+from .errors import BackendUnavailable, PredictorError
+from .files import require_files, write_atomically
 from .golden import Golden, load_golden
-from .host import find_gpu, operating_system, processor, usable_cores
+from .host import usable_cores
 from .lifetime import in_engine
-from .manifest import FILE_NAME, MAX_BYTES, PRECISIONS, Artifact, Manifest, use_bundle
+from .manifest import PRECISIONS, Artifact, Manifest, load_bundle, put_in_place, use_bundle
+from .peak import Peak, measured_peak
 from .qualification import Check, Subject, qualify
 from .recipe import MAX_CLASSES, Recipe
+from .targets import BOUNDS, NO_TARGET, Target
 from .terminal import printable
+from .verification import Result, lines, record
 
-FORMAT = "sem-clip-verification"
-VERSION = 1
 SECONDS = 40.0
-"""For the timed parts of all engines together. The rest takes 15 s for a full-size encoder on two cores, per engine."""
+"""For the timed parts of all engines together; other checks of a full-size encoder take 15 s per engine on 2 cores."""
 LONGEST_S = 24 * 3600.0
+MISSED = 3
+"""Exit status where all engines are qualified and one is slower than the manifest asks."""
 CPU_BATCHES = (1, 2, 8)
 CUDA_BATCHES = (1, 2, 8, 32)
-SAYS_LESS = (
-    "the golden frames are made-up patterns (--no-golden): they show that an engine computes the same, and say less "
-    "about frames of your tool"
-)
-_PACKAGES = (
-    "sem-clip",
-    "numpy",
-    "pillow",
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "tensorrt",
-    "tensorrt-rtx",
-    "cuda-bindings",
-)
-_COLUMNS = (
-    "backend",
-    "verdict",
-    "probabilities",
-    "map",
-    "p50 ms",
-    "p95 ms",
-    "p99 ms",
-    "engine/s",
-    "stream/s",
-    "memory",
-)
+REMOVE = "none"
+Change = tuple[str, str, str, float | None]
+"""A target to set: backend, precision, figure, and its value; None removes it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """One backend with one precision. checks: empty where it was not run; why_not says why."""
+class _Bundle:
+    """What was read of the bundle."""
 
-    backend: str
-    precision: str
-    artifact: str
-    artifact_sha256: str
-    description: str
-    checks: tuple[Check, ...]
-    why_not: str = ""
-
-    @property
-    def faults(self) -> tuple[str, ...]:
-        """Why it is not qualified, a line each."""
-        return tuple(f"{check.name}: {check.said}" for check in self.checks if check.passed is False)
-
-    @property
-    def qualified(self) -> bool:
-        """Whether it ran, and nothing was found against it."""
-        return bool(self.checks) and not self.faults
+    folder: Path
+    manifest: Manifest
+    recipe: Recipe
+    golden: Golden
 
 
 class Verify:
@@ -116,17 +81,31 @@ class Verify:
         parser.add_argument(
             "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine on a CPU (default: all)"
         )
+        parser.add_argument(
+            "--set-target",
+            type=_target,
+            action="append",
+            default=[],
+            metavar="BACKEND:PRECISION:FIGURE=VALUE",
+            help="first write a target into the bundle, such as cpu:fp32:p99_ms=50 or cpu:fp32:frames_per_s=20 "
+            f"(image file to verdict; =none removes it; may be repeated). Exit status {MISSED} if an engine misses one",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
-        """Verify, print the table; 1 if an engine is not qualified."""
+        """Verify, print the table; returns 1 if an engine is not qualified, MISSED if one misses its target."""
         if args.json is not None:
             require_files([args.json], force=args.force)
+        if args.set_target:
+            set_targets(args.bundle, args.set_target)
         report = verify(args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads)
-        if args.json is not None:
-            write_atomically(args.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
         for line in lines(report):
             print(printable(line))
-        return 0 if report["qualified"] else 1
+        if args.json is not None:
+            sys.stdout.flush()  # a record that cannot be written must not cost the table
+            write_atomically(args.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        if not report["qualified"]:
+            return 1
+        return MISSED if report["targets_met"] is False else 0
 
 
 def verify(
@@ -138,109 +117,43 @@ def verify(
     that was asked for.
     """
 
-    def load(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Golden]:
-        return manifest, recipe, load_golden(folder, manifest, recipe)
+    def load(manifest: Manifest, recipe: Recipe) -> _Bundle:
+        return _Bundle(folder, manifest, recipe, load_golden(folder, manifest, recipe))
 
-    manifest, recipe, golden = use_bundle(folder, load)
-    wanted = _wanted(manifest, backends, precision)
-    found = {pair: _artifact(folder, manifest, *pair) for pair in wanted}
+    bundle = use_bundle(folder, load)
+    found = {pair: _artifact(bundle, *pair) for pair in _wanted(bundle.manifest, backends, precision)}
+    _require_any(folder, [why for why in found.values() if isinstance(why, str)], len(found), asked=bool(backends))
     runnable = sum(isinstance(artifact, Artifact) for artifact in found.values())
+    peak = _peak(found, threads)
     results = []
     for (name, of), artifact in found.items():
         if isinstance(artifact, str):
             results.append(Result(name, of, "", "", "", (), artifact))
             continue
         _say(f"{name} {of} ...")
-        results.append(
-            _result(folder, manifest, recipe, golden, name, of, artifact, seconds / max(1, runnable), threads)
-        )
-    _require_any(folder, results, asked=bool(backends))
-    return record(folder, manifest, golden, results)
+        results.append(_result(bundle, name, of, artifact, seconds / runnable, threads))
+    idle = [result.why_not for result in results if not result.checks]
+    _require_any(folder, idle, len(results), asked=bool(backends))
+    return record(folder, bundle.manifest, bundle.golden, results, peak)
 
 
-def record(folder: Path, manifest: Manifest, golden: Golden, results: Iterable[Result]) -> dict[str, Any]:
-    """What can be attached to a qualification: what was proved, by what, where and when."""
-    results = list(results)
-    gpu, why_no_gpu = find_gpu()
-    manifest_file = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError)
-    assert manifest.golden is not None
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "taken": datetime.now(UTC).isoformat(timespec="seconds"),
-        "qualified": any(r.checks for r in results) and all(r.qualified for r in results if r.checks),
-        "bundle": {
-            "folder": str(folder),
-            "manifest_sha256": hashlib.sha256(manifest_file).hexdigest(),
-            "architecture": manifest.encoder.architecture,
-            "encoder_id": manifest.encoder.id,
-            "recipe_sha256": manifest.recipe_sha256,
-            "golden_sha256": manifest.golden.sha256,
-        },
-        "golden": {
-            "frames": len(golden.frames),
-            "source": golden.source,
-            "about": golden.about,
-            "by": golden.reference,
-        },
-        "tolerance": dict(golden.tolerance),
-        "machine": {
-            "system": f"{operating_system()}, {platform.platform()}",
-            "processor": processor(),
-            "cores": usable_cores(),
-            "gpu": None if gpu is None else asdict(gpu),
-            "why_no_gpu": why_no_gpu,
-        },
-        "versions": _versions(),
-        "backends": [
-            {
-                "backend": r.backend,
-                "precision": r.precision,
-                "qualified": r.qualified if r.checks else None,
-                "faults": list(r.faults),
-                "artifact": r.artifact,
-                "artifact_sha256": r.artifact_sha256,
-                "description": r.description,
-                "why_not_run": r.why_not,
-                "checks": [asdict(check) for check in r.checks],
-            }
-            for r in results
-        ],
-    }
-
-
-def lines(report: Mapping[str, Any]) -> list[str]:
-    """The record for people: a table of what ran, then faults, then what did not run."""
-    golden = report["golden"]
-    ran = [entry for entry in report["backends"] if entry["checks"]]
-    rows = [_COLUMNS, *(_row(entry) for entry in ran)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
-    said = [
-        f"{report['bundle']['architecture']}, {golden['frames']} golden frames by {golden['by']}",
-        f"{report['machine']['processor']}, {report['machine']['cores']} cores"
-        + (f", {report['machine']['gpu']['name']}" if report["machine"]["gpu"] else ""),
-        *("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows),
-    ]
-    for entry in ran:
-        name = f"{entry['backend']} {entry['precision']}"
-        said += [f"NOT QUALIFIED  {name}: {fault}" for fault in entry["faults"]]
-        said += [
-            f"not checked    {name}: {check['name']}: {check['said']}"
-            for check in entry["checks"]
-            if check["passed"] is None
-        ]
-    said += [
-        f"not run        {entry['backend']} {entry['precision']}: {entry['why_not_run']}"
-        for entry in report["backends"]
-        if not entry["checks"]
-    ]
-    if golden["source"] == "patterns":
-        said.append(f"note           {SAYS_LESS}")
-    return said
+def set_targets(folder: Path, changes: Sequence[Change]) -> None:
+    """Change targets in the bundle's manifest; nothing else of it changes. Raises BundleError."""
+    folder = folder.resolve()
+    with changing(folder) as staging:
+        manifest, _ = load_bundle(folder)
+        targets = dict(manifest.targets)
+        for backend, precision, figure, value in changes:
+            target = targets.pop((backend, precision), NO_TARGET)
+            changed = {name: value if name == figure else getattr(target, name) for name in BOUNDS}
+            if any(asked is not None for asked in changed.values()):
+                targets[backend, precision] = Target(**changed)
+        if targets != manifest.targets:
+            put_in_place(folder, staging, replace(manifest, targets=targets), instead_of=manifest)
 
 
 def batches_of(name: str, artifact: Artifact, most: int) -> tuple[int, ...]:
-    """The sizes to run: those of the engine's profile by powers of two; of ONNX Runtime a few that it may meet."""
+    """Batch sizes to run: powers of two within an engine's profile; a few usual sizes for ONNX Runtime."""
     profile = artifact.target.get("batch")
     if artifact.kind == "engine" and isinstance(profile, list | tuple) and profile:
         most = min(most, max(size for size in profile if isinstance(size, int)))
@@ -251,7 +164,7 @@ def batches_of(name: str, artifact: Artifact, most: int) -> tuple[int, ...]:
 
 
 def _wanted(manifest: Manifest, backends: Sequence[str], precision: str | None) -> list[tuple[str, str]]:
-    """Backends and precisions to try: of those that the bundle holds, what is meant to run on each."""
+    """Backends and precisions to try: those that the bundle holds and that are meant to run on each backend."""
     meant = {"cpu": ("fp32", "int8"), "cuda": ("fp16", "fp32"), **dict.fromkeys(MODULES, ENGINE_PRECISIONS)}
     held = {
         "onnx": {a.precision for a in manifest.artifacts if a.kind == "onnx" and not a.target},
@@ -265,105 +178,64 @@ def _wanted(manifest: Manifest, backends: Sequence[str], precision: str | None) 
     return found
 
 
-def _artifact(folder: Path, manifest: Manifest, name: str, precision: str) -> Artifact | str:
-    """What the backend would run; or why it does not run here."""
+def _artifact(bundle: _Bundle, name: str, precision: str) -> Artifact | str:
+    """The artifact that the backend would run, or why the backend does not run here."""
     try:
         if name in MODULES:
-            return engine_artifact(name, folder, manifest, precision)
+            return engine_artifact(name, bundle.folder, bundle.manifest, precision)
         check_provider(name)
-        return onnx_artifact(folder, manifest, precision)
+        return onnx_artifact(bundle.folder, bundle.manifest, precision)
     except BackendUnavailable as exc:
         return str(exc)
 
 
-def _result(
-    folder: Path,
-    manifest: Manifest,
-    recipe: Recipe,
-    golden: Golden,
-    name: str,
-    precision: str,
-    artifact: Artifact,
-    seconds: float,
-    threads: int,
-) -> Result:
+def _peak(found: Mapping[tuple[str, str], Artifact | str], threads: int) -> Peak:
+    """The peak of this host's CPU, where an engine runs on it."""
+    if any(name == "cpu" and isinstance(artifact, Artifact) for (name, _), artifact in found.items()):
+        _say("peak of matrix products ...")
+        return measured_peak(threads or usable_cores())
+    return Peak(None, 0, "", "measured for CPUs alone; on a GPU `python -m benchmarks.gpu` measures it")
+
+
+def _result(bundle: _Bundle, name: str, precision: str, artifact: Artifact, seconds: float, threads: int) -> Result:
+    """Open the engine and qualify it. seconds: for the timed parts. threads: of an engine on a CPU."""
     about = (name, precision, artifact.file, artifact.sha256)
     try:
         with in_engine():
-            backend = open_backend(name, folder, manifest, precision=precision, threads=threads)
+            backend = open_backend(name, bundle.folder, bundle.manifest, precision=precision, threads=threads)
     except BackendUnavailable as exc:
         return Result(*about, "", (), str(exc))
-    except PredictorError as exc:  # it should run here, and is damaged, or its GPU fails
+    except PredictorError as exc:  # it should run here, but it is damaged or its GPU fails
         return Result(*about, "", (Check("open", False, str(exc)),))
     with backend:
-        return Result(*about, backend.description, tuple(_checks(manifest, recipe, golden, backend, artifact, seconds)))
+        bound = artifact.target.get("most_classes", MAX_CLASSES)
+        subject = Subject.of(
+            bundle.manifest,
+            bundle.recipe,
+            bundle.golden,
+            backend,
+            batches_of(name, artifact, backend.max_batch),
+            bound if isinstance(bound, int) else MAX_CLASSES,
+        )
+        return Result(*about, backend.description, tuple(_checks(subject, seconds)), tolerance=subject.tolerance)
 
 
-def _checks(
-    manifest: Manifest, recipe: Recipe, golden: Golden, backend: Backend, artifact: Artifact, seconds: float
-) -> list[Check]:
-    bound = artifact.target.get("most_classes", MAX_CLASSES)
-    subject = Subject(
-        manifest.encoder,
-        manifest.smoothing_px,
-        recipe,
-        manifest.recipe_sha256,
-        golden,
-        backend,
-        batches_of(backend.name, artifact, backend.max_batch),
-        bound if isinstance(bound, int) else MAX_CLASSES,
-    )
+def _checks(subject: Subject, seconds: float) -> list[Check]:
     try:
         with in_engine():
-            backend.warm_up(recipe)
+            subject.backend.warm_up(subject.recipe)
     except PredictorError as exc:
         return [Check("warm-up", False, str(exc))]
     return qualify(subject, seconds)
 
 
-def _require_any(folder: Path, results: Sequence[Result], *, asked: bool) -> None:
-    idle = [r for r in results if not r.checks]
-    if asked and idle:
-        raise BackendUnavailable(idle[0].why_not)
-    if len(idle) == len(results):
-        raise BackendUnavailable(
-            f"{folder}: no engine of this bundle runs on this host: " + "; ".join(r.why_not for r in idle)
-        )
-
-
-def _row(entry: Mapping[str, Any]) -> tuple[str, ...]:
-    figures = {check["name"]: check["figures"] for check in entry["checks"]}
-    parity = [f for name, f in figures.items() if name.startswith("batch ") and f]
-    timed, memory = figures.get("speed") or {}, figures.get("memory") or {}
-    latency = timed.get("end_to_end_ms", {})
-    return (
-        f"{entry['backend']} {entry['precision']}",
-        "qualified" if entry["qualified"] else "NOT QUALIFIED",
-        *(_largest(parity, key) for key in ("max_abs_probability", "max_abs_defect_map")),
-        *(f"{latency[p]:.2f}" if latency else "-" for p in ("p50", "p95", "p99")),
-        *(
-            f"{timed[key]:.1f}" if timed else "-"
-            for key in ("engine_frames_per_second", "end_to_end_frames_per_second")
-        ),
-        f"{memory['growth_mb']:+.0f} MB" if memory else "-",
-    )
-
-
-def _largest(parity: Sequence[Mapping[str, Any]], key: str) -> str:
-    values = [figures[key] for figures in parity]
-    if not values:
-        return "-"
-    return "not finite" if None in values else f"{max(values):.1e}"
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+def _require_any(folder: Path, reasons: Sequence[str], tried: int, *, asked: bool) -> None:
+    """Raise BackendUnavailable where no engine runs, or not one that was asked for. reasons: of those that do not."""
+    if asked and reasons:
+        raise BackendUnavailable(reasons[0])
+    if len(reasons) == tried:
+        why = "; ".join(dict.fromkeys(reasons))
+        raise BackendUnavailable(f"{folder}: no engine of this bundle runs on this host: {why}")
 
 
 def _say(text: str) -> None:
@@ -384,3 +256,24 @@ def _seconds(text: str) -> float:
     if not 0 < value <= LONGEST_S:
         raise argparse.ArgumentTypeError(f"must lie in (0, {LONGEST_S:g}], not {text}")
     return value
+
+
+def _target(text: str) -> Change:
+    """BACKEND:PRECISION:FIGURE=VALUE."""
+    where, _, value = text.partition("=")
+    backend, precision, figure = (*where.split(":"), "", "", "")[:3]
+    if where.count(":") != 2 or backend not in ENGINES or precision not in PRECISIONS or figure not in BOUNDS:
+        raise argparse.ArgumentTypeError(
+            f'"{text}" is no target; give {"|".join(ENGINES)}, then :{"|".join(PRECISIONS)}, then '
+            f":{'|'.join(BOUNDS)}, then =VALUE, such as cpu:fp32:p99_ms=50"
+        )
+    if value == REMOVE:
+        return backend, precision, figure, None
+    low, high = BOUNDS[figure]
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not low <= number <= high:
+        raise argparse.ArgumentTypeError(f'{figure} must lie in [{low:g}, {high:g}] or be {REMOVE}, not "{value}"')
+    return backend, precision, figure, number

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from runtime.agreement import Limits, compare, explain, joined, rows_of
+from runtime.agreement import Limits, compare, explain, int8_tolerance, joined, rows_of
 from runtime.backends import Outputs
 
 FP32 = Limits.of("fp32", 1e-4)
@@ -21,7 +22,7 @@ def outputs(frames: int = 5) -> Outputs:
     return Outputs(raw / raw.sum(1, keepdims=True), maps, rng.standard_normal((frames, 9)).astype(np.float32))
 
 
-def test_equal_answers_do_not_differ() -> None:
+def test_equal_answers_pass_with_no_difference() -> None:
     found = compare(outputs(), outputs(), FP32)
     assert (found.passed, found.probabilities, found.defect_map, found.features) == (True, 0, 0, 0)
     assert (found.frames, found.labels_equal, found.label_ties) == (5, 5, 0)
@@ -45,7 +46,7 @@ def test_features_are_measured_against_their_size() -> None:
         assert compare(reference, changed, FP32).passed is passed
 
 
-def test_nan_is_no_agreement() -> None:
+def test_nan_in_any_output_is_refused() -> None:
     reference = outputs()
     for part in ("probabilities", "defect_map", "features"):
         values = getattr(reference, part).copy()
@@ -54,7 +55,7 @@ def test_nan_is_no_agreement() -> None:
 
 
 @pytest.mark.parametrize(("gap", "passed"), [(0.0009, True), (0.002, False)])
-def test_another_label_passes_where_two_classes_are_all_but_equal(gap: float, passed: bool) -> None:
+def test_another_label_passes_where_two_classes_are_almost_equal(gap: float, passed: bool) -> None:
     half = (1 - gap) / 2
     one = replace(outputs(1), probabilities=np.array([[half + gap, half, 0]], np.float32))
     other = replace(one, probabilities=one.probabilities[:, [1, 0, 2]])
@@ -62,7 +63,7 @@ def test_another_label_passes_where_two_classes_are_all_but_equal(gap: float, pa
     assert (found.passed, found.labels_equal, found.label_ties) == (passed, 0, int(passed))
 
 
-def test_what_can_be_recognized_is_named() -> None:
+def test_known_kinds_of_faults_are_named() -> None:
     reference = outputs()
     maps, probabilities = reference.defect_map, reference.probabilities
     cases = {
@@ -78,6 +79,24 @@ def test_what_can_be_recognized_is_named() -> None:
     }
     for words, found in cases.items():
         assert words in explain(reference, found, FP32, NAMES)
+
+
+@pytest.mark.parametrize(
+    ("reports", "expected"),
+    [
+        ([], 0.2),
+        ([{"measured": False}], 0.2),
+        ([{"max_abs_probability": "much", "max_abs_defect_map": float("nan")}], 0.2),
+        ([{"max_abs_probability": 0.015, "max_abs_defect_map": 0.037}], 0.111),
+        ([{"max_abs_probability": 0.001, "max_abs_defect_map": 0.002}, {"measured": False}], 0.1),
+        ([{"max_abs_probability": 0.1}, {"max_abs_defect_map": 0.05}], 0.3),
+        ([{"max_abs_probability": 0.9}], 0.5),
+    ],
+)
+def test_the_tolerance_of_8_bits_is_what_quantize_measured_with_a_margin(
+    reports: list[dict[str, Any]], expected: float
+) -> None:
+    assert int8_tolerance(reports, 0.2) == pytest.approx(expected)
 
 
 def test_answers_of_the_recipe_before_are_named() -> None:

@@ -1,6 +1,6 @@
-"""Every name that this project uses of TensorRT, TensorRT for RTX and cuda-bindings is one that they have.
+"""Every name used of TensorRT, TensorRT for RTX and cuda-bindings exists in the installed packages.
 
-Nothing here needs a GPU: the packages' interfaces are looked at, not called. `engine_names` says how names are found.
+Nothing here needs a GPU: the packages' interfaces are inspected, not called. `engine_names` finds the names.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from engine_names import Report, Use, cuda_names
 
 from runtime.packages import OWN, ROOT
 
-BACKEND, BUILDER, FACTS = "runtime/backends/trt.py", "export/artifacts/engine_child.py", "benchmarks/gpu_facts.py"
+BACKEND = "runtime/backends/trt_engine.py"
+BUILDER, FACTS = "export/artifacts/engine_child.py", "benchmarks/gpu_facts.py"
 DECLARED = {"severity": "ILogger.Severity"}
 """What the packages hand to callbacks."""
 ANYTHING = {
@@ -126,7 +127,7 @@ def test_tensorrt_has_every_name_of_the_backend_and_the_builder(full_product: di
     assert without(full_product[BUILDER], BUILDER) == []
 
 
-def test_what_is_done_without_is_a_name_of_one_product_at_least(full_product: dict[str, Report]) -> None:
+def test_an_optional_name_belongs_to_at_least_one_product(full_product: dict[str, Report]) -> None:
     reports = [report_of("tensorrt_rtx", BUILDER), full_product[BUILDER]]
     optional = {use.name for report in reports for use in report.uses if use.optional}
     there = {use.name for report in reports for use in report.uses if use.there}
@@ -214,7 +215,7 @@ def test_a_name_that_no_product_has_is_found_where_it_is_optional() -> None:
         ("a = trt.Builder(1)\na = trt.Runtime(1)\n", "a stands for two things"),
     ],
 )
-def test_what_cannot_be_followed_is_said(planted: str, said: str) -> None:
+def test_an_expression_that_cannot_be_followed_is_reported(planted: str, said: str) -> None:
     with pytest.raises(AssertionError, match=said):
         assert report_of("tensorrt_rtx", BUILDER, planted).unfollowed == []
 

@@ -40,7 +40,7 @@ def edited(content: bytes, tmp_path: Path, edit: Callable[[dict[str, Any], dict[
     return bytes(save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
 
 
-def test_what_is_written_is_read() -> None:
+def test_a_golden_file_survives_writing_and_reading() -> None:
     before = golden()
     after = read_golden(before.to_bytes(), ENCODER)
     np.testing.assert_array_equal(after.frames, before.frames)
@@ -52,6 +52,12 @@ def test_what_is_written_is_read() -> None:
         assert getattr(after, name) == getattr(before, name)
     assert [dict(v) for v in after.verdicts] == [dict(v) for v in before.verdicts]
     assert after.to_bytes() == before.to_bytes()
+
+
+def test_a_golden_file_of_an_earlier_build_has_no_count_of_operations(tmp_path: Path) -> None:
+    assert read_golden(golden(gflop_per_frame=1.5).to_bytes(), ENCODER).gflop_per_frame == 1.5
+    earlier = edited(golden().to_bytes(), tmp_path, lambda header, tensors: header.pop("gflop_per_frame"))
+    assert read_golden(earlier, ENCODER).gflop_per_frame is None
 
 
 def test_variants_have_one_class_more_and_one_fewer_within_bounds() -> None:
@@ -81,11 +87,12 @@ def test_the_digest_follows_what_the_graph_reads_and_nothing_else() -> None:
         ("of version 1", lambda h, t: h.update(version=2)),
         ("of version 1", lambda h, t: h.update(format="sem-clip-recipe")),
         ("is not known", lambda h, t: h.update(more=1)),
-        ("frame_bytes says", lambda h, t: h["frame_bytes"].__setitem__(0, 5)),
+        ("frame_bytes adds up to", lambda h, t: h["frame_bytes"].__setitem__(0, 5)),
         ("entry for each frame", lambda h, t: h["about"].pop()),
         ("four whole numbers", lambda h, t: h["verdicts"][0].update(regions=[[1, 2, 3]])),
         ("must be one of frames, patterns", lambda h, t: h.update(source="dreams")),
         ("must lie in", lambda h, t: h["tolerance"].update(fp16=2)),
+        ("gflop_per_frame must lie in", lambda h, t: h.update(gflop_per_frame=-1)),
         ("tensor features is missing", lambda h, t: t.pop("features")),
         ("tensor reversed.features is missing", lambda h, t: t.pop("reversed.features")),
         ("tensor extra of F32 is not known", lambda h, t: t.update(extra=np.zeros(3, np.float32))),
@@ -174,7 +181,7 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("how", SPOILT)
-def test_a_spoilt_file_stops_check_and_nothing_else(
+def test_a_damaged_golden_file_stops_check_and_nothing_else(
     golden_bundle: Path, how: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from runtime.cli import main
@@ -217,7 +224,7 @@ def test_opening_without_check_does_not_touch_the_file(golden_bundle: Path, monk
     assert any("golden" in path for path in touched)
 
 
-def test_a_bundle_without_golden_frames_opens_and_says_so(
+def test_a_bundle_without_golden_frames_opens_and_inspect_reports_none(
     fake_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from runtime.cli import main
@@ -229,7 +236,7 @@ def test_a_bundle_without_golden_frames_opens_and_says_so(
     assert "has no golden frames" in capsys.readouterr().out
 
 
-def test_inspect_says_how_many_frames_there_are(golden_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_prints_the_number_of_golden_frames(golden_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from runtime.cli import main
 
     assert main(["inspect", str(golden_bundle)]) == 0
@@ -245,7 +252,7 @@ def test_a_change_of_thresholds_keeps_the_proof(golden_bundle: Path) -> None:
     assert "golden.safetensors" in manifest.files()
 
 
-def test_a_recipe_of_other_tensors_is_named(golden_bundle: Path) -> None:
+def test_answers_of_a_replaced_recipe_are_refused(golden_bundle: Path) -> None:
     recipe = load_bundle(golden_bundle)[1]
     bias = {**recipe.tensors, "head_bias": recipe.tensors["head_bias"] + 1}
     replace_recipe(golden_bundle, replace(recipe, tensors=bias))
@@ -254,7 +261,7 @@ def test_a_recipe_of_other_tensors_is_named(golden_bundle: Path) -> None:
         load_golden(golden_bundle, manifest, changed)
 
 
-def test_check_goes_by_the_bundles_own_recipe(golden_bundle: Path) -> None:
+def test_check_uses_the_bundles_own_recipe(golden_bundle: Path) -> None:
     recipe = load_bundle(golden_bundle)[1]
     other = variants(recipe)["one class more"]
     backend = LinearBackend(make_encoder())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,16 +17,19 @@ from runtime import Predictor
 from runtime.backends import Outputs
 from runtime.backends.ort import OrtCpuBackend
 from runtime.cli import main
+from runtime.errors import BackendUnavailable
 from runtime.golden import load_golden
 from runtime.manifest import Artifact, load_bundle, replace_recipe
+from runtime.verification import lines
 from runtime.verify import batches_of
+from runtime.verify import verify as run_verify
 
 
 def verify(*arguments: object) -> int:
     return main(["verify", *map(str, arguments), "--time", "0.05", "--threads", "1"])
 
 
-def test_the_cpu_is_qualified_and_the_record_says_by_what(
+def test_the_cpu_is_qualified_and_the_record_names_its_proof(
     either_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "record.json"
@@ -55,19 +59,7 @@ def test_the_cpu_is_qualified_and_the_record_says_by_what(
     assert (either_bundle / "golden.safetensors").stat().st_size < 2e6
 
 
-def test_golden_frames_are_supports_and_others_of_every_class(toy_bundle: Path) -> None:
-    manifest, recipe = load_bundle(toy_bundle)
-    golden = load_golden(toy_bundle, manifest, recipe)
-    for name in recipe.classes:
-        assert golden.about.count(name) == 2
-    supports = recipe.unit_supports
-    features = golden.answers.features
-    nearest = (features / np.linalg.norm(features, axis=1, keepdims=True) @ supports.T).max(axis=1)
-    taught = [about for about, cosine in zip(golden.about, nearest, strict=True) if cosine > 1 - 1e-5]
-    assert sorted(taught) == sorted(recipe.classes)
-
-
-def test_without_pictures_patterns_prove_the_engine_and_the_command_says_that_they_say_less(
+def test_patterns_prove_an_engine_without_pictures_and_the_command_warns_that_they_prove_less(
     toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from calibration.dataset import load_dataset
@@ -91,29 +83,20 @@ def test_without_pictures_patterns_prove_the_engine_and_the_command_says_that_th
     assert "16 frames (made-up patterns)" in capsys.readouterr().out
 
 
-def test_large_frames_are_left_out_beyond_the_budget(toy_bundle: Path) -> None:
-    from export.artifacts.golden import _within_budget
-
-    encoder = load_bundle(toy_bundle)[0].encoder
-    noise = np.random.default_rng(0).integers(0, 256, (16, 480, 640), dtype=np.uint8)
-    assert _within_budget(noise, encoder, 7) == 6
-    assert _within_budget(noise[:, :240, :240], encoder, 7) == 16
-
-
 def test_a_predictor_with_check_opens_the_toy_bundle(toy_bundle: Path, toy_frames: Path) -> None:
     frame = next(toy_frames.rglob("*.png"))
     with Predictor(toy_bundle, backend="cpu", check=True) as predictor:
         assert predictor(frame).ok
 
 
-def test_a_recalibrated_bundle_is_verified_all_the_same(
+def test_a_recalibrated_bundle_is_still_verified(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = Path(shutil.copytree(toy_bundle, tmp_path / "bundle"))
     recipe = load_bundle(bundle)[1]
     replace_recipe(bundle, replace(recipe, operating_point=replace(recipe.operating_point, defect_threshold=0.9)))
     assert verify(bundle) == 0
-    assert "cpu fp32: host: the recipe's thresholds have been changed" in capsys.readouterr().out
+    assert "cpu fp32: host: the recipe's thresholds have changed" in capsys.readouterr().out
 
 
 def test_a_wrong_engine_fails_the_command(
@@ -142,7 +125,7 @@ def test_a_wrong_engine_fails_the_command(
         (["--precision", "int8", "--backend", "cpu"], "holds no int8 ONNX artifact"),
     ],
 )
-def test_what_was_asked_for_and_cannot_run_is_an_error(
+def test_a_named_engine_that_cannot_run_is_an_error(
     toy_bundle: Path, arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert verify(toy_bundle, *arguments) == 2
@@ -172,6 +155,59 @@ def test_an_existing_record_is_not_replaced_without_force(golden_bundle: Path, t
     file.write_text("mine")
     assert verify(golden_bundle, "--json", file) == 2
     assert file.read_text() == "mine"
+
+
+def test_a_record_that_cannot_be_written_does_not_cost_the_table(
+    toy_bundle: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    assert verify(toy_bundle, "--backend", "cpu", "--json", "/dev/full") == 2
+    said = capfd.readouterr()
+    assert "cpu fp32  qualified" in said.out
+    assert "/dev/full: No space left on device" in said.err
+
+
+def test_an_engine_that_was_asked_for_and_cannot_run_is_refused_before_the_others_run(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.verify._result", lambda *_: pytest.fail("an engine was run"))
+    with pytest.raises(BackendUnavailable, match="cuda"):
+        run_verify(toy_bundle, ["cpu", "cuda"], seconds=1)
+
+
+def test_the_share_of_the_peak_is_of_this_hosts_matrix_products(toy_bundle: Path) -> None:
+    report = run_verify(toy_bundle, ["cpu"], seconds=0.05, threads=1)
+    entry, peak = report["backends"][0], report["peak"]
+    assert peak["threads"] == 1
+    assert peak["library"] == f"numpy {np.__version__}"
+    rate = next(check["figures"] for check in entry["checks"] if check["name"] == "speed")["engine_frames_per_second"]
+    share = rate * report["golden"]["gflop_per_frame"] / peak["gflops"]
+    assert entry["share_of_peak"] == pytest.approx(share)
+    assert share > 0
+    assert f"{share:.0%}" in "\n".join(lines(report))
+
+
+def test_a_peak_that_cannot_be_measured_costs_its_column_alone(
+    toy_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    report = run_verify(toy_bundle, ["cpu"], seconds=0.05, threads=1)
+    assert report["qualified"] is True
+    assert report["peak"]["gflops"] is None
+    assert report["peak"]["why_not"] == "the measurement failed (FileNotFoundError)"
+    assert report["backends"][0]["share_of_peak"] is None
+
+
+def test_equal_reasons_not_to_run_share_a_line(toy_bundle: Path) -> None:
+    report = run_verify(toy_bundle, ["cpu"], seconds=0.05, threads=1)
+    idle = {**report["backends"][0], "checks": [], "why_not_run": "there is no GPU"}
+    report["backends"] += [{**idle, "backend": "cuda", "precision": precision} for precision in ("fp16", "fp32")]
+    report["backends"].append({**idle, "backend": "tensorrt", "precision": "fp16", "why_not_run": "not installed"})
+    assert lines(report)[-2:] == [
+        "not run        cuda fp16, cuda fp32: there is no GPU",
+        "not run        tensorrt fp16: not installed",
+    ]
 
 
 def test_engines_run_every_power_of_two_of_their_profile() -> None:
