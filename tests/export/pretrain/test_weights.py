@@ -13,7 +13,7 @@ from places import ROOT
 from safetensors import safe_open
 
 from benchmarks.accuracy.protocol import Accuracy
-from benchmarks.accuracy.table import METRICS
+from benchmarks.accuracy.table import COLUMNS
 from export.model.checkpoint import TRAINED_TOKENS, load_model
 from export.synthetic import CLASSES
 from export.teaching.prompts import load_prompts
@@ -67,5 +67,5 @@ def test_a_cell_of_the_results_is_reproduced(tmp_path: Path) -> None:
     command.add_arguments(parser)
     assert command.run(parser.parse_args([*COMMAND.split()[3:], "--out", str(tmp_path)])) == 0
     (row,) = json.loads((tmp_path / "accuracy.json").read_text())["rows"]
-    found = [100 * row[name] for name in METRICS]
+    found = [100 * row[name] for name in COLUMNS]
     assert found == pytest.approx([float(value) for value in stated.split("|")], abs=POINTS)
