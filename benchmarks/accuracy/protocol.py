@@ -57,9 +57,9 @@ from export.teaching.prompts import GENERIC_FILE, load_prompts
 from export.teaching.settings import TeachSettings
 from export.teaching.supports import draw_supports, split_by_group
 from runtime import Predictor, Recipe
-from runtime.arguments import at_least
 from runtime.files import require_files, write_atomically
 from runtime.manifest import Encoder
+from runtime.options import at_least
 from runtime.recipe import SCALARS
 
 SCALAR_ABLATIONS = {"no_p_s": {"alpha": 1.0}, "no_p_c": {"alpha": 0.0}}

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from calibration.histogram import ScoreHistogram
-from runtime.arguments import at_least
 from runtime.files import write_atomically
+from runtime.options import at_least
 
 from ..errors import ExportError
 from ..model.checkpoint import TRAINED_TOKENS, load_model
