@@ -35,10 +35,10 @@ from calibration.errors import DatasetError
 from calibration.plots import require_matplotlib
 from export.artifacts.quantize import LEAST_FRAMES, MOST_PARITY_FRAMES, add_int8
 from export.bundle import describe_encoder
-from export.commands import METHOD_NAMES, add_frame_arguments, frame_options, pixel_size
 from export.errors import ExportError, ParityError
 from export.model.checkpoint import LoadedModel, load_model
 from export.model.graph import SemClipGraph
+from export.options import METHOD_NAMES, add_frame_arguments, frame_options, pixel_size
 from export.pretrain.windows import HELD_OUT_LAYOUTS
 from export.progress import Stages
 from export.synthetic import write_dataset

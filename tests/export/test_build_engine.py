@@ -20,9 +20,9 @@ from PIL import Image
 from places import ROOT
 
 from export import teach
-from export.commands import METHOD_NAMES
 from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
+from export.options import METHOD_NAMES
 from export.teaching.settings import TeachSettings
 from export.teaching.support_cache import SupportCache
 from runtime import Predictor
