@@ -69,3 +69,19 @@ def program(*words: object, shell: str = "", **options: Any) -> subprocess.Compl
     done: subprocess.CompletedProcess[str] = subprocess.run(line, **settings)
     assert "Traceback" not in done.stderr
     return done
+
+
+def sem_clip(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
+    """Exit status and stderr of the program."""
+    status = main([str(argument) for argument in arguments])
+    return status, capsys.readouterr().err
+
+
+def errors_in(stderr: str) -> list[str]:
+    """The error messages; stages that were passed before are left out."""
+    assert "Traceback" not in stderr
+    return [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
