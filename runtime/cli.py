@@ -34,6 +34,7 @@ EXIT_STATUS = {
     0: "done",
     1: "done, but some frames were not read, pictures not written, or engines not qualified",
     2: "an error: one message on stderr",
+    3: "all engines are qualified, but one is slower than its target (verify)",
     129: "the terminal was closed (SIGHUP)",
     130: "interrupted (Ctrl-C)",
     143: "terminated (SIGTERM)",

@@ -28,16 +28,19 @@ def add_engine_arguments(
     Returns the group, for options of one command alone.
     """
     group = parser.add_argument_group("engine")
-    listed = {name: name in several for name in ("backend", "precision")}
-    backend = f"some of {', '.join(backends)} (default: all that run on this host)"
-    if not listed["backend"]:
-        backend = f"one of {', '.join(backends)} (default: auto, the fastest that runs on this host)"
-    precision = "some of fp32, fp16, int8 (default: all that the bundle holds)"
-    if not listed["precision"]:
-        precision = "one of fp32, fp16, int8; the bundle must hold it "
-        precision += "(default: all)" if listed["backend"] else "(default: fp16 on a GPU, else fp32)"
-    _add_names(group, "--backend", backends, backend, listed["backend"], default="auto")
-    _add_names(group, "--precision", PRECISIONS, precision, listed["precision"], default=None)
+    fake = "; fake: no engine, made-up answers, to test an integration" if "fake" in backends else ""
+    names = f"{', '.join(backends)}{fake}"
+    if "backend" in several:
+        _add_list(group, "--backend", backends, f"some of {names} (default: all that run on this host)")
+    else:
+        text = f"one of {names} (default: auto, the fastest that runs on this host)"
+        _add_name(group, "--backend", backends, text, "auto")
+    if "precision" in several:
+        _add_list(group, "--precision", PRECISIONS, "some of fp32, fp16, int8 (default: all that the bundle holds)")
+    else:
+        default = "all" if "backend" in several else "fp16 on a GPU, else fp32"
+        text = f"one of fp32, fp16, int8; the bundle must hold it (default: {default})"
+        _add_name(group, "--precision", PRECISIONS, text, None)
     group.add_argument(
         "--threads",
         type=at_least(0, MAX_THREADS),
@@ -48,15 +51,16 @@ def add_engine_arguments(
     return group
 
 
-def _add_names(
-    group: argparse._ArgumentGroup, option: str, known: Sequence[str], text: str, listed: bool, default: str | None
+def _add_name(
+    group: argparse._ArgumentGroup, option: str, known: Sequence[str], text: str, default: str | None
 ) -> None:
-    if listed:
-        group.add_argument(
-            option, type=names_of(option[2:], known), action=_Collect, default=(), metavar="NAME,...", help=text
-        )
-    else:
-        group.add_argument(option, type=name_of(option[2:], known), default=default, metavar="NAME", help=text)
+    group.add_argument(option, type=name_of(option[2:], known), default=default, metavar="NAME", help=text)
+
+
+def _add_list(group: argparse._ArgumentGroup, option: str, known: Sequence[str], text: str) -> None:
+    group.add_argument(
+        option, type=names_of(option[2:], known), action=_Collect, default=(), metavar="NAME,...", help=text
+    )
 
 
 def add_removed(parser: argparse.ArgumentParser, option: str, instead: str) -> None:
