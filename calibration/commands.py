@@ -62,44 +62,7 @@ class Calibrate:
             metavar="FILE",
             help="calibrate this recipe, as `sem-clip teach` writes it (default: the bundle's own)",
         )
-        what = parser.add_argument_group(
-            "what to choose (default, if none is given: --defect-rule f1-max --temperature)"
-        )
-        what.add_argument(
-            "--defect-rule",
-            metavar="RULE",
-            help="how to choose the threshold of the defect score: f1-max; max-overkill=0.02 (share of good frames "
-            "called defective); max-underkill=0.01 (share of defects missed); good-quantile=0.99; or conformal=0.05 "
-            "(promised overkill). The last two need good frames only",
-        )
-        what.add_argument(
-            "--pixel-rule",
-            metavar="RULE",
-            help="how to choose the threshold of the map's pixels: f1-max (needs masks); good-quantile=0.999 (of the "
-            "pixels of good frames); or conformal=0.05 (share of good frames that reach it anywhere)",
-        )
-        rejects = what.add_mutually_exclusive_group()
-        rejects.add_argument(
-            "--purity",
-            type=_share,
-            metavar="P",
-            help="share in (0, 1] of decided frames that must be right; the least confident others stay undecided",
-        )
-        rejects.add_argument(
-            "--max-reject",
-            type=_share,
-            metavar="R",
-            help="largest share in (0, 1] of frames to leave undecided: the least confident ones",
-        )
-        what.add_argument(
-            "--novelty-quantile",
-            type=_share,
-            metavar="Q",
-            help="frames more novel than this share in (0, 1] of the data become `unknown`; 0.99 or more is usual",
-        )
-        what.add_argument(
-            "--temperature", action="store_true", help="scale probabilities so that they match the observed accuracy"
-        )
+        _add_choices(parser)
         out = parser.add_argument_group("output")
         out.add_argument(
             "--plots", type=Path, metavar="DIR", help="write purity_coverage.png and reliability.png (needs labels)"
@@ -200,6 +163,46 @@ class EditOperatingPoint:
             print(f"{name}: {json.dumps(old[name])} -> {json.dumps(new[name])}")
         print(f"{args.target}: {'written' if changed else 'nothing changed'}")
         return 0
+
+
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """Declare the rules by which thresholds, rejects and temperature are chosen."""
+    what = parser.add_argument_group("what to choose (default: --defect-rule f1-max --temperature)")
+    what.add_argument(
+        "--defect-rule",
+        metavar="RULE",
+        help="how to choose the threshold of the defect score: f1-max; max-overkill=0.02 (share of good frames "
+        "called defective); max-underkill=0.01 (share of defects missed); good-quantile=0.99; or conformal=0.05 "
+        "(promised overkill). The last two need good frames only",
+    )
+    what.add_argument(
+        "--pixel-rule",
+        metavar="RULE",
+        help="how to choose the threshold of the map's pixels: f1-max (needs masks); good-quantile=0.999 (of the "
+        "pixels of good frames); or conformal=0.05 (share of good frames that reach it anywhere)",
+    )
+    rejects = what.add_mutually_exclusive_group()
+    rejects.add_argument(
+        "--purity",
+        type=_share,
+        metavar="P",
+        help="share in (0, 1] of decided frames that must be right; the least confident others stay undecided",
+    )
+    rejects.add_argument(
+        "--max-reject",
+        type=_share,
+        metavar="R",
+        help="largest share in (0, 1] of frames to leave undecided: the least confident ones",
+    )
+    what.add_argument(
+        "--novelty-quantile",
+        type=_share,
+        metavar="Q",
+        help="frames more novel than this share in (0, 1] of the data become `unknown`; 0.99 or more is usual",
+    )
+    what.add_argument(
+        "--temperature", action="store_true", help="scale probabilities so that they match the observed accuracy"
+    )
 
 
 def _request(args: argparse.Namespace) -> Request:

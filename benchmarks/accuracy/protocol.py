@@ -103,6 +103,42 @@ def ablate(name: str, recipe: Recipe, encoded: EncodedSupports, encoder: Encoder
     return replace(recipe, tensors={**recipe.tensors, "scalars": scalars})
 
 
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    """Declare the data, and the encoder that is judged on it."""
+    data = parser.add_argument_group("data")
+    source = data.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="labelled frames: images/<class>/, optional masks/<class>/ and groups.csv; or a folder of Carinthia-S",
+    )
+    source.add_argument(
+        "--generated",
+        type=at_least(1),
+        metavar="N",
+        help="N generated frames per class, of layouts that the embedded encoder was not trained on",
+    )
+    data.add_argument(
+        "--classes", metavar="A,B,...", help="only these classes, good among them (default: all in the folder)"
+    )
+    add_frame_arguments(data)
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument(
+        "--arch", required=True, metavar="NAME|FILE", help="architecture, or open_clip configuration file"
+    )
+    encoder.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of --arch (default: those included, for sem_tiny)"
+    )
+    encoder.add_argument("--random-weights", action="store_true", help="an untrained encoder, seed 0")
+    encoder.add_argument(
+        "--image-size",
+        type=pixel_size,
+        metavar="HxW",
+        help="encode at this size in pixels (default: the architecture's own)",
+    )
+
+
 class Accuracy:
     """The command."""
 
@@ -111,38 +147,7 @@ class Accuracy:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        data = parser.add_argument_group("data")
-        source = data.add_mutually_exclusive_group(required=True)
-        source.add_argument(
-            "--data",
-            type=Path,
-            metavar="DIR",
-            help="labelled frames: images/<class>/, optional masks/<class>/ and groups.csv; or a folder of Carinthia-S",
-        )
-        source.add_argument(
-            "--generated",
-            type=at_least(1),
-            metavar="N",
-            help="N generated frames per class, of layouts that the embedded encoder was not trained on",
-        )
-        data.add_argument(
-            "--classes", metavar="A,B,...", help="only these classes, good among them (default: all in the folder)"
-        )
-        add_frame_arguments(data)
-        encoder = parser.add_argument_group("encoder")
-        encoder.add_argument(
-            "--arch", required=True, metavar="NAME|FILE", help="architecture, or open_clip configuration file"
-        )
-        encoder.add_argument(
-            "--weights", type=Path, metavar="FILE", help="weights of --arch (default: those included, for sem_tiny)"
-        )
-        encoder.add_argument("--random-weights", action="store_true", help="an untrained encoder, seed 0")
-        encoder.add_argument(
-            "--image-size",
-            type=pixel_size,
-            metavar="HxW",
-            help="encode at this size in pixels (default: the architecture's own)",
-        )
+        _add_subject(parser)
         what = parser.add_argument_group("what to measure")
         what.add_argument(
             "--shots", default="1,2,5,10", metavar="K,...", help="support frames per class (default: 1,2,5,10)"
