@@ -1,4 +1,4 @@
-"""The bundle's manifest: what is in the folder, and what produced it (format: README, "Bundle format").
+"""The bundle's manifest: what is in the folder, and what produced it (format: docs/bundle-format.md).
 
 Readers take no lock. They read the manifest once, then each file that it names once, by its hash; where that fails and
 another manifest is there by now, they start again with that one. So what is run is all of one bundle.

@@ -1,4 +1,4 @@
-"""The recipe: everything that few-shot teaching learned, in one safetensors file (format: README, "Bundle format").
+"""The recipe: everything that few-shot teaching learned, in one safetensors file (format: docs/bundle-format.md).
 
 A recipe holds the graph's recipe inputs and the supports' features as float32 tensors and, as one JSON string in the
 safetensors metadata, the class names, operating point, frame options and how it was taught and calibrated. One encoder

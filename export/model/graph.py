@@ -85,7 +85,7 @@ class SemClipGraph(nn.Module):
         head_bias: Tensor,
         scalars: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Shapes as in README, "Bundle format"; returns probabilities [B, K], defect_map [B, g, g], features [B, F]."""
+        """Shapes as in docs/bundle-format.md; returns probabilities [B, K], defect_map [B, g, g], features [B, F]."""
         alpha, lambda_v, lambda_m, tau, tau_v, tau_s = scalars.unbind(0)
         levels = self.encode(frames, value_path=self.value_path)
         text = torch.cat([text_seg, text_cls])  # one product with both banks
