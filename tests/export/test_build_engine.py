@@ -247,6 +247,7 @@ def test_an_old_onnx_runtime_is_an_error_before_the_work(
     assert capsys.readouterr().err.startswith('error: backend "cpu" needs ONNX Runtime 1000 or newer')
 
 
+@pytest.mark.slow
 def test_no_fp16_leaves_out_that_file_and_changes_no_other(
     script: Run, toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
