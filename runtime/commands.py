@@ -221,7 +221,8 @@ class Inspect:
         """Print; a faulty bundle or recipe is one error that lists all faults."""
         target: Path = args.target
         if target.is_file():
-            lines = recipe_lines(str(target), Recipe.load(target))
+            smoothing = "smoothing   by the bundle that runs this recipe"
+            lines = [*recipe_lines(str(target), Recipe.load(target)), smoothing]
         else:
             lines = bundle_lines(target, *load_bundle(target, verify_all=True))
         for line in lines:
