@@ -14,8 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from .arguments import MAX_THREADS, at_least
-from .backends import ENGINES, NAMES, Backend, open_backend
+from .backends import ENGINES, Backend, open_backend
 from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
 from .backends.ort import check_provider
 from .backends.trt import MODULES
@@ -24,7 +23,8 @@ from .files import read_bounded, require_files, write_atomically
 from .golden import Golden, load_golden
 from .host import find_gpu, operating_system, processor, usable_cores
 from .lifetime import in_engine
-from .manifest import FILE_NAME, MAX_BYTES, PRECISIONS, Artifact, Manifest, use_bundle
+from .manifest import FILE_NAME, MAX_BYTES, Artifact, Manifest, use_bundle
+from .options import add_bundle_argument, add_engine_arguments
 from .qualification import Check, Subject, qualify
 from .recipe import MAX_CLASSES, Recipe
 from .terminal import printable
@@ -95,27 +95,20 @@ class Verify:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
+        add_bundle_argument(parser)
         parser.add_argument(
-            "--backend",
-            type=_names,
-            default=(),
-            metavar="NAME,...",
-            help=f"{', '.join(ENGINES)} (default: all that run)",
+            "--json", type=Path, metavar="FILE", help="write a qualification record, to keep with the tool's papers"
         )
-        parser.add_argument("--precision", choices=PRECISIONS, help="of the artifacts (default: all)")
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write a qualification record")
-        parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+        parser.add_argument("--force", action="store_true", help="replace FILE if it is there (default: refuse)")
         parser.add_argument(
             "--time",
             type=_seconds,
             default=SECONDS,
             metavar="S",
-            help=f"seconds for the timed parts of all engines together (default: {SECONDS:g})",
+            help="seconds for the timed parts of all engines together; more gives steadier figures "
+            f"(default: {SECONDS:g})",
         )
-        parser.add_argument(
-            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine on a CPU (default: all)"
-        )
+        add_engine_arguments(parser, backends=ENGINES, several=("backend",))
 
     def run(self, args: argparse.Namespace) -> int:
         """Verify, print the table; 1 if an engine is not qualified."""
@@ -368,15 +361,6 @@ def _versions() -> dict[str, str]:
 
 def _say(text: str) -> None:
     print(f"verify  {text}", file=sys.stderr)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [name for name in names if name not in ENGINES]
-    if unknown:
-        known = ", ".join(name for name in NAMES if name in ENGINES)
-        raise argparse.ArgumentTypeError(f'"{unknown[0]}" is no engine to verify; choose of {known}')
-    return names
 
 
 def _seconds(text: str) -> float:

@@ -55,6 +55,7 @@ LAYERS = (
     {"runtime.golden"},
     {"runtime.qualification"},
     {"runtime.predictor"},
+    {"runtime.options", "runtime.describe"},
     {"runtime.commands", "runtime.verify"},
     {"runtime.cli"},
 )

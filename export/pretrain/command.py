@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from runtime.arguments import at_least
+from runtime.options import at_least
 from runtime.files import write_atomically
 
 from ..errors import ExportError
