@@ -1,1 +1,1 @@
-"""Figures that anyone can run again: accuracy, speed, memory. Outermost layer; may import everything."""
+"""Measurements that anyone can repeat: accuracy, speed, memory. The outermost layer; it may import everything."""

@@ -1,4 +1,4 @@
-"""Bundles for measurements of speed and memory, where nothing needs to be taught."""
+"""Bundles with random recipes, for measurements of speed and memory."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from runtime.verdict import unit_rows
 def random_bundle(arch: str, weights: Path | None, folder: Path, classes: int = 7) -> tuple[SemClipGraph, Path]:
     """Export fp32 with a recipe of random numbers; returns the torch graph and the bundle folder.
 
-    The graph has the V path whatever the weights, since random ones stand for a tower whose text is aligned.
+    The graph always has the V path: random weights stand for a tower with aligned text.
     """
     model = load_model(arch, weights=weights, random_seed=None if weights else 0)
     graph = SemClipGraph(model.encoder())

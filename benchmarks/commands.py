@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.speed import SECTIONS as SECTION_NAMES
 from runtime.errors import PredictorError
 from runtime.files import require_files, write_atomically
 from runtime.options import add_bundle_argument, add_engine_arguments, at_least, names_of
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     from benchmarks.speed.suite import Settings, TorchOptions
 
 RESULT = "result.json"
-SECTION_NAMES = ("latency", "throughput", "split", "host", "memory", "growth", "roofline")
 
 
 class Benchmark:

@@ -1,11 +1,11 @@
-"""Throughput and latency of the GPU backends, beside PyTorch on the same card: `python -m benchmarks.gpu BUNDLE`.
+"""Throughput and latency of the GPU backends and of PyTorch on the same GPU: `python -m benchmarks.gpu BUNDLE`.
 
     python -m benchmarks.gpu bundle --arch vit_b_16_plus_240 --random-weights --out figures/
 
-Everything alternates in one process. "engine" is `Backend.run` from as many threads as keep the backend busy: frames on
-the host in, answers on the host out. "end to end" is `Predictor.stream` over image files. PyTorch gets the same frames
-and gives the same answers, with as many batches in flight: eager, torch.compile with CUDA graphs, and each with fp16
-accumulation allowed. With --arch, the encoder is also measured with and without the V path, by ONNX Runtime's CUDA.
+All runs alternate in one process. "engine" is `Backend.run`, called from enough threads to keep the backend busy, with
+frames and answers on the host. "end to end" is `Predictor.stream` over image files. PyTorch gets the same frames and
+gives the same answers, with as many batches in flight: eager, torch.compile with CUDA graphs, and each with fp16
+accumulation allowed. With --arch, ONNX Runtime's CUDA provider also runs the encoder with and without the V path.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FRAMES_A_RUN, LEAST_BATCHES = 512, 16
-"""So many frames, in so many batches at least, are one timed run: filling the pipeline then counts little."""
+"""Frames, and least number of batches, of one timed run: filling the pipeline then takes a small share."""
 STREAMED = 1024
 PEAK_SIZE = 8192
 STATE = "name,driver_version,temperature.gpu,clocks.sm,clocks.mem,power.draw,utilization.gpu,memory.used"
@@ -66,7 +66,7 @@ PERCENTILES = ("p50", "p95", "p99")
 class Gpu:
     """The benchmark as a command."""
 
-    help = "Measure the GPU backends of a bundle, beside PyTorch where it is installed."
+    help = "Measure the GPU backends of a bundle, and PyTorch where it is installed."
     example = "python -m benchmarks.gpu bundle --arch vit_b_16_plus_240 --random-weights --out figures/"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -109,7 +109,7 @@ class Gpu:
 
 
 def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dict[str, Any]:
-    """The report, JSON-ready. Raises BundleError; BackendUnavailable if none runs here, or not the one asked for."""
+    """The report, JSON-ready. Raises BundleError; BackendUnavailable if none runs here, or not the named one."""
     manifest, recipe = load_bundle(args.bundle)
     before = gpu_state()
     with ExitStack() as stack:
@@ -143,7 +143,7 @@ def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dic
 def engine_throughput(
     subject: Subject, others: Mapping[str, Repeated], batches: Sequence[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for each batch size and runner; `times_base` compares with the first runner of its batch size."""
+    """A row for each batch size and runner; `times_base` is its speed relative to the first of its batch size."""
     pixels = prepared_frames(subject, max(batches))
     rows = []
     with ExitStack() as stack:
@@ -179,7 +179,7 @@ def engine_throughput(
 
 
 def end_to_end(subject: Subject, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Frames/s of `stream` over files: decode, resize, copies, compute and post-processing."""
+    """Frames/s of `stream` over files: decoding, resizing, copies, compute and post-processing."""
     paths = list(_cycled(subject.frames, STREAMED))
     runs: dict[str, Callable[[], object]] = {}
     for name, backend in subject.engines.items():
@@ -196,7 +196,7 @@ def end_to_end(subject: Subject, batch: int, rounds: int) -> list[dict[str, Any]
 def shares(
     rows: Sequence[Mapping[str, Any]], gflop_per_frame: float, peak: Mapping[str, float] | None
 ) -> dict[str, Any]:
-    """Each runner's best rate as TFLOP/s, and its share of the measured peak where there is one."""
+    """The best rate of each runner as TFLOP/s, and its share of each measured peak."""
     best: dict[str, float] = {}
     for row in rows:
         best[row["engine"]] = max(best.get(row["engine"], 0.0), row["frames_per_second"])
@@ -208,12 +208,11 @@ def shares(
 
 
 def gpu_state() -> dict[str, str] | None:
-    """Name, driver, temperature, clocks, power of the GPU that is measured, as nvidia-smi tells them; None where it is
-    not installed."""
+    """Name, driver, temperature, clocks and power of the measured GPU, from nvidia-smi; None without nvidia-smi."""
     found, _ = find_gpu()
     if found is None or not found.bus or shutil.which("nvidia-smi") is None:
         return None
-    # By its place: nvidia-smi counts all cards, CUDA those of CUDA_VISIBLE_DEVICES and in an order of its own.
+    # By its bus: nvidia-smi numbers all GPUs, CUDA those of CUDA_VISIBLE_DEVICES in an order of its own.
     query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader", f"--id={found.bus}"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
@@ -223,67 +222,80 @@ def gpu_state() -> dict[str, str] | None:
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """The report as Markdown."""
+    parts = [
+        [*_head(report)],
+        ["Latency at batch 1, ms", _latency(report["latency"])],
+        [
+            "Engine alone, frames/s",
+            table(
+                ("engine", "batch", "frames/s", "times the first"),
+                [
+                    (row["engine"], row["batch"], f"{row['frames_per_second']:.0f}", f"{row['times_base']:.2f}")
+                    for row in report["throughput"]
+                ],
+            ),
+        ],
+        [
+            "End to end from image files, frames/s",
+            table(
+                ("engine", "frames", "frames/s"),
+                [(row["engine"], row["frames"], f"{row['frames_per_second']:.0f}") for row in report["end_to_end"]],
+            ),
+        ],
+    ]
+    if report["device_memory_mb"]:
+        used = [f"- {name}: {found:.0f} MB" for name, found in report["device_memory_mb"].items()]
+        parts.append([f"Device memory after batches of {MEMORY_BATCH}, without CUDA's own context", *used])
+    if report["value_path"]:
+        cost = [f"- batch {row['batch']}: {row['times_vanilla']:.3f}" for row in report["value_path"]]
+        parts.append(["The V path, ONNX Runtime on CUDA: time of the encoder with it / without it", *cost])
+    if "roofline" in report:
+        parts.append(_roofline(report["roofline"], report["peak"]))
+    return "\n\n".join("\n".join(part) for part in parts) + "\n"
+
+
+def _head(report: Mapping[str, Any]) -> list[str]:
+    """The bundle, the GPU and its state, versions, engines, and what was left out."""
     state = report["gpu"]["before"] or {}
     after = report["gpu"]["after"] or {}
     warmed = f", {state.get('temperature.gpu')} to {after.get('temperature.gpu')} C, SM clock {after.get('clocks.sm')}"
-    card = f"{state.get('name', 'a GPU that nvidia-smi does not show')}, driver {state.get('driver_version')}"
+    gpu = f"{state.get('name', 'a GPU that nvidia-smi does not show')}, driver {state.get('driver_version')}"
     versions = ", ".join(f"{name} {version}" for name, version in report["machine"]["versions"].items())
-    lines = [
-        f"{markdown_text(report['bundle']['architecture'])} ({markdown_text(report['bundle']['weights'])}) on "
-        f"{card}{warmed if state else ''}; "
-        f"{report['taken']}; {versions}",
-        *(f"- {name}: {markdown_text(said)}" for name, said in report["engines"].items()),
+    bundle = report["bundle"]
+    return [
+        f"{markdown_text(bundle['architecture'])} ({markdown_text(bundle['weights'])}) on {gpu}"
+        f"{warmed if state else ''}; {report['taken']}; {versions}",
+        *(f"- {name}: {markdown_text(text)}" for name, text in report["engines"].items()),
         *(f"- left out: {item['name']}: {markdown_text(item['reason'])}" for item in report["skipped"]),
-        "",
-        "Latency at batch 1, ms",
-        table(
-            ("engine", "run p50", "p95", "p99", "predict p50", "p95", "p99"),
-            [
-                (
-                    row["engine"],
-                    *(f"{row[kind][p]:.2f}" for kind in ("run_ms", "predict_ms") for p in PERCENTILES),
-                )
-                for row in report["latency"]
-            ],
-        ),
-        "",
-        "Engine alone, frames/s",
-        table(
-            ("engine", "batch", "frames/s", "times the first"),
-            [
-                (row["engine"], row["batch"], f"{row['frames_per_second']:.0f}", f"{row['times_base']:.2f}")
-                for row in report["throughput"]
-            ],
-        ),
-        "",
-        "End to end from image files, frames/s",
-        table(
-            ("engine", "frames", "frames/s"),
-            [(row["engine"], row["frames"], f"{row['frames_per_second']:.0f}") for row in report["end_to_end"]],
-        ),
     ]
-    if report["device_memory_mb"]:
-        lines += ["", f"Device memory after batches of {MEMORY_BATCH}, beside CUDA's own context"]
-        lines += [f"- {name}: {found:.0f} MB" for name, found in report["device_memory_mb"].items()]
-    if report["value_path"]:
-        lines += ["", "The V path, ONNX Runtime on CUDA: time of the dual-path encoder in times of the vanilla one"]
-        lines += [f"- batch {row['batch']}: {row['times_vanilla']:.3f}" for row in report["value_path"]]
-    if "roofline" in report:
-        lines += ["", f"{report['roofline']['gflop_per_frame']:.1f} GFLOP a frame"]
-        if report["peak"]:
-            peaks = report["peak"].items()
-            lines += [f"- measured peak, {name.replace('_', ' ')}: {value:.0f} TFLOP/s" for name, value in peaks]
-        for name, found in report["roofline"]["engines"].items():
-            kept = ", ".join(f"{100 * v:.0f} % of {k[9:].replace('_', ' ')}" for k, v in found.items() if k != "tflops")
-            lines.append(f"- {name}: {found['tflops']:.1f} TFLOP/s{', ' + kept if kept else ''}")
-    return "\n".join(lines) + "\n"
+
+
+def _latency(rows: Sequence[Mapping[str, Any]]) -> str:
+    return table(
+        ("engine", "run p50", "p95", "p99", "predict p50", "p95", "p99"),
+        [
+            (row["engine"], *(f"{row[kind][p]:.2f}" for kind in ("run_ms", "predict_ms") for p in PERCENTILES))
+            for row in rows
+        ],
+    )
+
+
+def _roofline(found: Mapping[str, Any], peak: Mapping[str, float] | None) -> list[str]:
+    """Lines on the work per frame, the peaks, and each engine's share of them."""
+    lines = [f"{found['gflop_per_frame']:.1f} GFLOP per frame"]
+    peaks = (peak or {}).items()
+    lines += [f"- measured peak, {name.replace('_', ' ')}: {value:.0f} TFLOP/s" for name, value in peaks]
+    for name, engine in found["engines"].items():
+        kept = [f"{100 * v:.0f} % of {k[9:].replace('_', ' ')}" for k, v in engine.items() if k != "tflops"]
+        lines.append(f"- {name}: " + ", ".join([f"{engine['tflops']:.1f} TFLOP/s", *kept]))
+    return lines
 
 
 def _opened(
     args: argparse.Namespace, manifest: Manifest, recipe: Recipe, stack: ExitStack
 ) -> tuple[dict[EngineName, Backend], list[Skipped], dict[str, float]]:
-    """The engines, warm; those left out; and the device memory, in MB, that each took, beside CUDA's own context."""
+    """The engines, warm; those left out; and the device memory of each in MB, without CUDA's context."""
     engines: dict[EngineName, Backend] = {}
     skipped, memory = [], {}
     frames = np.zeros((MEMORY_BATCH, *manifest.encoder.input_size), np.uint8)
@@ -306,7 +318,7 @@ def _opened(
 
 
 def _count(batch: int) -> int:
-    """Batches in one timed run."""
+    """Number of batches in one timed run."""
     return max(LEAST_BATCHES, FRAMES_A_RUN // batch)
 
 
@@ -317,7 +329,7 @@ def _free_mb() -> float:
 def _torch(
     args: argparse.Namespace, subject: Subject, batches: Sequence[int], work: Path, skipped: list[Skipped]
 ) -> tuple[dict[str, Repeated], dict[str, float] | None, list[dict[str, Any]]]:
-    """PyTorch's runners on the GPU, the peaks it measures there, and what the V path costs the CUDA provider."""
+    """PyTorch's runners on the GPU, the peaks measured with it, and the V path's cost on the CUDA provider."""
     from benchmarks.speed.torch_runs import gpu_matrix_peaks, gpu_torch_runs, half_graph
     from benchmarks.speed.trunk import export_trunks, value_path_cost
 
@@ -361,7 +373,7 @@ def _batches(text: str) -> tuple[int, ...]:
     except ValueError:
         found = ()
     if not found or min(found) < 1:
-        raise PredictorError(f'"{text}" is no list of batch sizes, such as 1,8,64')
+        raise PredictorError(f'"{text}" is not a list of batch sizes, such as 1,8,64')
     return found
 
 

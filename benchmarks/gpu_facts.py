@@ -1,8 +1,8 @@
-"""What a host has for a GPU session and what it lacks: `python -m benchmarks.gpu_facts FACTS.json`.
+"""Facts about a host before a GPU session: `python -m benchmarks.gpu_facts FACTS.json`.
 
-For `gpu_session.sh`, which reads stdout: one line `NAME=REASON` for the GPU and each GPU backend, REASON empty where
-nothing is known to be in the way. The file gets these, the machine, the GPU's state, versions, and the packages of
-pyproject.toml that are not here or too old.
+`gpu_session.sh` reads stdout: one line `NAME=REASON` for the GPU and each GPU backend. REASON is empty if no obstacle
+is known. The file holds these reasons, the machine, the GPU's state, versions, and the packages of pyproject.toml that
+are missing or too old.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 EXTRAS = ("export",)
-"""Of pyproject.toml, beside the dependencies: what builds the bundles."""
+"""Extras of pyproject.toml that a session needs: those that build bundles."""
 
 
 def main(file: Path) -> int:
@@ -35,7 +35,7 @@ def main(file: Path) -> int:
 
 
 def obstacles_here() -> dict[str, str]:
-    """Of "gpu", each GPU backend and "project", this code itself: why it cannot be had here; "" where it can."""
+    """Reasons against "project" (this code itself), "gpu" and each GPU backend; "" where none is known."""
     try:
         importlib.import_module("benchmarks.gpu")
     except ImportError as exc:
@@ -46,7 +46,7 @@ def obstacles_here() -> dict[str, str]:
     gpu, why = find_gpu()
     found = {"project": "", "gpu": "" if gpu is not None else why}
     for name, obstacle in (("cuda", _cuda), ("tensorrt", _tensorrt), ("tensorrt-rtx", _tensorrt)):
-        # Without a GPU there is nothing to look for, and nothing is loaded.
+        # Without a GPU nothing is checked, and nothing is loaded.
         found[name] = why if gpu is None else obstacle(name, gpu.compute_capability)
     return found
 
@@ -61,7 +61,7 @@ def packages_missing(pyproject: dict[str, Any]) -> list[str]:
         wanted += project["optional-dependencies"][extra]
     found = []
     for requirement in map(Requirement, wanted):
-        if requirement.name == project["name"]:  # other extras of its own
+        if requirement.name == project["name"]:  # its own other extras
             continue
         try:
             version = metadata.version(requirement.name)
@@ -85,7 +85,7 @@ def _cuda(name: str, _: str) -> str:
 
 
 def _tensorrt(product: str, capability: str) -> str:
-    """Why no engine of the product can be built for the GPU here."""
+    """The reason why no engine of the product can be built for the GPU here, or ""."""
     from runtime.backends.trt import MODULES
 
     try:

@@ -1,4 +1,4 @@
-"""What a figure must carry: the machine, its load and the versions; and how memory is read."""
+"""What every figure carries: the machine, its load and the versions; and the peak memory of this process."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from export.versions import tool_versions
+from runtime.host import processor, usable_cores
 
 _TELLING_FLAGS = (
     "avx2",
@@ -28,7 +29,7 @@ _LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 def describe_machine() -> dict[str, Any]:
     """Processor, its vector instructions, cores, memory, load, system, thread limits and versions."""
     return {
-        "processor": _cpuinfo("model name") or platform.processor(),
+        "processor": processor(),
         "instructions": [flag for flag in _TELLING_FLAGS if flag in _cpuinfo("flags").split()],
         "cores": usable_cores(),
         "memory_mb": _memory_mb(),
@@ -39,13 +40,8 @@ def describe_machine() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def load() -> float | None:
-    """Processes that ran or wanted to run, mean of the last minute; more than this program's own are neighbours."""
+    """Load average of the last minute, in processes; None where the system has none. Other programs count in it."""
     try:
         return round(os.getloadavg()[0], 2)
     except OSError:
@@ -53,27 +49,15 @@ def load() -> float | None:
 
 
 def peak_memory_mb() -> float:
-    """The most resident memory this process ever held, in MB (1e6 bytes)."""
-    # Not getrusage where it can be helped: there a child process begins with the peak of the parent that forked it.
-    found = _status_mb("VmHWM")
-    if found is not None:
-        return found
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
-
-
-def resident_memory_mb() -> float:
-    """Resident memory of this process now, in MB; its peak where the system does not tell."""
-    found = _status_mb("VmRSS")
-    return peak_memory_mb() if found is None else found
-
-
-def _status_mb(field: str) -> float | None:
+    """The most resident memory that this process has held, in MB (1e6 bytes)."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split(f"{field}:")[1].split()[0]) * 1024 / 1e6
-    except (OSError, IndexError):
-        return None
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e6
+    except (OSError, IndexError, ValueError):
+        pass
+    # The second choice: a child process begins with the peak of the parent that forked it.
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6
 
 
 def _memory_mb() -> float | None:

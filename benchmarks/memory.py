@@ -1,6 +1,6 @@
-"""Peak memory, each figure from a process of its own (`benchmarks.speed.child`).
+"""Peak memory, each figure from a child process (`benchmarks.speed.child`).
 
-`sem-clip benchmark` reports engines and streams of a bundle. Teaching has no bundle yet:
+`sem-clip benchmark` reports the engines and streams of a bundle. Teaching has no bundle yet:
 
     python -m benchmarks.memory --arch vit_b_16_plus_240      # 70 frames, 7 classes of 10 shots, random weights
 """
@@ -21,7 +21,7 @@ from benchmarks.speed.engines import Subject
 
 
 def engine_memory(subject: Subject, batch: int) -> list[dict[str, Any]]:
-    """Peak of a process that opens the bundle and predicts two batches, for each engine."""
+    """For each engine the peak of a process that opens the bundle and predicts two batches."""
     rows = []
     for name in subject.engines:
         arguments = {
@@ -37,7 +37,7 @@ def engine_memory(subject: Subject, batch: int) -> list[dict[str, Any]]:
 
 
 def stream_memory(subject: Subject, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """Peak of a process that streams that many frames with the fake engine: it must not grow with their number."""
+    """Peak of a process that streams `counts` frames with the fake engine; it must not grow with their number."""
     arguments = {"bundle": str(subject.folder), "frames": subject.frames}
     return [
         {"frames": count, **run_child("benchmarks.memory:stream_probe", {**arguments, "count": count})}
@@ -48,7 +48,7 @@ def stream_memory(subject: Subject, counts: Sequence[int]) -> list[dict[str, Any
 def engine_probe(
     bundle: str, backend: str, precision: str | None, threads: int, frames: list[str], batch: int
 ) -> dict[str, float]:
-    """In a child: open, predict, and say how much memory it took at most."""
+    """In a child: open, predict, and return the peak memory."""
     from runtime import Predictor
 
     paths = [frames[i % len(frames)] for i in range(2 * batch)]
@@ -58,7 +58,7 @@ def engine_probe(
 
 
 def stream_probe(bundle: str, frames: list[str], count: int) -> dict[str, float]:
-    """In a child: stream `count` frames, repeated from `frames`, past the fake engine."""
+    """In a child: stream `count` frames, repeated from `frames`, with the fake engine."""
     from runtime import Predictor
 
     def paths() -> Iterator[str]:

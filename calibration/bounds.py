@@ -1,4 +1,4 @@
-"""What a finite number of frames can promise: order statistics, binomial bounds, exact rounding."""
+"""Bounds that a finite number of frames supports: order statistics, binomial intervals, exact rounding."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ CONFIDENCE = 0.95
 
 
 def exact_floor(share: float, count: int) -> int:
-    """floor(share * count) of the decimal number that was typed: 0.29 of 100 is 29, in floating point it is 28."""
+    """floor(share * count) in decimal arithmetic: 0.29 of 100 is 29, where floating point gives 28."""
     return int(Fraction(repr(float(share))) * count // 1)
 
 
 def exact_ceil(share: float, count: int) -> int:
-    """ceil(share * count), likewise."""
+    """ceil(share * count) in decimal arithmetic."""
     return -int(-Fraction(repr(float(share))) * count // 1)
 
 
@@ -36,16 +36,16 @@ def beta_quantile(probability: float, a: int, b: int) -> float:
 
 
 def order_statistic_rate(beyond: int, count: int) -> tuple[float, float]:
-    """How many frames to come lie beyond an order statistic that `beyond` of `count` calibration frames lie beyond.
+    """Share of future frames beyond a threshold that `beyond` of `count` calibration frames lie beyond.
 
-    Returns the expected share, (beyond + 1) / (count + 1), and the share that is not exceeded with 95 % confidence
-    given this calibration set: a quantile of Beta(beyond + 1, count - beyond) (Vovk 2012, "Conditional validity of
-    inductive conformal predictors"). Both hold for any continuous distribution, for frames exchangeable with these;
-    ties only make the true share smaller.
+    Returns the expected share, (beyond + 1) / (count + 1), and an upper bound with 95 % confidence given this
+    calibration set. The bound is a quantile of Beta(beyond + 1, count - beyond) (Vovk 2012, "Conditional validity of
+    inductive conformal predictors"). Both hold for any continuous distribution, for frames exchangeable with these.
+    Ties only make the true share smaller.
     """
     return (beyond + 1) / (count + 1), beta_quantile(CONFIDENCE, beyond + 1, count - beyond)
 
 
 def at_least(right: int, count: int) -> float:
-    """The lower end of a one-sided 95 % interval of a share observed as right / count (Clopper and Pearson 1934)."""
+    """Lower end of a one-sided 95 % interval of the share right / count (Clopper and Pearson 1934)."""
     return beta_quantile(1 - CONFIDENCE, right, count - right + 1) if right else 0.0

@@ -1,4 +1,4 @@
-"""Calibration as plain functions: from a request and scored frames to a recipe with another operating point."""
+"""Calibration as plain functions: from a request and scored frames to a recipe with a new operating point."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ DEPENDS_ON = {
         "review_disagreement",
     },
 }
-"""What was promised of a number holds for verdicts only while these others stay as they were when it was chosen."""
+"""For each number of an operating point, the other numbers that its promise depends on."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What to choose; None or False leaves it as it is. At most one of purity and max_reject."""
+    """The numbers to choose. None or False leaves a number unchanged. At most one of purity and max_reject."""
 
     defect_rule: Rule | None = None
     pixel_rule: Rule | None = None
@@ -53,12 +53,12 @@ class Request:
 
     @property
     def empty(self) -> bool:
-        """Whether nothing is asked for."""
+        """Whether nothing is requested."""
         return self == Request()
 
     @property
     def rejects(self) -> bool:
-        """Whether confidence thresholds are asked for."""
+        """Whether confidence thresholds are requested."""
         return self.purity is not None or self.max_reject is not None
 
 
@@ -67,7 +67,7 @@ DEFAULT_REQUEST = Request(defect_rule=Rule(F1_MAX), temperature=True)
 
 @dataclass(frozen=True, slots=True)
 class Calibrated:
-    """A recipe with its new operating point; choices by the name of what they chose; rates before and after."""
+    """A recipe with its new operating point; choices by the name of the chosen number; rates before and after."""
 
     recipe: Recipe
     choices: Mapping[str, Choice]
@@ -76,9 +76,9 @@ class Calibrated:
 
 
 def require_labels(request: Request, recipe: Recipe, labels: set[str], where: object, *, flat: bool) -> None:
-    """Raise CalibrationError, before any frame is scored, if these frames cannot answer the request.
+    """Raise CalibrationError, before any frame is scored, if these frames cannot serve the request.
 
-    labels: the classes of which there are frames.
+    labels: the classes that have frames.
     """
     asked = {
         "--temperature": request.temperature,
@@ -108,6 +108,11 @@ def require_labels(request: Request, recipe: Recipe, labels: set[str], where: ob
             f"{', '.join(needs_classes)} needs frames of every class of the recipe: bring some, or name what to choose "
             f"without it, such as --defect-rule f1-max; {good_alone}"
         )
+    _require_known(needs_classes, recipe, labels, where)
+    _require_new_confidence(request, recipe)
+
+
+def _require_known(needs_classes: list[str], recipe: Recipe, labels: set[str], where: object) -> None:
     foreign = sorted(labels - set(recipe.classes))
     if needs_classes and foreign:
         raise CalibrationError(
@@ -115,20 +120,24 @@ def require_labels(request: Request, recipe: Recipe, labels: set[str], where: ob
             f"{', '.join(recipe.classes)}), and {', '.join(needs_classes)} needs the recipe's own: rename or remove "
             "them"
         )
-    old = recipe.operating_point.confidence_thresholds
-    moved = [name for name in ("--temperature", "--defect-rule") if asked.get(name) or rules.get(name)]
-    if moved and not request.rejects and any(old.values()):
+
+
+def _require_new_confidence(request: Request, recipe: Recipe) -> None:
+    """Confidence thresholds are valid only at the temperature and the defect threshold that they were chosen at."""
+    asked = {"--temperature": request.temperature, "--defect-rule": request.defect_rule is not None}
+    moved = [name for name, wanted in asked.items() if wanted]
+    if moved and not request.rejects and any(recipe.operating_point.confidence_thresholds.values()):
         raise CalibrationError(
-            "the recipe's confidence thresholds were chosen at its old temperature and defect threshold and would mean "
-            "something else at new ones: choose them again with --purity or --max-reject, or leave out "
+            "the recipe's confidence thresholds were chosen at its old temperature and defect threshold, and are not "
+            "valid at new ones: choose them again with --purity or --max-reject, or leave out "
             f"{' and '.join(moved)}"
         )
 
 
 def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[str, Any]) -> Calibrated:
-    """Choose what is asked for and put it into a new recipe; everything else of the operating point stays.
+    """Choose the requested numbers and put them into a new recipe; the rest of the operating point stays.
 
-    data: where the frames came from, for the record. Raises CalibrationError, see the rules.
+    data: the source of the frames, for the record. Raises CalibrationError as the rules do.
     """
     old = point = recipe.operating_point
     choices: dict[str, Choice] = {}
@@ -146,7 +155,7 @@ def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[st
     if request.novelty_quantile is not None:
         choices["novelty_threshold"] = choose_novelty_threshold(scored.novelty, request.novelty_quantile)
     point = _applied(point, choices)
-    # Last, because everything above decides which frames are left for the confidence thresholds to judge.
+    # Last, because the numbers above decide which frames the confidence thresholds judge.
     if request.purity is not None:
         choices["confidence_thresholds"] = choose_for_purity(scored, point, request.purity)
     if request.max_reject is not None:
@@ -166,7 +175,7 @@ def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[st
 
 
 def report(calibrated: Calibrated, scored: Scored, old: OperatingPoint) -> dict[str, Any]:
-    """Everything that was found, JSON-ready: operating point, promises, rates, purity/coverage curve, reliability."""
+    """The whole result, JSON-ready: operating point, promises, rates, purity/coverage curve, reliability."""
     point = calibrated.recipe.operating_point
     document: dict[str, Any] = {
         "operating_point": {"before": old.to_dict(), "after": point.to_dict()},
@@ -190,21 +199,21 @@ def load_recipe(target: Path) -> Recipe:
 
 @contextmanager
 def changing_recipe(target: Path) -> Iterator[Recipe]:
-    """The recipe of a bundle folder or a recipe file, which nobody else changes as long as the block runs.
+    """The recipe of a bundle folder or a recipe file, locked against other writers while the block runs.
 
     Raises BundleError, RecipeError.
     """
-    load_recipe(target)  # before a lock is left beside what is none
+    load_recipe(target)  # first, so that no lock file is left where there is no recipe
     bundle, file = _bundle_of(target), target.resolve()
     with holding(bundle) if bundle else locked(file.with_name(f".{file.name}{LOCK}"), target):
         yield load_recipe(target)
 
 
 def store_recipe(target: Path, recipe: Recipe, *, instead_of: Recipe) -> None:
-    """Put it back into a bundle folder or a recipe file, whole or not at all, in place of the one it was made from.
+    """Replace the recipe of a bundle folder or a recipe file atomically.
 
-    A file that is the recipe of the bundle it lies in is replaced as that. Raises BundleError, RecipeError; if another
-    recipe is there by now, nothing is written.
+    A file that is its bundle's recipe is replaced in that bundle. instead_of: the recipe that `recipe` was made from.
+    Raises BundleError, RecipeError; nothing is written if another recipe is there by now.
     """
     bundle = _bundle_of(target)
     if bundle is not None:
@@ -239,8 +248,8 @@ def operating_point_json(point: OperatingPoint) -> str:
 def apply_by_hand(recipe: Recipe, path: Path) -> tuple[Recipe, list[str]]:
     """The recipe with the operating point of an edited JSON file, and the names of what changed.
 
-    What was changed is recorded, and what was chosen while it was otherwise, because the promises of an earlier
-    calibration no longer speak of either. Raises RecipeError with all faults of the file.
+    The record names each changed number and each number chosen at the old values: earlier promises no longer hold for
+    either. Raises RecipeError with all faults of the file.
     """
     faults: list[str] = []
     try:
@@ -268,7 +277,7 @@ def _changed(old: OperatingPoint, new: OperatingPoint) -> list[str]:
 
 
 def _void(section: Any, moved: set[str]) -> Any:
-    """The record of an earlier choice, without what it promised if anything that this rests on has moved since."""
+    """The record of an earlier choice; its promise becomes void if a number that it depends on has changed since."""
     if not moved or not isinstance(section, dict):
         return section
     kept = {name: section[name] for name in ("rule", "data") if name in section}
@@ -276,6 +285,6 @@ def _void(section: Any, moved: set[str]) -> Any:
 
 
 def _by_hand(recipe: Recipe) -> list[str]:
-    """What was edited since it was calibrated. The record is informative, so whatever else stands there is no error."""
+    """Numbers edited since their calibration. The record is informative, so malformed content is no error."""
     names = recipe.calibration.get(CHANGED_BY_HAND)
     return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []

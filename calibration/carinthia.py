@@ -27,15 +27,15 @@ Row: TypeAlias = "tuple[Path, str, Path | None]"
 
 
 def is_here(folder: Path) -> bool:
-    """Whether `folder` is this set."""
+    """Whether `folder` holds this set."""
     try:
         return (folder / TABLE).is_file()
-    except OSError:  # a closed folder: whoever lists it says so
+    except OSError:  # a folder without access: listing it reports the error
         return False
 
 
 def read_table(folder: Path) -> tuple[list[Row], list[Path]]:
-    """The rows by class and file name, and the files in `images` and `masks` that no row names.
+    """The rows, sorted by class and file name, and the files of `images` and `masks` that no row names.
 
     Raises DatasetError with all faults.
     """
@@ -47,7 +47,9 @@ def read_table(folder: Path) -> tuple[list[Row], list[Path]]:
             rows = csv.DictReader(stream, delimiter=";")
             lacking = _COLUMNS - set(rows.fieldnames or ())
             if lacking:
-                raise DatasetError(folder, f"{TABLE} lacks the columns {', '.join(sorted(lacking))} (separated by ;)")
+                raise DatasetError(
+                    folder, f"{TABLE} lacks the columns {', '.join(sorted(lacking))} (between semicolons)"
+                )
             for line, row in enumerate(rows, start=2):
                 image, mask, label = ((row[name] or "").strip() for name in ("image_path", "mask_path", "label"))
                 if label not in {"1", "2", "3", "4", "5", GOOD_LABEL}:
@@ -62,7 +64,7 @@ def read_table(folder: Path) -> tuple[list[Row], list[Path]]:
                 else:
                     named |= {path, cover or path}
                     name = "good" if label == GOOD_LABEL else f"type-{label}"
-                    # Nothing is visible in a good frame, whatever its mask marks.
+                    # A good frame shows no defect, whatever its mask marks.
                     found[path] = name, None if name == "good" else cover
     except (OSError, UnicodeDecodeError, csv.Error) as exc:
         raise DatasetError(folder, f"{TABLE} cannot be read: {exc}") from exc
@@ -89,7 +91,7 @@ def _unnamed(folder: Path, named: set[Path], faults: list[str]) -> list[Path]:
 
 
 def _inside(folder: Path, name: str) -> Path | None:
-    """A file of the table, which may not lead out of the folder; under its name in either Unicode form."""
+    """A file named by the table, in either Unicode form; None if it is absent or outside the folder."""
     path = Path(name.replace("\\", "/"))
     if path.is_absolute() or ".." in path.parts:
         return None

@@ -1,18 +1,12 @@
-"""Folder data sets: `images/<class>/`, optional `masks/<class>/`, optional `groups.csv`. Used by all but the runtime.
+"""Data folders: `images/<class>/`, optional `masks/<class>/`, optional `groups.csv` (`calibration.groups`).
 
-The mask of a frame has its name without the suffix, or that and `_mask`. MVTec's layout is read as well: `train/good`,
-`test/<class>` and `ground_truth/<class>`; its two parts become one set. A folder with `carinthia-s.csv` is read as that
-set is distributed (`calibration.carinthia`). Names are the same name in every Unicode form (NFC, NFD).
-
-groups.csv, separated by commas, semicolons or tabs, has at least the columns path (as `images/<class>/<file>`), class
-and group. Frames of one group share a physical origin (a wafer site, a tile, a paper's figure), so what is learnt on
-some of them says little about others.
+The mask of a frame has the frame's name, with or without `_mask`, and any suffix. MVTec's layout is read as well:
+`train/good`, `test/<class>` and `ground_truth/<class>`; its two parts become one set. A folder with `carinthia-s.csv`
+is read as that set is distributed (`calibration.carinthia`). Names are equal in every Unicode form (NFC, NFD).
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import sys
 from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
@@ -23,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.errors import FrameError
-from runtime.files import open_plain
 from runtime.folders import MASK_SUFFIX, Listing, is_folder, list_folder, one_name, pages_in
 from runtime.frames import SUFFIXES, read_frame
 from runtime.operating_point import is_verdict, same_name_key, unprintable
@@ -32,14 +25,14 @@ from runtime.terminal import printable
 
 from . import carinthia, masks
 from .errors import DatasetError
+from .groups import GROUPS, read_groups
 
 GOOD = "good"
-GROUPS = "groups.csv"
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One labelled frame. mask is None where no truth exists; a good frame without a mask is known to be clean."""
+    """One labelled frame. mask: None where no truth is stored. A good frame without a mask counts as clean."""
 
     path: Path
     label: str
@@ -53,9 +46,9 @@ class Sample:
     def read_mask(self, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
         """The mask as 0/1 uint8 of the frame's `shape`; zeros for a good frame without one; None if unknown.
 
-        `calibration.masks` says what is defect. The mask of a defect frame that is black throughout shows no one where
-        the defect is: None. Raises DatasetError if it is unreadable, of another size, of more than two values, or marks
-        a defect in a good frame.
+        `calibration.masks` defines which pixels are defect. None also for an all-black mask of a defect frame: it does
+        not show where the defect is. Raises DatasetError if the mask is unreadable, of another size, of more than two
+        values, or marks a defect in a good frame.
         """
         if self.mask is None:
             return np.zeros(shape, np.uint8) if self.label == GOOD else None
@@ -75,9 +68,9 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Labelled frames. classes: `good` first, the others by name. stray: files that were left out of it.
+    """Labelled frames. classes: `good` first, the others by name. stray: files that were left out.
 
-    flat: the folder held frames and no classes, and they were taken to be good.
+    flat: the folder held frames without class folders, and they count as good.
     """
 
     folder: Path
@@ -91,7 +84,7 @@ class Dataset:
         return [sample for sample in self.samples if sample.label == label]
 
     def only(self, classes: Sequence[str]) -> Dataset:
-        """The same set without its other classes. Raises DatasetError for names it does not hold, or too few."""
+        """The same set with these classes only. Raises DatasetError for unknown names, or too few."""
         wanted = [one_name(name) for name in classes]
         faults = [
             f'there is no class "{name}"; there are: {", ".join(self.classes)}'
@@ -106,14 +99,14 @@ class Dataset:
 
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Where a data folder keeps its classes, one folder each, and their masks."""
+    """The folders of a data folder that hold the class folders, and the folder of the masks."""
 
     roots: tuple[str, ...]
     truth: str
 
 
 def load_frames(folder: str | Path) -> Dataset:
-    """Frames to calibrate on: a data folder, also one of good frames alone, or a flat folder of good frames.
+    """Frames to calibrate on: a data folder, possibly of good frames alone, or a flat folder of good frames.
 
     Raises DatasetError with all faults.
     """
@@ -132,7 +125,7 @@ def load_frames(folder: str | Path) -> Dataset:
 
 
 def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
-    """List a data folder and check everything that can be checked without decoding the frames.
+    """List a data folder and check it as far as is possible without decoding the frames.
 
     good_only: accept a folder without a defect class. Raises DatasetError with all faults.
     """
@@ -156,7 +149,7 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
     names = list(dict.fromkeys(place.name for place in places))
     faults += _class_faults(names, good_only=good_only, root=layout.roots[-1])
     truths = _index_masks(folder, layout, {one_name(place.name) for place in places}, faults, stray)
-    groups = _read_groups(folder, layout, faults)
+    groups = read_groups(folder, layout.roots, faults)
     samples = []
     for place in sorted(places, key=lambda place: (one_name(place.name) != GOOD, one_name(place.name))):
         samples += _samples_of(place, layout, truths, groups, faults, stray)
@@ -169,7 +162,7 @@ def load_dataset(folder: str | Path, *, good_only: bool = False) -> Dataset:
 
 
 def say_left_out(dataset: Dataset) -> None:
-    """Name on stderr what lies in the folder and is not used."""
+    """List the unused files of the folder on stderr."""
     for path in dataset.stray:
         print(f"left out, not a frame: {printable(path)}", file=sys.stderr)
 
@@ -183,7 +176,7 @@ def _layout_of(folder: Path) -> _Layout | None:
 
 
 def _held(folder: Path) -> str:
-    """What a folder holds instead, for people who named the one above or below; or why that cannot be told."""
+    """The folder names in `folder`, for users who named its parent or a child; or the reason it cannot be listed."""
     faults: list[str] = []
     names = [path.name for path in _list(folder, faults).folders]
     instead = f"it holds {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}" if names else "".join(faults[:1])
@@ -191,7 +184,7 @@ def _held(folder: Path) -> str:
 
 
 def _list(folder: Path, faults: list[str]) -> Listing:
-    """What is in a folder; what cannot be looked at is a fault, for a set with holes is another set."""
+    """The listing of a folder. An unreadable entry is a fault: a set with gaps is another set."""
     try:
         found = list_folder(folder)
     except FrameError as exc:
@@ -202,12 +195,12 @@ def _list(folder: Path, faults: list[str]) -> Listing:
 
 
 def _stray_of(found: Listing) -> list[Path]:
-    """What is no frame in a folder of frames, but for hidden and system folders."""
+    """Entries of a folder of frames that are not frames, except hidden and system folders."""
     return sorted([*found.folders, *found.outputs, *found.others, *found.hidden])
 
 
 def _look_beside(folder: Path, layout: _Layout, faults: list[str], stray: list[Path]) -> None:
-    """Name what lies beside the folders of the layout: masks in a folder of another name would be missed in silence."""
+    """Report entries next to the folders of the layout: masks in a folder of another name would be missed silently."""
     found = _list(folder, [])
     known = {*layout.roots, layout.truth, GROUPS}
     for path in sorted([*found.folders, *found.others]):
@@ -239,14 +232,14 @@ def _samples_of(
     faults: list[str],
     stray: list[Path],
 ) -> list[Sample]:
-    """The frames of one class folder. Groups that are used are taken out of `groups`."""
+    """The frames of one class folder. Removes the groups in use from `groups`."""
     label, where = one_name(place.name), f"{place.parent.name}/{one_name(place.name)}"
     found = _list(place, faults)
     stray += _stray_of(found)
     if not found.frames:
         faults.append(f"{where} holds no frames ({', '.join(SUFFIXES)})")
     faults += [
-        f"{where}/{path.name} is called as the mask of a frame beside it; masks belong in {layout.truth}/{label}/"
+        f"{where}/{path.name} is named like the mask of a frame in its folder; masks belong in {layout.truth}/{label}/"
         for path in found.masks
     ]
     faults += _page_faults(found.frames)
@@ -267,7 +260,7 @@ def _samples_of(
 
 
 def _page_faults(frames: Sequence[Path]) -> list[str]:
-    """Files of several frames, of which a data folder cannot say one."""
+    """Faults of files with several frames: a data folder cannot name one of them."""
     return [
         f"{path} holds {pages} pages; save each page that is a frame as a file of its own"
         for path in frames
@@ -295,7 +288,7 @@ def _class_faults(names: Sequence[str], *, good_only: bool, root: str = "images"
 def _index_masks(
     folder: Path, layout: _Layout, labels: Set[str], faults: list[str], stray: list[Path]
 ) -> dict[tuple[str, str], Path]:
-    """Masks by (class, file stem). What is no mask is stray."""
+    """Masks by (class, file stem). Other entries go to `stray`."""
     truth = folder / layout.truth
     index: dict[tuple[str, str], Path] = {}
     if not is_folder(truth):
@@ -325,7 +318,7 @@ def _index_masks(
 
 
 def _mask_faults(truths: Mapping[tuple[str, str], Path], samples: Sequence[Sample]) -> list[str]:
-    """Masks without a frame, and masks with two: the name without its suffix is all that ties them."""
+    """Masks without a frame, and masks with two. Only the name without its suffix connects a mask with a frame."""
     frames: dict[Path, list[str]] = {path: [] for path in truths.values()}
     for sample in samples:
         if sample.mask is not None:
@@ -333,51 +326,3 @@ def _mask_faults(truths: Mapping[tuple[str, str], Path], samples: Sequence[Sampl
     faults = [f"mask {path} belongs to no frame" for path, names in frames.items() if not names]
     shared = {path: names for path, names in frames.items() if len(names) > 1}
     return faults + [f"mask {path} belongs to several frames: {', '.join(names)}" for path, names in shared.items()]
-
-
-def _read_groups(folder: Path, layout: _Layout, faults: list[str]) -> dict[str, str] | None:
-    """Group by path, or None without a groups.csv."""
-    path = folder / GROUPS
-    groups: dict[str, str] = {}
-    columns = {"path", "class", "group"}
-    try:
-        # Spreadsheets begin UTF-8 with a mark.
-        with io.TextIOWrapper(io.BufferedReader(open_plain(path)), encoding="utf-8-sig", newline="") as stream:
-            head = stream.readline()
-            stream.seek(0)
-            # Spreadsheets write the separator of their country.
-            delimiter = next(
-                (mark for mark in ",;\t" if columns <= set(next(csv.reader([head], delimiter=mark), ()))), ","
-            )
-            rows = csv.DictReader(stream, delimiter=delimiter)
-            lacking = columns - set(rows.fieldnames or ())
-            if lacking:
-                faults.append(
-                    f"groups.csv lacks the columns {', '.join(sorted(lacking))} (between commas, semicolons or tabs)"
-                )
-                return None
-            twice = {name for name in columns if list(rows.fieldnames or ()).count(name) > 1}
-            if twice:
-                faults.append(f"groups.csv has two columns {', '.join(sorted(twice))}")
-                return None
-            for line, row in enumerate(rows, start=2):
-                if None in row:  # "Lot 1, site 2" without quotes would be read as "Lot 1"
-                    faults.append(f"groups.csv line {line} has more values than there are columns")
-                key, label, group = (one_name(row[name] or "") for name in ("path", "class", "group"))
-                parts = key.split("/")
-                if len(parts) != 3 or parts[0] not in layout.roots:
-                    faults.append(f'groups.csv line {line}: "{key}" is not {layout.roots[-1]}/<class>/<file>')
-                elif parts[1] != label:
-                    faults.append(f"groups.csv line {line}: {key} is labelled {label}")
-                elif key in groups:
-                    faults.append(f"groups.csv line {line}: {key} appears twice")
-                else:
-                    groups[key] = group.strip()
-    except FileNotFoundError:
-        if path.is_symlink():
-            faults.append("groups.csv is a link that leads to no file")
-        return None
-    except (OSError, UnicodeDecodeError, csv.Error) as exc:
-        faults.append(f"groups.csv cannot be read: {exc}")
-        return None
-    return groups

@@ -1,4 +1,4 @@
-"""Errors of data folders and calibration. Each message says what, where and what to do.
+"""Errors of data folders and calibration. Each message names the fault, the place and the remedy.
 
 SemClipError
 ├── DatasetError          a data folder that cannot be used; lists all faults
@@ -29,8 +29,8 @@ class DatasetError(SemClipError):
 
 
 class CalibrationError(SemClipError):
-    """An operating point cannot be chosen from these frames."""
+    """No operating point can be chosen from these frames."""
 
 
 class PlotsUnavailable(CalibrationError):
-    """Pictures were asked for and matplotlib is not installed."""
+    """Pictures were requested, but matplotlib is not installed."""

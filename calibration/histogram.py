@@ -1,4 +1,4 @@
-"""Scores by the million, such as every pixel of a data set: counted in fixed bins, in constant memory."""
+"""A histogram for millions of scores, such as every pixel of a data set: fixed bins, constant memory."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from numpy.typing import ArrayLike
 
 from .bounds import exact_ceil
 from .errors import CalibrationError
+from .metrics import area_under_roc, best_f1
 
 BINS = 65536
 
 
 class ScoreHistogram:
-    """Scores in [0, 1] of positives and negatives in 65,536 bins: exact to about 1e-5, whatever their number."""
+    """Scores in [0, 1] of positives and negatives in 65,536 bins: exact to about 1e-5 for any number of scores."""
 
     def __init__(self) -> None:
         self.positive = np.zeros(BINS, np.int64)
@@ -31,18 +32,14 @@ class ScoreHistogram:
     def auroc(self) -> float:
         """Area under the ROC curve, ties counting half; NaN without both kinds."""
         below = np.cumsum(self.negative) - self.negative
-        total = int(self.positive.sum()) * int(self.negative.sum())  # of any size, where numpy's overflow
-        return float((self.positive * (below + self.negative / 2)).sum() / total) if total else float("nan")
+        return area_under_roc(self.positive, below, self.negative, int(self.negative.sum()))
 
     def f1_max(self) -> float:
         """The highest F1 over all thresholds; NaN without positives."""
-        hits = np.cumsum(self.positive[::-1])
-        called = hits + np.cumsum(self.negative[::-1])
-        total = int(self.positive.sum())
-        return float((2 * hits / np.maximum(called + total, 1)).max()) if total else float("nan")
+        return self._highest_f1()[1] if self.positive.any() else float("nan")
 
     def f1_at(self, threshold: float) -> float:
-        """F1 of "score >= threshold", to the bin; NaN without positives."""
+        """F1 of "score >= threshold", with the threshold rounded to a bin; NaN without positives."""
         lowest = min(round(threshold * BINS), BINS - 1)
         hits, called = int(self.positive[lowest:].sum()), int((self.positive + self.negative)[lowest:].sum())
         total = int(self.positive.sum())
@@ -51,36 +48,39 @@ class ScoreHistogram:
     def f1_max_threshold(self) -> tuple[float, float]:
         """The threshold t for which "score >= t" has the highest F1, and that F1.
 
-        t lies halfway between the bins on its two sides; ties go to the higher one. Raises CalibrationError without
+        t lies halfway between the bins on its two sides; of equal F1 the higher t wins. Raises CalibrationError without
         positives, or if all scores are equal.
         """
-        total = int(self.positive.sum())
-        if not total:
+        if not self.positive.any():
             raise CalibrationError("F1 of pixels needs a mask with at least one defect pixel")
         self._require_spread()
-        hits = np.cumsum(self.positive[::-1])
-        f1 = 2 * hits / np.maximum(hits + np.cumsum(self.negative[::-1]) + total, 1)
-        lowest = BINS - 1 - int(f1.argmax())
+        lowest, f1 = self._highest_f1()
         below = np.flatnonzero(self.positive[:lowest] + self.negative[:lowest])
         edge = (lowest + below[-1] + 1) / 2 if below.size else lowest
-        return float(edge / BINS), float(f1.max())
+        return float(edge / BINS), f1
 
     def negative_quantile(self, share: float) -> float:
         """The lowest bin edge t for which at least `share` of the negatives are below t.
 
-        Raises CalibrationError if there is no negative, if all scores are equal, or if no t in [0, 1] will do.
+        Raises CalibrationError without negatives, if all scores are equal, or if no t in [0, 1] satisfies the share.
         """
         if not self.negative.any():
-            raise CalibrationError("a quantile of good frames' pixels needs good frames")
+            raise CalibrationError("a quantile of the pixels of good frames needs good frames")
         self._require_spread()
         needed = exact_ceil(share, int(self.negative.sum()))
         edge = int(np.searchsorted(np.cumsum(self.negative), needed)) + 1
         if edge == BINS:
             raise CalibrationError(
-                f"more than {1 - share:.2%} of the good frames' pixels have the highest map value: no pixel threshold "
-                "passes the others; the recipe cannot tell good from defect"
+                f"more than {1 - share:.2%} of the pixels of good frames have the highest map value, so no pixel "
+                f"threshold passes {share:.2%} of them; the recipe cannot tell good from defect"
             )
         return edge / BINS
+
+    def _highest_f1(self) -> tuple[int, float]:
+        """The lowest bin that is called positive where F1 is highest, and that F1; of equal ones the highest bin."""
+        hits = np.cumsum(self.positive[::-1])
+        index, f1 = best_f1(hits, hits + np.cumsum(self.negative[::-1]), int(self.positive.sum()))
+        return BINS - 1 - index, f1
 
     def _require_spread(self) -> None:
         if np.count_nonzero(self.positive + self.negative) < 2:

@@ -1,14 +1,14 @@
-"""Masks: which pixels a truth marks as defect, by what the file holds and never by how bright it looks.
+"""Masks: the pixels that a truth marks as defect, decided by the stored values and never by brightness.
 
-A mask has two kinds of pixels. Black, 0 or transparent is not defect; the one other value or colour is, whichever it
-is: 255, 1, 65535, True, red. So void borders, class and instance numbers, and edges that JPEG or a painting program
-smoothed are refused with the values that were found, for a threshold would lose one of them. Refused as well:
+A mask has two kinds of pixels. Black, 0 or transparent is not defect. The one other value or colour is defect, whether
+255, 1, 65535, True or red. Void borders, class and instance numbers, and edges smoothed by JPEG or a paint program give
+more values: they are refused with the values found, because a threshold would lose one of them. Also refused:
 
-- two colours, or two entries of a palette, of which not exactly one is black;
-- black on transparent, part transparency, and a defect that is not all of one colour: it may be the background;
+- two colours, or two entries of a palette, unless exactly one is black;
+- black on transparent, partial transparency, and a defect of more than one colour: it may be the background;
 - one value throughout that is neither black nor white (the type's largest value);
-- TIFF that stores white as 0, as tifffile does with boolean arrays: its numbers say one thing and its looks another;
-- 90 % defect and more, as of a mask drawn black on white. White throughout is taken: no defect would be lost.
+- TIFF that stores white as 0, as tifffile does for boolean arrays: its values contradict its appearance;
+- 90 % defect or more, as in a mask drawn black on white. White throughout is accepted: no defect would be lost.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ _READERS: dict[bytes, Callable[[BinaryIO], ImageFile]] = {
     b"\xff\xd8": JpegImageFile,
     b"BM": BmpImageFile,
 }
-"""By the first two bytes. `Image.open` would ask the host program's settings how large an image may be."""
+"""By the first two bytes. `Image.open` would apply the host program's limit on the size of an image."""
 _MODES = {"1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16", "I;16B"}
 _UNASSOCIATED_ALPHA = 2
 
 
 @dataclass(frozen=True, slots=True)
 class StoredMask:
-    """A mask as its file holds it. Rows and columns are those that are stored, as in frames.
+    """A mask as stored in its file. Rows and columns are the stored ones, as in frames.
 
     pixels: numbers [H, W], or uint8 [H, W, 2 ... 4] of grey and opacity, colour, or colour and opacity.
-    white: the largest value that a number may have.
+    white: the largest value of the type.
     palette: red, green, blue and opacity of each number, where the numbers are entries of a palette.
     """
 
@@ -72,7 +72,7 @@ class StoredMask:
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """One of the values of a mask. code: what `_codes` makes of its pixels."""
+    """One of the values of a mask. code: the number that `_codes` gives its pixels."""
 
     code: int | float
     text: str
@@ -82,12 +82,12 @@ class _Kind:
 
 
 def read_mask(path: Path) -> StoredMask:
-    """The pixels of a mask file, not yet judged. Raises DatasetError if it is unreadable or of a kind not meant."""
+    """The pixels of a mask file, not yet judged. Raises DatasetError if it is unreadable or of an unsupported kind."""
     name = str(path)
     try:
         if (pages := page_count(name)) > 1:
-            raise DatasetError(path, f"the mask holds {pages} pages; save the one that is meant as a file of its own")
-        decode_frame(name, FrameOptions(), name)  # what holds for frames: whole, of bounded size, one picture
+            raise DatasetError(path, f"the mask holds {pages} pages; save the right one as a file of its own")
+        decode_frame(name, FrameOptions(), name)  # the checks of frames: complete, of bounded size, one picture
         with io.BufferedReader(open_plain(path)) as file:
             head = file.peek(2)[:2]
             return _of_tiff(file, path) if head in (b"II", b"MM") else _of_picture(_READERS[head](file), path)
@@ -95,7 +95,7 @@ def read_mask(path: Path) -> StoredMask:
         raise DatasetError(path, f"the mask cannot be read: {exc.reason}") from exc
     except DatasetError:
         raise
-    except Exception as exc:  # of a file that changed meanwhile, Pillow and tifffile raise almost anything
+    except Exception as exc:  # of a file that changes meanwhile, Pillow and tifffile raise almost anything
         raise DatasetError(path, f"the mask cannot be read: {exc}") from exc
 
 
@@ -110,9 +110,9 @@ def _of_picture(picture: ImageFile, path: Path) -> StoredMask:
         table = picture.getpalette("RGBA") or []
         entries = tuple(tuple(table[start : start + 4]) for start in range(0, len(table), 4))
         return StoredMask(path, _array(picture), palette=entries)
-    if "transparency" in picture.info:  # one grey, or one colour, is said to be transparent
+    if "transparency" in picture.info:  # one grey, or one colour, is declared transparent
         if wide:
-            raise DatasetError(path, "the mask says that one of its 16-bit values is transparent; save it with 8 bits")
+            raise DatasetError(path, "the mask declares one of its 16-bit values transparent; save it with 8 bits")
         return StoredMask(path, _array(picture.convert("RGBA")))
     return StoredMask(path, _array(picture), 65535 if wide else 1 if mode == "1" else 255)
 
@@ -124,7 +124,7 @@ def _of_tiff(file: BinaryIO, path: Path) -> StoredMask:
         pixels = page.asarray()
         table = None if page.colormap is None else palette_colours(page.colormap)
         white = 1 if pixels.dtype.kind == "f" else (1 << page.bitspersample) - 1
-    if page.axes == "SYX":  # one colour after the other
+    if page.axes == "SYX":  # planar: one colour after the other
         pixels = np.moveaxis(pixels, 0, -1)
     if table is None or page.photometric != PHOTOMETRIC.PALETTE:
         return StoredMask(path, pixels, white)
@@ -132,29 +132,27 @@ def _of_tiff(file: BinaryIO, path: Path) -> StoredMask:
 
 
 def _check_page(page: TiffPage, path: Path) -> None:
-    """Refuse, before its pixels are read, a page that would be read as another mask than was meant."""
+    """Refuse, before the pixels are read, a page that would be misread."""
     if page.photometric == PHOTOMETRIC.MINISWHITE:
         raise DatasetError(
             path,
-            "the mask stores white as 0, so its numbers and its looks mark the opposite; save it with black as 0 "
+            "the mask stores white as 0, so its values and its appearance mark opposite areas; save it with black as 0 "
             "(tifffile: photometric='minisblack')",
         )
     if page.photometric not in (PHOTOMETRIC.MINISBLACK, PHOTOMETRIC.PALETTE, PHOTOMETRIC.RGB):
         kind = getattr(page.photometric, "name", page.photometric)
         raise DatasetError(path, f"the mask holds {kind} colours; save it as grey, 0 and 255")
     if page.subfiletype & REDUCED_OR_MASK or page.axes not in ("YX", "YXS", "SYX"):
-        raise DatasetError(
-            path, "the mask's first page is a reduced copy or a volume; save the one that is meant alone"
-        )
+        raise DatasetError(path, "the mask's first page is a reduced copy or a volume; save the full-size page alone")
     colours = 3 if page.photometric == PHOTOMETRIC.RGB else 1
     if page.samplesperpixel > 1 and page.dtype != np.uint8:
         raise DatasetError(path, "the mask holds colours or opacity of more than 8 bits; save it as grey, 0 and 255")
     if page.samplesperpixel > colours and tuple(page.extrasamples) != (_UNASSOCIATED_ALPHA,):
-        raise DatasetError(path, "the mask holds a channel of no stated meaning; save it as grey, 0 and 255")
+        raise DatasetError(path, "the mask holds an extra channel of unknown meaning; save it as grey, 0 and 255")
 
 
 def _array(image: Image.Image) -> NDArray[Any]:
-    """`np.asarray` without its two copies, which would be 0.6 GB of the largest colour mask."""
+    """`np.asarray` without its two copies: they would take 0.6 GB for the largest colour mask."""
     first = np.asarray(image.crop((0, 0, image.width, 1)))
     pixels = np.empty((image.height, *first.shape[1:]), first.dtype)
     for rows in row_blocks(image.height, image.width):
@@ -163,7 +161,7 @@ def _array(image: Image.Image) -> NDArray[Any]:
 
 
 def defect_pixels(mask: StoredMask) -> NDArray[np.uint8]:
-    """0/1 uint8 [H, W]: 1 is defect. Raises DatasetError, with the values found, for what is no mask of two kinds."""
+    """0/1 uint8 [H, W]: 1 is defect. Raises DatasetError, with the values found, unless there are one or two kinds."""
     kinds = _kinds(mask)
     if len(kinds) == 1:
         (only,) = kinds
@@ -182,14 +180,14 @@ def defect_pixels(mask: StoredMask) -> NDArray[np.uint8]:
     if share >= MOST_SHARE:
         raise DatasetError(
             mask.path,
-            f"the mask is {math.floor(100 * share)} % defect ({defect.text}), as if it were black on white: invert it, "
-            "or make it white throughout if the whole frame is meant",
+            f"the mask is {math.floor(100 * share)} % defect ({defect.text}), as if drawn black on white: invert it, "
+            "or make it white throughout if the defect fills the frame",
         )
     return marked
 
 
 def _defect(kinds: Sequence[_Kind], path: Path) -> _Kind:
-    """Which of two kinds is defect."""
+    """The one of two kinds that is defect."""
     clear = [kind for kind in kinds if kind.opacity == 0]
     opaque = [kind for kind in kinds if kind.opacity == 255]
     background = clear if clear else [kind for kind in opaque if kind.black]
@@ -199,12 +197,12 @@ def _defect(kinds: Sequence[_Kind], path: Path) -> _Kind:
     found = " and ".join(kind.text for kind in kinds)
     raise DatasetError(
         path,
-        f"the mask holds {found}, which does not say where the defect is; save it as grey: 0 is not defect, 255 is",
+        f"the mask holds {found}, which does not show where the defect is; save it as grey: 0 is not defect, 255 is",
     )
 
 
 def _kinds(mask: StoredMask) -> list[_Kind]:
-    """The one or two kinds of pixels that there are. Raises DatasetError if there are more."""
+    """The kinds of pixels in the mask, one or two. Raises DatasetError if there are more."""
     codes: set[int | float] = set()
     for _, part in _codes(mask.pixels):
         rest = part.ravel()
@@ -246,7 +244,7 @@ def _kind(mask: StoredMask, code: int | float) -> _Kind:
 
 
 def _codes(pixels: NDArray[Any]) -> Iterator[tuple[slice, NDArray[Any]]]:
-    """Rows by rows, one number a pixel. Of transparent pixels the colour below is nobody's, and 0."""
+    """Blocks of rows with one number per pixel. A transparent pixel is 0, whatever colour is stored under it."""
     for rows in row_blocks(*pixels.shape[:2]):
         block = pixels[rows]
         if block.ndim == 3:

@@ -1,10 +1,13 @@
-"""Pictures of a calibration: purity over coverage, reliability before and after. Loads matplotlib when one is drawn."""
+"""Pictures of a calibration: purity over coverage, reliability before and after. matplotlib loads with the first one.
+
+`new_figure` and `to_png` draw every picture of the project that needs matplotlib."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
 from typing import Any
+
+from numpy.typing import NDArray
 
 from runtime.folders import OUTPUT_TEXT
 from runtime.operating_point import OperatingPoint
@@ -26,10 +29,26 @@ def require_matplotlib() -> None:
         raise PlotsUnavailable(f'pictures need matplotlib ({exc}): pip install "sem-clip[plots]"') from exc
 
 
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, NDArray[Any]]:
+    """A figure of [width, height] inches and its axes [rows, columns]. Raises PlotsUnavailable."""
+    require_matplotlib()
+    # Not pyplot: it keeps figures alive, and on a desktop it wants a display.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def to_png(figure: Any) -> bytes:
+    """The figure as PNG, marked as a picture of this program, so that no data folder takes it for a frame."""
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=110, metadata=dict([OUTPUT_TEXT]))
+    return stream.getvalue()
+
+
 def draw_purity_coverage(scored: Scored, before: OperatingPoint, after: OperatingPoint) -> bytes:
-    """A PNG: how pure the decided frames are when the least sure are rejected, and where the operating point is."""
-    figure, axes = _figure(1)
-    (ax,) = axes
+    """A PNG: purity of the decided frames as the least confident are rejected, and the two operating points."""
+    figure, (ax,) = _panels(1)
     curve = purity_coverage(scored, after)
     ax.plot(100 * curve.coverage, 100 * curve.purity, color=_RIGHT, label="one confidence threshold for all classes")
     lowest = float(curve.purity.min())
@@ -50,12 +69,12 @@ def draw_purity_coverage(scored: Scored, before: OperatingPoint, after: Operatin
         xlim=(0, 101), ylim=(max(0, 100 * lowest - 5), 101), title=f"Purity and coverage, {len(scored.labels)} frames"
     )
     ax.legend(loc="lower left", frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_reliability(scored: Scored, before: OperatingPoint, after: OperatingPoint) -> bytes:
-    """A PNG: accuracy over confidence in bins, before and after; on the diagonal, probabilities mean what they say."""
-    figure, axes = _figure(2)
+    """A PNG: accuracy over confidence in bins, before and after. Calibrated probabilities lie on the diagonal."""
+    figure, axes = _panels(2)
     right = scored.head_class == scored.truth
     for ax, (name, point) in zip(axes, (("before", before), ("after", after)), strict=True):
         confidence = scored.head_confidence(point.temperature)
@@ -70,26 +89,15 @@ def draw_reliability(scored: Scored, before: OperatingPoint, after: OperatingPoi
         ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence", aspect="equal")
         ax.set_title(f"{name}: temperature {point.temperature:.3g}, ECE {100 * error:.1f} %")
     axes[0].set_ylabel("accuracy")
-    for colour, text in ((_GAP[True], "surer than right"), (_GAP[False], "more often right than sure")):
+    for colour, text in ((_GAP[True], "overconfident"), (_GAP[False], "underconfident")):
         axes[0].bar(0, 0, color=colour, label=text)
     axes[0].legend(loc="upper left", frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
-def _figure(columns: int) -> tuple[Any, Sequence[Any]]:
-    require_matplotlib()
-    # Not pyplot: it keeps figures alive and wants a display where there is one.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5.6 * columns, 4.8), layout="constrained")
-    axes = figure.subplots(1, columns, squeeze=False)[0]
-    for ax in axes:
+def _panels(columns: int) -> tuple[Any, list[Any]]:
+    figure, axes = new_figure(5.6 * columns, 4.8, 1, columns)
+    for ax in axes[0]:
         ax.grid(alpha=0.25)
         ax.set_axisbelow(True)
-    return figure, list(axes)
-
-
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120, metadata=dict([OUTPUT_TEXT]))
-    return stream.getvalue()
+    return figure, list(axes[0])

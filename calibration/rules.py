@@ -1,4 +1,4 @@
-"""Rules by name, as they are typed, and what a rule chose."""
+"""Threshold rules by name, as users type them, and the choice that a rule makes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ NEEDS_DEFECTS = (F1_MAX, MAX_UNDERKILL)
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A rule and its share: "conformal=0.05" is Rule("conformal", 0.05). f1-max has none."""
+    """A rule and its share: "conformal=0.05" is Rule("conformal", 0.05). f1-max has no share."""
 
     name: str
     share: float | None = None
 
     @classmethod
     def parse(cls, text: str, known: tuple[str, ...]) -> Rule:
-        """From what is typed. Raises CalibrationError if the rule is not known or its share makes no sense."""
+        """Parse a rule as typed. Raises CalibrationError for an unknown rule or a share out of range."""
         name, given, value = text.partition("=")
         if name not in known:
             raise CalibrationError(f'there is no rule "{name}"; choose one of {", ".join(known)}')
@@ -40,7 +40,7 @@ class Rule:
             share = float(value)
         except ValueError:
             raise CalibrationError(f"{name} needs a share, such as {name}={_EXAMPLE[name]}") from None
-        # The ends that would call every frame defective, or none, are no operating points.
+        # A share that would call every frame a defect, or none, is no operating point.
         lowest_allowed = name in (MAX_OVERKILL, MAX_UNDERKILL)
         highest_allowed = name == GOOD_QUANTILE
         inside = (share >= 0 if lowest_allowed else share > 0) and (share <= 1 if highest_allowed else share < 1)
@@ -58,7 +58,7 @@ _EXAMPLE = {MAX_OVERKILL: "0.02", MAX_UNDERKILL: "0.01", GOOD_QUANTILE: "0.99", 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What a rule chose: a value of the operating point, by which rule, what that promises, and the figures behind."""
+    """A value of the operating point, the rule that chose it, its promise in words, and the figures behind that."""
 
     value: Any
     rule: str
@@ -66,5 +66,5 @@ class Choice:
     figures: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready, without the value: that stands in the operating point."""
+        """JSON-ready, without the value, which the operating point holds."""
         return {"rule": self.rule, "promise": self.promise, **self.figures}

@@ -1,4 +1,4 @@
-"""Frames of known class, scored once through the Predictor: what every rule chooses from."""
+"""Frames of known class, scored once through the Predictor. Every rule chooses from these scores."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from .temperature import expected_calibration_error
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """What the recipe says about n frames, before any operating point.
+    """Scores that the recipe gives n frames, before any operating point.
 
     classes: the recipe's. labels: [n] the true class names. probabilities: float32 [n, K] at temperature 1.
-    score, novelty: float64 [n] as in `Prediction`; score is the defect score, by the recipe's own `class_share`.
-    pixels: map values and masks; good_pixels: map values of the good frames alone; good_peaks: the highest map value of
-    each of these; all None where pixels were not asked for. flat: the frames had no labels and were taken to be good.
+    score, novelty: float64 [n] as in `Prediction`; score is the defect score with the recipe's own `class_share`.
+    pixels: map values with masks. good_pixels: map values of good frames alone. good_peaks: the highest map value of
+    each good frame. These three are None where pixels were not requested. flat: the frames had no labels and count as
+    good.
     """
 
     classes: tuple[str, ...]
@@ -54,7 +55,7 @@ class Scored:
 
     @property
     def head_class(self) -> NDArray[np.intp]:
-        """Each frame's likeliest class (the paper's arg max); no temperature changes it."""
+        """The most probable class of each frame (the paper's arg max); no temperature changes it."""
         return np.asarray(self.probabilities.argmax(axis=1))
 
     def head_confidence(self, temperature: float) -> NDArray[np.float32]:
@@ -63,26 +64,26 @@ class Scored:
         return confidence
 
     def named(self, point: OperatingPoint) -> NDArray[np.intp]:
-        """The class that each verdict names, or would name if it did not abstain: `Prediction.label`, as an index."""
+        """The class that each verdict names, or would name without abstaining: `Prediction.label`, as an index."""
         return named_class(self.probabilities, self.score >= point.defect_threshold)
 
     def confidence(self, point: OperatingPoint) -> NDArray[np.float32]:
-        """The probability of the class that is named: `Prediction.confidence`."""
+        """The probability of the named class: `Prediction.confidence`."""
         tempered = temper(self.probabilities, point.temperature)
         confidence: NDArray[np.float32] = tempered[np.arange(len(tempered)), self.named(point)]
         return confidence
 
     def verdicts(self, point: OperatingPoint) -> list[str]:
-        """What `Prediction.verdict` would be at an operating point."""
+        """`Prediction.verdict` of each frame at an operating point."""
         rows = zip(self.probabilities, self.score.tolist(), self.novelty.tolist(), strict=True)
         return [decide(point, self.classes, row, score, novelty).verdict for row, score, novelty in rows]
 
     def summary(self, point: OperatingPoint) -> dict[str, object]:
-        """The rates of the verdicts at an operating point, each with its counts; null where there is nothing to count.
+        """Rates of the verdicts at an operating point, each with its counts; null where no frame counts.
 
         overkill: share of the good frames whose verdict is a defect class. underkill: share of the defects whose
         verdict is good. purity: share of the decided frames whose class is right. coverage: share of all frames that
-        is decided. ece: of the head's probabilities, of which no threshold takes anything away.
+        are decided. ece: expected calibration error of the head's probabilities, over all frames of known classes.
         """
         verdicts = np.array(self.verdicts(point))
         decided = ~np.isin(verdicts, VERDICTS)
@@ -110,10 +111,10 @@ def _rate(hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> dict[str, float 
 
 
 def leave_out_supports(dataset: Dataset, recipe: Recipe) -> tuple[list[Sample], list[Sample]]:
-    """The frames that did not teach the recipe, and those that did: by content, whatever their name.
+    """The frames that did not teach the recipe, and those that did. Files are compared by content, not by name.
 
-    A recipe that was fitted to a frame is surer of it than of any frame to come. Raises CalibrationError if none is
-    left.
+    A recipe is more confident on frames that it was fitted to than on future frames. Raises CalibrationError if no
+    frame is left.
     """
     recorded = recipe.teaching.get("support_sha256")
     taught = {str(digest) for digest in recorded} if isinstance(recorded, list) else set()
@@ -132,10 +133,10 @@ def leave_out_supports(dataset: Dataset, recipe: Recipe) -> tuple[list[Sample], 
 def score_frames(
     predictor: Predictor, samples: Sequence[Sample], *, pixels: bool, flat: bool = False, show_progress: bool = False
 ) -> Scored:
-    """Run the frames through `predictor`, by its recipe at temperature 1.
+    """Run the frames through `predictor`, with its recipe at temperature 1.
 
-    pixels: also compare maps with masks, which reads every mask. Raises CalibrationError if a frame cannot be scored
-    (it names them); DatasetError for a mask that cannot be used; BackendError.
+    pixels: also compare maps with masks, which reads every mask. Raises CalibrationError that names the frames that
+    cannot be scored, DatasetError for an unusable mask, and BackendError.
     """
     recipe = predictor.recipe
     predictor.use(replace(recipe, operating_point=replace(recipe.operating_point, temperature=1.0)))
@@ -143,7 +144,7 @@ def score_frames(
     peaks: list[float] = []
     results: list[Prediction] = []
     failed: list[FailedFrame] = []
-    from tqdm import tqdm  # a bar for people
+    from tqdm import tqdm
 
     answers = zip(samples, predictor.stream(sample.path for sample in samples), strict=True)
     disable = None if show_progress else True
@@ -195,5 +196,5 @@ def _require_scores(samples: Sequence[Sample], failed: Sequence[FailedFrame]) ->
 
 
 def count_labels(samples: Sequence[Sample]) -> dict[str, int]:
-    """How many frames of every class."""
+    """The number of frames of every class."""
     return dict(Counter(sample.label for sample in samples))

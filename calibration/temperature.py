@@ -1,4 +1,4 @@
-"""Probabilities that mean what they say: temperature scaling, expected calibration error, reliability diagram."""
+"""Calibrated probabilities: temperature scaling, expected calibration error, reliability diagram."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from .rules import Choice
 
 BINS = 15
 _TINY = 1e-38
-"""A probability that rounded to 0 in float32 counts as the smallest number it could have been."""
+"""Stands for a probability that float32 rounded to 0: the smallest normal float32."""
 
 
 def choose_temperature(probabilities: NDArray[np.float32], truth: NDArray[np.intp]) -> Choice:
-    """The temperature of the highest likelihood (Guo et al. 2017, "On Calibration of Modern Neural Networks").
+    """The temperature of maximum likelihood (Guo et al. 2017, "On Calibration of Modern Neural Networks").
 
     probabilities: [n, K] at temperature 1. truth: [n] class indices. The negative log-likelihood is convex in 1/T, so
-    its slope, which grows with 1/T, is bisected. Raises CalibrationError if it has no zero in 1/T: if every frame is
-    classified right (the likelihood grows without end as T falls), or if the probabilities say nothing.
+    its slope grows with 1/T, and bisection finds the zero. Raises CalibrationError without such a zero: if every frame
+    is classified right (the likelihood grows without bound as T falls), or if the probabilities carry no information.
     """
     wrong = int((probabilities.argmax(axis=1) != truth).sum())
     if wrong == 0:
         raise CalibrationError(
-            f"all {len(truth)} frames are classified right, so their likelihood grows without end as the temperature "
+            f"all {len(truth)} frames are classified right, so their likelihood grows without bound as the temperature "
             "falls: a temperature needs frames that the recipe gets wrong; bring more frames, or leave it out"
         )
     logits = np.log(np.maximum(probabilities.astype(np.float64), _TINY))
@@ -64,7 +64,7 @@ def log_loss(probabilities: NDArray[np.float32], truth: NDArray[np.intp]) -> flo
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Frames whose confidence lies in (low, high]: how many, how sure on average, what share is right."""
+    """Frames whose confidence lies in (low, high]: their number, mean confidence, and share classified right."""
 
     low: float
     high: float
@@ -74,7 +74,7 @@ class ReliabilityBin:
 
 
 def reliability(confidence: NDArray[np.floating], right: NDArray[np.bool_]) -> list[ReliabilityBin]:
-    """The reliability diagram: 15 bins of equal width, (low, high]; empty ones are left out."""
+    """The reliability diagram: 15 bins of equal width, (low, high]; empty bins are left out."""
     sure = np.asarray(confidence, dtype=np.float64)
     index = np.clip(np.ceil(sure * BINS).astype(int) - 1, 0, BINS - 1)
     bins = []

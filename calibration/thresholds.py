@@ -1,4 +1,4 @@
-"""Defect and pixel thresholds from scored frames, by a rule; each says what it promises for frames to come."""
+"""Defect and pixel thresholds from scored frames, by a rule. Each choice states its promise for future frames."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .bounds import CONFIDENCE, exact_ceil, exact_floor, order_statistic_rate
 from .errors import CalibrationError
 from .histogram import ScoreHistogram
+from .metrics import best_f1
 from .rules import CONFORMAL, F1_MAX, GOOD_QUANTILE, MAX_OVERKILL, MAX_UNDERKILL, NEEDS_DEFECTS, Choice, Rule
 
 Scores = NDArray[np.float64]
@@ -19,9 +20,9 @@ Scores = NDArray[np.float64]
 def choose_defect_threshold(rule: Rule, scores: ArrayLike, defect: ArrayLike) -> Choice:
     """The defect threshold t ("score >= t" is a defect) by `rule`.
 
-    scores: [n] frame scores in [0, 1]. defect: [n] bool, the truth; no defect is needed for the rules on good frames.
-    Raises CalibrationError if scores are NaN or all equal, if the rule's frames are not there, or if they are too few
-    for what the rule promises.
+    scores: [n] frame scores in [0, 1]. defect: [n] bool, the truth; rules on good frames need no defects. Raises
+    CalibrationError if scores are NaN or all equal, if the frames that the rule needs are missing, or if they are too
+    few for its promise.
     """
     s, truth = np.asarray(scores, dtype=np.float64).ravel(), np.asarray(defect, dtype=bool).ravel()
     _require_usable(s, "scores")
@@ -35,7 +36,7 @@ def choose_defect_threshold(rule: Rule, scores: ArrayLike, defect: ArrayLike) ->
         raise CalibrationError(f"{rule} needs good frames and there are none")
     if rule.name == F1_MAX:
         value, f1 = f1_max_threshold(s, truth)
-        promise = f"F1 {f1:.3f} on these {s.size} frames, on which it was chosen; nothing for frames to come"
+        promise = f"F1 {f1:.3f} on these {s.size} frames, on which it was chosen; no promise for future frames"
         return Choice(value, str(rule), promise, {"f1": f1, "good_frames": good.size, "defect_frames": bad.size})
     if rule.name == MAX_UNDERKILL:
         assert rule.share is not None
@@ -43,8 +44,8 @@ def choose_defect_threshold(rule: Rule, scores: ArrayLike, defect: ArrayLike) ->
         value = _just_below(bad[missed], s)
         return Choice(value, str(rule), *_promise("defect frames", "missed", missed, bad.size))
     called = _allowed_beyond(rule, good.size, "good frames")
-    # The tightest cut is what the conformal quantile says; the other rules leave room for rounding, and all give
-    # every frame here the same verdict.
+    # conformal takes the tightest cut, its quantile. The other rules leave room for rounding. Every frame here gets
+    # the same verdict from both.
     cut = _just_above(good[good.size - called - 1], good[:0] if rule.name == CONFORMAL else s)
     if cut > 1:
         raise CalibrationError(f"{rule}: good frames reach the highest score, 1: no threshold passes enough of them")
@@ -56,24 +57,26 @@ def choose_pixel_threshold(
 ) -> Choice:
     """The pixel threshold t ("map value >= t" is in the mask) by `rule`.
 
-    pixels: map values with their truth, of frames with masks and good ones. good_pixels: of the good frames alone, for
-    the map is raised around a defect too. good_peaks: the highest map value of every good frame. f1-max needs masks;
-    good-quantile passes a share of the good frames' pixels; conformal bounds the share of good frames with any pixel
-    that reaches it, since the pixels of one frame are not independent. Raises CalibrationError.
+    pixels: map values with their truth, of frames with masks and of good frames. good_pixels: of good frames alone,
+    because the map also rises around a defect. good_peaks: the highest map value of every good frame.
+
+    f1-max needs masks. good-quantile keeps a share of the pixels of good frames below t. conformal bounds the share of
+    good frames with any pixel at or above t, since the pixels of one frame are not independent. Raises
+    CalibrationError.
     """
     if rule.name == F1_MAX:
         value, f1 = pixels.f1_max_threshold()
         count = int(pixels.positive.sum() + pixels.negative.sum())
         return Choice(
-            value, str(rule), f"F1 {f1:.3f} on these {count:,} pixels; nothing for frames to come", {"f1": f1}
+            value, str(rule), f"F1 {f1:.3f} on these {count:,} pixels; no promise for future frames", {"f1": f1}
         )
     assert rule.share is not None
     if rule.name == GOOD_QUANTILE:
         value = good_pixels.negative_quantile(rule.share)
         count = int(good_pixels.negative.sum())
         promise = (
-            f"{rule.share:.2%} of the {count:,} pixels of good frames here stay out of the mask; nothing for frames "
-            "to come"
+            f"{rule.share:.2%} of the {count:,} pixels of good frames here stay out of the mask; no promise for future "
+            "frames"
         )
         return Choice(value, str(rule), promise, {"good_pixels": count})
     peaks = np.sort(np.asarray(good_peaks, dtype=np.float64).ravel())
@@ -91,10 +94,10 @@ def choose_pixel_threshold(
 def f1_max_threshold(scores: ArrayLike, positive: ArrayLike, good_weight: float = 1.0) -> tuple[float, float]:
     """The threshold t for which "score >= t" has the highest F1, and that F1.
 
-    scores: [n] finite. positive: [n] bool, true for defects. good_weight: what a good item counts beside a defect, for
-    items that were not drawn in the proportion in which they come. t lies halfway between the lowest score called
-    positive and the highest one called negative; ties of F1 go to the higher threshold (less overkill).
-    Raises CalibrationError if there is no positive, no score, or a score is not finite.
+    scores: [n] finite. positive: [n] bool, true for defects. good_weight: weight of a good item relative to a defect,
+    for items that were not drawn in their natural proportion. t lies halfway between the lowest score called positive
+    and the highest one called negative. Of equal F1 the higher threshold wins (less overkill). Raises CalibrationError
+    without a positive, without a score, or if a score is not finite.
     """
     s = np.asarray(scores, dtype=np.float64).ravel()
     truth = np.asarray(positive, dtype=bool).ravel()
@@ -106,16 +109,15 @@ def f1_max_threshold(scores: ArrayLike, positive: ArrayLike, good_weight: float 
         raise CalibrationError("F1 needs at least one defect among the scored items")
     order = np.argsort(-s, kind="stable")
     s, truth = s[order], truth[order]
-    hits = np.cumsum(truth)
-    f1 = 2 * hits / (np.cumsum(np.where(truth, 1.0, good_weight)) + truth.sum())
-    # Equal scores fall on one side together: only the last of each run is a possible cut.
+    hits, called = np.cumsum(truth), np.cumsum(np.where(truth, 1.0, good_weight))
+    # Equal scores fall on the same side: only the last of each run is a possible cut.
     cuts = np.flatnonzero(np.append(s[1:] != s[:-1], True))
-    best = cuts[np.argmax(f1[cuts])]
-    return _just_below(s[best], s), float(f1[best])
+    best, f1 = best_f1(hits[cuts], called[cuts], int(truth.sum()))
+    return _just_below(s[cuts[best]], s), f1
 
 
 def _allowed_beyond(rule: Rule, count: int, what: str) -> int:
-    """How many of `count` frames may lie beyond the threshold. CalibrationError if conformal needs more of them.
+    """Number of `count` frames that may lie beyond the threshold. CalibrationError if conformal needs more frames.
 
     Conformal: the ceil((n + 1)(1 - a))-th smallest score of n is the split-conformal quantile (Papadopoulos et al.
     2002; Vovk, Gammerman, Shafer 2005), so floor((n + 1) a) - 1 frames lie beyond it.
@@ -129,8 +131,8 @@ def _allowed_beyond(rule: Rule, count: int, what: str) -> int:
     if beyond < 0:
         needed = math.ceil(1 / Fraction(repr(rule.share))) - 1
         raise CalibrationError(
-            f"{rule} promises a rate that {count} {what} cannot: at least {needed} are needed (1/a - 1); bring "
-            f"{needed - count} more, or promise no less than {math.ceil(1000 / (count + 1)) / 1000:g}"
+            f"{rule} promises a rate that {count} {what} cannot support: at least {needed} are needed (1/a - 1); bring "
+            f"{needed - count} more, or choose a share of at least {math.ceil(1000 / (count + 1)) / 1000:g}"
         )
     return beyond
 
@@ -138,15 +140,15 @@ def _allowed_beyond(rule: Rule, count: int, what: str) -> int:
 def _promise(what: str, done: str, beyond: int, count: int) -> tuple[str, dict[str, float | int]]:
     expected, at_most = order_statistic_rate(beyond, count)
     promise = (
-        f"of the {count} {what} here at most {beyond} {'is' if beyond == 1 else 'are'} {done}; of {what} to come, "
-        f"drawn like these, at most {expected:.2%} on average over calibration sets, and given this one at most "
+        f"of the {count} {what} here at most {beyond} {'is' if beyond == 1 else 'are'} {done}; of future {what}, "
+        f"drawn like these, at most {expected:.2%} on average over calibration sets, and given this set at most "
         f"{at_most:.2%} with {CONFIDENCE:.0%} confidence"
     )
     return promise, {"frames": count, "beyond": beyond, "expected_rate": expected, "rate_at_95_percent": at_most}
 
 
 def _just_above(value: float, scores: Scores) -> float:
-    """Halfway to the next higher score, so that rounding moves no verdict; the next float where there is none."""
+    """Halfway to the next higher score, so that rounding changes no verdict; without one, the next float."""
     higher = scores[scores > value]
     following = math.nextafter(value, math.inf)
     middle = float(value + higher.min()) / 2 if higher.size else following
@@ -154,7 +156,7 @@ def _just_above(value: float, scores: Scores) -> float:
 
 
 def _just_below(value: float, scores: Scores) -> float:
-    """Halfway to the next lower score; the value itself where there is none, or no float between."""
+    """Halfway to the next lower score; the value itself without a lower score, or without a float between."""
     lower = scores[scores < value]
     if not lower.size:
         return float(value)

@@ -24,7 +24,7 @@ from runtime.operating_point import OperatingPoint
 from runtime.recipe import MEMORY_ROWS, SCALARS, FrameOptions, Recipe
 
 CLASSES = ("good", "bridge", "hole")
-BEYOND_RUNTIME = {"export", "benchmarks", "torch", "onnx", "scipy", "matplotlib", "fake_gpu"}
+BEYOND_RUNTIME = {"export", "benchmarks", "torch", "onnx", "scipy", "sklearn", "matplotlib", "fake_gpu"}
 """Where torch is not installed, as under `make lowest`, a file of tests that imports one of these is left out, and a
 test whose fixture teaches is skipped: what is left is tests of the runtime and of calibration."""
 

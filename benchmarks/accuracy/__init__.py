@@ -1,1 +1,1 @@
-"""Accuracy after the paper's protocol, and of the methods it is compared with: `python -m benchmarks.accuracy`."""
+"""Accuracy by the paper's protocol, of the method and of others: `python -m benchmarks.accuracy`."""

@@ -1,17 +1,17 @@
-"""What the method is compared with: simpler ways over the same trunk, supports, test frames and metrics.
+"""Baselines: simpler methods on the same trunk, supports, test frames and metrics.
 
 class_mean: the nearest mean of the last level's CLS tokens, by cosine.
 linear_probe: logistic regression on the last level's CLS token, on the same views of the supports as the head.
 cls_mean_patch_probe: the same on that token and the mean of the level's patches, each of unit length.
-patch_memory: AnomalyGPT's few-shot scorer (Gu et al., AAAI 2024) on this trunk. The good supports' patches are
-    remembered; a patch scores its distance to the nearest of them, mean over levels. AnomalyGPT's language model and
-    decoder take no part in its scores. AnomalyDINO (WACV 2025) scores in the same way. It names no class.
-dra_heads: DRA's heads (benchmarks/accuracy/dra.py) on this trunk. They name no class.
-winclip, promptad: WinCLIP+ (benchmarks/accuracy/winclip.py) and PromptAD. They name no class, and need
-    text that was trained with the frames.
+patch_memory: AnomalyGPT's few-shot scorer (Gu et al., AAAI 2024) on this trunk. A patch scores its distance to the
+    nearest patch of the good supports, mean over levels. AnomalyGPT's language model and decoder take no part in its
+    scores. AnomalyDINO (WACV 2025) scores in the same way. It predicts no class.
+dra_heads: DRA's heads (benchmarks/accuracy/dra.py) on this trunk. They predict no class.
+winclip, promptad: WinCLIP+ (benchmarks/accuracy/winclip.py) and PromptAD. They predict no class, and need text that was
+    trained with the frames.
 
-iAUROC of a probe is by 1 - P(good), that of a map by the mean of its top pixels. Classifiers with a trunk of their own
-are in benchmarks/accuracy/classifiers.py.
+iAUROC of a probe ranks frames by 1 - P(good), that of a map by the mean of its top pixels. Classifiers with a trunk of
+their own are in benchmarks/accuracy/classifiers.py.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.accuracy import dra, promptad, winclip
-from benchmarks.accuracy.metrics import auroc, classification
 from benchmarks.accuracy.scratch import scratch_array
 from calibration.dataset import GOOD, Dataset, Sample
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
+from calibration.metrics import auroc, classification
 from export.errors import ExportError
 from export.model import heads
 from export.model.checkpoint import LoadedModel
@@ -53,10 +53,10 @@ NEEDS_TEXT = "needs text"
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What a row of the table was told of the supports, what it gives, and what it cannot do without.
+    """A row of the table: its supervision, its output, and its requirement.
 
-    supervision: GOOD_FRAMES (it sees no other), GOOD_OR_DEFECT, CLASS_LABELS or LABELS_AND_MASKS. draws_map: whether
-    pixel metrics can be had. needs_text: whether it takes a text tower that was trained with the frames.
+    supervision: GOOD_FRAMES (it sees no other frames), GOOD_OR_DEFECT, CLASS_LABELS or LABELS_AND_MASKS. draws_map:
+    whether it has pixel metrics. needs_text: whether it needs a text tower that was trained with the frames.
     """
 
     supervision: str
@@ -73,14 +73,14 @@ ROWS = {
     "winclip": Row(GOOD_FRAMES, draws_map=True, needs_text=True),
     "promptad": Row(GOOD_FRAMES, draws_map=True, needs_text=True),
 }
-"""The rows of --baselines, in the order of the table. Their supports are varied as ours are: a crop that would cut a
-masked defect off is left out, and no row sees more of the masks than that."""
+"""The rows of --baselines, in the order of the table. Their supports have the same views as ours: crops that would lose
+a masked defect are left out. No row uses the masks in another way."""
 PROBE_L2 = 1e-3
 _BATCH = 8
 
 
 def choose_rows(text: str) -> tuple[str, ...]:
-    """The rows that are named in `text`, separated by commas, or "all"; in the order of ROWS. Raises ExportError."""
+    """The rows named in `text`, separated by commas, or "all"; in the order of ROWS. Raises ExportError."""
     names = list(ROWS) if text == "all" else [name.strip() for name in text.split(",")]
     unknown = [f'"{name}"' for name in names if name not in ROWS]
     if unknown:
@@ -89,14 +89,14 @@ def choose_rows(text: str) -> tuple[str, ...]:
 
 
 def describe_row(row: Row, *, unavailable: str | None = None) -> dict[str, Any]:
-    """What stands beside the figures of a row: its supervision, whether it draws a map, why it has no figures."""
+    """The description in each row: supervision, whether it draws a map, and why it has no figures, if so."""
     return {"supervision": row.supervision, "draws_map": row.draws_map, "unavailable": unavailable}
 
 
 def judge_logits(logits: Tensor, truth: NDArray[np.int64], classes: int) -> dict[str, Any]:
     """Accuracy and macro figures of logits [n, K], class 0 good; iAUROC by 1 - P(good).
 
-    The odds against good stand for 1 - P(good): the same order, and no ties where it rounds to 0 or 1.
+    The log odds against good replace 1 - P(good): they have the same order, and no ties where it rounds to 0 or 1.
     """
     logits = logits.double()
     defect = torch.logsumexp(logits[:, 1:], 1) - logits[:, 0]
@@ -126,14 +126,14 @@ class Baselines:
         self.model, self.smoothing_px, self.rows = model, smoothing_px, rows
         self.truth = np.array([dataset.classes.index(sample.label) for sample in test])
         self.masks: list[NDArray[np.uint8] | None] = []
-        # Where text and frames were never brought together, WinCLIP and PromptAD have nothing to compare.
+        # Without text that was trained with the frames, WinCLIP and PromptAD have nothing to compare.
         self.scale = float(model.clip.logit_scale.exp()) if model.text_aligned else None
         cls, mean_patch, windows = [], [], []
-        # On disk: those of a few thousand frames by a large encoder are more than most machines have memory for.
+        # On disk: with a large encoder, those of a few thousand frames exceed the memory of most machines.
         shape = (len(test), len(encoder.levels), encoder.grid[0] * encoder.grid[1], encoder.width)
         self.tokens = scratch_array(work, shape)
         self.lengths = torch.zeros(shape[0], shape[2], 1)
-        """Of the last level's tokens before they were brought to unit length, [n, P, 1]."""
+        """Lengths of the last level's tokens before normalization, [n, P, 1]."""
         wanted = self.scale is not None and "promptad" in rows
         self.promptad = promptad.StoredFeatures(graph.encoder, len(test), work) if wanted else None
         for start in range(0, len(test), _BATCH):
@@ -153,7 +153,7 @@ class Baselines:
         self.windows = winclip.join(windows) if windows else None
 
     def judge(self, encoded: EncodedSupports) -> dict[str, dict[str, Any]]:
-        """Metrics by row, with `describe_row` of each; a row that this tower cannot have says what it needs.
+        """Metrics by row, with `describe_row` of each; a row that needs text this tower lacks has no metrics.
 
         Raises DatasetError as `require_supports`.
         """
@@ -208,7 +208,7 @@ class Baselines:
         return self._mapped(judge)
 
     def _read(self, samples: Sequence[Sample], masks: list[NDArray[np.uint8] | None] | None = None) -> Tensor:
-        """Prepared frames, uint8 [n, height, width]; their masks go to `masks`."""
+        """Prepared frames, uint8 [n, height, width]; their masks are appended to `masks`."""
         frames = []
         for sample in samples:
             pixels = sample.read(self.options)
@@ -221,14 +221,14 @@ class Baselines:
 
     def _winclip(self, encoded: EncodedSupports) -> dict[str, Any]:
         windows = self.windows
-        assert windows is not None, "encoded wherever the row is asked for and there is text"
+        assert windows is not None, "encoded where the row is requested and there is text"
         memory = winclip.encode_windows(self.graph.encoder, self.graph.pixels(self._read(self._good(encoded))))
         text_seg, scale = torch.tensor(encoded.bank.text_seg), self.scale or 1.0
         return self._mapped(lambda i: winclip.judge(windows[i], memory, text_seg, scale, self.encoder.grid))
 
     def _promptad(self, encoded: EncodedSupports) -> dict[str, Any]:
         frames = self.promptad
-        assert frames is not None, "encoded wherever the row is asked for and there is text"
+        assert frames is not None, "encoded where the row is requested and there is text"
         good = promptad.encode_frames(self.graph.encoder, self.graph.pixels(self._read(self._good(encoded))))
         prompts, seed = encoded.request.prompts, encoded.request.seed
         fitted = promptad.fit_promptad(self.model, prompts, self.dataset.classes[1:], good, self.encoder.grid, seed)
@@ -249,7 +249,7 @@ class Baselines:
         return [sample for sample in encoded.supports if sample.label == self.dataset.classes[0]]
 
     def _mapped(self, judge: Callable[[int], tuple[Tensor, float | None]]) -> dict[str, Any]:
-        """iAUROC, pAUROC and F1-max of the maps and scores that `judge` gives test frames; without one, the map's."""
+        """iAUROC, pAUROC and F1-max of the maps and scores that `judge` gives; without a score, that of the map."""
         pixels, scores, masked = ScoreHistogram(), [], False
         for index, mask in enumerate(self.masks):
             patch_map, score = judge(index)
@@ -273,12 +273,12 @@ def require_supports(encoded: EncodedSupports, row: str) -> None:
         if not any((sample.label == GOOD) == good for sample in encoded.supports):
             raise DatasetError(
                 encoded.request.dataset.folder,
-                f"no support is a {'good' if good else 'defect'} frame, and the row {row} learns from such frames: add "
+                f"no support is a {'good' if good else 'defect'} frame, but the row {row} learns from such frames: add "
                 "some, or leave the row out",
             )
 
 
 def patch_distance(tokens: Tensor, memory: Tensor) -> Tensor:
-    """Half of 1 - the highest cosine of unit patches [m, P, D] with the memory [S, m, P, D], mean over levels: [P]."""
+    """(1 - highest cosine) / 2 of unit patches [m, P, D] with the memory [S, m, P, D], mean over levels: [P]."""
     far = torch.stack([1 - (z @ m.flatten(0, 1).T).amax(1) for z, m in zip(tokens, memory.unbind(1), strict=True)])
     return (far.mean(0) / 2).clamp(0, 1)

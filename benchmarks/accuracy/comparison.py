@@ -1,4 +1,4 @@
-"""What a measurement of accuracy compares the method with: baselines, and classifiers with a trunk of their own."""
+"""The methods that the measurement compares with: baselines, and classifiers with a trunk of their own."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def add_comparison_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The methods that are compared with. baselines: names of baselines.ROWS. tune: fine-tune the classifiers too."""
+    """The methods to compare with. baselines: names of baselines.ROWS. tune: fine-tune the classifiers too."""
 
     baselines: tuple[str, ...] = ()
     classifiers: tuple[Classifier, ...] = ()
@@ -69,9 +69,9 @@ class Comparison:
         work: Path,
         smoothing_px: float,
     ) -> list[Baselines | ClassifierRows]:
-        """The methods on the test frames of one seed, which each of them encodes once.
+        """The methods on the test frames of one seed; each method encodes them once.
 
-        work: a folder for features. smoothing_px: of maps, as those of the method.
+        work: a folder for features. smoothing_px: of maps, as for the method.
         """
         encoder = describe_encoder(model, graph)
         found: list[Baselines | ClassifierRows] = []
@@ -81,7 +81,7 @@ class Comparison:
 
 
 def judge_others(others: Sequence[Baselines | ClassifierRows], encoded: EncodedSupports) -> list[dict[str, Any]]:
-    """Their rows, each with all of METRICS: None for what a method does not give. Raises DatasetError."""
+    """Rows of `others`, each with all of METRICS: None where a method has no such figure. Raises DatasetError."""
     about = {"shots": encoded.request.shots, "seed": encoded.request.seed}
     none = dict.fromkeys(METRICS)
     return [
@@ -92,6 +92,6 @@ def judge_others(others: Sequence[Baselines | ClassifierRows], encoded: EncodedS
 
 
 def row_of_method(dataset: Dataset) -> Row:
-    """What the method itself is told: of a set without masks, class labels alone."""
+    """The supervision of the method itself: class labels, and masks where the set has them."""
     masked = any(sample.mask is not None and sample.label != GOOD for sample in dataset.samples)
     return Row(LABELS_AND_MASKS if masked else CLASS_LABELS, draws_map=True)

@@ -1,11 +1,11 @@
 """The four heads of DRA (Ding, Pang and Shen, CVPR 2022, arXiv:2203.14506) on the frozen trunk, as a baseline.
 
-DRA tells good from defect supports; it reads no masks and needs no text. Here the trunk is not trained and the heads
-read the last level's patch tokens at one scale, so this is less than DRA. Each head gives a score y >= 0:
+DRA learns to separate good and defect supports; it reads no masks and needs no text. Here the trunk is not trained, and
+the heads read the last level's patch tokens at one scale, so this is less than DRA. Each head gives a score y >= 0:
 
 - holistic: normality of the mean token, by two layers;
 - seen and pseudo: the defects of the supports, and patches that were cut and pasted, by one layer over every patch;
-- composite: what differs from the mean of a few good reference frames, by a small convolution.
+- composite: a small convolution over the difference from the mean of a few good reference frames.
 
 DRA draws no map. The one here is the sum of the three patch maps M as M / (M + 5), the same for all frames.
 """
@@ -26,23 +26,26 @@ GOOD, PSEUDO, DEFECT = 0, 1, 2
 """Kinds of training frames."""
 HIDDEN = 256
 TOP_SHARE = 0.1
-"""A patch head's score is the mean of this share of its patches, the highest ones, and of one at least."""
+"""The score of a patch head is the mean of this share of its patches, the highest ones, and at least one."""
 MARGIN = 5.0
-"""Score from which on a positive costs nothing."""
+"""A positive with at least this score has no loss."""
 REFERENCES = 5
 GOOD_SLOTS, DEFECT_SLOTS = 32, 16
-"""Of a batch; each good slot holds a pseudo defect with a probability of a half."""
+"""Slots of a batch. Each good slot holds a pseudo defect with probability 1/2."""
 EPOCHS, STEPS_PER_EPOCH = 30, 20
 RATE, RATE_EVERY, WEIGHT_DECAY, CLIP = 2e-4, 10, 1e-5, 1.0
 MAX_WIDTH = 256
-"""Wider tokens are projected to this many principal directions first: a 3 x 3 convolution costs the square."""
+"""Wider tokens are first projected to this many principal directions: a 3 x 3 convolution costs the square."""
 PATCH_AREA, PATCH_ASPECT, JITTER = (0.02, 0.15), (0.3, 3.3), 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingTokens:
-    """The last level's patch tokens, float32 [n, P, D]: views of good supports, the same with pasted patches, views of
-    defect supports, and the reference frames, the unchanged views of up to 5 good supports."""
+    """The last level's patch tokens, float32 [n, P, D].
+
+    good, defect: views of the good and of the defect supports. pseudo: good views with pasted patches. references: the
+    unaugmented views of up to 5 good supports.
+    """
 
     good: Tensor
     pseudo: Tensor
@@ -51,7 +54,7 @@ class TrainingTokens:
 
     @classmethod
     def of(cls, features: SupportFeatures, pseudo: Tensor) -> TrainingTokens:
-        """From encoded supports, class 0 being good, and the last level's tokens of pseudo defects.
+        """From encoded supports, where class 0 is good, and the last level's tokens of pseudo defects.
 
         Raises ValueError without good or without defect supports, or without pseudo defects. One good support is
         enough: it is then its own reference.
@@ -68,7 +71,7 @@ class TrainingTokens:
 
 @dataclass(frozen=True, slots=True)
 class TokenScale:
-    """How tokens [..., D] enter the heads: principal directions [D, 256] where D is larger, then mean and spread."""
+    """Normalization of tokens [..., D]: principal directions [D, 256] where D is larger, then mean and spread."""
 
     basis: Tensor | None
     mean: Tensor
@@ -92,7 +95,7 @@ class TokenScale:
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """Scores >= 0 of B frames. holistic: [B], high for good ones. seen, pseudo, composite: maps [B, P]."""
+    """Scores >= 0 of B frames. holistic: [B], high for good frames. seen, pseudo, composite: maps [B, P]."""
 
     holistic: Tensor
     seen: Tensor
@@ -100,7 +103,7 @@ class Scores:
     composite: Tensor
 
     def frame(self) -> Tensor:
-        """The frames' defect scores [B], of any sign: the patch heads less the holistic one, not normalised."""
+        """Defect scores [B] of any sign: the patch heads minus the holistic head, not normalized."""
         return top_mean(self.seen) + top_mean(self.pseudo) + top_mean(self.composite) - self.holistic
 
     def map(self) -> Tensor:
@@ -110,7 +113,7 @@ class Scores:
 
 
 class DraHeads(nn.Module):
-    """The heads over standardised tokens [B, P, D]. references: [R, P, D], whose mean the composite head knows."""
+    """The heads on standardized tokens [B, P, D]. references: [R, P, D]; the composite head uses their mean."""
 
     reference: Tensor
 
@@ -137,15 +140,15 @@ class DraHeads(nn.Module):
 
 
 def top_mean(scores: Tensor) -> Tensor:
-    """Mean of the highest tenth of the patches [B, P], rounded down and one at least: [B]."""
+    """Mean of the highest tenth of the patches [B, P], rounded down, at least one patch: [B]."""
     count = max(1, int(TOP_SHARE * scores.shape[1]))
     return scores.topk(count, dim=1).values.mean(1)
 
 
 def deviation_loss(scores: Tensor, positive: Tensor) -> Tensor:
-    """Mean of y where not `positive` (bool [B]) and of max(0, 5 - y) where it is; y: scores [B] >= 0.
+    """Mean over the frames of max(0, 5 - y) where `positive` (bool [B]), else of y; y: scores [B] >= 0.
 
-    DevNet's loss (Pang et al. 2019) with y for its deviation from 5,000 draws of N(0, 1), which differ by under 0.006.
+    DevNet's loss (Pang et al. 2019). y replaces its deviation from 5,000 draws of N(0, 1); both differ by under 0.006.
     """
     return torch.where(positive, (MARGIN - scores).clamp_min(0), scores).mean()
 
@@ -153,7 +156,7 @@ def deviation_loss(scores: Tensor, positive: Tensor) -> Tensor:
 def loss_of(scores: Scores, kind: Tensor) -> Tensor:
     """The sum of the heads' losses; kind: int64 [B] of GOOD, PSEUDO, DEFECT.
 
-    The seen head learns nothing from pseudo defects, the pseudo head nothing from real ones.
+    The seen head is not trained on pseudo defects, nor the pseudo head on real ones.
     """
     real, made = kind != PSEUDO, kind != DEFECT
     return (
@@ -216,13 +219,13 @@ def pseudo_views(frame: NDArray[np.uint8], views: int, rng: np.random.Generator)
 
 
 def cut_and_paste(frame: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A patch of 2 to 15 % of the frame's area, jittered in brightness and contrast, pasted at another place.
+    """Paste a patch of 2 to 15 % of the frame's area, jittered in brightness and contrast, at another place.
 
-    Of CutPaste (Li et al., CVPR 2021), which DRA makes its pseudo defects by. Raises ValueError under 2 x 2 px.
+    DRA makes its pseudo defects in this way, from CutPaste (Li et al., CVPR 2021). Raises ValueError under 2 x 2 px.
     """
     height, width = frame.shape
     if min(height, width) < 2:
-        raise ValueError(f"a frame of {height}x{width} px has no other place to paste a patch at")
+        raise ValueError(f"a frame of {height}x{width} px has no second place for a patch")
     area, aspect = rng.uniform(*PATCH_AREA) * height * width, math.exp(rng.uniform(*np.log(PATCH_ASPECT)))
     high = int(np.clip(round(math.sqrt(area / aspect)), 1, height - 1))
     wide = int(np.clip(round(math.sqrt(area * aspect)), 1, width - 1))

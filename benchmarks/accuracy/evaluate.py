@@ -1,4 +1,4 @@
-"""`sem-clip evaluate`: what a bundle is worth on labelled frames. Cheap to import."""
+"""`sem-clip evaluate`: metrics of a bundle on labelled frames. Cheap to import."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.accuracy.metrics import ExactScores, auroc, classification
 from calibration.dataset import Dataset, Sample, load_dataset, say_left_out
 from calibration.errors import DatasetError
 from calibration.histogram import ScoreHistogram
+from calibration.metrics import ExactScores, auroc, classification, per_class_rates
 from calibration.plots import require_matplotlib
-from runtime import FailedFrame, Prediction, Predictor
+from runtime import FailedFrame, Prediction, Predictor, Recipe
 from runtime.files import require_files, sha256_of, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.options import add_bundle_argument, add_engine_arguments
@@ -32,29 +32,29 @@ OTHER_SCORES = {
     "iauroc_peak": "the map's maximum",
     "iauroc_class": "1 - P(good)",
 }
-"""iAUROC by what else could tell defects from good; `iauroc` is by the map's score, as in the paper.
-
-The operating point reads the defect score."""
+"""iAUROC by other scores of a frame; `iauroc` is by the map's score, as in the paper. The operating point reads the
+defect score."""
 AT_THRESHOLDS = {"overkill": "overkill", "underkill": "underkill", "pixel_f1": "pixel F1"}
-"""At the recipe's own thresholds, which a test set has no say in; F1-max is at the best that could be chosen on it."""
+"""Rates at the recipe's own thresholds, which do not depend on the test set. F1-max uses the test set's best one."""
 EXACT = ("pauroc_exact", "f1_max_exact")
 MOST_EXACT_PIXELS = 2**29
-"""2 GiB of scores, which is as much as is kept for exact pixel metrics."""
+"""2 GiB of scores, the most that exact pixel metrics keep."""
 
 
 def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exact: bool = False) -> dict[str, Any]:
-    """All metrics of the recipe in use on `test`; pixel metrics are None where no defect has a mask.
+    """All metrics of the recipe in use on `test`.
 
-    Rows that the recipe ignores count in no pixel metric. masked_frames: defects with a mask. iAUROC, by the map's
-    score or by OTHER_SCORES, is None where `test` holds good frames alone or none. Accuracy, confusion and the macro
-    figures are of the likeliest class (the paper's arg max); verdict_accuracy is the share of frames whose verdict is
-    right, of which what is left undecided is none. Both count as wrong where the recipe does not know the class.
-    AT_THRESHOLDS judge the operating point: the share of good frames whose verdict is a defect, that of defect frames
-    whose verdict is good, and F1 of the pixels at its pixel threshold. `labels` (likeliest classes), `confidences`
-    (their probabilities) and `verdicts` are in the order of `test`.
-    exact: also give pauroc_exact and f1_max_exact, of every pixel's score as it is, where pauroc and f1_max count bins
-    (calibration.histogram). Raises FrameError, and DatasetError, which for `exact` includes more than MOST_EXACT_PIXELS
-    pixels.
+    iAUROC: by the map's score and by OTHER_SCORES; None where `test` has only good frames, or none.
+    Pixel metrics: None where no defect has a mask. Rows that the recipe ignores do not count. masked_frames: defects
+    with a mask. exact: also pauroc_exact and f1_max_exact, from every pixel's score instead of bins
+    (calibration.histogram).
+    Accuracy, confusion and macro figures: of the most probable class (the paper's arg max). verdict_accuracy: share of
+    frames with the right verdict; an undecided frame counts as wrong. A class that the recipe does not know is wrong.
+    AT_THRESHOLDS: share of good frames with a defect verdict, share of defect frames with the verdict good, and F1 of
+    the pixels at the pixel threshold.
+    labels (most probable classes), confidences (their probabilities), verdicts: in the order of `test`.
+
+    Raises FrameError and DatasetError, also for more than MOST_EXACT_PIXELS pixels with `exact`.
     """
     classes = tuple(dict.fromkeys([*dataset.classes, *predictor.recipe.classes]))
     pixels = _Pixels(dataset.folder, exact=exact)
@@ -77,16 +77,14 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
             pixels.add(sample, result)
             bar.update()
     seconds = time.perf_counter() - began
-    defect, decided = np.asarray(actual) > 0, [None if v in VERDICTS else v != good for v in verdicts]
-    called_defect, passed = (np.array([v is kind for v in decided]) for kind in (True, False))
+    defect = np.asarray(actual) > 0
     image_level = {name: auroc(values, defect) for name, values in scores.items()}
     return {
         "test_frames": len(test),
         "seconds": seconds,
         **{name: None if np.isnan(value) else value for name, value in image_level.items()},
         **pixels.metrics(predictor.recipe.operating_point.pixel_threshold),
-        "overkill": None if defect.all() else float(called_defect[~defect].mean()),
-        "underkill": float(passed[defect].mean()) if defect.any() else None,
+        **_verdict_rates(verdicts, defect, good),
         "verdict_accuracy": float(np.mean([v == sample.label for v, sample in zip(verdicts, test, strict=True)])),
         **classification(predicted, actual, len(classes)),
         "classes": list(classes),
@@ -96,8 +94,27 @@ def evaluate(predictor: Predictor, dataset: Dataset, test: list[Sample], *, exac
     }
 
 
+def _verdict_rates(verdicts: Sequence[str], defect: NDArray[np.bool_], good: str) -> dict[str, float | None]:
+    """Share of good frames with a defect verdict, and of defect frames with the verdict `good`; None without frames.
+
+    An undecided frame is neither.
+    """
+    called_defect = np.array([verdict not in (*VERDICTS, good) for verdict in verdicts])
+    passed = np.array([verdict == good for verdict in verdicts])
+    return {
+        "overkill": None if defect.all() else float(called_defect[~defect].mean()),
+        "underkill": float(passed[defect].mean()) if defect.any() else None,
+    }
+
+
+def judge(predictor: Predictor, recipe: Recipe, dataset: Dataset, test: list[Sample]) -> dict[str, Any]:
+    """`evaluate` of another recipe, which stays in use."""
+    predictor.use(recipe)
+    return evaluate(predictor, dataset, test)
+
+
 class _Pixels:
-    """Scores and truth of the pixels of all frames whose mask is known. exact: keep every score as well."""
+    """Scores and truth of the pixels of all frames with a known mask. exact: also keep every score."""
 
     def __init__(self, folder: Path, *, exact: bool) -> None:
         self._folder = folder
@@ -106,11 +123,11 @@ class _Pixels:
         self._kept = ExactScores() if exact else None
 
     def add(self, sample: Sample, result: Prediction) -> None:
-        """Raises DatasetError for a mask that is none, and for more than MOST_EXACT_PIXELS to keep."""
+        """Count a frame's pixels. Raises DatasetError for an unusable mask, and beyond MOST_EXACT_PIXELS."""
         mask = sample.read_mask(result.frame_size)
         if mask is None:
             return
-        defect = mask[result.judged_rows] > 0  # what was not looked at is neither right nor wrong
+        defect = mask[result.judged_rows] > 0  # rows that are not judged are neither right nor wrong
         scores = result.defect_map()[result.judged_rows]
         self._masked += bool(defect.any())
         self._binned.add(scores, defect)
@@ -119,12 +136,12 @@ class _Pixels:
                 raise DatasetError(
                     self._folder,
                     f"--exact keeps every pixel, {MOST_EXACT_PIXELS:,} at most, and these frames have more; "
-                    "leave it out, or judge fewer frames",
+                    "leave it out, or evaluate fewer frames",
                 )
             self._kept.add(scores, defect)
 
     def metrics(self, threshold: float) -> dict[str, float | None]:
-        """Those of `evaluate` that are of pixels; None where no frame has a defect with a mask."""
+        """The pixel metrics of `evaluate`; None where no defect has a mask."""
         any_masked, binned = self._masked > 0, self._binned
         exact = () if self._kept is None else self._kept.metrics() if any_masked else (None, None)
         return {
@@ -137,9 +154,9 @@ class _Pixels:
 
 
 def without_supports(dataset: Dataset, predictor: Predictor) -> tuple[list[Sample], int]:
-    """Frames that share no group with a support of the recipe in use, and how many others there are.
+    """Frames that share no group with a support of the recipe in use, and the number of the others.
 
-    Supports are known by their content, whatever the files are called. Raises DatasetError if no frame is left.
+    Supports are recognized by content, not by name. Raises DatasetError if no frame is left.
     """
     recorded = predictor.recipe.teaching.get("support_sha256")
     supports = {str(digest) for digest in recorded} if isinstance(recorded, list) else set()
@@ -151,7 +168,7 @@ def without_supports(dataset: Dataset, predictor: Predictor) -> tuple[list[Sampl
 
 
 def overlays(predictor: Predictor, classes: Sequence[str], test: Sequence[Sample]) -> bytes:
-    """A PNG of the first frames of every class with map, outlines and what the recipe in use says of them."""
+    """A PNG of the first frames of every class with map, outlines and verdict of the recipe in use."""
     from benchmarks.accuracy.plots import draw_overlays
 
     shown = [sample for name in classes for sample in [s for s in test if s.label == name][:OVERLAYS_A_CLASS]]
@@ -210,14 +227,14 @@ class Evaluate:
             test, left_out = without_supports(dataset, predictor)
             metrics = evaluate(predictor, dataset, test, exact=args.exact)
             table = per_class_table(metrics)
-            if args.out:  # before anything is printed about it
+            if args.out:  # before the output names the files
                 self._write(args.out, predictor, test, metrics, table)
             print(verdict_line(metrics))
             print(f"\n{table}\n")
             if left_out:
-                print(f"left out  {left_out} frames that taught the recipe, or share a group with one that did")
+                print(f"left out  {left_out} frames: supports of the recipe, or of a group with one")
             if not isinstance(predictor.recipe.teaching.get("support_sha256"), list):
-                print("note      the recipe does not say which frames taught it: none could be left out")
+                print("note      the recipe does not record its supports: none could be left out")
             elif not left_out:
                 print("note      none of these frames taught the recipe")
             if unknown:
@@ -233,7 +250,7 @@ class Evaluate:
         from benchmarks.machine import describe_machine
 
         document = {**metrics, "backend": predictor.backend.description, "machine": describe_machine()}
-        # One after the other: the figures are kept if a picture cannot be drawn.
+        # In this order: the figures are kept if a picture cannot be drawn.
         write_atomically(folder / FILES[0], json.dumps(document, indent=1).encode())
         write_atomically(folder / FILES[1], (table + "\n").encode())
         write_atomically(folder / FILES[2], draw_confusion(metrics["confusion"], metrics["classes"]))
@@ -277,14 +294,14 @@ def per_class_table(metrics: dict[str, Any]) -> str:
 
 def per_class(confusion: NDArray[np.int_], classes: Sequence[str]) -> list[str]:
     """Precision, recall and F1 of each class in per cent: lines of Markdown. confusion: [true, predicted]."""
-    hits, called, present = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+    called, present = confusion.sum(0), confusion.sum(1)
+    rates = 100 * np.stack(per_class_rates(confusion))
     lines = ["| class | frames | precision | recall | F1 |", "|---|---|---|---|---|"]
     for k, name in enumerate(classes):
         cell = markdown_text(name)
         if not present[k]:
             lines.append(f"| {cell} | 0 | absent from the test | | |" if not called[k] else f"| {cell} | 0 | 0.0 | | |")
             continue
-        precision = 100 * hits[k] / max(called[k], 1)
-        recall, f1 = 100 * hits[k] / present[k], 200 * hits[k] / (called[k] + present[k])
+        precision, recall, f1 = rates[:, k]
         lines.append(f"| {cell} | {present[k]} | {precision:.1f} | {recall:.1f} | {f1:.1f} |")
     return lines

@@ -1,16 +1,14 @@
-"""Pictures of an accuracy measurement, as in the paper's figures 6-8. Loads matplotlib when one is drawn."""
+"""Pictures of an accuracy measurement, as in the paper's figures 6-8. matplotlib loads with the first one."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from calibration.dataset import Sample
-from calibration.plots import require_matplotlib
-from runtime.folders import OUTPUT_TEXT
+from calibration.plots import new_figure, to_png
 
 if TYPE_CHECKING:
     from runtime import Prediction
@@ -18,7 +16,7 @@ if TYPE_CHECKING:
 
 def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -> bytes:
     """A PNG: true classes in rows, predicted ones in columns; colour is the share of the row, numbers are frames."""
-    figure, ax = _figure(1.2 + 0.75 * len(classes), 1.0 + 0.65 * len(classes))
+    figure, ((ax,),) = new_figure(1.2 + 0.75 * len(classes), 1.0 + 0.65 * len(classes))
     counts = np.asarray(confusion)
     share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     ax.imshow(share, cmap="Blues", vmin=0, vmax=1)
@@ -26,15 +24,15 @@ def draw_confusion(confusion: Sequence[Sequence[int]], classes: Sequence[str]) -
         colour = "white" if share[row, column] > 0.5 else "black"
         ax.text(column, row, str(counts[row, column]), ha="center", va="center", color=colour, fontsize=9)
     ax.set(xticks=range(len(classes)), yticks=range(len(classes)), xlabel="predicted", ylabel="true")
-    # A name is text, and no formula between dollar signs.
+    # A class name is text; dollar signs in it start no formula.
     ax.set_xticklabels(classes, rotation=40, ha="right", parse_math=False)
     ax.set_yticklabels(classes, parse_math=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_shots(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> bytes:
     """A PNG: mean and standard deviation over seeds against the number of shots, one line per metric."""
-    figure, ax = _figure(6.0, 4.4)
+    figure, ((ax,),) = new_figure(6.0, 4.4)
     shots = sorted({row["shots"] for row in rows})
     for key, name in names.items():
         points = [[row[key] for row in rows if row["shots"] == k and row[key] is not None] for k in shots]
@@ -44,16 +42,18 @@ def draw_shots(rows: Sequence[dict[str, Any]], names: dict[str, str]) -> bytes:
     ax.set(xlabel="shots per class", ylabel="per cent", xticks=shots)
     ax.grid(alpha=0.25)
     ax.legend(frameon=False)
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_overlays(results: Sequence[tuple[Sample, Prediction]], columns: int = 4) -> bytes:
-    """A PNG, a contact sheet: each frame as it is and, beside it, with map and outline (yellow) and the true outline in
-    blue; above them the true class and the verdict, red where it is wrong."""
+    """A contact sheet as PNG: each frame twice, plain and with map, outline (yellow) and true outline (blue).
+
+    The title of each pair is the true class and the verdict, in red if the verdict is wrong.
+    """
     rows = -(-len(results) // columns)
-    figure, axes = _figure(4.0 * columns, 2.3 * rows, rows, columns)
+    figure, axes = new_figure(4.0 * columns, 2.3 * rows, rows, columns)
     figure.suptitle(
-        "true class: verdict (defect score), red if wrong. Yellow: where the defect was found. Blue: where it is.",
+        "true class: verdict (defect score), red if wrong. Yellow outline: defect found. Blue outline: true defect.",
         fontsize=10,
     )
     for ax in axes.flat:
@@ -81,19 +81,4 @@ def draw_overlays(results: Sequence[tuple[Sample, Prediction]], columns: int = 4
             color="black" if right else "crimson",
             parse_math=False,
         )
-    return _png(figure)
-
-
-def _figure(width: float, height: float, rows: int = 1, columns: int = 1) -> tuple[Any, Any]:
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    return figure, (axes[0, 0] if rows == columns == 1 else axes)
-
-
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=110, metadata=dict([OUTPUT_TEXT]))
-    return stream.getvalue()
+    return to_png(figure)

@@ -1,13 +1,13 @@
 """PromptAD (Li et al., CVPR 2024, arXiv:2404.05231) over the same tower, as a baseline that learns its prompts.
 
-It sees good supports only, without masks. Two models are fitted, one for the map and one for the frame score: word
-vectors in front of fixed prompts, by SGD, with both towers frozen. Maps and scores join that text with the distance to
-the nearest remembered patch of two inner layers. Four points decide what the figures mean:
+It sees good supports only, without masks. Two models are fitted, one for the map and one for the frame score. Each
+learns word vectors in front of fixed prompts, by SGD, with both towers frozen. Maps and scores combine that text with
+the nearest-patch distance in two inner layers. Four choices matter for the figures:
 
-- The last step is taken. The authors' code keeps the epoch with the best result on the test frames.
+- The last step counts. The authors' code keeps the epoch with the best result on the test frames.
 - The logit scale is used as the checkpoint stores it, without `exp`, as in the authors' code (4.6, not 100).
-- Maps are smoothed as those of all other rows here (6 px at 240 px; the authors: 2.4 px at 240 px).
-- Features of layers 3 and 8 are the plain block outputs.
+- Maps are smoothed like those of all other rows here (6 px at 240 px; the authors: 2.4 px at 240 px).
+- Features of layers 3 and 8 are the unmodified block outputs.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from export.teaching.text_bank import warn_of_cut_prompts
 from runtime.maps import upsample
 
 CONTEXT_WORDS, ABNORMAL_WORDS = 4, 1
-"""Learned words in front of every prompt, and the further ones of a learned abnormal prompt."""
+"""Learned words in front of every prompt, and those that follow them in a learned abnormal prompt."""
 LEARNED_PER_CONTEXT = 4
 MAP_CONTEXTS, FRAME_CONTEXTS = 1, 3
-"""Normal contexts of the map's model and of the frame score's."""
+"""Normal contexts of the model for the map and of the model for the frame score."""
 GENERIC_STATES = (
     "damaged {}",
     "flawed {}",
@@ -57,7 +57,7 @@ SCORE_SIZE = (400, 400)
 
 @dataclass(frozen=True, slots=True)
 class FrameFeatures:
-    """What PromptAD reads of n frames: unit vectors over the last axis.
+    """Features that PromptAD uses of n frames: unit vectors over the last axis.
 
     cls: [n, C], the frame in the text space. value: [n, P, C], X_0 and all V-V outputs, summed, in the text space.
     layers: [n, 2, P, D], patches after the two layers of `gallery_layers`.
@@ -69,19 +69,19 @@ class FrameFeatures:
 
 
 def gallery_layers(depth: int) -> tuple[int, int]:
-    """The layers whose patches are remembered, counted from 1: 3 and 8 of 12; of other depths, 1/4 and 2/3."""
+    """The layers of the gallery, counted from 1: 3 and 8 of 12; for other depths, 1/4 and 2/3 of the depth."""
     return max(1, round(depth / 4)), max(1, round(2 * depth / 3))
 
 
 @torch.no_grad()
 def encode_frames(encoder: DualPathEncoder, pixels: Tensor) -> FrameFeatures:
-    """Encode float32 [n, height, width] of the encoder's image size, in [0, 255], in one walk over the layers."""
+    """Encode float32 [n, height, width] of the encoder's image size, in [0, 255], in one pass over the layers."""
     z = encoder.embed(pixels)
     value, layers = z[:, 1:], []
     remembered = gallery_layers(len(encoder.blocks))
     for layer, block in enumerate(encoder.blocks, start=1):
         z, v = encoder._dual_path(block, z, layer)
-        assert v is not None, "the V path was asked for"
+        assert v is not None, "the V path was requested"
         value = value + v
         layers += [heads.unit(z[:, 1:])] * remembered.count(layer)
     return FrameFeatures(
@@ -92,7 +92,7 @@ def encode_frames(encoder: DualPathEncoder, pixels: Tensor) -> FrameFeatures:
 
 
 class StoredFeatures:
-    """Features of `count` frames, patches as float16 in files of `work`."""
+    """Features of `count` frames; patches are float16 in files of `work`."""
 
     def __init__(self, encoder: DualPathEncoder, count: int, work: Path) -> None:
         patches = encoder.grid[0] * encoder.grid[1]
@@ -114,7 +114,7 @@ class StoredFeatures:
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """Raw text features [n, C] of the normal prompts, and of the manual and the learned abnormal ones."""
+    """Raw text features [n, C] of the normal, the manual abnormal and the learned abnormal prompts."""
 
     normal: Tensor
     manual: Tensor
@@ -131,10 +131,10 @@ class Texts:
 
 
 class LearnedPrompts:
-    """Prompts with learned word vectors, N(0, 0.02²) at first; the text tower stays as it is.
+    """Prompts with learned word vectors, initially N(0, 0.02²); the text tower is frozen.
 
-    [v1..v4] object. is normal; [v1..v4] state(object). and [v1..v4][u1] object. are abnormal. subject: the object.
-    states: phrases with the object in them. contexts: how many [v1..v4].
+    "[v1..v4] object." is normal; "[v1..v4] state(object)." and "[v1..v4][u1] object." are abnormal. subject: the
+    object. states: phrases that contain the object. contexts: number of [v1..v4].
     """
 
     def __init__(self, model: LoadedModel, subject: str, states: Sequence[str], contexts: int, seed: int) -> None:
@@ -148,7 +148,7 @@ class LearnedPrompts:
         self.parameters = [self.context.requires_grad_(), self.abnormal.requires_grad_()]
 
     def texts(self) -> Texts:
-        """Text features of all prompts, those of the first context first."""
+        """Text features of all prompts, ordered by context."""
         contexts = self.context.repeat_interleave(LEARNED_PER_CONTEXT, 0)
         further = torch.cat([contexts, self.abnormal.repeat(len(self.context), 1, 1)], dim=1)
         return Texts(
@@ -158,7 +158,7 @@ class LearnedPrompts:
         )
 
     def _tokens(self, phrases: Sequence[str], words: int) -> Tensor:
-        """int64 [n, L] of prompts that begin with `words` stand-ins and end in a full stop."""
+        """int64 [n, L] of prompts that start with `words` placeholders and end with a full stop."""
         tokenizer = open_clip.SimpleTokenizer(context_length=self._clip.context_length)
         prompts = [f"{' '.join(['N'] * words)} {phrase}." for phrase in phrases]
         warn_of_cut_prompts(tokenizer, prompts)
@@ -166,7 +166,7 @@ class LearnedPrompts:
         return tokens[:, : needed_length(self._clip, tokens)]
 
     def _features(self, words: Tensor, tokens: Tensor) -> Tensor:
-        """[c p, C] of each of the word vectors [c, k, W] in place of the first k words of all prompts [p, L]."""
+        """[c p, C]: features of all prompts [p, L] with their first k words replaced by each of words [c, k, W]."""
         fixed = self._clip.token_embedding(tokens).repeat(len(words), 1, 1)
         own = words.repeat_interleave(len(tokens), 0)
         embedded = torch.cat([fixed[:, :1], own, fixed[:, 1 + words.shape[1] :]], dim=1)
@@ -174,9 +174,9 @@ class LearnedPrompts:
 
 
 def needed_length(clip: CLIP, tokens: Tensor) -> int:
-    """How many of the tokens [n, L] the text features depend on.
+    """Number of leading tokens, of [n, L], that the text features depend on.
 
-    Where attention is causal and the end token is read, nothing behind the longest prompt's end matters.
+    With causal attention and pooling at the end token, tokens after the end of the longest prompt do not matter.
     """
     if clip.attn_mask is None or clip.text_pool_type not in ("argmax", "eos"):
         return int(tokens.shape[1])
@@ -184,7 +184,7 @@ def needed_length(clip: CLIP, tokens: Tensor) -> int:
 
 
 def encode_embedded(clip: CLIP, embedded: Tensor, tokens: Tensor) -> Tensor:
-    """open_clip's `encode_text` from word vectors [n, L, W] on: [n, C]. tokens: [n, L], to find the prompts' ends."""
+    """open_clip's `encode_text` from word vectors [n, L, W]: [n, C]. tokens: [n, L], to find the ends of prompts."""
     length = embedded.shape[1]
     mask = None if clip.attn_mask is None else clip.attn_mask[:length, :length]
     x = clip.ln_final(clip.transformer(embedded + clip.positional_embedding[:length], attn_mask=mask))
@@ -199,8 +199,8 @@ def encode_embedded(clip: CLIP, embedded: Tensor, tokens: Tensor) -> Tensor:
 def loss_terms(features: Tensor, texts: Texts, scale: float) -> tuple[Tensor, Tensor, Tensor]:
     """Cross entropy, explicit anomaly margin and alignment, of unit features [n, C] of good frames or patches.
 
-    Cross entropy tells the normal prototype from every abnormal prompt. The margin is mean relu(|f - w|² - |f - a|²),
-    for each feature by itself. Alignment is the squared distance of the means of manual and learned prompts.
+    Cross entropy separates the normal prototype from every abnormal prompt. The margin is the mean over features of
+    relu(|f - w|² - |f - a|²). Alignment is the squared distance between the means of manual and learned prompts.
     """
     normal, abnormal = texts.prototypes()
     logits = scale * features @ torch.cat([normal[None], heads.unit(texts.abnormal)]).T
@@ -211,7 +211,7 @@ def loss_terms(features: Tensor, texts: Texts, scale: float) -> tuple[Tensor, Te
 
 
 def fit_prototypes(prompts: LearnedPrompts, features: Tensor, scale: float) -> Tensor:
-    """Teach the prompts on unit features [n, C] of good supports, all in each step; prototypes [2, C] of the last."""
+    """Fit the prompts to unit features [n, C] of good supports, full batch; the last step's prototypes [2, C]."""
     optimizer = torch.optim.SGD(prompts.parameters, lr=RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS, eta_min=LAST_RATE)
     for _ in range(STEPS):
@@ -226,9 +226,9 @@ def fit_prototypes(prompts: LearnedPrompts, features: Tensor, scale: float) -> T
 
 @dataclass(frozen=True, slots=True)
 class PromptAD:
-    """What is fitted. patch_text, frame_text: unit vectors [2, C], normal and abnormal. scale: the stored logit scale.
+    """The fitted model. patch_text, frame_text: unit vectors [2, C], normal and abnormal. scale: stored logit scale.
 
-    gallery: unit [2, K P, D], the good supports' patches of both layers. grid: rows and columns of patches.
+    gallery: unit [2, K P, D], patches of the good supports in both layers. grid: rows and columns of patches.
     """
 
     patch_text: Tensor
@@ -238,7 +238,7 @@ class PromptAD:
     grid: tuple[int, int]
 
     def judge(self, frame: FrameFeatures) -> tuple[Tensor, float]:
-        """Map [rows, columns] in [0, 0.5] and score in [0, 0.5] of one frame: half of harmonic means."""
+        """Map [rows, columns] and score of one frame, both in [0, 0.5]: halves of harmonic means."""
         distance = gallery_distance(frame.layers[0], self.gallery).reshape(self.grid)
         by_text = self._abnormal(frame.value[0], self.patch_text).reshape(self.grid)
         patch_map = half_harmonic(by_text, distance)
@@ -257,13 +257,13 @@ def fit_promptad(
     grid: tuple[int, int],
     seed: int,
 ) -> PromptAD:
-    """Fit both models on one unchanged view of each good support; one is enough.
+    """Fit both models on one unaugmented view of each good support; one support is enough.
 
-    defects: the defect classes, for their states. Raises PromptError if the prompt file lacks one, ValueError without
-    a good frame.
+    defects: the defect classes, for their states. Raises PromptError if the prompt file lacks one, and ValueError
+    without a good frame.
     """
     if not len(good.cls):
-        raise ValueError("PromptAD learns from good frames, and there is none")
+        raise ValueError("PromptAD learns from good frames, but there is none")
     states = abnormal_states(model, prompts, defects)
     scale = float(model.clip.logit_scale)
 
@@ -276,14 +276,14 @@ def fit_promptad(
 
 
 def abnormal_states(model: LoadedModel, prompts: Prompts, defects: Sequence[str]) -> list[str]:
-    """The states of the defect classes, with the object; the generic ones where the tower's vocabulary is open."""
+    """States of the defect classes, with the object, after the generic states if the tower's vocabulary is open."""
     generic = GENERIC_STATES if model.vocabulary is None else ()
     own = [state for name in defects for state in prompts.states_of(name)]
     return [*(state.replace("{}", prompts.subject) for state in generic), *own]
 
 
 def gallery_distance(patches: Tensor, gallery: Tensor) -> Tensor:
-    """Half of 1 - the highest cosine of unit patches [2, P, D] with the gallery [2, M, D], mean of both: [P]."""
+    """(1 - highest cosine) / 2 of unit patches [2, P, D] with the gallery [2, M, D], mean over layers: [P]."""
     nearest = (patches @ gallery.transpose(1, 2)).amax(-1)
     return ((1 - nearest).mean(0) / 2).clamp(0, 1)
 

@@ -1,4 +1,4 @@
-"""Arrays on disk for features of more frames than memory holds."""
+"""Arrays on disk, for features that memory cannot hold."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ import numpy as np
 
 
 def scratch_array(folder: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.float16]]:
-    """A float16 array of `shape` in a file of `folder` that has no name: it goes when the array goes."""
+    """A float16 array of `shape` in an unnamed file of `folder`; the file goes with the array."""
     with tempfile.NamedTemporaryFile(dir=folder) as file:
         return np.memmap(file, np.float16, "w+", shape=shape)

@@ -1,7 +1,7 @@
 """WinCLIP+ (Jeong et al., CVPR 2023, arXiv:2303.14814) over the same tower and prompts, as a baseline.
 
-Nothing is taught. Every window of 2 x 2 and 3 x 3 patches is encoded alone and compared with the text; the frame as a
-whole too. With good frames at hand, windows and patches are also compared with theirs.
+It is not trained. Every window of 2 x 2 and 3 x 3 patches is encoded alone and compared with the text, and so is the
+whole frame. Windows and patches are also compared with those of the good supports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WINDOWS = (2, 3)
 
 @dataclass(frozen=True, slots=True)
 class WindowFeatures:
-    """What WinCLIP sees of n frames; unit vectors, windows in float16.
+    """Features that WinCLIP uses of n frames; unit vectors, windows in float16.
 
     frame: [n, C]. windows: for each of WINDOWS [n, W, C]. patches: [n, P, D], of the last level but one.
     """
@@ -36,7 +36,7 @@ class WindowFeatures:
 
 
 def join(parts: Sequence[WindowFeatures]) -> WindowFeatures:
-    """Frames of several, in their order."""
+    """The frames of several parts, in order."""
     windows = zip(*(part.windows for part in parts), strict=True)
     return WindowFeatures(
         torch.cat([part.frame for part in parts]),
@@ -49,7 +49,7 @@ def join(parts: Sequence[WindowFeatures]) -> WindowFeatures:
 def encode_windows(encoder: DualPathEncoder, pixels: Tensor) -> WindowFeatures:
     """Encode frames (float32 [B, height, width] of the encoder's image size, in [0, 255]) and their windows.
 
-    A window is the class token with the window's patches alone, at their own places (section 4.2).
+    A window is the class token with only the window's patches, at their own positions (section 4.2).
     """
     embedded = encoder.embed(pixels)
     levels = encoder.levels_of(embedded)
@@ -64,13 +64,13 @@ def encode_windows(encoder: DualPathEncoder, pixels: Tensor) -> WindowFeatures:
 
 
 def window_members(grid: tuple[int, int], side: int) -> Tensor:
-    """int64 [W, side²]: the patches of every window, row by row."""
+    """int64 [W, side²]: the patch indices of every window, row by row."""
     places = torch.arange(grid[0] * grid[1]).reshape(grid)
     return places.unfold(0, side, 1).unfold(1, side, 1).reshape(-1, side * side)
 
 
 def spread_harmonically(scores: Tensor, members: Tensor, patches: int) -> Tensor:
-    """Window scores [W] in (0, 1] to patches [P]: the harmonic mean of all windows that a patch is in (eq. 4)."""
+    """Patch scores [P] from window scores [W] in (0, 1]: the harmonic mean of all windows with that patch (eq. 4)."""
     inverse = (1 / scores.clamp_min(1e-6))[:, None].expand(members.shape).flatten()
     total = torch.zeros(patches).index_add_(0, members.flatten(), inverse)
     count = torch.zeros(patches).index_add_(0, members.flatten(), torch.ones_like(inverse))
@@ -82,9 +82,9 @@ def judge(
 ) -> tuple[Tensor, float]:
     """Map [rows, columns] and score of one frame, both in [0, 1].
 
-    good: of the good supports. text_seg: [2, C], normal and defect. scale: the tower's logit scale. The map is the mean
-    of the zero-shot map (harmonic over both windows and the frame, eq. 5) and of the distance to the good frames
-    (eq. 7); the score is the mean of the frame's own and of that distance's peak (eq. 8).
+    good: features of the good supports. text_seg: [2, C], normal and defect. scale: the tower's logit scale. The map is
+    the mean of the zero-shot map (harmonic over both windows and the frame, eq. 5) and of the distance to the good
+    frames (eq. 7). The score is the mean of the whole frame's score and of that distance's peak (eq. 8).
     """
     patches = grid[0] * grid[1]
 
@@ -105,5 +105,5 @@ def judge(
 
 
 def _distance(x: Tensor, memory: Tensor) -> Tensor:
-    """Half of 1 - the highest cosine of every x [n, C] with a remembered vector [S, M, C] (eq. 6): [n] in [0, 1]."""
+    """(1 - highest cosine) / 2 of every x [n, C] with the stored vectors [S, M, C] (eq. 6): [n] in [0, 1]."""
     return ((1 - (x.float() @ memory.flatten(0, 1).float().T).amax(1)) / 2).clamp(0, 1)

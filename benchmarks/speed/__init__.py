@@ -1,1 +1,4 @@
-"""Latency, throughput, memory: the sections of `sem-clip benchmark`, and what they share."""
+"""Speed, latency and memory of a bundle: what `sem-clip benchmark` measures."""
+
+SECTIONS = ("latency", "throughput", "split", "host", "memory", "growth", "roofline")
+"""Sections of a report, in their order."""

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from runtime.folders import OUTPUT_TEXT
+from calibration.plots import new_figure, to_png
 
 
 def charts(report: Mapping[str, Any]) -> dict[str, bytes]:
-    """File name to PNG: throughput.png over batch sizes, split.png, growth.png; for the sections that were measured."""
+    """PNG by file name, for the measured sections: throughput.png over batch sizes, split.png, growth.png."""
     sections = report["sections"]
     drawn: dict[str, bytes] = {}
     if "throughput" in sections:
-        drawn["throughput.png"] = _figure([("throughput", sections["throughput"], "batch", "batch size")])
+        drawn["throughput.png"] = _over([("throughput", sections["throughput"], "batch", "batch size")])
     if "split" in sections:
         drawn["split.png"] = _split(sections["split"])
     if "growth" in sections:
@@ -27,16 +26,14 @@ def charts(report: Mapping[str, Any]) -> dict[str, bytes]:
             ("frame size", sizes, "megapixels", "frame, megapixels"),
             ("classes", growth["classes"], "classes", "classes of the recipe"),
         ]
-        drawn["growth.png"] = _figure([panel for panel in panels if panel[1]])
+        drawn["growth.png"] = _over([panel for panel in panels if panel[1]])
     return drawn
 
 
-def _figure(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]], str, str]]) -> bytes:
-    """Frames/s over one quantity, a line for each engine and a panel for each (title, rows, key, label)."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
-    for axes, (title, rows, key, label) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+def _over(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]], str, str]]) -> bytes:
+    """Frames/s over one quantity: a panel for each (title, rows, key, label), a line for each engine."""
+    figure, row_of_axes = new_figure(5 * len(panels), 4, 1, len(panels))
+    for axes, (title, rows, key, label) in zip(row_of_axes[0], panels, strict=True):
         for engine in dict.fromkeys(row["engine"] for row in rows):
             own = [row for row in rows if row["engine"] == engine]
             axes.plot([r[key] for r in own], [r["frames_per_second"] for r in own], marker="o", label=engine)
@@ -48,27 +45,18 @@ def _figure(panels: Sequence[tuple[str, Sequence[Mapping[str, Any]], str, str]])
         axes.set(title=title, xlabel=label, ylabel="frames/s")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    return _png(figure)
+    return to_png(figure)
 
 
 def _split(rows: Sequence[Mapping[str, Any]]) -> bytes:
-    """A bar for each engine, made of its steps."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(7, 1.6 + 0.5 * len(rows)), layout="constrained")
-    axes = figure.subplots()
+    """One stacked bar of steps per engine."""
+    figure, ((axes,),) = new_figure(7, 1.6 + 0.5 * len(rows))
     left = [0.0] * len(rows)
     for step in rows[0]["ms"]:
         widths = [row["ms"][step] for row in rows]
         axes.barh([row["engine"] for row in rows], widths, left=left, label=step.replace("_", " "))
         left = [a + b for a, b in zip(left, widths, strict=True)]
     axes.invert_yaxis()
-    axes.set(xlabel="ms per frame, one step after the other")
+    axes.set(xlabel="ms per frame, steps in sequence")
     figure.legend(fontsize="small", ncols=6, loc="outside upper center", columnspacing=1.0, handlelength=1.0)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120, metadata=dict([OUTPUT_TEXT]))
-    return stream.getvalue()
+    return to_png(figure)

@@ -1,9 +1,9 @@
-"""One measurement in a process of its own, for what a process has only once: a start, an import, a peak of memory.
+"""One measurement in a child process, for what a process has only once: a start, an import, a peak of memory.
 
     run_child("benchmarks.memory:stream_probe", {"bundle": "bundle", ...})
 
-The child calls the named function with those arguments and prints what it returns as JSON. Imports nothing here
-beyond the standard library: the child's imports are part of what is measured.
+The child calls the named function with these arguments and prints its result as JSON. This module imports only the
+standard library: the imports of the child are part of the measurement.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import Any
 
 
 def run_child(probe: str, arguments: Mapping[str, Any], *, threads: int = 0) -> dict[str, Any]:
-    """What `module:function` returns in a fresh interpreter. Raises PredictorError, with the child's last words.
+    """The result of `module:function` in a fresh interpreter. Raises PredictorError with its last line on stderr.
 
-    arguments: JSON-ready. threads: how many threads the child's numerical libraries may use; 0 for their own choice.
+    arguments: JSON-ready. threads: limit for the child's numerical libraries; 0 for their own choice.
     """
     from runtime.errors import PredictorError
     from runtime.packages import child_command, child_environment
 
-    # The child measures this code, wherever it was started from and whatever else is installed.
+    # The child measures this code, independent of the working directory and of other installations.
     environment = child_environment()
     if threads:
         limits = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
@@ -37,14 +37,14 @@ def run_child(probe: str, arguments: Mapping[str, Any], *, threads: int = 0) -> 
         check=False,
     )
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        said = done.stderr.strip().splitlines() or ["no output"]
         raise PredictorError(f"the child process for {probe} ended with status {done.returncode}: {said[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return answer
 
 
 def main() -> int:
-    """Be the child."""
+    """Run as the child."""
     module, _, function = sys.argv[1].partition(":")
     print(json.dumps(getattr(importlib.import_module(module), function)(**json.loads(sys.argv[2]))))
     return 0

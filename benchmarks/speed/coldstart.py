@@ -1,4 +1,4 @@
-"""What a process does once. Run as a child (`child.py`); `runtime` is imported inside, where it is timed."""
+"""Probes of work that a process does once. They run in a child (`child.py`) and import `runtime` inside, timed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def first_prediction(
 
 
 def import_runtime() -> dict[str, float]:
-    """Milliseconds of `import runtime`, numpy and Pillow with it."""
+    """Milliseconds of `import runtime`, including numpy and Pillow."""
     began = time.perf_counter()
     import runtime  # noqa: F401
 

@@ -19,7 +19,7 @@ _NO_ENGINES_OF_THEIR_OWN = ("auto", "fake")
 
 @dataclass(frozen=True, slots=True)
 class EngineName:
-    """What `Predictor(backend=, precision=)` calls an engine; precision None is the backend's own choice."""
+    """An engine as `Predictor(backend=, precision=)` names it; precision None is the backend's own choice."""
 
     backend: str
     precision: str | None
@@ -30,7 +30,7 @@ class EngineName:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """An engine that was left out, and why."""
+    """An engine that was left out, and the reason."""
 
     name: str
     reason: str
@@ -38,7 +38,7 @@ class Skipped:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Subject:
-    """What is measured: a bundle, its recipe, its engines, and frames.
+    """The subject of a measurement: a bundle, its recipe, its engines, and frames.
 
     frames: paths of images, all of one size. threads: per engine, 0 for all cores.
     """
@@ -52,7 +52,7 @@ class Subject:
 
     @property
     def setup(self) -> Setup:
-        """What the frames are judged by."""
+        """The recipe and frame options in use."""
         return Setup(self.recipe, self.recipe.frame)
 
     def pipeline(self, backend: Backend, batch: int) -> Pipeline:
@@ -69,11 +69,11 @@ def predict(pipeline: Pipeline, paths: Sequence[str], setup: Setup) -> list[Pred
 def opened_engines(
     folder: Path, manifest: Manifest, backends: Sequence[str], precisions: Sequence[str], threads: int
 ) -> Iterator[tuple[dict[EngineName, Backend], list[Skipped]]]:
-    """Open all engines that were asked for, and close them at the end.
+    """Open all requested engines, and close them at the end.
 
-    Without names, every backend is tried with every precision that the bundle holds, and what cannot run here is
-    returned as skipped. A named backend must run with some precision, a named precision on some backend, and of named
-    backends and precisions every pair; BackendUnavailable or BundleError says why not.
+    Without names, every backend is tried with every precision of the bundle, and those that cannot run are returned as
+    skipped. A named backend must run with some precision, a named precision on some backend. If both are named, every
+    pair must run. Raises BackendUnavailable, BundleError.
     """
     opened: dict[EngineName, Backend] = {}
     failed: dict[EngineName, PredictorError] = {}

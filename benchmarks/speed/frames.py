@@ -1,4 +1,4 @@
-"""PNG frames to measure with: lines, shading and shot noise, so that they cost to decode what real ones cost."""
+"""PNG frames for measurements: lines, shading and shot noise, so that decoding costs as much as for real frames."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIZE = (480, 480)
 
 
 def suitable_size(encoder: Encoder, options: FrameOptions) -> tuple[int, int]:
-    """[height, width] of frames that this encoder takes: 480 x 480, or the one size it was exported for."""
+    """[height, width] of frames that this encoder takes: 480 x 480, or the one size of its export."""
     if not encoder.resizes_in_graph:
         return SIZE
     height, width = encoder.input_size
@@ -22,7 +22,7 @@ def suitable_size(encoder: Encoder, options: FrameOptions) -> tuple[int, int]:
 
 
 def write_frames(folder: Path, count: int, size: tuple[int, int], seed: int = 0) -> list[str]:
-    """Write `count` grey 8-bit PNG files of `size` [height, width]; their paths."""
+    """Write `count` grey 8-bit PNG files of `size` [height, width]; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     height, width = size
     rng = np.random.default_rng(seed)

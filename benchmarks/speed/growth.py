@@ -1,4 +1,4 @@
-"""How cost grows with threads, frame size and number of classes (with the batch: throughput.py)."""
+"""Cost over threads, frame size and number of classes. throughput.py has it over batch size."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.machine import usable_cores
 from benchmarks.speed.engines import Subject, open_engine, predict
 from benchmarks.speed.frames import write_frames
 from benchmarks.speed.throughput import prepared_frames
 from benchmarks.speed.timing import alternate, per_second
+from runtime.host import usable_cores
 from runtime.operating_point import OperatingPoint
 from runtime.pipeline import Pipeline, Setup
 from runtime.recipe import Recipe
@@ -54,9 +54,9 @@ def over_threads(subject: Subject, batch: int, rounds: int) -> list[dict[str, An
 
 
 def over_frame_sizes(subject: Subject, folder: Path, rounds: int) -> list[dict[str, Any]]:
-    """What a PNG of each size costs: milliseconds to prepare, and frames/s of whole predictions.
+    """Cost of a PNG of each size: milliseconds to prepare it, and frames/s of whole predictions.
 
-    Empty for a bundle with the resize in its graph, which takes one size only.
+    Empty for a bundle with the resize in its graph: it takes one size only.
     """
     if subject.manifest.encoder.resizes_in_graph:
         return []
@@ -84,7 +84,7 @@ def over_frame_sizes(subject: Subject, folder: Path, rounds: int) -> list[dict[s
 
 
 def over_classes(subject: Subject, counts: Sequence[int], batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Frames/s of each engine with recipes of 2 to 64 classes; no rebuild, so this is also the price of a swap."""
+    """Frames/s of each engine with recipes of `counts` classes, swapped without a rebuild."""
     batch = min(batch, *(backend.max_batch for backend in subject.engines.values()))
     frames = prepared_frames(subject, batch)
     runs: dict[str, Callable[[], object]] = {}
@@ -106,7 +106,7 @@ def over_classes(subject: Subject, counts: Sequence[int], batch: int, rounds: in
 
 
 def with_classes(recipe: Recipe, count: int) -> Recipe:
-    """The recipe with `count` classes and random class tensors: the same work per class, no meaning."""
+    """The recipe with `count` classes and random class tensors: realistic work, meaningless answers."""
     rng = np.random.default_rng(count)
     text = rng.standard_normal((count, recipe.tensors["text_cls"].shape[1])).astype(np.float32)
     head = rng.standard_normal((count, recipe.tensors["head_weight"].shape[1])).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The host's side of a stream: can decoding, resizing and post-processing feed the engine?"""
+"""The host's side of a stream: whether decoding, resizing and post-processing can feed the engine."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.machine import usable_cores
 from benchmarks.speed.engines import Subject
 from benchmarks.speed.timing import alternate, per_second, ratio
 from runtime.backends import Backend, FakeBackend
 from runtime.frames import decode_frame, prepare, read_frame
+from runtime.host import usable_cores
 from runtime.pipeline import Pipeline
 from runtime.prediction import FailedFrame
 from runtime.stream import stream
 
 
 def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
-    """The floor: milliseconds of one core per frame, by step, and the frames/s that one core can reach.
+    """The lower bound: milliseconds of one core per frame, by step, and the frames/s that one core can reach.
 
-    Pillow's own decoding stands beside ours. CPU time, the best round: a busy machine cannot make it smaller.
+    Pillow's own decoding is measured for comparison. The figures are CPU time in the best round: a busy machine can
+    only raise them.
     """
     encoder, options = subject.manifest.encoder, subject.recipe.frame
     pipeline, setup = subject.pipeline(FakeBackend(encoder, max_batch=len(subject.frames)), 1), subject.setup
@@ -36,7 +37,7 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
     outputs, _ = pipeline.infer(jobs)
     bytes_mean = statistics.mean(Path(path).stat().st_size for path in subject.frames)
     steps: dict[str, Callable[[], object]] = {
-        # A stream lets its frames go; to keep them all would cost fresh pages of memory for each.
+        # A stream releases its frames; keeping all of them would allocate new pages for each.
         "pillow_decode": lambda: deque(map(_pillow_decode, subject.frames), maxlen=0),
         "decode": lambda: deque((decode_frame(path, options, path) for path in subject.frames), maxlen=0),
         "resize": lambda: [prepare(pixels, encoder, options, "frame") for pixels in grey],
@@ -60,7 +61,7 @@ def host_limit(subject: Subject, rounds: int) -> dict[str, Any]:
 
 
 def fake_stream(subject: Subject, batches: Sequence[int], rounds: int, repeats: int) -> list[dict[str, Any]]:
-    """Frames per second of `stream` over the PNG files past an engine that costs nothing, by batch and decoders."""
+    """Frames per second of `stream` over the PNG files with the fake engine, by batch size and decoders."""
     cores = usable_cores()
     paths = subject.frames * repeats
     cpu: dict[tuple[int, int], list[float]] = {}
@@ -85,7 +86,7 @@ def fake_stream(subject: Subject, batches: Sequence[int], rounds: int, repeats: 
 
 
 def end_to_end(subject: Subject, batch: int, rounds: int, repeats: int) -> list[dict[str, Any]]:
-    """`stream` over the PNG files against the engine alone on the same frames, prepared before; alternating."""
+    """`stream` over the PNG files, alternating with the engine alone on the same frames, prepared before."""
     paths, setup = subject.frames * repeats, subject.setup
     rows = []
     for name, backend in subject.engines.items():
@@ -117,7 +118,7 @@ def _engine_alone(backend: Backend, subject: Subject, pixels: list[Any], size: i
 
 
 def _stream(pipeline: Pipeline, subject: Subject, paths: list[str], decoders: int, cpu_seconds: list[float]) -> None:
-    """A whole stream; adds the CPU seconds of this process. Raises FrameError if a frame failed: it would look fast."""
+    """Run a whole stream, and append its CPU seconds. Raises FrameError: failed frames would make it look fast."""
     began = time.process_time()
     setup = subject.setup
     for result in stream(pipeline, paths, lambda: setup, decoders):

@@ -1,4 +1,4 @@
-"""How long one frame takes: warm, from a cold process, and what `import runtime` costs."""
+"""Latency of one frame: warm, from a cold process, and the time of `import runtime`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from benchmarks.speed.engines import Subject, predict
 from benchmarks.speed.timing import alternate, percentiles_ms
 
 BLOCK = 10
-"""Calls in a row on one engine; the first of them finds the caches of another engine and is not counted."""
+"""Consecutive calls on one engine; the first one meets the caches of another engine and does not count."""
 FEWEST, MOST = 2, 100
 """Blocks of each engine."""
 
@@ -55,9 +55,9 @@ def warm_latency(subject: Subject, seconds: float) -> list[dict[str, Any]]:
 
 
 def cold_start(subject: Subject, repeats: int) -> list[dict[str, Any]]:
-    """Milliseconds from starting a process to its first Prediction, step by step; medians over `repeats` children.
+    """Milliseconds from the start of a process to its first Prediction, by step; medians over `repeats` children.
 
-    The files are in the system's page cache, as on a tool that restarts a program.
+    The files are in the page cache, as on a tool that restarts its program.
     """
     rows = []
     for name in subject.engines:
@@ -81,7 +81,7 @@ def cold_start(subject: Subject, repeats: int) -> list[dict[str, Any]]:
 
 
 def import_time(repeats: int) -> dict[str, Any]:
-    """Milliseconds that `import runtime` takes in a fresh process: median and range."""
+    """Milliseconds of `import runtime` in a fresh process: median and range."""
     found = [run_child("benchmarks.speed.coldstart:import_runtime", {})["import_ms"] for _ in range(repeats)]
     return {"median_ms": statistics.median(found), "min_ms": min(found), "max_ms": max(found), "repeats": repeats}
 

@@ -1,4 +1,4 @@
-"""The report as Markdown: one short table for each section that was measured."""
+"""The report as Markdown: one short table for each measured section."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Report = Mapping[str, Any]
 
 
 def markdown(report: Report) -> str:
-    """The whole report. Sections that were not measured do not appear."""
+    """The whole report, measured sections only."""
     parts = [_head(report)]
     for name, write in _SECTIONS.items():
         if name in report["sections"]:
@@ -41,7 +41,7 @@ def _cell(value: object) -> str:
 
 def _head(report: Report) -> str:
     machine, bundle, settings = report["machine"], report["bundle"], report["settings"]
-    instructions = ", ".join(machine["instructions"]) or "not known"
+    instructions = ", ".join(machine["instructions"]) or "unknown"
     versions = _pairs(machine["versions"])
     memory = "" if machine["memory_mb"] is None else f", {machine['memory_mb'] / 1e3:.0f} GB"
     engines = "; ".join(f"{name}: {markdown_text(text)}" for name, text in bundle["engines"].items())
@@ -86,7 +86,7 @@ def _latency(section: Report) -> str:
         [
             "## Latency at batch 1\n\nWarm, in ms:",
             table(["engine", "what", *keys], warm),
-            f"Cold, in ms, each in a process of its own (median of {section['cold'][0]['repeats']}):",
+            f"Cold, in ms, each in a new process (median of {section['cold'][0]['repeats']}):",
             table(["engine", "interpreter", "import", "open", "first answer", "total", "second answer"], cold),
             f"`import runtime`: {found['median_ms']:.0f} ms (median of {found['repeats']} processes, "
             f"{found['min_ms']:.0f} to {found['max_ms']:.0f}).",
@@ -121,12 +121,12 @@ def _host(section: Report) -> str:
     return "\n\n".join(
         [
             f"## Host side\n\nPNG frames of {height}x{width}, {limit['png_bytes'] / 1e3:.0f} KB. CPU time of one core: "
-            f"decoding one takes {ms['decode']:.2f} ms (Pillow alone {ms['pillow_decode']:.2f}), resizing "
+            f"decoding takes {ms['decode']:.2f} ms per frame (Pillow alone {ms['pillow_decode']:.2f}), resizing "
             f"{ms['resize']:.2f} and post-processing {ms['postprocess']:.2f}: "
-            f"{limit['frames_per_second_per_core']:.0f} frames/s on a core.",
-            "`stream` past an engine that costs nothing:",
+            f"{limit['frames_per_second_per_core']:.0f} frames/s per core.",
+            "`stream` with the fake engine:",
             table(
-                ["batch", "decoders", "cores", "frames/s", "best round", "CPU ms a frame"],
+                ["batch", "decoders", "cores", "frames/s", "best round", "CPU ms per frame"],
                 [
                     [
                         r["batch"],
@@ -139,7 +139,7 @@ def _host(section: Report) -> str:
                     for r in fake
                 ],
             ),
-            "`stream` over the files against the engine alone on prepared frames:",
+            "`stream` over the files, and the engine alone on prepared frames:",
             table(
                 ["engine", "batch", "engine alone, frames/s", "stream, frames/s", "stream / engine"],
                 [
@@ -162,7 +162,7 @@ def _memory(section: Report) -> str:
     streams = [[row["frames"], row["peak_mb"]] for row in section["stream"]]
     return "\n\n".join(
         [
-            "## Memory\n\nPeak of a process of its own, in MB:",
+            "## Memory\n\nPeak of a child process, in MB:",
             table(["engine", "batch", "peak MB"], engines),
             "`stream` with the fake engine, by the number of frames:",
             table(["frames", "peak MB"], streams),
@@ -194,9 +194,9 @@ def _roofline(section: Report) -> str:
     counted = ", ".join(f"{name} {count / 1e9:.2f}" for name, count in flops["by_operator"].items())
     rows = [[row["engine"], row["batch"], row["gflops"], row["share_of_fp32_peak"]] for row in section["reached"]]
     return (
-        f"## Roofline\n\n{flops['gflop_per_frame']:.2f} GFLOP a frame, counted in {flops['file']} ({counted}). Peak of "
-        f"fp32 matrix products: {peak['gflops']:.0f} GFLOP/s ({peak['library']}, {peak['size']} x {peak['size']}). "
-        "int8 arithmetic has a higher peak, which is not measured; its share may pass 1.\n\n"
+        f"## Roofline\n\n{flops['gflop_per_frame']:.2f} GFLOP per frame, counted in {flops['file']} ({counted}). Peak "
+        f"of fp32 MatMuls: {peak['gflops']:.0f} GFLOP/s ({peak['library']}, {peak['size']} x {peak['size']}). "
+        "int8 arithmetic has a higher peak, which is not measured; its share may exceed 1.\n\n"
         + table(["engine", "batch", "GFLOP/s", "share of the fp32 peak"], rows)
     )
 
@@ -204,9 +204,9 @@ def _roofline(section: Report) -> str:
 def _soak(section: Report) -> str:
     return (
         f"## Soak\n\n{section['minutes']:g} minutes of `stream` on {section['engine']}: "
-        f"{section['frames_per_second']:.3g} frames/s, drift {section['drift_percent_per_minute']:+.2f} % a minute, "
+        f"{section['frames_per_second']:.3g} frames/s, drift {section['drift_percent_per_minute']:+.2f} % per minute, "
         f"last window over first {section['last_over_first']:.3f}; memory {section['growth_mb']:+.1f} MB "
-        f"({section['growth_mb_per_minute']:+.2f} MB a minute).\n\n"
+        f"({section['growth_mb_per_minute']:+.2f} MB per minute).\n\n"
         + table(
             ["minute", "frames/s", "resident MB"],
             [[w["minute"], w["frames_per_second"], w["resident_mb"]] for w in section["windows"]],

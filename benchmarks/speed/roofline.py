@@ -1,4 +1,4 @@
-"""Roofline: arithmetic per frame counted from the graph, the machine's measured matrix-product peak, and the share."""
+"""Roofline: operations per frame counted in the graph, the machine's measured MatMul peak, and the share of it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from benchmarks.speed.child import run_child
 from runtime.errors import PredictorError
 
 PEAK_SIZES = (512, 1024, 1536, 2048)
-_PRODUCTS = ("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Conv", "Attention")
-_UNCOUNTED_PRODUCTS = ("Einsum", "ConvInteger", "QLinearConv", "ConvTranspose", "RNN", "LSTM", "GRU")
+_MATMULS = ("MatMul", "MatMulInteger", "QLinearMatMul", "Gemm", "Conv", "Attention")
+_UNCOUNTED_MATMULS = ("Einsum", "ConvInteger", "QLinearConv", "ConvTranspose", "RNN", "LSTM", "GRU")
 
 
 def count_flops(path: Path) -> dict[str, Any]:
-    """Floating-point operations of one frame, by operator: 2 for each multiply-add of a matrix product.
+    """Floating-point operations of one frame, by operator: 2 per multiply-add of a matrix product.
 
     Element-wise work is not counted: it is memory-bound and under 1 % here. Attention is its two products (scores,
-    then weights with V). Raises PredictorError if a shape cannot be inferred, rather than count too little.
+    then weights with V). Raises PredictorError if a shape cannot be inferred: the count would be too low.
     """
     import onnx
 
@@ -33,9 +33,9 @@ def count_flops(path: Path) -> dict[str, Any]:
         shapes.setdefault(value.name, [dim.dim_value for dim in value.type.tensor_type.shape.dim])
     by_operator: dict[str, int] = {}
     for node in graph.node:
-        if node.op_type in _UNCOUNTED_PRODUCTS:
+        if node.op_type in _UNCOUNTED_MATMULS:
             raise PredictorError(f"{path.name}: the operations of {node.op_type} are not counted here")
-        if node.op_type in _PRODUCTS:
+        if node.op_type in _MATMULS:
             attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
             by_operator[node.op_type] = by_operator.get(node.op_type, 0) + node_flops(
                 node.op_type, [shapes.get(name, []) for name in node.input], shapes.get(node.output[0], []), attributes
@@ -48,7 +48,7 @@ def node_flops(
 ) -> int:
     """Operations of one matrix product from the shapes of its inputs and output.
 
-    Raises PredictorError for a shape that is not known.
+    Raises PredictorError for an unknown shape.
     """
     needed = 3 if operator == "Attention" else 1
     if not output or any(not shape for shape in inputs[:needed]) or 0 in (*output, *(d for s in inputs for d in s)):
@@ -64,12 +64,12 @@ def node_flops(
 
 
 def measured_peak(threads: int) -> dict[str, Any]:
-    """The most GFLOP/s that fp32 matrix products reach on this machine, measured in a child process."""
+    """The highest GFLOP/s of fp32 matrix products on this machine, measured in a child process."""
     return run_child("benchmarks.speed.roofline:peak_probe", {"sizes": PEAK_SIZES, "threads": threads}, threads=threads)
 
 
 def peak_probe(sizes: Sequence[int], threads: int, repeats: int = 5) -> dict[str, Any]:
-    """In a child: best of several square products with numpy and, where it is installed, torch."""
+    """In a child: the best of several square products with numpy and, if installed, torch."""
     import numpy as np
 
     products: dict[str, Any] = {"numpy": lambda a: a @ a}
@@ -96,7 +96,7 @@ def peak_probe(sizes: Sequence[int], threads: int, repeats: int = 5) -> dict[str
 
 
 def reached(rows: Sequence[Mapping[str, Any]], gflop_per_frame: float, peak_gflops: float) -> list[dict[str, Any]]:
-    """Each runner at its best batch size: GFLOP/s and the share of the fp32 peak (int8 may pass 1: its peak is higher).
+    """GFLOP/s of each runner at its best batch size, and its share of the fp32 peak; int8 may exceed 1.
 
     rows: of `throughput`.
     """
@@ -116,7 +116,7 @@ def reached(rows: Sequence[Mapping[str, Any]], gflop_per_frame: float, peak_gflo
 
 
 def _attention_flops(inputs: Sequence[Sequence[int]], attributes: Mapping[str, Any]) -> int:
-    """Q [B, heads, N, d], K [B, h, M, d], V [B, h, M, e]; or 3-D, with the heads side by side in the last dimension."""
+    """Of Q [B, heads, N, d], K [B, h, M, d], V [B, h, M, e], or of 3-D inputs with the heads in the last dimension."""
     query, key, value = inputs[:3]
     if len(query) == 4:
         batch, heads, rows, depth = query
@@ -129,7 +129,7 @@ def _attention_flops(inputs: Sequence[Sequence[int]], attributes: Mapping[str, A
 
 
 def _fix_batch(model: Any, onnx: Any) -> None:
-    """One frame, and recipe inputs of the shapes of their default values."""
+    """Set the batch to one frame, and the shapes of recipe inputs to those of their default values."""
     defaults = {tensor.name: tensor.dims for tensor in model.graph.initializer}
     del model.graph.value_info[:]
     for value in model.graph.input:

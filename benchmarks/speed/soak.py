@@ -1,4 +1,4 @@
-"""Soak: stream without a pause for minutes and watch speed and memory. Run as a child, so that both are its own."""
+"""Soak: stream for minutes without a pause, and record speed and memory of a child process."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.machine import resident_memory_mb
+from benchmarks.machine import peak_memory_mb
 from benchmarks.speed.child import run_child
 from benchmarks.speed.engines import EngineName, Subject
 from benchmarks.speed.timing import slope
+from runtime.host import resident_memory_mb
 
 WINDOWS_PER_RUN = 10
 LONGEST_WINDOW_S = 60.0
 
 
 def soak(subject: Subject, name: EngineName, batch: int, minutes: float) -> dict[str, Any]:
-    """Frames/s and resident MB in windows of at most a minute, and how they drift.
+    """Frames/s and resident MB in windows of at most a minute, and their drift.
 
-    drift_percent_per_minute: slope of the speed as a share of its mean. last_over_first: speed of the last window over
-    the first. growth_mb_per_minute: slope of the memory from the second window on (the first one fills caches).
+    drift_percent_per_minute: slope of the speed relative to its mean. last_over_first: speed of the last window divided
+    by that of the first. growth_mb_per_minute: slope of the memory from the second window on (the first fills caches).
     """
     arguments = {
         "bundle": str(subject.folder),
@@ -52,7 +53,7 @@ def drift(windows: list[dict[str, float]]) -> dict[str, float]:
 def soak_probe(
     bundle: str, backend: str, precision: str | None, threads: int, frames: list[str], batch: int, seconds: float
 ) -> dict[str, Any]:
-    """In a child: stream `frames` over and over for `seconds`; minute, frames/s and resident MB of each window."""
+    """In a child: stream `frames` repeatedly for `seconds`; minute, frames/s and resident MB of each window."""
     from runtime import FailedFrame, Predictor
 
     window = min(LONGEST_WINDOW_S, seconds / WINDOWS_PER_RUN)
@@ -76,7 +77,7 @@ def soak_probe(
                     {
                         "minute": (now - began) / 60,
                         "frames_per_second": count / (now - opened),
-                        "resident_mb": resident_memory_mb(),
+                        "resident_mb": resident_memory_mb() or peak_memory_mb(),
                     }
                 )
                 opened, count = now, 0

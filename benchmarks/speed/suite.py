@@ -1,4 +1,4 @@
-"""All sections on one bundle: what `sem-clip benchmark` runs."""
+"""All sections on one bundle, for `sem-clip benchmark`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks import memory
 from benchmarks.machine import describe_machine, load
-from benchmarks.speed import growth, host, latency, roofline
+from benchmarks.speed import SECTIONS, growth, host, latency, roofline
 from benchmarks.speed.engines import Skipped, Subject, opened_engines
 from benchmarks.speed.frames import suitable_size, write_frames
 from benchmarks.speed.soak import soak
@@ -24,17 +24,16 @@ from runtime.manifest import Artifact, load_bundle
 
 FORMAT = "sem-clip-benchmark"
 VERSION = 1
-SECTIONS = ("latency", "throughput", "split", "host", "memory", "growth", "roofline")
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How much is measured. Times are of the default on one engine; more engines take longer in proportion.
+    """The amount of measurement. More engines take longer in proportion.
 
-    batches: sizes for throughput. batch: for everything else that takes batches. rounds: of alternating runs.
-    latency_s: for warm latency. children: processes for cold start and import. frames: PNG files to make.
-    stream_frames: how many the two memory probes stream. repeats: passes over the files in the host section.
-    classes: of the recipes that show how cost grows. soak_minutes: 0 for none. threads: 0 for all cores.
+    batches: sizes for throughput. batch: size for the other sections. rounds: of alternating runs. latency_s: seconds
+    for warm latency. children: processes for cold start and import. frames: PNG files to make. stream_frames: frames
+    of the two memory probes. repeats: passes over the files in the host section. classes: numbers of classes for the
+    growth section. soak_minutes: 0 for none. threads: 0 for all cores.
     """
 
     backends: tuple[str, ...] = ()
@@ -65,12 +64,12 @@ QUICK: Mapping[str, Any] = {
     "classes": (2, 64),
     "quick": True,
 }
-"""What --quick changes: a look, not a figure to quote."""
+"""Changes of --quick: for a first look, not for figures to quote."""
 
 
 @dataclass(frozen=True, slots=True)
 class TorchOptions:
-    """What to build the PyTorch baseline from; weights None for random ones, which cost the same to run."""
+    """The source of the PyTorch baseline. weights: None for random weights, which cost the same to run."""
 
     arch: str
     weights: Path | None
@@ -79,15 +78,14 @@ class TorchOptions:
 def measure(
     bundle: Path, work: Path, settings: Settings, frames: list[str] | None = None, torch: TorchOptions | None = None
 ) -> dict[str, Any]:
-    """The whole report, JSON-ready. work: an empty folder for the frames that are made.
+    """The whole report, JSON-ready. work: an empty folder for generated frames.
 
-    frames: paths or folders of images to measure with instead; all of one size.
+    frames: paths or folders of images to use instead; all of one size.
     Raises BundleError, BackendUnavailable, FrameError, and PredictorError for a torch model of another encoder.
     """
     began = time.monotonic()
     manifest, recipe = load_bundle(bundle)
     machine = describe_machine()
-    sections: dict[str, Any] = {}
     with ExitStack() as stack:
         opened, skipped = stack.enter_context(
             opened_engines(bundle, manifest, settings.backends, settings.precisions, settings.threads)
@@ -99,14 +97,7 @@ def measure(
         if torch is not None:
             others, left_out = _torch(subject, torch, settings)
             skipped = [*skipped, *left_out]
-        for name in settings.sections:
-            print(f"{name} ...", file=sys.stderr, flush=True)
-            since = time.monotonic()
-            sections[name] = _SECTIONS[name](_Bench(subject, settings, work, others, sections, skipped))
-            print(f"{name:<28}{time.monotonic() - since:8.1f} s", file=sys.stderr, flush=True)
-        if settings.soak_minutes:
-            print(f"soak, {settings.soak_minutes:g} minutes ...", file=sys.stderr, flush=True)
-            sections["soak"] = soak(subject, next(iter(opened)), settings.batch, settings.soak_minutes)
+        sections = _measure_sections(subject, settings, work, others, skipped)
         engines = {str(name): backend.description for name, backend in opened.items()}
     return {
         "format": FORMAT,
@@ -129,9 +120,25 @@ def measure(
     }
 
 
+def _measure_sections(
+    subject: Subject, settings: Settings, work: Path, others: Mapping[str, Run], skipped: list[Skipped]
+) -> dict[str, Any]:
+    """The requested sections, and the soak; each one starts and ends with a line on stderr."""
+    sections: dict[str, Any] = {}
+    for name in settings.sections:
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        since = time.monotonic()
+        sections[name] = _SECTIONS[name](_Bench(subject, settings, work, others, sections, skipped))
+        print(f"{name:<28}{time.monotonic() - since:8.1f} s", file=sys.stderr, flush=True)
+    if settings.soak_minutes:
+        print(f"soak, {settings.soak_minutes:g} minutes ...", file=sys.stderr, flush=True)
+        sections["soak"] = soak(subject, next(iter(subject.engines)), settings.batch, settings.soak_minutes)
+    return sections
+
+
 @dataclass(frozen=True, slots=True)
 class _Bench:
-    """What a section may use; `done` holds the sections before it."""
+    """The inputs of a section; `done` holds the sections before it."""
 
     subject: Subject
     settings: Settings
@@ -191,7 +198,7 @@ def _roofline(bench: _Bench) -> dict[str, Any]:
 
 
 def _countable(subject: Subject) -> Artifact:
-    """The ONNX artifact whose products say how much work the method is: fp32, else any."""
+    """The ONNX artifact to count operations in: fp32, else any."""
     graphs = [artifact for artifact in subject.manifest.artifacts if artifact.kind == "onnx"]
     if not graphs:
         raise PredictorError(f"{subject.folder}: holds no ONNX artifact to count operations in; leave roofline out")
@@ -203,7 +210,7 @@ def _torch(subject: Subject, options: TorchOptions, settings: Settings) -> tuple
         from benchmarks.speed.torch_runs import torch_runs
     except ImportError as exc:
         raise PredictorError(
-            f'PyTorch beside the engines needs the export extra ({exc}): pip install "sem-clip[export]"'
+            f'comparing with PyTorch needs the export extra ({exc}): pip install "sem-clip[export]"'
         ) from exc
     return torch_runs(
         subject.manifest,

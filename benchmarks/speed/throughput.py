@@ -1,4 +1,4 @@
-"""Frames per second over batch sizes, engines and PyTorch side by side in one run; and where the time goes."""
+"""Frames per second over batch sizes, for engines and PyTorch in one run, and the time of each step."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from runtime.pipeline import Job, Pipeline
 from runtime.recipe import Recipe
 
 Run: TypeAlias = "Callable[[NDArray[np.uint8], Recipe], object]"
-"""One batch: uint8 [batch, height, width] and what to judge it by."""
+"""Runs one batch, uint8 [batch, height, width], with a recipe."""
 STEPS = ("decode", "resize", "copy_in", "compute", "copy_out", "postprocess")
 
 
 def throughput(
     subject: Subject, others: Mapping[str, Run], batches: Sequence[int], rounds: int
 ) -> list[dict[str, Any]]:
-    """A row for each batch size and runner; `times_base` is how many times faster than the first row of its batch.
+    """A row for each batch size and runner; `times_base` is its speed relative to the first row of its batch size.
 
-    others: runners beside the engines (PyTorch); they come first, so the first of them is what is compared with.
-    An engine whose `max_batch` is smaller than the batch has no row there. Raises PredictorError if none has any.
+    others: runners that are not engines (PyTorch). They come first, so the first of them is the base. An engine whose
+    `max_batch` is smaller than the batch has no row there. Raises PredictorError if there are no rows.
     """
     pixels = prepared_frames(subject, max(batches))
     rows = []
@@ -65,11 +65,11 @@ def throughput(
 
 
 def time_split(subject: Subject, batch: int, rounds: int) -> list[dict[str, Any]]:
-    """Milliseconds per frame of each step of `Predictor.predict`, called one after the other from outside.
+    """Milliseconds per frame of each step of `Predictor.predict`, called in sequence.
 
     decode: file to grey pixels. resize: to the graph's input. copy_in: frames to one batch. compute: `Backend.run`
     (on a GPU with its transfers). copy_out: rows out of the batch. postprocess: map, score and Prediction.
-    `overhead` is the share of all that which is not `compute`.
+    overhead: the share of the total that is not `compute`.
     """
     rows = []
     for name, backend in subject.engines.items():
@@ -108,7 +108,7 @@ def _steps(pipeline: Pipeline, subject: Subject, paths: Sequence[str]) -> dict[s
 
 
 def prepared_frames(subject: Subject, count: int) -> NDArray[np.uint8]:
-    """uint8 [count, height, width] as the graph takes them, from the frames, repeated if there are fewer."""
+    """The frames as the graph takes them, uint8 [count, height, width], repeated if there are fewer."""
     encoder, options = subject.manifest.encoder, subject.recipe.frame
     used = subject.frames[:count]
     ready = [prepare(read_frame(path, options), encoder, options, path) for path in used]

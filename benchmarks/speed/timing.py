@@ -1,4 +1,4 @@
-"""Timing side by side, and the few statistics that a figure is made of."""
+"""Alternating timing, and the statistics of a figure."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ PERCENTILES = (50, 90, 95, 99)
 
 Name = TypeVar("Name", bound=Hashable)
 PAUSE_S = 0.01
-"""Between two runs: the threads of an engine spin for a while after their work, and would slow the next one."""
+"""Pause between two runs: the threads of an engine spin for a while after their work and would slow the next run."""
 
 
 def alternate(runs: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Name, list[float]]:
-    """Seconds of each run in each round, after one warm-up of each; the order turns from round to round.
+    """Seconds of each run in each round, after one warm-up of each; the order rotates from round to round.
 
-    So whatever the machine does meanwhile (clock, neighbours) meets all runs alike, and ratios taken pair by pair
-    hold where the times themselves drift.
+    Changes of the machine (clock, other programs) then affect all runs alike, so ratios taken pair by pair hold even
+    where the times drift.
     """
     for call in runs.values():
         call()
@@ -37,10 +37,10 @@ def alternate(runs: Mapping[Name, Callable[[], object]], rounds: int) -> dict[Na
 
 
 def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
-    """p50, p90, p95, p99 and max in milliseconds, and n, how many samples they come from.
+    """p50, p90, p95, p99 and max in milliseconds, and n, the number of samples.
 
-    A percentile is one of the samples (the nearest rank, no interpolation), so p99 of fewer than 100 samples is the
-    maximum and not a guess between two of them. Raises ValueError without samples.
+    A percentile is one of the samples (nearest rank, no interpolation). So p99 of fewer than 100 samples is the
+    maximum. Raises ValueError without samples.
     """
     if not seconds:
         raise ValueError("percentiles of no samples")
@@ -53,7 +53,7 @@ def percentiles_ms(seconds: Sequence[float]) -> dict[str, float]:
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> float:
-    """Median over the rounds of a / b: how many times faster b is, if both are seconds of the same work."""
+    """Median over the rounds of a / b. If both are seconds of the same work, b is that many times faster."""
     return statistics.median(x / y for x, y in zip(a, b, strict=True))
 
 
@@ -65,5 +65,5 @@ def slope(x: Sequence[float], y: Sequence[float]) -> float:
 
 
 def per_second(frames: int, seconds: Sequence[float]) -> float:
-    """Frames per second by the median round."""
+    """Frames per second in the median round."""
     return frames / statistics.median(seconds)

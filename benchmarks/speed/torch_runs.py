@@ -1,4 +1,4 @@
-"""PyTorch beside the engines: the same graph, eager and through torch.compile. Needs the `export` extra."""
+"""PyTorch for comparison: the same graph, eager and through torch.compile. Needs the `export` extra."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from runtime.manifest import Manifest
 from runtime.recipe import TENSORS, Recipe
 
 Repeated: TypeAlias = "Callable[[NDArray[np.uint8], Recipe, int], object]"
-"""A batch, what to judge it by, and how often; the last answers."""
+"""Runs a batch with a recipe a number of times; returns the last answers."""
 Graph: TypeAlias = "Callable[..., tuple[torch.Tensor, ...]]"
 DEVICE = "cuda"
 IN_FLIGHT = 3
-"""Batches that are queued on the GPU before the first of them is waited for, as with the engines."""
+"""Batches queued on the GPU before waiting for the first of them, as with the engines."""
 
 
 def torch_runs(
     manifest: Manifest, recipe: Recipe, arch: str, weights: Path | None, threads: int, *, compiled: bool
 ) -> tuple[dict[str, Run], list[Skipped]]:
-    """Runners of the bundle's graph in fp32, and why torch.compile was left out if it was.
+    """Runners of the bundle's graph in fp32, and the reason if torch.compile is left out.
 
     weights: the file that the bundle was built from; None for random weights, which cost the same to run. Raises
-    CheckpointError if they cannot be read, PredictorError if they are not the bundle's encoder.
+    CheckpointError for an unreadable file, PredictorError for weights of another encoder.
     """
     graph = _graph(manifest, arch, weights)
     if threads:
@@ -43,12 +43,12 @@ def torch_runs(
     runs: dict[str, Run] = {"torch eager/fp32": _Runner(graph)}
     if not compiled:
         return runs, [Skipped("torch compile/fp32", "left out by --quick")]
-    # Whole or not at all, for each batch size: dynamo's habit is to go on in eager mode without a word.
+    # Completely or not at all, for each batch size: dynamo would silently fall back to eager mode.
     torch._dynamo.config.recompile_limit = 64
     runner = _Runner(torch.compile(graph, dynamic=False, fullgraph=True))
     try:
         runner(np.zeros((1, *manifest.encoder.input_size), np.uint8), recipe)
-    except Exception as exc:  # no compiler, no headers, an unsupported system: inductor raises what it likes
+    except Exception as exc:  # no compiler, no headers, an unsupported system: inductor raises any exception
         return runs, [Skipped("torch compile/fp32", f"does not work here: {str(exc).strip().splitlines()[0][:200]}")]
     return {**runs, "torch compile/fp32": runner}, []
 
@@ -56,7 +56,7 @@ def torch_runs(
 def half_graph(manifest: Manifest, arch: str, weights: Path | None, frames: NDArray[np.uint8]) -> SemClipGraph:
     """The bundle's graph in fp16.
 
-    frames: real ones, uint8 [n, height, width]; they show which attention layers need fp32, as at export. Raises
+    frames: real frames, uint8 [n, height, width]. They show which attention layers need fp32, as at export. Raises
     CheckpointError, PredictorError as `torch_runs` does.
     """
     return _graph(manifest, arch, weights).half_precision(torch.from_numpy(frames[:8]))
@@ -67,8 +67,8 @@ def gpu_torch_runs(
 ) -> tuple[dict[str, Repeated], list[Skipped]]:
     """Runners of a graph of `half_graph` on the GPU, each with sums in fp32 and with sums in fp16 allowed.
 
-    PyTorch gets what the engines get: page-locked memory, several batches in flight, the recipe's tensors resident,
-    and, compiled, CUDA graphs.
+    PyTorch has the same advantages as the engines: page-locked memory, several batches in flight, resident recipe
+    tensors and, compiled, CUDA graphs.
     """
     if not torch.cuda.is_available():
         return {}, [Skipped("torch", f"torch {torch.__version__} finds no GPU")]
@@ -80,7 +80,7 @@ def gpu_torch_runs(
     if not compiled:
         return runs, [Skipped("torch compile/fp16", "left out by --no-compile")]
     torch._dynamo.config.recompile_limit = 64
-    # A captured graph keeps the way of summing that it was captured with: one copy for each.
+    # A captured graph keeps the accumulation of its capture: one copy for each.
     whole = {
         f"torch compile/fp16{note}": _GpuRunner(
             torch.compile(deepcopy(half), mode="reduce-overhead", dynamic=False, fullgraph=True), fp16_sums=fp16_sums
@@ -90,7 +90,7 @@ def gpu_torch_runs(
     try:
         for runner in whole.values():
             runner(frames[:1], recipe, 1)
-    except Exception as exc:  # inductor raises what it likes
+    except Exception as exc:  # inductor raises any exception
         return runs, [Skipped("torch compile/fp16", f"does not work here: {str(exc).strip().splitlines()[0][:200]}")]
     return {**runs, **whole}, []
 
@@ -115,7 +115,7 @@ def gpu_matrix_peaks(size: int, repeats: int = 20) -> dict[str, float]:
 
 
 def _graph(manifest: Manifest, arch: str, weights: Path | None) -> SemClipGraph:
-    """The bundle's graph in torch. Raises CheckpointError, PredictorError if it is not the bundle's."""
+    """The bundle's graph in torch. Raises CheckpointError, and PredictorError for another encoder."""
     model = load_model(arch, weights=weights, random_seed=None if weights else 0)
     encoder = manifest.encoder
     graph = SemClipGraph(
@@ -129,13 +129,13 @@ def _graph(manifest: Manifest, arch: str, weights: Path | None) -> SemClipGraph:
     if (weights and not same) or any(getattr(described, key) != getattr(encoder, key) for key in shape):
         raise PredictorError(
             f"--arch {arch} with {weights or 'random weights'} is not the encoder of this bundle "
-            f"({encoder.architecture}, {encoder.weights}): give what it was built from"
+            f"({encoder.architecture}, {encoder.weights}): name the architecture and weights that it was built from"
         )
     return graph
 
 
 class _Runner:
-    """Calls the graph on numpy frames as `Backend.run` does, without splitting the batch."""
+    """Calls the graph on numpy frames like `Backend.run`, without splitting the batch."""
 
     def __init__(self, graph: Graph) -> None:
         self.graph = graph
@@ -147,7 +147,7 @@ class _Runner:
 
 
 class _GpuRunner:
-    """Answers batch after batch on the GPU, with IN_FLIGHT of them queued. One stream: copies are a small part."""
+    """Answers batch after batch on the GPU, with IN_FLIGHT queued. One stream suffices: copies are a small part."""
 
     def __init__(self, graph: Graph, *, fp16_sums: bool) -> None:
         self.graph = graph
@@ -174,7 +174,7 @@ class _GpuRunner:
     def _queue(
         self, slot: int, pixels: torch.Tensor, recipe: Sequence[torch.Tensor]
     ) -> tuple[torch.cuda.Event, list[torch.Tensor]]:
-        """Queue one batch: the event after which its answers stand in the tensors."""
+        """Queue one batch: an event, and the tensors that hold its answers after that event."""
         staged = self._staged(slot, pixels).copy_(pixels)
         torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         parts = self.graph(staged.to(DEVICE, non_blocking=True), *recipe)

@@ -1,7 +1,7 @@
-"""What the V path costs: the encoder with it and without it, both through ONNX Runtime.
+"""The cost of the V path: the encoder with it and without it, both through ONNX Runtime.
 
-They are exported from the graph that the bundle was built from, fp16 as there. Without the V path it is the tower of
-CLIP: the exporter leaves out what nobody reads.
+Both are exported from the bundle's graph, in fp16. Without the V path the encoder is CLIP's own tower: the exporter
+drops unused nodes.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def value_path_cost(
     rounds: int,
     in_flight: int = 1,
 ) -> list[dict[str, Any]]:
-    """A row for each batch size: frames/s of both, and `times_vanilla`, the time of the dual path in vanilla trunks.
+    """A row for each batch size: frames/s of both encoders, and the ratio of their times, `times_vanilla`.
 
-    files: of `export_trunks`. count: batches in one timed run, by their size; `in_flight` of them at a time.
+    files: of `export_trunks`. count: batches in one timed run, by batch size; `in_flight` of them at a time.
     """
     onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()

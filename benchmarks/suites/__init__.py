@@ -1,1 +1,1 @@
-"""pytest-benchmark suites: `pytest benchmarks/suites --benchmark-only [--bundle FOLDER]`."""
+"""A pytest-benchmark suite: `pytest benchmarks/suites --benchmark-only [--bundle FOLDER] [--backend NAME]`."""

@@ -1,4 +1,4 @@
-"""What the suites run on: the bundle of `--bundle`, or a random one of the toy encoder, and PNG frames for it."""
+"""Fixtures of the suite: the bundle of `--bundle`, or a random one of the toy encoder, and PNG frames for it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from runtime.manifest import load_bundle
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Declare the options of the suites."""
+    """Declare the options of the suite."""
     parser.addoption("--bundle", type=Path, help="bundle to measure (default: a random one of the toy encoder)")
-    parser.addoption("--backend", default="auto", help="its engine (default: auto)")
-    parser.addoption("--precision", help="its precision (default: the engine's own choice)")
+    parser.addoption("--backend", default="auto", help="engine to run it on (default: auto)")
 
 
 @pytest.fixture(scope="session")
@@ -33,8 +32,7 @@ def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.fixture(scope="session")
 def predictor(request: pytest.FixtureRequest, bundle: Path) -> Iterator[Predictor]:
     """An open Predictor on the bundle."""
-    option = request.config.getoption
-    with Predictor(bundle, backend=option("--backend"), precision=option("--precision")) as opened:
+    with Predictor(bundle, backend=request.config.getoption("--backend")) as opened:
         yield opened
 
 

@@ -1,4 +1,4 @@
-"""`sem-clip benchmark`: what it writes, and what it refuses before it measures."""
+"""`sem-clip benchmark`: its files, and its refusals before measuring."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def benchmark(*arguments: object) -> int:
 
 @pytest.fixture
 def quick(fake_bundle: Path, tmp_path: Path) -> list[object]:
-    """Arguments for the shortest run there is."""
+    """Arguments of the shortest run."""
     write_frames(tmp_path / "frames", 2, (64, 64))
     return [fake_bundle, "--backend", "fake", "--sections", "split", "--rounds", 1, "--frames", tmp_path / "frames"]
 
 
-def test_it_prints_markdown_and_writes_json_markdown_and_charts(
+def test_benchmark_prints_markdown_and_writes_json_markdown_and_charts(
     quick: list[object], tmp_path: Path, capsys: Capture
 ) -> None:
     assert benchmark(*quick, "--out", tmp_path / "new" / "out") == 0
@@ -47,7 +47,7 @@ def test_it_prints_markdown_and_writes_json_markdown_and_charts(
     assert (folder / "split.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_a_folder_it_only_prints(quick: list[object], tmp_path: Path, capsys: Capture) -> None:
+def test_without_out_benchmark_only_prints(quick: list[object], tmp_path: Path, capsys: Capture) -> None:
     before = sorted(tmp_path.rglob("*"))
     assert benchmark(*quick) == 0
     assert capsys.readouterr().out.startswith("# Benchmark of bundle\n")
@@ -75,7 +75,7 @@ def test_nothing_is_written_if_a_section_fails(
     assert not (tmp_path / "out").exists()
 
 
-def test_charts_need_matplotlib_and_say_so_first(
+def test_charts_without_matplotlib_are_refused_before_measuring(
     quick: list[object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setattr("benchmarks.commands.find_spec", lambda name: None)
@@ -100,7 +100,7 @@ def test_charts_need_matplotlib_and_say_so_first(
         (["--soak", "-1"], "is not a number of minutes"),
     ],
 )
-def test_a_bad_list_is_named(arguments: list[str], message: str, fake_bundle: Path, capsys: Capture) -> None:
+def test_a_malformed_list_is_refused(arguments: list[str], message: str, fake_bundle: Path, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         benchmark(fake_bundle, *arguments)
     assert ended.value.code == 2
@@ -118,7 +118,7 @@ def test_a_bad_list_is_named(arguments: list[str], message: str, fake_bundle: Pa
         (["--out", "FILE"], "is a file, so nothing can be written below it"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_one_line(
+def test_an_impossible_measurement_is_refused_in_one_line(
     arguments: list[str], message: str, fake_bundle: Path, tmp_path: Path, capsys: Capture
 ) -> None:
     (tmp_path / "FILE").touch()
@@ -128,13 +128,13 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
     assert message in err
 
 
-def test_no_bundle(tmp_path: Path, capsys: Capture) -> None:
+def test_a_missing_bundle_is_refused(tmp_path: Path, capsys: Capture) -> None:
     assert benchmark(tmp_path / "absent", "--out", tmp_path / "out") == 2
     assert "is not a bundle folder" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_child_that_fails_says_why() -> None:
+def test_a_failed_child_is_reported_with_its_last_line() -> None:
     from benchmarks.speed.child import run_child
     from runtime import PredictorError
 

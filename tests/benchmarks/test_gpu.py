@@ -1,4 +1,4 @@
-"""What only a GPU can show: `pytest -m gpu`. Skipped, with the reason, where there is none.
+"""Tests that need a GPU: `pytest -m gpu`. Skipped, with the reason, where there is none.
 
 Each backend that can run here is tested; which ones those are stands in the output of `sem-clip inspect`.
 """
@@ -35,7 +35,7 @@ TOLERANCE = 1e-2
 
 @pytest.fixture(scope="module")
 def bundle(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The toy bundle with an engine of each product that is installed and builds for the GPU here."""
+    """The toy bundle with an engine of each installed product that builds for this GPU."""
     import shutil
 
     from export.artifacts.to_engine import Builder, EngineTarget, add_engine
@@ -77,7 +77,7 @@ def frames(bundle: Path, toy_frames: Path) -> NDArray[np.uint8]:
 
 
 def other(recipe: Recipe) -> Recipe:
-    """A recipe that gives other answers, with the classes in another order."""
+    """A recipe with the classes in another order, and so with other answers."""
     order = [0, *range(len(recipe.classes) - 1, 0, -1)]
     swapped = {name: recipe.tensors[name][order] for name in ("text_cls", "head_weight", "head_bias")}
     return replace(recipe, tensors={**recipe.tensors, **swapped})
@@ -93,9 +93,9 @@ def test_answers_agree_with_the_cpu(backend: Backend, bundle: Path, recipe: Reci
                 np.testing.assert_allclose(found.defect_map, expected.defect_map[:count], atol=TOLERANCE)
 
 
-def test_ten_thousand_calls_leave_memory_as_it_was(backend: Backend, recipe: Recipe, frames: NDArray[np.uint8]) -> None:
-    from benchmarks.machine import resident_memory_mb
+def test_ten_thousand_calls_leave_memory_unchanged(backend: Backend, recipe: Recipe, frames: NDArray[np.uint8]) -> None:
     from runtime.backends.cuda_device import CudaDevice
+    from runtime.host import resident_memory_mb
 
     device, second = CudaDevice(), other(recipe)
     backend.warm_up(recipe)
@@ -112,7 +112,7 @@ def test_ten_thousand_calls_leave_memory_as_it_was(backend: Backend, recipe: Rec
     assert resident_after - resident < GROWTH_MB
 
 
-def test_four_threads_and_recipes_that_change_under_them(
+def test_four_threads_get_right_answers_while_recipes_change(
     backend: Backend, recipe: Recipe, frames: NDArray[np.uint8]
 ) -> None:
     recipes = (recipe, other(recipe))

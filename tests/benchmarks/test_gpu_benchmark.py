@@ -1,4 +1,4 @@
-"""benchmarks.gpu on a pretended GPU: every row, both files, and what is said where there is none."""
+"""benchmarks.gpu on a simulated GPU: every row, both files, and the refusals without a GPU."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ def arguments(*given: str) -> argparse.Namespace:
 
 @pytest.fixture
 def fake_bundle(tmp_path: Path) -> Path:
-    """Whose recipe makes the fake engine's answers probabilities."""
+    """A bundle on whose recipe the fake engine's answers are probabilities."""
     return write_bundle(tmp_path / "bundle", recipe=PROBABLE)
 
 
 @pytest.fixture
 def card(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU on which "tensorrt" runs and nothing else."""
+    """A simulated GPU on which only "tensorrt" runs."""
 
     def opened(name: str, folder: Path, manifest: Manifest, **more: Any) -> TensorRtBackend:
         if name != "tensorrt":
@@ -62,7 +62,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("card")
-def test_every_batch_size_has_its_row_and_both_files_are_written(
+def test_every_batch_size_has_a_row_and_both_files_are_written(
     fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "figures"
@@ -88,7 +88,7 @@ def test_every_batch_size_has_its_row_and_both_files_are_written(
 
 
 @pytest.mark.usefixtures("card")
-def test_a_backend_that_was_asked_for_must_run(fake_bundle: Path) -> None:
+def test_a_named_backend_that_cannot_run_is_an_error(fake_bundle: Path) -> None:
     with pytest.raises(BackendUnavailable, match="cuda is not for this host"):
         Gpu().run(arguments(str(fake_bundle), "--backend", "cuda"))
 
@@ -96,8 +96,8 @@ def test_a_backend_that_was_asked_for_must_run(fake_bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        (("--batch", "1,x"), "no list of batch sizes"),
-        (("--batch", "0"), "no list of batch sizes"),
+        (("--batch", "1,x"), "not a list of batch sizes"),
+        (("--batch", "0"), "not a list of batch sizes"),
         (("--arch", "toy"), "--arch needs either --weights FILE"),
     ],
 )
@@ -116,7 +116,7 @@ def test_without_a_gpu_there_is_nothing_to_measure(fake_bundle: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("card")
-def test_the_state_is_that_of_the_card_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_is_that_of_the_gpu_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[list[str]] = []
 
     def run(query: list[str], **more: Any) -> SimpleNamespace:
@@ -131,7 +131,7 @@ def test_the_state_is_that_of_the_card_that_cuda_shows(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("card")
-def test_the_state_of_the_card_is_left_out_where_it_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_is_none_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
     assert gpu_state() is None
     monkeypatch.setattr(gpu.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
@@ -150,7 +150,7 @@ def test_shares_are_of_each_peak_that_was_measured() -> None:
     assert shares(rows, 60.0, None)["engines"]["a"] == {"tflops": 30.0}
 
 
-def test_the_table_stands_without_the_card_s_state() -> None:
+def test_the_report_is_complete_without_the_gpu_s_state() -> None:
     report = {
         "taken": "2030-01-01",
         "machine": {"versions": {"numpy": "2"}},

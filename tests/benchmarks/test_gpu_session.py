@@ -1,4 +1,4 @@
-"""benchmarks/gpu_session.sh: rehearsed without a GPU, and with a Python in whose place a script stands."""
+"""benchmarks/gpu_session.sh: rehearsed without a GPU, and with a script in place of Python."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def session(
 
 
 def outcomes(out: Path) -> dict[str, tuple[str, str, str]]:
-    """Part -> outcome, status, why."""
+    """Outcome, status and reason by part."""
     rows = [line.split("\t") for line in (out / "summary.tsv").read_text().splitlines()]
     return {name: (outcome, status, why) for name, outcome, status, _, why in rows}
 
@@ -53,7 +53,7 @@ def outcomes(out: Path) -> dict[str, tuple[str, str, str]]:
 def stand_in(
     folder: Path, facts: str = "project=\ngpu=\ncuda=\ntensorrt=absent\ntensorrt-rtx=absent\n", **said: str
 ) -> Path:
-    """A "python" that does for each kind of call what the shell command in `said` does; the others succeed."""
+    """A "python" that runs the shell command in `said` for each kind of call; other calls succeed."""
     cases = {"facts": f"printf {facts!r}"} | said
     patterns = {"facts": "benchmarks.gpu_facts", "benchmark": "'benchmarks.gpu '", "tests": "'-m pytest'"}
     lines = [f"    *{patterns.get(name, name.replace('_', '-'))}*) {command} ;;" for name, command in cases.items()]
@@ -70,7 +70,7 @@ def empty_bundle(folder: Path, name: str = "bundle") -> Path:
 
 
 def write_wheel(folder: Path, size: int) -> Path:
-    """A wheel that installs the module `cut_here`, with `size` bytes of data beside it."""
+    """A wheel that installs the module `cut_here` and `size` bytes of data."""
     wheel = folder / "cut_here-1.0-py3-none-any.whl"
     about = "cut_here-1.0.dist-info"
     with zipfile.ZipFile(wheel, "w") as archive:
@@ -108,7 +108,7 @@ def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path,
         assert {"summary.txt", "summary.tsv", "facts.json", "tests.log", "nvidia-smi.txt"} <= set(archive.getnames())
 
 
-def test_without_a_gpu_every_part_says_why_it_is_not_possible(tmp_path: Path) -> None:
+def test_without_a_gpu_every_part_is_reported_with_the_reason(tmp_path: Path) -> None:
     facts = "project=\ngpu=no card\ncuda=no card\ntensorrt=no card\ntensorrt-rtx=no card\n"
     bundle, out = empty_bundle(tmp_path), tmp_path / "out"
     done = session("--tiny", bundle, "--full", bundle, "--work", tmp_path, out, python=stand_in(tmp_path, facts))
@@ -121,7 +121,7 @@ def test_without_a_gpu_every_part_says_why_it_is_not_possible(tmp_path: Path) ->
     assert "no gpu: no card" in (out / "summary.txt").read_text()
 
 
-def test_a_part_that_hangs_or_fails_costs_no_other(tmp_path: Path) -> None:
+def test_a_part_that_hangs_or_fails_does_not_stop_the_others(tmp_path: Path) -> None:
     python = stand_in(
         tmp_path,
         benchmark="echo measuring; sleep 600",
@@ -142,7 +142,7 @@ def test_a_part_that_hangs_or_fails_costs_no_other(tmp_path: Path) -> None:
     assert done.returncode == 1
 
 
-def test_all_that_is_possible_passing_is_a_success(tmp_path: Path) -> None:
+def test_a_session_succeeds_when_all_possible_parts_pass(tmp_path: Path) -> None:
     bundle, out = empty_bundle(tmp_path), tmp_path / "out"
     done = session("--tiny", bundle, "--full", bundle, "--work", tmp_path, out, python=stand_in(tmp_path))
     assert {outcome for outcome, _, _ in outcomes(out).values()} == {"passed", "not possible"}
@@ -161,7 +161,7 @@ def test_a_bundle_that_is_not_built_makes_its_parts_impossible_and_no_others(tmp
     assert done.returncode == 1
 
 
-def test_a_session_that_is_ended_leaves_a_summary(tmp_path: Path) -> None:
+def test_a_terminated_session_leaves_a_summary(tmp_path: Path) -> None:
     python, bundle, out = stand_in(tmp_path, tests="sleep 600"), empty_bundle(tmp_path), tmp_path / "out"
     process = subprocess.Popen(
         ["bash", SCRIPT, "--tiny", bundle, "--full", bundle, "--work", tmp_path, out],
@@ -264,7 +264,7 @@ def test_packages_that_a_host_lacks_are_named() -> None:
     ("capability", "expected"),
     [("8.9", ""), ("9.0", "tensorrt-rtx builds for no GPU of compute capability 9.0")],
 )
-def test_what_a_gpu_has_no_engine_for_is_said(capability: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_without_an_engine_is_reported(capability: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     card = Gpu("Some GPU", capability, "13.0", 1 << 34, "0000:01:00.0")
     monkeypatch.setattr("runtime.host.find_gpu", lambda: (card, ""))
@@ -274,7 +274,7 @@ def test_what_a_gpu_has_no_engine_for_is_said(capability: str, expected: str, mo
     assert found["tensorrt"].startswith("tensorrt is not installed")
 
 
-def test_a_host_that_cannot_import_the_project_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_cannot_import_the_project_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "benchmarks.gpu", None)
     found = obstacles_here()
     assert len(set(found.values())) == 1

@@ -1,4 +1,4 @@
-"""benchmarks.machine: what every figure carries."""
+"""benchmarks.machine: the description of a machine, and memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 
-from benchmarks.machine import describe_machine, peak_memory_mb, resident_memory_mb, usable_cores
+import pytest
+
+from benchmarks.machine import describe_machine, peak_memory_mb
+from runtime.host import resident_memory_mb, usable_cores
 
 
-def test_peak_memory_follows_what_the_process_holds() -> None:
+def test_peak_memory_rises_with_an_allocation() -> None:
     before = peak_memory_mb()
     block = bytearray(200_000_000)
     block[::4096] = b"x" * len(block[::4096])
@@ -24,7 +27,7 @@ def test_peak_memory_of_a_child_is_its_own() -> None:
     assert float(child.stdout) < 200
 
 
-def test_a_figure_carries_machine_and_versions() -> None:
+def test_the_description_of_a_machine_has_its_cores_memory_and_versions() -> None:
     described = describe_machine()
     assert described["cores"] == usable_cores() >= 1
     assert described["memory_mb"] > 100
@@ -36,6 +39,10 @@ def test_resident_memory_falls_again_where_the_peak_does_not() -> None:
     block = bytearray(200_000_000)
     block[::4096] = b"x" * len(block[::4096])
     held = resident_memory_mb()
+    if held is None:
+        pytest.skip("this system does not tell")
     del block
-    assert resident_memory_mb() < held - 150 or sys.platform == "darwin"
+    now = resident_memory_mb()
+    assert now is not None
+    assert now < held - 150
     assert peak_memory_mb() >= held - 1

@@ -45,7 +45,7 @@ def test_six_numbers_become_good_and_five_types(tmp_path: Path) -> None:
     assert hole.read_mask((8, 8)).all()  # type: ignore[union-attr]
 
 
-def test_backslashes_of_another_system_are_understood(tmp_path: Path) -> None:
+def test_paths_with_backslashes_are_read(tmp_path: Path) -> None:
     dataset = load_dataset(write(tmp_path, [row.replace("/", "\\") for row in ROWS]))
     assert len(dataset.samples) == 3
 
@@ -62,7 +62,7 @@ def test_all_faults_are_named_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_a_table_of_another_form_says_what_it_lacks(tmp_path: Path) -> None:
+def test_a_table_without_a_column_is_refused_and_names_it(tmp_path: Path) -> None:
     with pytest.raises(DatasetError, match="lacks the columns label, mask_path"):
         load_dataset(write(tmp_path, [], head="image_path;filename"))
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.accuracy.metrics import auroc
 from calibration.errors import CalibrationError
 from calibration.histogram import BINS, ScoreHistogram
+from calibration.metrics import auroc
 from calibration.thresholds import f1_max_threshold
 
 
@@ -62,7 +62,7 @@ def test_the_threshold_of_highest_f1_is_that_of_the_exact_search(seed: int) -> N
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.9, 0.99, 1.0])
-def test_a_quantile_passes_that_share_of_the_negatives_and_hardly_more(share: float) -> None:
+def test_a_quantile_passes_its_share_of_the_negatives_at_the_lowest_bin(share: float) -> None:
     rng = np.random.default_rng(0)
     scores = 0.9 * rng.random(1000)
     threshold = filled(np.append(scores, 0.99), np.append(np.zeros(1000, bool), True)).negative_quantile(share)
@@ -80,7 +80,9 @@ def test_a_quantile_passes_that_share_of_the_negatives_and_hardly_more(share: fl
         ([1.0, 1.0, 0.1], [False, False, False], "quantile", "have the highest map value"),
     ],
 )
-def test_values_that_decide_nothing_are_refused(scores: list[float], truth: list[bool], rule: str, says: str) -> None:
+def test_scores_that_allow_no_threshold_are_refused(
+    scores: list[float], truth: list[bool], rule: str, says: str
+) -> None:
     histogram = filled(np.array(scores), np.array(truth))
     with pytest.raises(CalibrationError, match=says):
         histogram.f1_max_threshold() if rule == "f1" else histogram.negative_quantile(0.9)

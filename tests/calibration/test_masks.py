@@ -1,4 +1,4 @@
-"""calibration.masks: two kinds of pixels, or a refusal that says what was found."""
+"""calibration.masks: two kinds of pixels, or a refusal that names the values found."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def palette(numbers: NDArray[Any], *colours: tuple[int, int, int]) -> Image.Imag
 
 
 def noise_below(alpha: NDArray[Any], inside: int) -> Image.Image:
-    """`inside` where it is opaque, and below transparency whatever a painting program left there."""
+    """`inside` where it is opaque; under transparent pixels, the colours that a paint program leaves there."""
     rng = np.random.default_rng(0)
     below = rng.integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
     below[alpha > 0] = inside
@@ -119,7 +119,7 @@ TIFFS: dict[str, tuple[NDArray[Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("kind", TIFFS)
-def test_masks_in_tiff_are_what_was_written(kind: str, tmp_path: Path) -> None:
+def test_masks_in_tiff_keep_their_values(kind: str, tmp_path: Path) -> None:
     pixels, options = TIFFS[kind]
     tifffile.imwrite(tmp_path / "m.tif", pixels, **options)
     marked = read(tmp_path / "m.tif")
@@ -137,7 +137,7 @@ def test_masks_in_tiff_are_what_was_written(kind: str, tmp_path: Path) -> None:
     ],
     ids=["16-bit colour", "2 channels", "4 channels", "Lab"],
 )
-def test_channels_of_tiff_that_cannot_be_meant_are_refused(
+def test_tiff_masks_with_unusable_channels_are_refused(
     pixels: NDArray[Any], options: dict[str, Any], tmp_path: Path
 ) -> None:
     tifffile.imwrite(tmp_path / "m.tif", pixels, **options)
@@ -154,7 +154,7 @@ def test_white_throughout_is_a_defect_that_fills_the_frame(dtype: type, tmp_path
 
 
 @pytest.mark.parametrize("black", [np.zeros((SIZE, SIZE), np.uint8), np.zeros((SIZE, SIZE, 3), np.uint8)])
-def test_black_throughout_says_nothing_of_a_defect(black: NDArray[Any], tmp_path: Path) -> None:
+def test_an_all_black_mask_of_a_defect_frame_is_unknown(black: NDArray[Any], tmp_path: Path) -> None:
     path = save(black, tmp_path / "m.png")
     assert read(path) is None
     good = read(path, "good")
@@ -184,7 +184,7 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: save(np.arange(SIZE * SIZE).reshape(SIZE, SIZE).astype(np.uint16), f / "m.png"),
         r"at least 2304 values \(0, 1, 2, 3, 4, 5, \.\.\.\)",
     ),
-    "numbers without 0": (lambda f: save(grey(2, 1), f / "m.png"), "holds 1 and 2, which does not say"),
+    "numbers without 0": (lambda f: save(grey(2, 1), f / "m.png"), "holds 1 and 2, which does not show"),
     "two colours and no black": (
         lambda f: save(colour((255, 0, 0), (0, 0, 255)), f / "m.png"),
         re.escape("holds (0, 0, 255) and (255, 0, 0), which"),
@@ -208,23 +208,23 @@ FILES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: save(colour((255, 255, 255, 255), (255, 255, 255, 90)), f / "m.png"),
         re.escape("(255, 255, 255) of opacity 90 and (255, 255, 255), which"),
     ),
-    "black on white": (lambda f: save(grey(0, 255), f / "m.png"), r"is 92 % defect \(255\), as if it were black on"),
+    "black on white": (lambda f: save(grey(0, 255), f / "m.png"), r"is 92 % defect \(255\), as if drawn black on"),
     "negative numbers": (lambda f: save(grey(-1, 0, np.int32), f / "m.tif"), "-1|negative|outside 0"),
     "not a number": (lambda f: save(np.where(INSIDE, np.nan, 0).astype(np.float32), f / "m.tif"), "(?i)holds nan"),
     "CMYK": (lambda f: save(colour((255, 0, 0), (0, 0, 0)).convert("CMYK"), f / "m.tif"), "CMYK|SEPARATED"),
     "two pages": (
         lambda f: save(grey(255), f / "m.tif", save_all=True, append_images=[Image.fromarray(grey(255))]),
-        "holds 2 pages; save the one that is meant",
+        "holds 2 pages; save the right one",
     ),
     "16 bits, one value transparent": (
         lambda f: save(grey(65535, dtype=np.uint16), f / "m.png", transparency=65535),
-        "one of its 16-bit values is transparent",
+        "one of its 16-bit values transparent",
     ),
 }
 
 
 @pytest.mark.parametrize("kind", FILES)
-def test_what_cannot_be_meant_is_refused_with_what_was_found(kind: str, tmp_path: Path) -> None:
+def test_an_ambiguous_mask_is_refused_with_the_values_found(kind: str, tmp_path: Path) -> None:
     make, says = FILES[kind]
     path = make(tmp_path)
     with pytest.raises(DatasetError, match=says) as caught:
@@ -232,7 +232,7 @@ def test_what_cannot_be_meant_is_refused_with_what_was_found(kind: str, tmp_path
     assert str(caught.value).startswith(f"{path}: the mask ")
 
 
-def test_edges_that_jpeg_or_a_brush_smoothed_are_refused(tmp_path: Path) -> None:
+def test_edges_smoothed_by_jpeg_or_a_brush_are_refused(tmp_path: Path) -> None:
     large = Image.new("L", (SIZE * 4, SIZE * 4))
     ImageDraw.Draw(large).ellipse((40, 40, 120, 120), fill=255)
     for path in (
@@ -245,7 +245,7 @@ def test_edges_that_jpeg_or_a_brush_smoothed_are_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("array", [INSIDE, grey(255), grey(65535, dtype=np.uint16)], ids=["bool", "8 bits", "16 bits"])
 def test_tiff_that_stores_white_as_0_is_refused(array: NDArray[Any], tmp_path: Path) -> None:
-    """Pillow shows the opposite of what tifffile reads, and tifffile writes booleans so unless it is told."""
+    """Pillow shows the inverse of what tifffile reads. tifffile writes booleans like this by default."""
     tifffile.imwrite(tmp_path / "m.tif", array, photometric=None if array.dtype == bool else "miniswhite")
     with pytest.raises(DatasetError, match="stores white as 0"):
         read(tmp_path / "m.tif")

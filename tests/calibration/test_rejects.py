@@ -1,4 +1,4 @@
-"""calibration.rejects: what is asked for is reached on the calibration set, by the verdicts themselves."""
+"""calibration.rejects: the target is reached on the calibration set, measured on the verdicts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TAUGHT = OperatingPoint.taught(CLASSES, 0.5, 0.5)
 
 
 def scored(count: int = 300, seed: int = 0, levels: int | None = None) -> Scored:
-    """Frames whose probabilities mean what they say; with few levels many confidences are equal."""
+    """Frames with calibrated probabilities; with few levels many confidences are equal."""
     rng = np.random.default_rng(seed)
     probabilities = rng.dirichlet([0.3, 0.3, 0.3], count)
     if levels:
@@ -30,7 +30,7 @@ def scored(count: int = 300, seed: int = 0, levels: int | None = None) -> Scored
 
 
 def decided(frames: Scored, point: OperatingPoint) -> tuple[np.ndarray, np.ndarray]:
-    """Which frames have a class as their verdict, and of which it is right."""
+    """Whether each frame is decided, and whether its class is right."""
     verdicts = np.array(frames.verdicts(point))
     kept = ~np.isin(verdicts, VERDICTS)
     return kept, kept & (verdicts == np.array(frames.labels))
@@ -47,7 +47,7 @@ POINTS = {
 @pytest.mark.parametrize("levels", [None, 4])
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 @pytest.mark.parametrize("target", [0.8, 0.9])
-def test_purity_is_reached_by_every_class_and_no_lower_threshold_would_do(
+def test_each_class_gets_the_lowest_threshold_that_reaches_the_purity(
     target: float, point: OperatingPoint, levels: int | None
 ) -> None:
     frames = scored(levels=levels)
@@ -65,33 +65,31 @@ def test_purity_is_reached_by_every_class_and_no_lower_threshold_would_do(
             assert hits[mine].sum() < target * more[mine].sum()
 
 
-def test_purity_that_all_frames_have_rejects_none() -> None:
+def test_a_purity_that_all_frames_reach_rejects_none() -> None:
     frames = scored()
     assert choose_for_purity(frames, TAUGHT, 0.3).value == dict.fromkeys(CLASSES, 0.0)
 
 
-def test_purity_out_of_reach_is_refused_for_each_class_that_misses_it() -> None:
+def test_an_unreachable_purity_is_refused_and_names_each_class() -> None:
     frames = scored()
     wrong = tuple("good" if k == 2 else label for k, label in zip(frames.named(TAUGHT), frames.labels, strict=True))
-    with pytest.raises(CalibrationError, match=r"no confidence reaches a purity of 0\.9 .*\n  - hole: at best 0\.0%"):
+    with pytest.raises(CalibrationError, match=r"reaches a purity of 0\.9 .*\n  - hole: at best 0\.0%"):
         choose_for_purity(replace(frames, labels=wrong), TAUGHT, 0.9)
 
 
-def test_a_class_that_no_frame_was_given_is_decided_from_confidence_1_on_and_named() -> None:
+def test_a_class_that_no_frame_was_named_gets_threshold_1_and_is_listed() -> None:
     frames = scored()
     unlike = frames.probabilities.copy()
     unlike[:, 2] = 0
     choice = choose_for_purity(replace(frames, probabilities=unlike / unlike.sum(axis=1, keepdims=True)), TAUGHT, 0.5)
     assert choice.value["hole"] == 1.0
-    assert "no frame was called hole" in choice.promise
+    assert "no frame was named hole" in choice.promise
 
 
 @pytest.mark.parametrize("levels", [None, 4])
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 @pytest.mark.parametrize("share", [0.45, 0.6, 1.0])
-def test_no_more_is_rejected_than_allowed_and_the_budget_is_used(
-    share: float, point: OperatingPoint, levels: int | None
-) -> None:
+def test_max_reject_uses_its_budget_and_no_more(share: float, point: OperatingPoint, levels: int | None) -> None:
     frames = scored(levels=levels)
     choice = choose_for_max_reject(frames, point, share)
     kept, right = decided(frames, replace(point, confidence_thresholds=choice.value))
@@ -113,7 +111,7 @@ def test_rejects_for_other_reasons_count() -> None:
 
 
 @pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 1.0])
-def test_a_novelty_quantile_knows_that_share_and_hardly_more(share: float) -> None:
+def test_a_novelty_quantile_keeps_its_share_known(share: float) -> None:
     novelty = np.random.default_rng(0).random(200)
     choice = choose_novelty_threshold(novelty, share)
     assert np.mean(novelty <= choice.value) == share
@@ -123,7 +121,7 @@ def test_a_novelty_quantile_knows_that_share_and_hardly_more(share: float) -> No
 @pytest.mark.parametrize(
     ("novelty", "says"), [([], "there are none"), ([0.2, 0.2], "the novelty of all 2 frames is 0.2")]
 )
-def test_novelty_that_tells_nothing_apart_is_refused(novelty: list[float], says: str) -> None:
+def test_constant_novelty_is_refused(novelty: list[float], says: str) -> None:
     with pytest.raises(CalibrationError, match=says):
         choose_novelty_threshold(np.array(novelty), 0.9)
 
@@ -142,7 +140,7 @@ def test_the_curve_is_purity_over_coverage_of_one_falling_threshold() -> None:
     assert curve.coverage[-1] == 1
 
 
-def test_purity_without_a_frame_to_choose_by_is_an_error_and_no_threshold() -> None:
+def test_purity_without_a_decided_frame_is_refused() -> None:
     point = replace(TAUGHT, novelty_threshold=0.0)
     with pytest.raises(CalibrationError, match="novelty or disagreement rejects all 300"):
         choose_for_purity(scored(), point, 0.9)

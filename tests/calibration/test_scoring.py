@@ -1,4 +1,4 @@
-"""calibration.scoring: what is scored, counted, left out and refused."""
+"""calibration.scoring: scores, rates, supports left out, and refusals."""
 
 from __future__ import annotations
 
@@ -48,11 +48,11 @@ def test_rates_by_hand() -> None:
     assert summary["purity"] == {"value": 0.5, "count": 1, "of": 2}
     assert summary["coverage"] == {"value": 0.5, "count": 2, "of": 4}
     assert summary["unknown"] == summary["cannot decide"] == {"value": 0.25, "count": 1, "of": 4}
-    # The class that the recipe does not know has no say: 0.9 right, 0.6 wrong, 0.7 right, each in a bin of its own.
+    # The unknown class does not count: 0.9 right, 0.6 wrong, 0.7 right, each in its own bin.
     assert summary["ece"] == {"value": pytest.approx((0.1 + 0.6 + 0.3) / 3), "of": 3}
 
 
-def test_there_is_no_rate_of_frames_that_are_not_there() -> None:
+def test_a_rate_without_frames_is_none() -> None:
     good = replace(FOUR, labels=("good",) * 4)
     summary: Any = good.summary(OperatingPoint(0.5, 0.5, 1.0, dict.fromkeys(CLASSES, 1.0), None, False))
     assert summary["underkill"]["value"] is None
@@ -67,7 +67,7 @@ def test_frames_are_scored_at_temperature_1_and_the_recipe_stays(fake_bundle: Pa
     assert scored.probabilities.max(axis=1).tolist() == [np.float32(0.9)] * 5
     assert scored.head_class.tolist() == [0, 1, 2, 0, 1]
     assert scored.truth.tolist() == [0, 0, 0, 1, 1]
-    # Rows that nobody looks at are no good pixels; frames without a mask are good throughout or not counted at all.
+    # Ignored rows count as no pixels. A frame without a mask counts as all good, or not at all.
     assert scored.pixels is not None
     assert (scored.pixels.negative.sum(), scored.pixels.positive.sum()) == (3 * 64 * 64, 0)
     assert scored.good_peaks is not None

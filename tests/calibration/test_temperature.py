@@ -1,4 +1,4 @@
-"""calibration.temperature: a planted temperature is found; calibration error by hand."""
+"""calibration.temperature: a known temperature is found; calibration error by hand."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from runtime.verdict import temper
 
 
 def planted(temperature: float, count: int = 4000, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Probabilities that mean what they say once they are tempered by `temperature`, and labels drawn from those."""
+    """Probabilities that are calibrated after tempering by `temperature`, and labels drawn from them."""
     rng = np.random.default_rng(seed)
     true = rng.dirichlet(np.full(4, 0.5), count).astype(np.float32)
     labels = np.array([rng.choice(4, p=row / row.sum()) for row in true.astype(np.float64)])
@@ -20,7 +20,7 @@ def planted(temperature: float, count: int = 4000, seed: int = 0) -> tuple[np.nd
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_a_planted_temperature_is_found(temperature: float) -> None:
+def test_the_temperature_that_made_the_probabilities_is_found(temperature: float) -> None:
     probabilities, labels = planted(temperature)
     choice = choose_temperature(probabilities, labels)
     assert choice.value == pytest.approx(temperature, rel=0.08)
@@ -50,13 +50,13 @@ def test_a_probability_that_rounded_to_0_does_not_break_the_fit() -> None:
     assert np.isfinite(choose_temperature(probabilities, labels).value)
 
 
-def test_where_every_frame_is_right_there_is_no_temperature() -> None:
+def test_a_temperature_is_refused_where_every_frame_is_right() -> None:
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7]], np.float32)
     with pytest.raises(CalibrationError, match="all 2 frames are classified right"):
         choose_temperature(probabilities, np.array([0, 1]))
 
 
-def test_labels_that_do_not_belong_to_the_recipe_are_found_out() -> None:
+def test_labels_unrelated_to_the_probabilities_are_refused() -> None:
     probabilities = np.array([[0.9, 0.1], [0.3, 0.7]], np.float32)
     with pytest.raises(CalibrationError, match="2 of 2 frames are classified wrong; check that the labels"):
         choose_temperature(probabilities, np.array([1, 0]))
@@ -74,7 +74,7 @@ def test_calibration_error_by_hand() -> None:
     assert expected_calibration_error(confidence, right) == pytest.approx(gaps / 4)
 
 
-def test_the_ends_have_their_bins() -> None:
+def test_confidences_0_and_1_fall_into_the_first_and_last_bin() -> None:
     bins = reliability(np.array([0.0, 1.0]), np.array([False, True]))
     assert [(b.low, b.high) for b in bins] == [(0, pytest.approx(1 / 15)), (pytest.approx(14 / 15), 1)]
     assert expected_calibration_error(np.array([0.0, 1.0]), np.array([False, True])) == 0

@@ -68,20 +68,20 @@ def test_of_equal_f1_the_higher_threshold_is_taken() -> None:
 
 
 @pytest.mark.parametrize("seed", range(10))
-def test_a_weight_of_good_items_is_as_if_each_came_so_many_times(seed: int) -> None:
+def test_a_weight_of_good_items_equals_repeating_them(seed: int) -> None:
     rng = np.random.default_rng(seed)
     good, bad = rng.random(5), rng.random(30) + 0.3
     weighted = f1_max_threshold(np.append(good, bad), [False] * 5 + [True] * 30, good_weight=6)
     assert weighted == f1_max_threshold(np.append(np.repeat(good, 6), bad), [False] * 30 + [True] * 30)
 
 
-def test_positives_alone_are_all_called() -> None:
+def test_with_positives_alone_all_are_called_positive() -> None:
     assert f1_max_threshold([0.3, 0.7], [True, True]) == (0.3, 1.0)
 
 
 @pytest.mark.parametrize("step", range(8))
-def test_neighbouring_floats_are_told_apart(step: int) -> None:
-    """Halfway between two neighbours there is no float; the threshold must still call only the upper one."""
+def test_a_threshold_separates_neighbouring_floats(step: int) -> None:
+    """There is no float between two neighbours; the threshold must still call only the upper one positive."""
     lower = 0.5
     for _ in range(step):
         lower = float(np.nextafter(lower, 1))
@@ -106,7 +106,7 @@ def test_arrays_of_any_shape_are_flattened() -> None:
         ([0.1, 0.2, 0.3], [True, False], "3 scores and 2 labels"),
     ],
 )
-def test_scores_that_decide_nothing_are_refused(scores: list[float], positive: list[bool], says: str) -> None:
+def test_scores_without_a_threshold_are_refused(scores: list[float], positive: list[bool], says: str) -> None:
     with pytest.raises(CalibrationError, match=says):
         f1_max_threshold(scores, positive)
 
@@ -161,19 +161,19 @@ def test_a_quantile_of_good_frames_passes_that_share(share: float) -> None:
     assert np.mean(good < good[good < alone.value].max()) < share
 
 
-def test_thresholds_lie_between_scores_so_that_rounding_moves_no_verdict() -> None:
+def test_thresholds_lie_between_scores_so_that_rounding_changes_no_verdict() -> None:
     scores, truth = np.array([0.1, 0.2, 0.3, 0.6, 0.7]), np.array([False, False, False, True, True])
     assert choose_defect_threshold(defect_rule("max-overkill=0.1"), scores, truth).value == pytest.approx(0.45)
     assert choose_defect_threshold(defect_rule("max-underkill=0.1"), scores, truth).value == pytest.approx(0.45)
     assert choose_defect_threshold(defect_rule("f1-max"), scores, truth).value == pytest.approx(0.45)
 
 
-def test_every_choice_says_by_which_rule_and_what_it_promises() -> None:
+def test_every_choice_names_its_rule_and_its_promise() -> None:
     scores, truth = drawn(1)
     for text in ("f1-max", "max-overkill=0.02", "max-underkill=0.01", "good-quantile=0.99", "conformal=0.05"):
         choice = choose_defect_threshold(defect_rule(text), scores, truth)
         assert choice.rule == text
-        assert "frames to come" in choice.promise
+        assert "future frames" in choice.promise or "of future" in choice.promise
         assert choice.to_dict()["rule"] == text
     conformal = choose_defect_threshold(defect_rule("conformal=0.05"), scores, truth)
     assert conformal.figures["expected_rate"] == pytest.approx(4 / 81)
@@ -212,12 +212,12 @@ def test_promised_overkill_holds_over_random_splits(count: int, alpha: float) ->
 
 
 @pytest.mark.parametrize(("count", "alpha"), [(19, 0.05), (9, 0.1), (25, 0.05)])
-def test_the_plain_quantile_of_few_frames_breaks_that_promise(count: int, alpha: float) -> None:
+def test_the_plain_quantile_of_few_frames_breaks_the_promise(count: int, alpha: float) -> None:
     pool = np.random.default_rng(0).beta(0.3, 5.0, 4000)
     assert breaks_promise(overkill_over_splits(pool, count, alpha, 400, naive=True), alpha)
 
 
-def test_the_promise_is_no_more_cautious_than_it_must_be() -> None:
+def test_the_promise_is_tight() -> None:
     """Of n + 1 exchangeable frames, floor((n + 1) a) are above the threshold: here 3 of 61."""
     rates = overkill_over_splits(np.random.default_rng(3).random(20_000), 60, 0.05, 2000)
     assert rates.mean() == pytest.approx(3 / 61, abs=0.003)
@@ -229,7 +229,7 @@ def test_the_promise_holds_where_many_scores_are_equal() -> None:
 
 
 def test_promised_overkill_holds_on_real_frames(shared: Path) -> None:
-    """Distance to five good frames, in the features of the shared encoder, of all other good frames of a real set."""
+    """Distances of the good frames of a real set to five of them, in the features of the encoder."""
     data, weights = shared / "data" / "emps-particles", shared / "weights" / "deit-tiny"
     if not data.is_dir() or not weights.is_dir():
         pytest.skip("these frames or weights are not there")
@@ -283,12 +283,12 @@ def test_pixel_rules() -> None:
 
 
 @pytest.mark.parametrize(("alpha", "needed"), [(0.05, 19), (0.1, 9), (0.02, 49), (0.01, 99), (0.03, 33)])
-def test_too_few_frames_for_a_promise_are_refused_and_the_number_needed_is_said(alpha: float, needed: int) -> None:
+def test_too_few_frames_for_a_promise_are_refused_with_the_number_needed(alpha: float, needed: int) -> None:
     scores = np.linspace(0.1, 0.9, needed)
     rule = Rule("conformal", alpha)
     choose_defect_threshold(rule, scores, np.zeros(needed, bool))
     with pytest.raises(
-        CalibrationError, match=f"at least {needed} are needed .*; bring 1 more, or promise no less"
+        CalibrationError, match=f"at least {needed} are needed .*; bring 1 more, or choose a share of at least"
     ) as e:
         choose_defect_threshold(rule, scores[:-1], np.zeros(needed - 1, bool))
     suggested = float(str(e.value).rsplit(" ", 1)[1])
@@ -309,7 +309,7 @@ def test_too_few_frames_for_a_promise_are_refused_and_the_number_needed_is_said(
         ("max-overkill=0", [0.2, 1.0, 0.5], [0, 0, 1], "good frames reach the highest score, 1"),
     ],
 )
-def test_frames_that_decide_nothing_are_refused(rule: str, scores: list[float], truth: list[int], says: str) -> None:
+def test_frames_without_a_threshold_are_refused(rule: str, scores: list[float], truth: list[int], says: str) -> None:
     with pytest.raises(CalibrationError, match=says):
         choose_defect_threshold(defect_rule(rule), scores, np.array(truth, bool))
 
@@ -327,6 +327,6 @@ def test_frames_that_decide_nothing_are_refused(rule: str, scores: list[float], 
         ("conformal=nan", "not nan"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(text: str, says: str) -> None:
+def test_a_malformed_rule_is_refused(text: str, says: str) -> None:
     with pytest.raises(CalibrationError, match=says):
         defect_rule(text)

@@ -1,4 +1,4 @@
-"""benchmarks.accuracy.baselines: probes beside each other, iAUROC by 1 - P(good), and what a row was told and lacks."""
+"""benchmarks.accuracy.baselines: probes, iAUROC by 1 - P(good), and the requirements of a row."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def judged_on_its_supports(model: LoadedModel, encoded: EncodedSupports, work: P
     return Baselines(model, graph, encoder, dataset, list(encoded.supports), FrameOptions(), 1.0, work, FEW)
 
 
-def test_a_probe_tells_the_frames_apart_that_it_was_fitted_on(
+def test_a_probe_classifies_the_frames_that_it_was_fitted_on(
     model: LoadedModel, encoded: EncodedSupports, tmp_path: Path
 ) -> None:
     rows = judged_on_its_supports(model, encoded, tmp_path).judge(encoded)
@@ -76,7 +76,7 @@ def test_a_row_of_good_frames_refuses_supports_without_one(
     baselines = judged_on_its_supports(model, encoded, tmp_path)
     baselines.rows = (name,)
     defects = replace(encoded, supports=tuple(s for s in encoded.supports if s.label != "good"))
-    with pytest.raises(DatasetError, match=f"no support is a good frame, and the row {name} learns from such frames"):
+    with pytest.raises(DatasetError, match=f"no support is a good frame, but the row {name} learns from such frames"):
         baselines.judge(defects)
 
 
@@ -88,7 +88,7 @@ def test_iauroc_of_a_classifier_is_by_1_minus_p_good_without_ties_where_it_round
     assert judge_logits(logits, np.array([1, 0, 2, 1]), 3)["iauroc"] == pytest.approx(2 / 3)
 
 
-def test_an_unknown_row_is_named_with_those_there_are() -> None:
+def test_an_unknown_row_is_refused_with_the_known_ones() -> None:
     assert choose_rows("winclip, class_mean") == ("class_mean", "winclip")
     assert choose_rows("all") == tuple(ROWS)
     for text in ("", "class_mean,", "probe"):

@@ -50,7 +50,7 @@ SMALL = "test_vit"
 
 
 def state_of(name: str, **arguments: Any) -> dict[str, Tensor]:
-    """Random weights of a network of timm's, with its classifier of ImageNet."""
+    """Random weights of a network in timm, with its ImageNet classifier."""
     torch.manual_seed(5)
     state: dict[str, Tensor] = timm.create_model(name, pretrained=False, **arguments).state_dict()
     return state
@@ -116,15 +116,15 @@ def test_a_smaller_network_does_not_run_on_the_weights_of_a_larger_one(tmp_path:
     small_one, large = (timm.create_model(name, num_classes=0).state_dict() for name in ("resnet18", "resnet34"))
     assert all(large[key].shape == value.shape for key, value in small_one.items()), "every key of it is there"
     message = refusal("resnet18", saved(large, tmp_path / "w.safetensors"))
-    assert "has layer1.2.bn1.bias, which the network has not" in message
+    assert "has layer1.2.bn1.bias, which the network lacks" in message
 
 
 @pytest.mark.parametrize(
     ("change", "why"),
     [
         (lambda value: value[:-1].clone(), "the network needs"),
-        (lambda value: torch.full_like(value, float("nan")), "not of finite floating-point numbers"),
-        (lambda value: value.to(torch.int32), "not of finite floating-point numbers"),
+        (lambda value: torch.full_like(value, float("nan")), "not finite floating point"),
+        (lambda value: value.to(torch.int32), "not finite floating point"),
     ],
 )
 def test_weights_of_another_shape_or_kind_are_refused(
@@ -167,7 +167,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no_such_network", "hf-hub:timm/resnet18", "../w", "", "test_vit.no_such_tag"])
-def test_an_unknown_name_is_refused_without_a_look_at_any_network(name: str, tmp_path: Path) -> None:
+def test_an_unknown_name_is_refused_without_a_download(name: str, tmp_path: Path) -> None:
     message = refusal(name, saved(state_of(SMALL), tmp_path / "w.pth"))
     assert "timm has no network of this name" in message or "Invalid pretrained tag (no_such_tag)" in message
 
@@ -194,7 +194,7 @@ OUTER = {"conv_stem": "_conv_stem", "bn1": "_bn0", "conv_head": "_conv_head", "b
 
 
 def package_name(key: str) -> str:
-    """From timm's name back to the package's, written out the other way round."""
+    """From timm's name to the package's, the inverse mapping."""
     parts = key.split(".")
     if parts[0] != "blocks":
         return ".".join([OUTER[parts[0]], *parts[1:]])
@@ -203,7 +203,7 @@ def package_name(key: str) -> str:
     return ".".join(["_blocks", str(sum(STAGES[:stage]) + block), names[parts[3]], *parts[4:]])
 
 
-def test_the_packages_names_map_onto_timms_with_nothing_left() -> None:
+def test_every_name_of_the_package_maps_to_one_of_timm() -> None:
     state = state_of(LITE0)
     renamed = {package_name(key): value for key, value in state.items()}
     assert len(renamed) == len(state)
@@ -214,32 +214,30 @@ def test_the_packages_names_map_onto_timms_with_nothing_left() -> None:
 
 
 @pytest.mark.parametrize("key", ["_blocks.16._bn1.bias", "_blocks.0._expand_conv.weight", "_blocks.x.y", "_other.bias"])
-def test_a_name_that_the_package_has_not_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_name_in_the_package_is_refused(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = {package_name(name): value for name, value in state_of(LITE0).items()}
     path = saved({**state, key: torch.zeros(3)}, tmp_path / "w.pth")
     monkeypatch.setattr(classifiers, "_lite0_file", lambda: path)
-    assert f"has {key}, which the network has not" in refusal(LITE0, None)
+    assert f"has {key}, which the network lacks" in refusal(LITE0, None)
 
 
-def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(classifiers, "find_spec", lambda _: None)
     assert 'pip install "sem-clip[classifiers]"' in refusal(LITE0, None)
 
 
-def test_another_package_of_that_name_is_neither_run_nor_believed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_package_of_that_name_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = tmp_path / LITE0_PACKAGE / "models"
     models.mkdir(parents=True)
     (models.parent / "__init__.py").write_text('raise SystemExit("a stranger was run")\n')
     saved({package_name(k): v for k, v in state_of(LITE0).items()}, models / "efficientnet-lite0-57934424.pth")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, LITE0_PACKAGE, raising=False)
-    assert "is not the weights file that tf_efficientnet_lite0 is known by (SHA-256)" in refusal(LITE0, None)
+    assert "is not the weights file of tf_efficientnet_lite0 (its SHA-256 differs)" in refusal(LITE0, None)
 
 
-def test_the_real_weights_know_a_uniform() -> None:
-    """A portrait that comes with matplotlib: Rear Admiral Hopper in uniform, class 652 of ImageNet."""
+def test_the_real_weights_recognize_a_uniform() -> None:
+    """A portrait shipped with matplotlib: Rear Admiral Hopper in uniform, class 652 of ImageNet."""
     if find_spec(LITE0_PACKAGE) is None:
         pytest.skip("the extra `classifiers` is not installed")
     cbook = pytest.importorskip("matplotlib.cbook")
@@ -258,7 +256,7 @@ def test_the_real_weights_know_a_uniform() -> None:
 
 
 @pytest.mark.parametrize("name", ["resnet18", LITE0])
-def test_a_grey_frame_is_brought_to_the_network_as_timm_does_but_for_the_crop(name: str) -> None:
+def test_a_grey_frame_is_prepared_like_timm_without_the_crop(name: str) -> None:
     network, config = classifiers._build(name)
     found = Classifier(name, network, config["input_size"][1:], config["mean"], config["std"], ("fc.",), "", "")
     rng = np.random.default_rng(0)
@@ -273,7 +271,7 @@ def test_a_grey_frame_is_brought_to_the_network_as_timm_does_but_for_the_crop(na
     assert float((pixels - transform(smooth.convert("RGB"))).abs().max()) <= 1.01 * level
 
 
-def test_ignored_rows_are_cut_before_the_frame_is_squashed(tmp_path: Path) -> None:
+def test_ignored_rows_are_cut_before_the_frame_is_resized(tmp_path: Path) -> None:
     found = small(tmp_path)
     frame = np.full((100, 90), 50, np.uint8)
     frame[:10], frame[-20:] = 255, 255
@@ -286,7 +284,7 @@ def test_ignored_rows_are_cut_before_the_frame_is_squashed(tmp_path: Path) -> No
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[EncodedSupports, Encoder]:
-    """Two supports of two classes by the toy encoder."""
+    """Two supports of two classes, encoded by the toy encoder."""
     folder = tmp_path_factory.mktemp("data")
     write_dataset(folder / "frames", per_class=6, size=(64, 64))
     dataset = load_dataset(folder / "frames").only(["good", "hole"])
@@ -296,7 +294,7 @@ def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[EncodedSupports, E
     return encode_request(model, graph, request, Stages()), describe_encoder(model, graph)
 
 
-def test_the_probe_tells_its_own_supports_apart(taught: tuple[EncodedSupports, Encoder], tmp_path: Path) -> None:
+def test_the_probe_classifies_its_own_supports(taught: tuple[EncodedSupports, Encoder], tmp_path: Path) -> None:
     encoded, encoder = taught
     dataset = encoded.request.dataset
     rows = ClassifierRows(small(tmp_path), encoder, dataset, encoded.supports, FrameOptions())

@@ -1,4 +1,4 @@
-"""What is compared: the arguments that choose rows and classifiers, and one pass of them through the command."""
+"""The methods of comparison: the arguments that choose them, and one run of the command with them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def arguments(*words: str) -> Namespace:
     return parser.parse_args(["--generated", "4", "--arch", "toy", "--random-weights", "--shots", "1", *words])
 
 
-def test_the_command_writes_the_rows_and_which_weights_they_are_of(
+def test_accuracy_json_has_the_rows_of_classifiers_and_the_hash_of_their_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(classifiers, "STEPS", 2)
@@ -42,7 +42,7 @@ def test_the_command_writes_the_rows_and_which_weights_they_are_of(
     assert all(0 <= row["iauroc"] <= 1 for row in document["rows"])
     table = (tmp_path / "out/accuracy.md").read_text()
     assert f"| {SMALL} probe | class labels | 1 | 1 |" in table
-    assert table.count("| - | - |\n") == 2, "classifiers draw no map"
+    assert table.count("| - | - | - |\n") == 2, "classifiers draw no map"
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_bad_input_is_refused_before_anything_is_loaded(
     def too_late(*_: object, **__: object) -> None:
         raise AssertionError("the encoder was loaded before the arguments were checked")
 
-    monkeypatch.setattr("benchmarks.accuracy.load_model", too_late)
+    monkeypatch.setattr("benchmarks.accuracy.protocol.load_model", too_late)
     with pytest.raises(ExportError) as caught:
         Accuracy().run(arguments(*words))
     assert message in str(caught.value)

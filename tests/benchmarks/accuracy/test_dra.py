@@ -1,4 +1,4 @@
-"""benchmarks.accuracy.dra: the four heads, what each of them learns from, and pasted patches."""
+"""benchmarks.accuracy.dra: the four heads, the frames that train each of them, and pasted patches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from benchmarks.accuracy.dra import (
     rate_of,
     top_mean,
 )
-from benchmarks.accuracy.metrics import auroc
+from calibration.metrics import auroc
 from export.teaching.views import SupportFeatures
 
 GRID = (4, 4)
@@ -40,7 +40,7 @@ def heads_of(references: torch.Tensor, grid: tuple[int, int] = GRID) -> DraHeads
 
 
 def training_tokens(seed: int = 0) -> TrainingTokens:
-    """Noise; a defect moves two patches in 16 of 64 channels, a pasted patch two others in as many others."""
+    """Noise. A defect shifts two patches in 16 of 64 channels, a pasted patch two other patches in 16 others."""
     good, defect, pseudo = (random(n, PATCHES, 64, seed=seed + n) for n in (16, 17, 18))
     defect[:, 5:7, :16] += 4
     pseudo[:, 9:11, 16:32] += 4
@@ -64,7 +64,7 @@ def test_the_seen_head_peaks_at_the_one_defect_token() -> None:
 
 
 @pytest.mark.parametrize(("head", "kind"), [("seen", PSEUDO), ("pseudo", DEFECT)])
-def test_a_head_learns_nothing_from_the_frames_of_the_other(head: str, kind: int) -> None:
+def test_seen_and_pseudo_heads_ignore_each_others_frames(head: str, kind: int) -> None:
     kinds = torch.tensor([GOOD, PSEUDO, DEFECT, GOOD])
     heads = heads_of(random(2, PATCHES, WIDTH))
     tokens = random(4, PATCHES, WIDTH, seed=1).requires_grad_()
@@ -78,7 +78,7 @@ def test_a_head_learns_nothing_from_the_frames_of_the_other(head: str, kind: int
     assert (moved > 0).tolist() == (kinds != kind).tolist()
 
 
-def test_patches_that_make_a_score() -> None:
+def test_a_score_is_the_mean_of_the_highest_tenth_of_patches() -> None:
     for patches, count in ((225, 22), (9, 1), (10, 1)):
         scores = torch.arange(patches).float()[None]
         assert float(top_mean(scores)) == pytest.approx(float(scores[0, -count:].mean()))
@@ -93,7 +93,7 @@ def test_a_frame_that_is_the_only_reference_has_no_residual() -> None:
     assert other.max() - other.min() > 1e-3
 
 
-def test_good_supports_end_with_the_higher_normality(fitted: dra.Dra) -> None:
+def test_fitted_heads_give_good_supports_the_higher_normality(fitted: dra.Dra) -> None:
     tokens = training_tokens()
     with torch.no_grad():
         good, defect = (fitted.heads(fitted.scale(x)).holistic.mean() for x in (tokens.good, tokens.defect))
@@ -122,7 +122,7 @@ def test_frame_score_and_map_are_of_the_heads() -> None:
     assert scores.map()[0].tolist() == pytest.approx([6 / 11] * 20)
 
 
-def test_deviation_loss_costs_good_ones_their_score_and_others_what_they_lack_to_five() -> None:
+def test_deviation_loss_is_the_score_of_good_frames_and_the_gap_to_five_of_others() -> None:
     scores = torch.tensor([1.0, 2.0, 7.0])
     assert float(deviation_loss(scores, torch.tensor([False, True, True]))) == pytest.approx((1 + 3 + 0) / 3)
 
@@ -145,7 +145,7 @@ def test_the_same_seed_gives_the_same_heads(fitted: dra.Dra, monkeypatch: pytest
     frame = random(PATCHES, 64, seed=9)
     state = torch.random.get_rng_state()
     again = fit_dra(training_tokens(), GRID, seed=0)
-    assert torch.equal(torch.random.get_rng_state(), state), "nobody else's random numbers move"
+    assert torch.equal(torch.random.get_rng_state(), state), "the caller's random state is unchanged"
     assert torch.equal(again.judge(frame)[0], fitted.judge(frame)[0])
     monkeypatch.setattr(dra, "EPOCHS", 1)
     assert not torch.equal(fit_dra(training_tokens(), GRID, seed=1).judge(frame)[0], fitted.judge(frame)[0])
@@ -204,7 +204,7 @@ def test_a_pasted_patch_is_a_box_of_the_frames_own_pixels_within_the_jitter() ->
         assert pasted.max() <= 1.2 * frame.max()
 
 
-def test_views_with_a_patch_differ_and_come_back_with_their_seed() -> None:
+def test_views_with_a_patch_differ_and_repeat_with_their_seed() -> None:
     frame = np.random.default_rng(0).integers(0, 255, (48, 48), dtype=np.uint8)
     views = pseudo_views(frame, 4, np.random.default_rng(1))
     assert len({view.tobytes() for view in views}) == 4
@@ -214,6 +214,6 @@ def test_views_with_a_patch_differ_and_come_back_with_their_seed() -> None:
     assert all(np.array_equal(a, b) for a, b in zip(views, again, strict=True))
 
 
-def test_a_frame_without_another_place_is_refused() -> None:
-    with pytest.raises(ValueError, match="no other place"):
+def test_a_frame_without_a_second_place_is_refused() -> None:
+    with pytest.raises(ValueError, match="no second place"):
         cut_and_paste(np.zeros((1, 50), np.uint8), np.random.default_rng(0))

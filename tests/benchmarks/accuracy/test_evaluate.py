@@ -23,7 +23,7 @@ from runtime import Predictor, PredictorError
 
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A bundle of an untrained toy encoder, and the frames that it was taught on a part of."""
+    """A bundle of an untrained toy encoder, and the frames; some of them taught it."""
     folder = tmp_path_factory.mktemp("evaluate")
     write_dataset(folder / "data", per_class=3, size=(64, 64))
     patch = pytest.MonkeyPatch()
@@ -60,7 +60,7 @@ def test_supports_and_their_groups_are_left_out(
     assert (tmp_path / "out/metrics.md").read_text().strip() in text
 
 
-def test_the_operating_point_is_judged_as_it_stands(taught: tuple[Path, Path]) -> None:
+def test_rates_are_those_of_the_current_operating_point(taught: tuple[Path, Path]) -> None:
     bundle, data = taught
     dataset = load_dataset(data)
     with Predictor(bundle) as predictor:
@@ -84,7 +84,7 @@ def test_the_operating_point_is_judged_as_it_stands(taught: tuple[Path, Path]) -
     assert 0 < metrics["pixel_f1"] <= metrics["f1_max"]
 
 
-def test_without_masks_pixel_metrics_say_so(
+def test_pixel_metrics_without_masks_read_no_masks(
     taught: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle, data = taught
@@ -116,7 +116,7 @@ def test_a_class_that_the_recipe_does_not_know_counts_as_wrong(
     assert "| hole | 0 | " in text
 
 
-def test_nothing_but_supports_is_an_error(taught: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_set_of_supports_alone_is_refused(taught: tuple[Path, Path], tmp_path: Path) -> None:
     bundle, data = taught
     shutil.copytree(data / "images", tmp_path / "data/images")
     (tmp_path / "data/groups.csv").write_text(
@@ -159,7 +159,7 @@ def test_a_class_absent_from_the_test_is_named() -> None:
 
 
 def test_ignored_rows_are_neither_right_nor_wrong(fake_bundle: Path, tmp_path: Path) -> None:
-    """The fake backend's map is bright where the frame is; the mask says so too, but in the text bar."""
+    """The fake backend's map is bright where the frame is. The mask agrees, except in the text bar."""
     rng = np.random.default_rng(0)
     for label in ("good", "bridge"):
         for number in range(3):

@@ -1,4 +1,4 @@
-"""benchmarks.accuracy.classifiers.fine_tune: what it moves, what it leaves, its rates, and that its seed decides."""
+"""benchmarks.accuracy.classifiers.fine_tune: the layers it changes, its rates and its seed."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_fine_tuning_moves_all_layers_and_learns(tmp_path: Path) -> None:
     assert all(torch.equal(tuned.state_dict()[key], before[key]) for key in statistics), "they stay"
 
 
-def test_fine_tuning_is_the_seeds_and_leaves_the_callers_random_state_alone(tmp_path: Path) -> None:
+def test_fine_tuning_repeats_with_its_seed_and_keeps_the_callers_random_state(tmp_path: Path) -> None:
     found = small(tmp_path)
     frames, labels = two_kinds(found)
     torch.manual_seed(1)
@@ -80,7 +80,7 @@ def test_rates_and_decay_of_body_and_classifier(tmp_path: Path) -> None:
         assert all((group["weight_decay"] > 0) == (group["params"][0].ndim > 1) for group in groups)
 
 
-def test_the_rate_warms_up_and_falls_to_nothing() -> None:
+def test_the_rate_warms_up_and_falls_to_0() -> None:
     rates = [_rate(step, STEPS) for step in range(STEPS)]
     warm = STEPS // 10
     assert rates[warm - 1] == 1

@@ -1,4 +1,4 @@
-"""The patch memory and the rows of baselines.py that are fitted: what they are, and where they stand."""
+"""The patch memory and the fitted rows of baselines.py: their scores, and when they have metrics."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from torch.nn import functional as F
 
 from benchmarks.accuracy import dra, promptad
 from benchmarks.accuracy.baselines import NEEDS_TEXT, ROWS, Baselines, patch_distance
-from benchmarks.accuracy.metrics import auroc
 from calibration.dataset import Dataset, load_dataset
 from calibration.errors import DatasetError
+from calibration.metrics import auroc
 from export.bundle import describe_encoder
 from export.model.checkpoint import LoadedModel, load_model
 from export.model.graph import SemClipGraph
@@ -45,7 +45,7 @@ def test_the_patch_memory_ranks_pixels_as_the_mean_highest_cosine_does() -> None
     assert torch.allclose(torch.cat(mine), torch.cat(theirs) / 2, atol=1e-6)
 
 
-def test_more_good_frames_raise_no_value_and_a_remembered_frame_has_none() -> None:
+def test_more_good_frames_raise_no_distance_and_a_stored_frame_has_none() -> None:
     memory, tokens = unit(4, LEVELS, PATCHES, WIDTH, seed=0), unit(LEVELS, PATCHES, WIDTH, seed=1)
     before = patch_distance(tokens, memory[:1])
     for count in (2, 3, 4):
@@ -79,7 +79,7 @@ def baselines(model: LoadedModel, dataset: Dataset, work: Path) -> Baselines:
     return Baselines(model, graph, encoder, dataset, list(dataset.samples), FrameOptions(), 2.0, work)
 
 
-def test_rows_that_read_text_stand_where_the_text_was_trained(
+def test_rows_that_need_text_have_metrics_where_the_text_was_trained(
     model: LoadedModel, dataset: Dataset, encoded: EncodedSupports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(promptad, "STEPS", 3)

@@ -1,4 +1,4 @@
-"""benchmarks.accuracy.promptad: learned prompts, their loss, and what maps and scores are made of."""
+"""benchmarks.accuracy.promptad: learned prompts, their loss, maps and scores."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def tokens_of(model: LoadedModel, phrases: list[str]) -> torch.Tensor:
     return tokens
 
 
-def test_contexts_of_the_stand_in_words_give_the_towers_own_text(model: LoadedModel) -> None:
+def test_placeholder_words_as_contexts_give_the_towers_own_text(model: LoadedModel) -> None:
     prompts = LearnedPrompts(model, SUBJECT, STATES, 2, seed=0)
     word = model.clip.token_embedding(tokens_of(model, ["N"]))[0, 1]
     with torch.no_grad():
@@ -77,13 +77,13 @@ def test_contexts_of_the_stand_in_words_give_the_towers_own_text(model: LoadedMo
     assert torch.allclose(found.learned, learned.expand(8, -1), atol=1e-6)
 
 
-def test_every_context_meets_every_further_word(model: LoadedModel) -> None:
+def test_every_context_is_combined_with_every_abnormal_word(model: LoadedModel) -> None:
     learned = LearnedPrompts(model, SUBJECT, STATES, 3, seed=0).texts().learned
     assert len(learned) == 12
     assert torch.unique(learned, dim=0).shape == learned.shape
 
 
-def test_words_behind_the_longest_prompt_are_left_out_only_where_nothing_reads_them(model: LoadedModel) -> None:
+def test_tokens_after_the_longest_prompt_are_dropped_only_where_unused(model: LoadedModel) -> None:
     tokens = tokens_of(model, ["a", "a b c"])
     assert needed_length(model.clip, tokens) == 5
     both_ways = load_model("toy", random_seed=0).clip
@@ -94,7 +94,7 @@ def test_words_behind_the_longest_prompt_are_left_out_only_where_nothing_reads_t
         assert torch.allclose(whole, both_ways.encode_text(tokens), atol=1e-6)
 
 
-def test_a_prompt_that_is_cut_is_named(model: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_truncated_prompt_is_reported(model: LoadedModel, caplog: pytest.LogCaptureFixture) -> None:
     LearnedPrompts(model, SUBJECT, ["wafer " * 71 + "hole"], 1, seed=0)
     (record,) = caplog.records
     assert "prompt of 148 tokens is cut to 75" in record.getMessage()
@@ -116,11 +116,11 @@ def test_the_frame_is_encoded_as_open_clip_does_and_layers_are_its_blocks(model:
     assert torch.allclose(found.value, value, atol=1e-6), "one sum over all layers, with what the first block reads"
 
 
-def test_remembered_layers_by_depth() -> None:
+def test_gallery_layers_by_depth() -> None:
     assert [gallery_layers(depth) for depth in (12, 24, 4, 1)] == [(3, 8), (6, 16), (1, 3), (1, 1)]
 
 
-def test_stored_features_come_back(model: LoadedModel, tmp_path: Path) -> None:
+def test_stored_features_are_restored(model: LoadedModel, tmp_path: Path) -> None:
     encoder = model.encoder()
     features = encode_frames(encoder, pixels(2, 3))
     stored = StoredFeatures(encoder, 3, tmp_path)
@@ -133,7 +133,7 @@ def test_stored_features_come_back(model: LoadedModel, tmp_path: Path) -> None:
     assert not any(tmp_path.iterdir()), "no file is left by name"
 
 
-def test_without_a_scale_the_text_says_half_and_the_map_has_the_order_of_the_distance(model: LoadedModel) -> None:
+def test_with_scale_0_the_text_gives_one_half_and_the_map_ranks_by_distance(model: LoadedModel) -> None:
     encoder = model.encoder()
     good, frame = encode_frames(encoder, pixels(3, 2)), encode_frames(encoder, pixels(4))
     gallery = good.layers.transpose(0, 1).flatten(1, 2)
@@ -146,7 +146,7 @@ def test_without_a_scale_the_text_says_half_and_the_map_has_the_order_of_the_dis
     assert 0 < score <= float(1 / (2 + 1 / distance.max())) + 1e-6
 
 
-def test_a_remembered_frame_has_an_empty_map_and_no_score(model: LoadedModel) -> None:
+def test_a_stored_frame_has_an_empty_map_and_score_0(model: LoadedModel) -> None:
     encoder = model.encoder()
     good = encode_frames(encoder, pixels(5, 2))
     fitted = fit_promptad(model, load_prompts(), ["hole"], good, GRID, seed=0)
@@ -177,7 +177,7 @@ def test_the_gallery_is_read_layer_by_layer() -> None:
     assert gallery_distance(patches, gallery).tolist() == pytest.approx([0.25, 0.25])
 
 
-def test_the_margin_pulls_only_where_a_feature_is_nearer_to_abnormal() -> None:
+def test_the_margin_is_positive_only_for_features_nearer_to_abnormal() -> None:
     near_normal = torch.tensor([[1.0, 0.0]], requires_grad=True)
     near_abnormal = torch.tensor([[0.0, 1.0]], requires_grad=True)
     margin = loss_terms(torch.cat([near_normal, near_abnormal]), texts([2.0, 0.0], [0.0, 3.0]), SCALE)[1]
@@ -189,7 +189,7 @@ def test_the_margin_pulls_only_where_a_feature_is_nearer_to_abnormal() -> None:
     assert float(margin.detach()) == pytest.approx(1.0), "|f - w|² - |f - a|² is 2 for one of two features"
 
 
-def test_cross_entropy_without_a_scale_guesses_among_all_prompts(model: LoadedModel) -> None:
+def test_cross_entropy_with_scale_0_is_uniform_over_all_prompts(model: LoadedModel) -> None:
     found = LearnedPrompts(model, SUBJECT, STATES, 3, seed=0).texts()
     contrast = loss_terms(random_unit(5, model.clip.visual.output_dim), found, 0.0)[0].detach()
     abnormal = 3 * (len(STATES) + 4)
@@ -201,7 +201,7 @@ def test_alignment_is_the_squared_distance_of_the_two_kinds_of_prompts() -> None
     assert float(loss_terms(random_unit(1, 2), found, 1.0)[2]) == pytest.approx(2.0)
 
 
-def test_fitting_is_the_same_for_a_seed_moves_the_words_and_leaves_the_tower(model: LoadedModel) -> None:
+def test_fitting_repeats_with_its_seed_changes_the_words_and_keeps_the_tower(model: LoadedModel) -> None:
     features = random_unit(6, model.clip.visual.output_dim, seed=3)
     before = {name: value.clone() for name, value in model.clip.state_dict().items()}
     prompts = [LearnedPrompts(model, SUBJECT, STATES, 1, seed) for seed in (0, 0, 1)]
@@ -232,7 +232,7 @@ def test_one_good_frame_is_enough_and_none_is_refused(model: LoadedModel) -> Non
     fitted = fit_promptad(model, load_prompts(), ["hole"], good, GRID, seed=0)
     assert fitted.gallery.shape == (2, 16, encoder.width)
     none = FrameFeatures(good.cls[:0], good.value[:0], good.layers[:0])
-    with pytest.raises(ValueError, match="learns from good frames, and there is none"):
+    with pytest.raises(ValueError, match="learns from good frames, but there is none"):
         fit_promptad(model, load_prompts(), ["hole"], none, GRID, seed=0)
 
 

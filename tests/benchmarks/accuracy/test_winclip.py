@@ -1,4 +1,4 @@
-"""benchmarks.accuracy.winclip: windows, harmonic means, and what a frame that is remembered scores."""
+"""benchmarks.accuracy.winclip: windows, harmonic means, and the score of a stored frame."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_spread_is_the_harmonic_mean_of_the_windows_of_a_patch() -> None:
     )
 
 
-def test_a_window_sees_its_own_patches_alone(encoder: DualPathEncoder) -> None:
+def test_a_window_depends_on_its_own_patches_only(encoder: DualPathEncoder) -> None:
     frame = pixels(1)
     changed = frame.clone()
     changed[:, :16, :16] = 0  # the first patch
@@ -52,7 +52,7 @@ def test_joined_frames_are_those_encoded_alone(encoder: DualPathEncoder) -> None
     assert torch.allclose(together[2].windows[0].float(), joined[2].windows[0].float(), atol=2e-3)
 
 
-def test_a_remembered_frame_is_at_no_distance_and_a_strange_patch_stands_out(encoder: DualPathEncoder) -> None:
+def test_a_stored_frame_has_distance_0_and_a_new_patch_a_higher_one(encoder: DualPathEncoder) -> None:
     good = pixels(3)
     strange = good.clone()
     strange[:, 32:48, 16:32] = 255

@@ -39,7 +39,7 @@ def chosen(
         return [str(name) for name in opened], [item.name for item in skipped]
 
 
-def test_by_default_all_that_run_are_taken_and_the_others_named(
+def test_by_default_all_engines_that_run_are_opened_and_the_others_listed(
     host: tuple[Path, Manifest, list[FakeBackend]],
 ) -> None:
     assert chosen(host, (), ()) == (["cpu/fp32", "vector/int8", "vector/fp32"], ["cpu/int8", "gpu/int8", "gpu/fp32"])
@@ -64,7 +64,7 @@ def test_the_fake_engine_is_taken_only_when_named(host: tuple[Path, Manifest, li
         (("gpu",), (), "gpu cannot run"),
     ],
 )
-def test_what_is_named_and_cannot_run_is_an_error(
+def test_a_named_engine_that_cannot_run_is_an_error(
     host: tuple[Path, Manifest, list[FakeBackend]],
     backends: tuple[str, ...],
     precisions: tuple[str, ...],
@@ -75,7 +75,7 @@ def test_what_is_named_and_cannot_run_is_an_error(
     assert all(backend.closed for backend in host[2])
 
 
-def test_a_host_that_runs_nothing_says_why(
+def test_a_host_without_any_engine_is_refused_with_the_reasons(
     host: tuple[Path, Manifest, list[FakeBackend]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engines, "NAMES", ("auto", "gpu", "fake"))

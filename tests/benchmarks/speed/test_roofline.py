@@ -33,7 +33,7 @@ def save(path: Path, nodes: list[onnx.NodeProto], inputs: dict[str, list[Any]], 
     return path
 
 
-def test_products_of_a_small_graph_are_counted_by_hand(tmp_path: Path) -> None:
+def test_operations_of_a_small_graph_equal_a_count_by_hand(tmp_path: Path) -> None:
     nodes = [
         helper.make_node("MatMul", ["frames", "w"], ["a"]),  # [1, 5, 6] @ [6, 7]
         helper.make_node("Relu", ["a"], ["r"]),  # not counted
@@ -86,7 +86,7 @@ def test_a_product_that_is_not_counted_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value_path", [False, True])
-def test_the_graph_of_the_toy_encoder_is_counted_by_hand(toy_bundle: Path, tmp_path: Path, value_path: bool) -> None:
+def test_operations_of_the_toy_graph_equal_a_count_by_hand(toy_bundle: Path, tmp_path: Path, value_path: bool) -> None:
     graph = SemClipGraph(load_model("toy", random_seed=0).encoder(), value_path=value_path)
     onnx_from_graph(graph, load_bundle(toy_bundle)[1].tensors, tmp_path / "model.onnx")
     tokens, patches, width, text, levels, classes = 17, 16, 32, 24, 4, 7

@@ -14,15 +14,16 @@ import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 from PIL import Image
 
-from benchmarks.speed import suite
+from benchmarks.speed import SECTIONS, suite
 from benchmarks.speed.charts import charts
 from benchmarks.speed.engines import EngineName, Subject
 from benchmarks.speed.frames import suitable_size, write_frames
 from benchmarks.speed.growth import with_classes
 from benchmarks.speed.host import end_to_end
+from benchmarks.speed.report import _SECTIONS as REPORTED
 from benchmarks.speed.report import markdown, table
 from benchmarks.speed.soak import drift
-from benchmarks.speed.suite import SECTIONS, Settings, TorchOptions, measure
+from benchmarks.speed.suite import Settings, TorchOptions, measure
 from runtime import BundleError, FakeBackend, FrameError, FrameOptions, SemClipError
 from runtime.manifest import load_bundle
 
@@ -43,7 +44,7 @@ WITH_TORCH = "torch eager/fp32"
 
 @pytest.fixture(scope="module")
 def report(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """The whole report of the toy bundle, through JSON as a reader would get it."""
+    """The whole report of the toy bundle, read back from JSON."""
     settings = replace(TINY, precisions=("fp32", "fp16"), backends=("cpu",), soak_minutes=0.02)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("benchmarks.speed.roofline.PEAK_SIZES", (64, 128))
@@ -107,7 +108,7 @@ def test_a_cold_start_is_the_sum_of_its_steps(report: dict[str, Any]) -> None:
         assert min(steps) > 0
 
 
-def test_growth_covers_what_was_asked(report: dict[str, Any]) -> None:
+def test_growth_has_a_row_for_each_requested_size(report: dict[str, Any]) -> None:
     growth = report["sections"]["growth"]
     assert sorted({row["classes"] for row in growth["classes"]}) == [2, 5]
     assert {1, report["machine"]["cores"]} <= {row["threads"] for row in growth["threads"]}
@@ -132,12 +133,12 @@ def test_markdown_of_some_sections_has_only_those(report: dict[str, Any]) -> Non
     assert text.count("\n## ") == 1
 
 
-def test_tables_print_numbers_that_people_read() -> None:
+def test_tables_print_three_significant_digits() -> None:
     text = table(["a", "b"], [[1234.5, 0.012345], [None, "x|y"]])
     assert text.splitlines() == ["| a | b |", "|---|---|", "| 1,234 | 0.0123 |", "| – | x\\|y |"]
 
 
-def test_charts_are_pictures_of_what_was_measured(report: dict[str, Any]) -> None:
+def test_charts_exist_for_the_measured_sections(report: dict[str, Any]) -> None:
     drawn = charts(report)
     assert set(drawn) == {"throughput.png", "split.png", "growth.png"}
     for content in drawn.values():
@@ -189,7 +190,7 @@ def test_a_broken_frame_stops_the_benchmark(fake_bundle: Path, tmp_path: Path) -
         measure(fake_bundle, tmp_path / "work", settings, [str(tmp_path / "broken.png")])
 
 
-def test_no_bundle_is_an_error_before_anything_is_measured(tmp_path: Path) -> None:
+def test_a_missing_bundle_is_refused_before_measuring(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is not a bundle folder"):
         measure(tmp_path / "absent", tmp_path / "work", TINY)
     assert list(tmp_path.iterdir()) == []
@@ -200,7 +201,7 @@ def test_torch_of_another_encoder_is_refused(toy_bundle: Path, tmp_path: Path) -
         measure(toy_bundle, tmp_path / "work", TINY, torch=TorchOptions("sem_tiny", None))
 
 
-def test_without_the_export_extra_torch_is_refused_in_words(
+def test_without_the_export_extra_torch_is_refused_with_the_remedy(
     toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "benchmarks.speed.torch_runs", None)
@@ -222,11 +223,9 @@ def test_a_larger_batch_than_an_engine_takes_is_left_out(
         measure(fake_bundle, tmp_path / "again", replace(settings, batches=(3,)))
 
 
-def test_sections_are_those_that_the_command_offers() -> None:
-    from benchmarks.commands import SECTION_NAMES
-
-    assert SECTION_NAMES == SECTIONS == tuple(suite._SECTIONS)
-    assert Settings().sections == SECTIONS
+def test_every_section_is_measured_and_reported() -> None:
+    assert SECTIONS == tuple(suite._SECTIONS) == Settings().sections
+    assert (*SECTIONS, "soak") == tuple(REPORTED)
 
 
 def test_end_to_end_compares_the_stream_with_the_engine(fake_bundle: Path, tmp_path: Path) -> None:
@@ -239,7 +238,7 @@ def test_end_to_end_compares_the_stream_with_the_engine(fake_bundle: Path, tmp_p
     assert row["engine_frames_per_second"] < 4 / 0.05
 
 
-def test_made_frames_are_equal_for_equal_seeds_and_cost_what_real_ones_cost(tmp_path: Path) -> None:
+def test_generated_frames_repeat_with_their_seed_and_have_the_size_of_real_files(tmp_path: Path) -> None:
     first, second = write_frames(tmp_path / "a", 2, (120, 160)), write_frames(tmp_path / "b", 2, (120, 160))
     assert [Path(p).read_bytes() for p in first] == [Path(p).read_bytes() for p in second]
     with Image.open(first[0]) as picture:

@@ -1,4 +1,4 @@
-"""benchmarks.speed.torch_runs: PyTorch's side of the GPU benchmark, on a pretended GPU."""
+"""benchmarks.speed.torch_runs: PyTorch's side of the GPU benchmark, on a simulated GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from runtime.manifest import load_bundle
 
 
 class Event:
-    """Counts batches that are queued and not yet waited for."""
+    """Counts batches in the queue."""
 
     queued = most = 0
 
@@ -38,7 +38,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.backends.cuda.matmul.allow_fp16_accumulation = False
 
 
-def test_batches_are_queued_before_the_first_is_waited_for(fake_bundle: Path) -> None:
+def test_several_batches_are_queued_before_waiting_for_the_first(fake_bundle: Path) -> None:
     _, recipe = load_bundle(fake_bundle)
     calls: list[int] = []
 
@@ -57,9 +57,7 @@ def test_batches_are_queued_before_the_first_is_waited_for(fake_bundle: Path) ->
     assert calls[-1] == 1
 
 
-def test_every_way_of_summing_is_measured_eager_and_compiled(
-    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_both_accumulations_are_measured_eager_and_compiled(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, recipe = load_bundle(fake_bundle)
 
     class Half(torch.nn.Module):
@@ -96,6 +94,6 @@ def test_without_a_gpu_pytorch_is_left_out_by_name(fake_bundle: Path, monkeypatc
 
 
 def test_torch_computes_the_v_path_where_the_bundle_s_graph_does(either_bundle: Path) -> None:
-    """Else the engines would be compared with more or less work than their own."""
+    """Otherwise the engines would be compared with another amount of work."""
     manifest, _ = load_bundle(either_bundle)
     assert torch_runs._graph(manifest, "toy", None).value_path is manifest.encoder.value_path

@@ -1,4 +1,4 @@
-"""benchmarks.speed.trunk: the encoder with the V path and without, as ONNX Runtime runs them."""
+"""benchmarks.speed.trunk: the encoder with and without the V path, in ONNX Runtime."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ import pytest
 from places import ROOT
 from safetensors import safe_open
 
-from benchmarks.accuracy.protocol import METRICS, Accuracy
+from benchmarks.accuracy.protocol import Accuracy
+from benchmarks.accuracy.table import METRICS
 from export.model.checkpoint import TRAINED_TOKENS, load_model
 from export.synthetic import CLASSES
 from export.teaching.prompts import load_prompts
