@@ -8,6 +8,8 @@
 Importing this package loads no inference engine; `Predictor` does, when it opens a bundle.
 """
 
+from typing import TYPE_CHECKING
+
 from .backends import Backend, FakeBackend, Outputs
 from .errors import (
     BackendError,
@@ -44,4 +46,23 @@ __all__ = [
     "RecipeError",
     "Region",
     "SemClipError",
+    "__version__",
 ]
+
+__version__: str
+"""The version of sem-clip that is installed; "unknown" if this code runs from a folder that was not installed."""
+
+if not TYPE_CHECKING:  # a type checker would take any name for one of this package
+
+    def __getattr__(name: str) -> str:
+        """Read `__version__` from the installed metadata when it is first asked for: that takes milliseconds."""
+        if name != "__version__":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from importlib import metadata
+
+        try:
+            found = metadata.version("sem-clip")
+        except metadata.PackageNotFoundError:
+            found = "unknown"
+        globals()[name] = found
+        return found

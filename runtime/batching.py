@@ -21,7 +21,7 @@ _log = logging.getLogger("sem_clip")
 
 
 class _Answer(Future[Prediction]):
-    """Says so, instead of waiting for ever, in a process forked before the answer was there."""
+    """A future that raises, instead of waiting for ever, in a process forked before the answer came."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -54,10 +54,10 @@ class _Waiting:
 class MicroBatcher:
     """One thread that gathers submitted frames, answers them in batches, and runs the callbacks of the answers.
 
-    A batch runs when it is full or when its oldest frame has waited `max_delay_ms`. What a callback does must not wait
-    for this thread, which is its own: it may submit, beyond a full queue too, and end everything.
+    A batch runs when it is full or when its oldest frame has waited `max_delay_ms`. Callbacks run on this thread and
+    must not wait for it: they may submit, even to a full queue, and close everything.
 
-    free: called at the very end, by the thread, when everything that was submitted is answered.
+    free: called by the thread at the very end, when everything submitted is answered.
     Raises PredictorError where the thread cannot be started.
     """
 
@@ -70,7 +70,7 @@ class MicroBatcher:
         self._queued: deque[_Waiting] = deque()
         self._ending = False
         self._fault: BaseException | None = None
-        # One lock, which the garbage collector may enter again: it ends what a dropped Predictor leaves.
+        # The garbage collector may enter the lock again when it ends what a dropped Predictor leaves.
         lock = threading.RLock()
         self._filled, self._room = threading.Condition(lock), threading.Condition(lock)
         self._thread = Worker(self._work, "sem-clip-submit")
@@ -82,7 +82,7 @@ class MicroBatcher:
         future = _Answer()
         mine = threading.current_thread() is self._thread
         with self._room:
-            # A callback runs on the thread that makes room: it may go two batches beyond, rather than wait for itself.
+            # A callback runs on the thread that makes room: it may exceed the queue by two batches instead of waiting.
             room = self._queue_size + (2 * self._pipeline.batch_size if mine else 0)
             patience = 0.0 if mine else timeout_s
             if not self._room.wait_for(lambda: self._ending or len(self._queued) < room, patience):
@@ -91,7 +91,7 @@ class MicroBatcher:
                     f"{len(self._queued)} frames are waiting and {waited}: submit more slowly, or raise queue_size"
                 )
             ending = self._ending
-            if not ending:  # nobody would ever answer what came after the end
+            if not ending:  # a frame queued after the end would never be answered
                 self._queued.append(_Waiting(job, future, time.monotonic() + self._max_delay_s))
                 self._filled.notify()
         if ending:
@@ -118,7 +118,7 @@ class MicroBatcher:
             self._room.notify_all()
 
     def join(self, until: float) -> None:
-        """Wait for the thread, until this time of the monotonic clock at most."""
+        """Wait for the thread, at most until this time of the monotonic clock."""
         self._thread.join(max(0.0, until - time.monotonic()))
 
     # ---- the thread ----------------------------------------------------------------------------------------------
@@ -131,7 +131,7 @@ class MicroBatcher:
                 if batch:
                     self._answer(batch)
         finally:
-            # Nothing is left but at the exit of the interpreter, or after an error that nobody thought of.
+            # Frames are left only when the interpreter exits, or after an unforeseen error.
             self.abandon()
             for waiting in (*left, *self._queued):
                 waiting.future.cancel()
@@ -170,7 +170,7 @@ class MicroBatcher:
     def _answer(self, batch: list[_Waiting]) -> None:
         try:
             predictions = self._pipeline.answer([waiting.job for waiting in batch])
-        except BaseException as exc:  # whatever it is, it belongs to the callers who wait, not to this thread
+        except BaseException as exc:  # any error belongs to the waiting callers, not to this thread
             for waiting in batch:
                 _settle(waiting.future.set_exception, exc)
         else:
@@ -179,8 +179,8 @@ class MicroBatcher:
 
 
 def _settle(settle: Callable[..., None], answer: object) -> None:
-    """Give an answer. `Future` reports the errors of callbacks itself, but not sys.exit and the like."""
+    """Settle a future. `Future` reports errors of callbacks itself, but not sys.exit and the like."""
     try:
         settle(answer)
     except BaseException:
-        _log.exception("a callback of submit ended in an exit, which ends nothing here")
+        _log.exception("a callback of submit raised an exit, which is ignored here")

@@ -1,13 +1,13 @@
-"""Changing a bundle where it lies: new files under free names, then the manifest in one step, then the old files go.
+"""Change a bundle in place: new files get free names, one step replaces the manifest, then the old files go.
 
-    with changing(bundle) as staging:      # the lock is held; what a killed writer left is gone
+    with changing(bundle) as staging:      # the lock is held; leftovers of killed writers are gone
         ...                                # write new files and manifest.json into `staging`, a folder in the bundle
         commit(bundle, staging, moves, out_of_use)
 
-No folder changes its name, so mount points, links and files that no manifest names stay as they are. A name that
-exists is never given to another content: a reader that has read the old manifest finds what it names, or nothing, and
-then reads the new one. A process that dies at any point leaves the old bundle or the new one, whole. What else it
-left is written in the staging folder's journal, and the next writer removes it.
+No folder is renamed, so mount points, links and files outside the manifest stay as they are. An existing name never
+gets other content. A reader of the old manifest finds the files it names, or finds them missing and reads the new
+manifest. A process that dies at any point leaves the whole old bundle or the whole new one. The staging folder's
+journal lists its leftovers, and the next writer removes them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MAX_BYTES = 4 * 2**20
 
 @contextmanager
 def holding(folder: Path) -> Iterator[None]:
-    """Nobody else changes the bundle as long as the block runs; what a killed writer left in it is gone.
+    """Hold the bundle's lock while the block runs, after removing leftovers of killed writers.
 
     Raises BundleError if another process or thread holds it.
     """
@@ -48,7 +48,7 @@ def holding(folder: Path) -> Iterator[None]:
 def changing(folder: Path) -> Iterator[Path]:
     """As `holding`, with a folder for new files inside the bundle.
 
-    A change inside a change, of the same thread, is made at once. Raises BundleError.
+    A change nested in another of the same thread takes effect at once. Raises BundleError.
     """
     with holding(folder):
         staging = folder / f"{STAGING}{secrets.token_hex(4)}"
@@ -63,10 +63,10 @@ def changing(folder: Path) -> Iterator[Path]:
 
 
 def commit(folder: Path, staging: Path, moves: Mapping[str, str], out_of_use: Iterable[str]) -> None:
-    """Move staged files into the bundle, from name to free name, and make the staged manifest the bundle's.
+    """Move staged files to free names in the bundle, then put the staged manifest in place.
 
-    out_of_use: the files that the old manifest names and the new one does not. Raises BundleError; then the bundle is
-    as it was.
+    moves: free name by staged name. out_of_use: files of the old manifest that the new one drops. Raises BundleError
+    and leaves the bundle as it was.
     """
     journal = {"files": [*moves.values(), *out_of_use]}
     try:
@@ -84,7 +84,7 @@ def commit(folder: Path, staging: Path, moves: Mapping[str, str], out_of_use: It
 
 
 def free_name(folder: Path, name: str, sha256: str) -> str:
-    """A name that no file of the bundle has: `name`, or the same with a part of the content's hash."""
+    """A name that is free in the bundle: `name`, or `name` with a part of the content's hash."""
     path = PurePosixPath(name)
     for number in range(1, 1000):
         tail = "" if number == 1 else f"-{sha256[:12]}" if number == 2 else f"-{sha256[:12]}-{number}"
@@ -95,7 +95,7 @@ def free_name(folder: Path, name: str, sha256: str) -> str:
 
 
 def sync(folder: Path) -> None:
-    """Bring a folder's content to the disk before a rename promises that it is there."""
+    """Flush a folder's content to disk before a rename makes it visible."""
     for path in (*folder.rglob("*"), folder):
         if path.is_dir():
             sync_folder(path)
@@ -105,7 +105,7 @@ def sync(folder: Path) -> None:
 
 
 def unfinished(folder: Path) -> set[str]:
-    """The names in a bundle's folder that are a writer's: its lock, its staging folders, what it had moved so far."""
+    """Names in a bundle's folder that belong to a writer: its lock, its staging folders, and files it has moved."""
     names = {LOCK, *(left.name for left in folder.glob(f"{STAGING}*"))}
     for left in folder.glob(f"{STAGING}*"):
         names |= {PurePosixPath(file).parts[0] for file in _journal(left)}
@@ -113,12 +113,12 @@ def unfinished(folder: Path) -> set[str]:
 
 
 def is_writers(part: str) -> bool:
-    """Whether a file or folder of this name is a writer's, and goes with it."""
+    """Whether a file or folder of this name belongs to a writer and is removed with its other leftovers."""
     return part == LOCK or part.startswith(".sem-clip-")
 
 
 def _journal(staging: Path) -> list[str]:
-    """The files that the change put into the folder or took out of use; none where it had not come that far."""
+    """Files that a change added or took out of use; none if it did not get that far."""
     try:
         names = json.loads(read_bounded(staging / _JOURNAL, _MAX_BYTES, BundleError))["files"]
     except (BundleError, ValueError, TypeError, KeyError, RecursionError):
@@ -127,11 +127,11 @@ def _journal(staging: Path) -> list[str]:
 
 
 def _clear(folder: Path, staging: Path) -> None:
-    """End a change, whether it was made or not: of the files in its journal those go that the manifest does not name,
-    then the staging folder goes."""
+    """End a change, whether it succeeded or not: remove the files of its journal that the manifest does not name, then
+    the staging folder."""
     if staging.is_symlink() or not staging.is_dir():
         return
-    # A text search rather than a reading: a name that stands anywhere in the manifest is kept, whatever it means.
+    # A text search instead of parsing: a name that occurs anywhere in the manifest is kept.
     with suppress(BundleError):
         manifest = _text_of(folder / MANIFEST)
         for name in _journal(staging):
@@ -146,19 +146,19 @@ def _clear(folder: Path, staging: Path) -> None:
 
 
 def _text_of(manifest: Path) -> str:
-    """Empty where there is none. Raises BundleError where it cannot be read."""
+    """The manifest's text; empty if it is absent. Raises BundleError if it cannot be read."""
     if not os.path.lexists(manifest):
         return ""
     return read_bounded(manifest, _MAX_BYTES, BundleError).decode("utf-8", "replace")
 
 
 def is_relative(name: str) -> bool:
-    """Whether a name, as a manifest has it, leads to a file below its folder on every system."""
+    """Whether a manifest's name leads to a file below its folder on every system."""
     return not any(mark in name for mark in "\\:\0") and not {"", ".", ".."} & {*name.split("/")}
 
 
 def _is_inside(folder: Path, name: object) -> bool:
-    """Whether it is the name of a file below the folder, and not of its manifest."""
+    """Whether `name` is a file below the folder, other than its manifest."""
     if not isinstance(name, str) or name == MANIFEST or not is_relative(name):
         return False
     return (folder / name).parent.resolve().is_relative_to(folder.resolve())

@@ -1,7 +1,7 @@
-"""Threads that work off calls. All of this runtime's threads are daemons: none keeps a process alive.
+"""Threads that work off calls. All threads of the runtime are daemons: none keeps a process alive.
 
-Those of `concurrent.futures` are not, and the interpreter's exit waits for them: a read from a dead network share that
-never returns would hold it for ever.
+Threads of `concurrent.futures` are not daemons, and the interpreter waits for them when it exits. A read from a dead
+network share, which never returns, would block the exit for ever.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Worker(threading.Thread):
         super().__init__(target=work, name=name, daemon=True)
 
     def start(self) -> None:
-        """Raises PredictorError where the system has no room for another."""
+        """Raises PredictorError if the system can start no other thread."""
         try:
             super().start()
         except (RuntimeError, MemoryError) as exc:
@@ -46,7 +46,7 @@ class Crew:
         self.threads = [Worker(self._work_off, f"{name}_{number}") for number in range(size)]
 
     def start(self) -> None:
-        """Raises PredictorError as `Worker.start`; those that did start end with `end`."""
+        """Raises PredictorError as `Worker.start`; `end` ends the threads that did start."""
         for thread in self.threads:
             thread.start()
 
@@ -68,7 +68,7 @@ class Crew:
     def _work_off(self) -> None:
         while (call := self._calls.get()) is not None:
             self._answer(*call)
-            call = None  # nothing of it is kept while the next is waited for
+            call = None  # free it before waiting for the next
 
     def _answer(self, future: Future[Any], work: Callable[[], Any]) -> None:
         if self._cancelled:
@@ -76,7 +76,7 @@ class Crew:
             return
         try:
             result = work()
-        except BaseException as exc:  # whatever it is, it belongs to who waits for the answer
+        except BaseException as exc:  # any error belongs to the caller that waits
             future.set_exception(exc)
         else:
             future.set_result(result)

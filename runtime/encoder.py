@@ -1,4 +1,4 @@
-"""The manifest's record of the encoder, and what its numbers must have to do with each other."""
+"""The manifest's record of the encoder, and how its numbers must agree."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from .recipe import MEMORY_ROWS, Recipe
 
 MAX_SIDE = 16384
 MAX_IMAGE_PIXELS = 2**22
-"""Of `image_size`, 2048 x 2048: 16,384 patches of 16 px, whose attention alone takes a gigabyte a head in fp32."""
+"""For `image_size`, 2048 x 2048: 16,384 patches of 16 px, whose attention takes a gigabyte per head in fp32."""
 REDUNDANCY = ("cls_weight", "class_mean")
 VALUE_PATH_SINCE = 2
-"""Manifest version from which `value_path` is recorded; the graphs of older ones all have the V path."""
+"""Manifest version that introduced `value_path`; graphs of older bundles all have the V path."""
 NO_VALUE_PATH = (
     "has lambda_v {:g}, and this encoder's graph leaves the V path out: teach it again on this bundle's encoder, or "
     "build a bundle with it (its text is not aligned, so `sem-clip build` keeps the V path for --method paper alone)"
 )
-"""What to do about a recipe that needs the V path of a graph without it; takes its lambda_v."""
+"""Advice for a recipe that needs the V path of a graph without it; takes its lambda_v."""
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -65,7 +65,7 @@ class Encoder:
         return self.input_size != self.image_size
 
     def check(self, recipe: Recipe, where: str = "recipe") -> None:
-        """Raise RecipeError unless `recipe` was taught on this encoder, has its shapes and needs no path it lacks."""
+        """Raise RecipeError unless `recipe` was taught on this encoder, has its shapes and needs no missing path."""
         if recipe.encoder_id != self.id:
             raise RecipeError(
                 where,
@@ -90,7 +90,7 @@ class Encoder:
 
 
 def read_encoder(fields: Fields, version: int) -> Encoder:
-    """From a JSON object of a manifest of `version`; what is wrong with it goes to the faults of `fields`."""
+    """From a JSON object of a manifest of `version`; faults go to `fields`."""
     known = len(fields.faults)
     trained = fields.flag("trained")
     mean, std = fields.numbers("mean", 3), fields.numbers("std", 3)
@@ -125,7 +125,7 @@ def read_encoder(fields: Fields, version: int) -> Encoder:
 
 
 def _check_geometry(encoder: Encoder, fields: Fields) -> None:
-    """Record where one number denies another. What the graph itself says is compared when an engine opens it."""
+    """Record numbers that contradict each other. An engine compares them with the graph when it opens."""
     sees = [patches * side for patches, side in zip(encoder.grid, encoder.patch_size, strict=True)]
     if list(encoder.image_size) != sees:
         fields.fault("image_size", f"must be grid x patch_size, {sees}, not {list(encoder.image_size)}")
@@ -147,8 +147,8 @@ def _check_geometry(encoder: Encoder, fields: Fields) -> None:
 
 
 def feature_count(levels: int, width: int) -> int:
-    """How many features the class head reads: of every level its class token and two means of its patches under the
-    map; and the map's height."""
+    """How many features the class head reads: for every level, its class token and two means of its patches weighted
+    by the map; and the mean of the map's top patches."""
     return 3 * levels * width + 1
 
 
@@ -157,7 +157,7 @@ def _shown(levels: tuple[int, ...]) -> str:
 
 
 def sha256_field(fields: Fields, key: str) -> str:
-    """A SHA-256."""
+    """A SHA-256 in lower-case hexadecimal; a fault goes to `fields`."""
     value = fields.text(key)
     if value and not _SHA256.fullmatch(value):
         fields.fault(key, "must be a SHA-256 in lower-case hexadecimal")

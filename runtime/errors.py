@@ -1,4 +1,4 @@
-"""Every error this project raises on purpose. Each message says what, where and what to do.
+"""Every error this project raises on purpose. Each message names the fault, the place and the remedy.
 
     SemClipError
     ├── PredictorError            the runtime: bundles, engines, frames
@@ -25,9 +25,9 @@ from typing import Any
 
 
 def raised_by_handler(error: BaseException) -> bool:
-    """Whether a signal handler of the program around raised it, such as an alarm that limits the time of a call.
+    """Whether a signal handler of the calling program raised it, such as an alarm that limits the time of a call.
 
-    Handlers run in the main thread between any two steps of it, so what they raise comes out of a decoder or an engine.
+    Handlers run in the main thread between any two steps, so their errors come out of a decoder or an engine.
     """
     handlers = [signal.getsignal(number) for number in signal.valid_signals()]
     codes = [getattr(getattr(handler, "__func__", handler), "__code__", None) for handler in handlers]
@@ -35,11 +35,11 @@ def raised_by_handler(error: BaseException) -> bool:
 
 
 class SemClipError(Exception):
-    """Root of all errors of this project. All of them can be pickled and copied; what caused them is left behind."""
+    """Root of all errors of this project. All can be pickled and copied, without their causes."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception's own way calls `__init__` with the text alone, which most of these do not take: in a pool of
-        # processes that error of an error ends the thread that reads answers, and the pool waits for ever.
+        # Exception's own way calls `__init__` with the text alone, which most of these errors do not take. In a pool of
+        # processes the resulting error ends the thread that reads answers, and the pool waits for ever.
         return copyreg.__newobj__, (type(self), *self.args), vars(self).copy()  # type: ignore[attr-defined]
 
 
@@ -48,7 +48,7 @@ class PredictorError(SemClipError):
 
 
 class BundleError(PredictorError):
-    """A bundle cannot be used. `faults` lists everything that is wrong with it, not only the first thing."""
+    """A bundle cannot be used. `faults` lists all of its faults, not only the first."""
 
     def __init__(self, where: object, faults: str | Sequence[str]) -> None:
         self.where = str(where)
@@ -71,7 +71,7 @@ class BackendUnavailable(PredictorError):
 class BackendError(PredictorError):
     """The engine failed while running a batch.
 
-    unanswered: in a stream, the frames that were drawn before the failure and got no answer, by name.
+    unanswered: in a stream, names of the frames that were drawn before the failure and got no answer.
     """
 
     def __init__(self, message: str, unanswered: Sequence[str] = ()) -> None:
@@ -92,4 +92,4 @@ class FrameError(PredictorError):
 
 
 class QueueFullError(PredictorError):
-    """`Predictor.submit` waited its whole `timeout_s` and the queue stayed full."""
+    """The queue of `Predictor.submit` stayed full for the whole `timeout_s`."""

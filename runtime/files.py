@@ -1,8 +1,8 @@
 """Reading and writing files safely: bounded reads, hashed content, writes that are whole or absent.
 
-A file is written beside its name, under a short one that fits wherever the name does, and takes its place once it is
-whole. A link stays and what it leads to is replaced; an existing file keeps its mode, a new one gets what the umask
-leaves. Pipes, devices and descriptors (/dev/stdout, /dev/fd/3) are written to as they are and never replaced.
+A file is written in its own folder under a short temporary name and renamed once it is whole. A link stays, and its
+target is replaced. An existing file keeps its mode; a new one gets its mode from the umask. Pipes, devices and
+descriptors (/dev/stdout, /dev/fd/3) are written to directly and never replaced.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from .errors import BundleError, PredictorError
 
 try:
     import fcntl
-except ImportError:  # Windows: there a file that is open cannot be removed, which does what the lock is for
+except ImportError:  # Windows: an open file cannot be removed there, so no lock is needed
     fcntl = None  # type: ignore[assignment]
 
 _TEMPORARY = ".sem-clip-{}.part"
 _LEFT_OVER = re.compile(r"\.sem-clip-[0-9a-f]{16}\.part")
 _DAY_S = 24 * 3600.0
 READER_WAIT_S = 10.0
-"""A named pipe that nobody opens to read within this time is an error."""
+"""A named pipe without a reader for this time is an error."""
 _NAME_BYTES = 255
 _cleaned: set[str] = set()
 
@@ -44,7 +44,7 @@ def read_bounded(path: Path, max_bytes: int, error: type[BundleError]) -> bytes:
             size = os.fstat(stream.fileno()).st_size
             if size > max_bytes:
                 raise error(path, f"is {size:,} bytes, more than the {max_bytes:,} allowed here")
-            return stream.read(size)  # and no more, if it grows meanwhile
+            return stream.read(size)  # no more, even if the file grows meanwhile
     except FileNotFoundError:
         raise error(path, "does not exist") from None
     except OSError as exc:
@@ -54,7 +54,7 @@ def read_bounded(path: Path, max_bytes: int, error: type[BundleError]) -> bytes:
 
 
 def open_plain(path: str | Path) -> io.FileIO:
-    """Open a file to read, and nothing else: a pipe would be waited for, a device has no end. Raises OSError."""
+    """Open a plain file to read. Raises OSError, also for a pipe, which might block, and a device, which has no end."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
         mode = os.fstat(handle).st_mode
@@ -75,7 +75,7 @@ def sha256_of(path: Path) -> str:
 
 
 def require_folder(folder: Path) -> None:
-    """Raise PredictorError unless `folder` is one or can be made: before the work whose result goes there."""
+    """Raise PredictorError unless `folder` exists or can be made. Call it before the work whose result goes there."""
     nearest = next(path for path in (folder, *folder.parents, Path()) if path.exists())
     if not nearest.is_dir():
         raise PredictorError(f"{nearest} is a file, so nothing can be written below it: choose another place")
@@ -84,9 +84,9 @@ def require_folder(folder: Path) -> None:
 
 
 def require_files(paths: Iterable[Path], *, force: bool) -> None:
-    """Raise PredictorError where a file cannot be written, or is there and may not be replaced: before the work.
+    """Raise PredictorError if a file cannot be written, or exists and may not be replaced. Call it before the work.
 
-    What is written to directly, a pipe or a device, is never replaced and needs no `force`.
+    Pipes and devices are written to directly, never replaced, and need no `force`.
     """
     for path in paths:
         if path.is_dir():
@@ -99,16 +99,16 @@ def require_files(paths: Iterable[Path], *, force: bool) -> None:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write beside, then rename: readers see the old file or the new one, never a part. Raises OSError."""
+    """Write a temporary file, then rename it: readers see the old file or the new one, never a part. Raises OSError."""
     with OutputFile(path) as out:
         out.write(content)
 
 
 class OutputFile:
-    """A file that takes its name once it is whole: as a context manager, when the block ends well.
+    """A file that takes its name once it is whole: as a context manager, when the block ends without an error.
 
-    If the block fails, what was there before stays as it was. Pipes, devices and descriptors get each write at once.
-    Raises OSError with the name that was given; PredictorError for what is no place to write to.
+    If the block fails, an older file stays as it was. Pipes, devices and descriptors get each write at once.
+    Raises OSError with the given name; PredictorError for a disk or a socket.
     """
 
     def __init__(self, path: Path) -> None:
@@ -133,7 +133,7 @@ class OutputFile:
         self._whole += len(content)
 
     def commit(self) -> None:
-        """Bring it to the disk and give it its name."""
+        """Flush the file to disk and give it its name."""
         if self.direct:
             self._close()
             return
@@ -145,7 +145,7 @@ class OutputFile:
             self._rename(self._target)
 
     def keep(self) -> Path | None:
-        """End here, and keep the whole writes so far beside the name, as FILE.partial; None where that failed."""
+        """Stop, and keep the complete writes so far as FILE.partial in the same folder; None if that failed."""
         for number in range(1, 1000):
             ending = b".partial" if number == 1 else b".partial%d" % number
             name = os.fsencode(self._target.name)[: _NAME_BYTES - len(ending)] + ending
@@ -153,7 +153,7 @@ class OutputFile:
             if not os.path.lexists(kept):
                 break
         try:
-            os.ftruncate(self._handle, self._whole)  # a disk that is full takes half a line
+            os.ftruncate(self._handle, self._whole)  # a full disk may have taken half a line
             self._rename(kept)
         except OSError:
             self.discard()
@@ -161,7 +161,7 @@ class OutputFile:
         return kept
 
     def discard(self) -> None:
-        """End here and leave nothing."""
+        """Stop and leave nothing."""
         self._close()
         if not self.direct:
             with suppress(OSError):
@@ -197,7 +197,7 @@ class OutputFile:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the name `path` when the block ends well; nothing may be there."""
+    """An empty folder to fill, renamed to `path` when the block ends without an error; `path` must not exist."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_left_overs(path.parent)
     handle, scratch = _create(path.parent, folder=True)
@@ -212,9 +212,9 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def _create(parent: Path, *, folder: bool = False) -> tuple[int, Path]:
-    """A new file or folder under a short name, locked for as long as it is open; the umask decides on its mode.
+    """A new file or folder under a short name, locked while it is open, with the mode that the umask gives.
 
-    The handle is -1 for a folder where folders cannot be opened.
+    The handle is -1 for a folder on systems that cannot open folders.
     """
     while True:
         path = parent / _TEMPORARY.format(secrets.token_hex(8))
@@ -227,13 +227,13 @@ def _create(parent: Path, *, folder: bool = False) -> tuple[int, Path]:
             return handle, path
         with suppress(OSError):  # a share without locks
             fcntl.flock(handle, fcntl.LOCK_EX)
-        if path.exists():  # and no other writer took it for a left-over before it was locked
+        if path.exists():  # another writer may have removed it as a leftover before it was locked
             return handle, path
         os.close(handle)
 
 
 def _remove_left_overs(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder; looked for once in each folder by each process."""
+    """Remove leftovers of killed writers from a folder, once per folder and process."""
     key = str(folder)
     if key in _cleaned:
         return
@@ -253,7 +253,7 @@ def _remove_left_overs(folder: Path) -> None:
 def _is_being_written(path: Path) -> bool:
     if fcntl is None:
         return path.is_dir() and time.time() - path.stat().st_mtime < _DAY_S
-    mode = os.O_RDONLY if path.is_dir() else os.O_RDWR  # some shares lock for writing only what is open to write
+    mode = os.O_RDONLY if path.is_dir() else os.O_RDWR  # some shares lock only files that are open for writing
     handle = os.open(path, mode | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -267,7 +267,7 @@ def _is_being_written(path: Path) -> bool:
 
 
 def _is_direct(path: Path) -> bool:
-    """Whether `path` is written to as it is. Raises PredictorError for a disk and for a socket."""
+    """Whether `path` is written to directly. Raises PredictorError for a disk or a socket."""
     if _descriptor(path) is not None:
         return True
     try:
@@ -306,7 +306,7 @@ def _open_direct(path: Path) -> int:
             if exc.errno != errno.ENXIO:
                 raise
             if time.monotonic() > until:
-                raise PredictorError(f"{path} is a pipe that nobody reads; start its reader first") from None
+                raise PredictorError(f"{path} is a pipe without a reader; start its reader first") from None
             time.sleep(0.05)
         else:
             os.set_blocking(handle, True)
@@ -315,7 +315,7 @@ def _open_direct(path: Path) -> int:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An OSError speaks of the file that was asked for, not of the one beside it."""
+    """Make an OSError name the requested file instead of the temporary one."""
     try:
         yield
     except OSError as exc:
@@ -325,7 +325,7 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the new name to the disk, so that writes one after the other survive a power cut in that order."""
+    """Flush a folder's names to disk, so that successive writes survive a power cut in that order."""
     if os.name != "posix":  # elsewhere a folder cannot be opened
         return
     handle = os.open(folder, os.O_RDONLY)

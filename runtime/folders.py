@@ -1,9 +1,8 @@
-"""Walking folders for frames: what lies in one, and the frames of a whole tree in a stable order.
+"""Find frames in folders: the contents of one folder, and the frames of a whole tree in a stable order.
 
-Not taken for frames, unless named themselves: hidden files and folders, folders of file servers and systems, folders
-called ground_truth, `masks` beside `images`, a picture `x_mask` beside a picture x (in any case), and pictures that
-this program wrote. Those say so in their own data (`output_info`), wherever they were moved to and whatever they are
-called.
+Some pictures are no frames, unless they are named themselves: hidden files and folders, folders of file servers and
+systems, folders called ground_truth, `masks` next to `images`, a picture `x_mask` next to a picture x (in any case),
+and pictures that this program wrote. The last carry a mark in their own data (`output_info`), under any name.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ SYSTEM_FOLDERS = frozenset(
         *("$recycle.bin", "__macosx", "lost+found", "recycler", "system volume information"),
     }
 )
-"""In lower case; those that begin with a dot are hidden anyway."""
+"""In lower case. Names that begin with a dot are hidden anyway."""
 OTHER_PICTURES = frozenset(
     {
         *(".avif", ".gif", ".heic", ".j2k", ".jfif", ".jp2", ".jpe", ".jxl", ".pgm", ".pnm", ".ppm", ".tga", ".webp"),
@@ -51,29 +50,29 @@ OTHER_PICTURES = frozenset(
         ),  # microscopes
     }
 )
-"""That one may miss among the frames of a folder; a table or a note is nobody's frame."""
+"""Pictures that a user may expect among the frames of a folder, so that leaving them out is logged."""
 MASK_SUFFIX = "_mask"
 OUTPUT_TEXT = ("Comment", "Written by SEM-CLIP: results, not a frame")
 """PNG text of every picture that a command writes. With matplotlib: `savefig(..., metadata=dict([OUTPUT_TEXT]))`."""
 _HEAD = 1024
-"""Bytes of a PNG file that are searched for OUTPUT_TEXT: it is written right behind the header."""
+"""Bytes of a PNG file that are searched for OUTPUT_TEXT, which is written right after the header."""
 LeftOut: TypeAlias = "defaultdict[str, list[Path]]"
-"""Why, and what: files and folders that are no frames."""
+"""Files and folders that are no frames, by reason."""
 _log = logging.getLogger("sem_clip")
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """What lies directly in a folder: paths that begin with the folder as it was named, by name.
+    """The direct contents of a folder, sorted by name; paths begin with the folder as it was given.
 
-    frames: image files by their suffix, whatever they hold.
+    frames: image files by suffix; their content is not checked.
     folders: folders, and links to them, which are in `links` as well.
-    masks: image files called x_mask, where a frame x lies beside.
+    masks: image files called x_mask, next to a frame x.
     outputs: pictures that this program wrote.
     others: files that are no images.
-    hidden: files whose name begins with a dot: macOS leaves a `._a.png` beside `a.png` on shares.
+    hidden: files whose name begins with a dot. macOS leaves a `._a.png` next to `a.png` on shares.
     system: hidden folders, and those of file servers and systems.
-    unread: links that lead nowhere, devices, and whatever else cannot be looked at.
+    unread: links that lead nowhere, devices, and other entries that cannot be read.
     """
 
     frames: list[Path] = field(default_factory=list)
@@ -88,7 +87,7 @@ class Listing:
 
 
 def list_folder(folder: Path) -> Listing:
-    """What lies directly in `folder`. Raises FrameError if the folder itself cannot be read."""
+    """The direct contents of `folder`. Raises FrameError if the folder itself cannot be read."""
     found = Listing()
     try:
         with os.scandir(folder) as entries:
@@ -100,13 +99,13 @@ def list_folder(folder: Path) -> Listing:
         try:
             _sort_in(entry, path, found)
         except OSError as exc:  # a link to itself, a share that went away
-            found.unread.append(FrameError(str(path), f"cannot be looked at ({exc.strerror})"))
+            found.unread.append(FrameError(str(path), f"cannot be read ({exc.strerror})"))
     _set_masks_apart(found)
     return found
 
 
 def _sort_in(entry: os.DirEntry[str], path: Path, found: Listing) -> None:
-    """The folder itself says what an entry is; only links and PNG files are looked into, which may raise OSError."""
+    """Sort an entry by what the folder reports; only links and PNG files are opened, which may raise OSError."""
     image = path.suffix.lower() in SUFFIXES
     if entry.is_dir():
         system = entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS
@@ -137,19 +136,19 @@ def _set_masks_apart(found: Listing) -> None:
 
 
 def one_name(name: str) -> str:
-    """A name in one form. Macs and some shares store é as two characters (NFD), and it is the same name."""
+    """A name in one Unicode form: Macs and some shares store é as two characters (NFD)."""
     return unicodedata.normalize("NFC", name)
 
 
 def output_info() -> PngInfo:
-    """What Pillow is to store in a PNG file that is this program's own: `image.save(file, "PNG", pnginfo=...)`."""
+    """The mark of this program's own PNG files, for Pillow: `image.save(file, "PNG", pnginfo=output_info())`."""
     info = PngInfo()
     info.add_text(*OUTPUT_TEXT)
     return info
 
 
 def is_output(path: Path) -> bool:
-    """Whether this program wrote the picture. False for what cannot be read: reading it as a frame says why."""
+    """Whether this program wrote the picture. False for an unreadable file: reading it as a frame gives the reason."""
     if path.suffix.lower() != ".png":
         return False
     try:
@@ -163,14 +162,14 @@ def is_output(path: Path) -> bool:
 def find_frames(paths: Sequence[str], unread: list[FrameError] | None = None) -> list[str]:
     """Expand folders (a data set's `images/` if there is one) and multi-page files, in a stable order.
 
-    Links are followed, each folder is searched once. What cannot be read, resolved or entered is appended to `unread`:
-    closed folders, links that lead nowhere or back to a folder they lie in. A named file is passed on whatever it is.
-    Raises FrameError if a folder holds no frames, and without `unread` for the first thing that would be in it.
+    Links are followed, and each folder is searched once. Entries that cannot be read go to `unread`: closed folders,
+    links that lead nowhere or back to a folder they lie in. A file that is named itself is passed on unchecked.
+    Raises FrameError if a folder holds no frames, and without `unread` for the first entry that would go there.
     """
     frames: list[str] = []
     failed: list[FrameError] = []
     for name in paths:
-        if not name:  # of a shell's variable that is not set; to Path it is the current folder
+        if not name:  # from an unset shell variable; Path takes it for the current folder
             raise FrameError(name, "an empty name is no path; the current folder is .")
         frames += _frames_below(name, failed) if is_folder(Path(name)) else _pages(name)
     if unread is None and failed:
@@ -181,7 +180,7 @@ def find_frames(paths: Sequence[str], unread: list[FrameError] | None = None) ->
 
 
 def is_folder(path: Path) -> bool:
-    """Whether `path` is a folder that can be seen; of what lies in a closed one, or has no possible name, it is not."""
+    """Whether `path` is a folder; False for a path inside a closed folder, and for an impossible name."""
     try:
         return path.is_dir()
     except OSError:
@@ -192,24 +191,24 @@ def _frames_below(name: str, failed: list[FrameError]) -> list[str]:
     root, before = Path(name), len(failed)
     left_out: LeftOut = defaultdict(list)
     if is_folder(root / "images"):
-        with contextlib.suppress(FrameError):  # a folder may be entered and not listed
-            beside = list_folder(root)
-            others = [path for path in beside.folders if path.name != "images" and not _is_truth(path, {"images"})]
-            left_out["beside images/"] += beside.frames + others
+        with contextlib.suppress(FrameError):  # some folders can be entered but not listed
+            above = list_folder(root)
+            others = [path for path in above.folders if path.name != "images" and not _is_truth(path, {"images"})]
+            left_out["next to images/"] += above.frames + others
         root /= "images"
     found = _walk(root, left_out, failed)
-    said = [
+    summary = [
         f"{len(some)} {why} ({some[0]}{', ...' if len(some) > 1 else ''})" for why, some in left_out.items() if some
     ]
-    if said:
-        _log.warning("%s: left out as no frames: %s", name, "; ".join(said))
+    if summary:
+        _log.warning("%s: left out as no frames: %s", name, "; ".join(summary))
     if not found and len(failed) == before:
         raise FrameError(name, f"the folder holds no frames ({', '.join(SUFFIXES)})")
     return [page for file in found for page in _pages(str(file))]
 
 
 def _walk(root: Path, left_out: LeftOut, failed: list[FrameError]) -> list[Path]:
-    """All frames below `root`. Links come last, so that a frame is called by its own place where it has one."""
+    """All frames below `root`. Links come last, so that a frame is named by its real path if it has one."""
     frames: list[Path] = []
     entered: set[tuple[int, int]] = set()
     folders, links = [root], deque[Path]()
@@ -218,7 +217,7 @@ def _walk(root: Path, left_out: LeftOut, failed: list[FrameError]) -> list[Path]
         try:
             status = folder.stat()
             if (status.st_dev, status.st_ino) in entered:
-                left_out["searched already under another name"].append(folder)
+                left_out["already searched under another name"].append(folder)
                 continue
             entered.add((status.st_dev, status.st_ino))
             listing = list_folder(folder)
@@ -250,10 +249,10 @@ def _walk(root: Path, left_out: LeftOut, failed: list[FrameError]) -> list[Path]
     return sorted(frames)
 
 
-def _is_truth(folder: Path, beside: Set[str]) -> bool:
-    """Whether a folder holds masks: by its name, and by the names in lower case of the folders beside it."""
+def _is_truth(folder: Path, siblings: Set[str]) -> bool:
+    """Whether a folder holds masks, by its name and the lower-case names of its sibling folders."""
     name = folder.name.lower()
-    return name == "ground_truth" or (name == "masks" and "images" in beside)
+    return name == "ground_truth" or (name == "masks" and "images" in siblings)
 
 
 def _pages(name: str) -> list[str]:
@@ -263,7 +262,7 @@ def _pages(name: str) -> list[str]:
 
 
 def pages_in(path: str | Path) -> int:
-    """How many frames a file holds that is called a TIFF file; 1 of any other and of a broken one: reading says why."""
+    """How many frames a TIFF file holds, by suffix. 1 for other files and broken ones, which reading then refuses."""
     if Path(path).suffix.lower() not in TIFF_SUFFIXES:
         return 1
     try:

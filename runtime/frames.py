@@ -1,7 +1,7 @@
-"""Frames in: files, their content, Pillow images and arrays become the 8-bit grey pixels that the graph takes.
+"""Read frames: files, their content, Pillow images and arrays become the 8-bit grey pixels that the graph takes.
 
-One module for teaching, calibration and serving, so that all three see the same pixels. No switch of Pillow's that
-belongs to the whole program (truncated files, the size limit, plug-ins) has a say in what becomes of a file.
+Teaching, calibration and serving share this module, so that all three see the same pixels. Pillow's global switches
+(truncated files, the size limit, plug-ins) do not change how a file is read.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from isal import isal_zlib
 from numpy.typing import NDArray
 from PIL import Image
 
-from . import bmp, jpeg, png, tiff
+from . import bmp, inflate, jpeg, png, tiff
 from .errors import FrameError, raised_by_handler
 from .files import open_plain
 from .manifest import Encoder
@@ -29,12 +28,12 @@ from .pixels import MAX_PIXELS, MAX_SIDE, Decoded, Pixels, Stored, check_pixels,
 from .recipe import FrameOptions
 from .resize import resize
 
-__all__ = ["MAX_PIXELS", "MAX_SIDE", "Pixels"]  # from where they are looked for first
+__all__ = ["MAX_PIXELS", "MAX_SIDE", "Pixels"]  # names of runtime.pixels that users expect here
 
 FrameSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any]"
 
 MAX_FILE_BYTES = 1 << 29
-"""Of a file that is read at once. Stacks of TIFF pages may be larger: they are read a page at a time."""
+"""For files that are read at once. TIFF stacks may be larger: they are read page by page."""
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF")
 TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
@@ -50,9 +49,9 @@ class Prepared:
     """A frame ready for the graph.
 
     pixels: uint8 [input height, input width], grey.
-    frame_size: [height, width] of the frame as it came, ignored rows included.
-    checksum: of the whole frame's grey pixels; an overlay is drawn only on the same.
-    warnings: what was understood and may not have been meant.
+    frame_size: [height, width] of the original frame, ignored rows included.
+    checksum: of the whole frame's grey pixels; an overlay is drawn only on equal ones.
+    warnings: what was read and may not have been meant.
     """
 
     pixels: Pixels
@@ -65,7 +64,7 @@ class Prepared:
 
 
 def describe(source: FrameSource, index: int | None = None) -> str:
-    """What to call a frame in results and messages: its path, else its place in the call."""
+    """The name of a frame in results and messages: its path, else its place in the call."""
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
     name = getattr(source, "filename", "") or getattr(source, "name", "")
@@ -75,20 +74,20 @@ def describe(source: FrameSource, index: int | None = None) -> str:
 
 
 def path_of(source: FrameSource) -> str | None:
-    """The path that `source` is, if it is one."""
+    """`source` as a path, if it is one."""
     return os.fsdecode(source) if isinstance(source, str | os.PathLike) else None
 
 
 def read_frame(source: FrameSource, options: FrameOptions | None = None, name: str | None = None) -> Pixels:
-    """The whole frame as grey uint8 [height, width]; rows to ignore are still there.
+    """The whole frame as grey uint8 [height, width], including rows to ignore.
 
     source: a path (PNG, JPEG, BMP or TIFF; `file.tif#3` is the third frame of a stack), the content of such a file, a
         file object opened in binary mode (read from where it is), a Pillow image (its pixels as Pillow has them), or an
         array [H, W], [H, W, 1] or [H, W, 3] of uint8, uint16 or float in [0, 1].
     Colour becomes luma (ITU-R 601, as Pillow's "L"); a palette is looked up first. Packed samples of N bits are scaled
     by 2^N - 1, 16-bit values so that `options.white_level` is white. Nothing is stretched by a frame's own minimum and
-    maximum. An orientation tag is not applied, in no format: rows and columns are those that are stored.
-    A stack's frames are its pages but for reduced copies and masks. Of a JPEG of several pictures the first one counts.
+    maximum. Orientation tags are not applied: rows and columns are those that are stored.
+    A stack's frames are its pages, except reduced copies and masks. Of a JPEG with several pictures the first counts.
     What may not have been meant is logged as a warning of "sem_clip". Raises FrameError.
     """
     name = name or describe(source)
@@ -99,8 +98,8 @@ def read_frame(source: FrameSource, options: FrameOptions | None = None, name: s
 
 
 def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Decoded:
-    """`read_frame` for `prepare`: 8-bit files and images stay Pillow images of mode L, which saves copies; and the
-    warnings come with the pixels."""
+    """`read_frame` for `prepare`: 8-bit files and images stay Pillow images of mode L, which saves copies. The result
+    holds the warnings."""
     with _decoding(name):
         if isinstance(source, np.ndarray):
             return _from_array(source, options, name)
@@ -119,8 +118,8 @@ def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Decod
 def prepare(pixels: Pixels | Image.Image, encoder: Encoder, options: FrameOptions, name: str) -> Pixels:
     """Cut the ignored rows and bring the frame to the graph's input size: uint8 [input height, input width].
 
-    Without a resize in the graph any size is squashed by `resize`, antialiased bicubic; with one, the frame must have
-    exactly the size the graph was exported for. Raises FrameError.
+    Without a resize in the graph, `resize` squashes any size (antialiased bicubic). With one, the frame must have
+    exactly the size that the graph was exported for. Raises FrameError.
     """
     height, width = encoder.input_size
     if isinstance(pixels, Image.Image):
@@ -150,12 +149,12 @@ def cut_rows(pixels: Pixels, options: FrameOptions, name: str) -> Pixels:
 
 
 def checksum_of(grey: Pixels) -> int:
-    """Of grey pixels, to tell whether they are the same; microseconds."""
-    return int(isal_zlib.crc32(np.ascontiguousarray(grey)))
+    """CRC-32 of grey pixels, to compare them within microseconds."""
+    return int(inflate.crc32(np.ascontiguousarray(grey)))
 
 
 def page_count(path: str | os.PathLike[str]) -> int:
-    """How many frames the image file holds: pages of a TIFF file that are neither reduced copies nor masks, else 1.
+    """How many frames an image file holds: TIFF pages that are neither reduced copies nor masks; 1 in other formats.
 
     Raises FrameError.
     """
@@ -185,7 +184,7 @@ def _opened(path: str, name: str) -> Iterator[io.FileIO]:
 
 @contextmanager
 def _decoding(name: str) -> Iterator[None]:
-    """Damaged data surface as OSError, SyntaxError, struct.error ..., and all become FrameError."""
+    """Turn the errors of damaged data (OSError, SyntaxError, struct.error ...) into FrameError."""
     try:
         yield
     except FrameError:
@@ -194,14 +193,14 @@ def _decoding(name: str) -> Iterator[None]:
         raise FrameError(name, "needs more memory than is left") from exc
     except Exception as exc:
         if raised_by_handler(exc):
-            raise  # it says something to the program around, and nothing of the frame
+            raise  # a signal handler of the calling program raised it; the frame is fine
         raise FrameError(name, f"is damaged or truncated ({str(exc) or type(exc).__name__})") from exc
 
 
 def _from_file(path: str, options: FrameOptions, name: str) -> Decoded:
     path, page = _split_page(path)
     with _opened(path, name) as file:
-        # A stack is not read as a whole for each of its pages, and anything else not in more calls than it takes.
+        # A stack is not read as a whole for each of its pages; any other file is read in one call.
         if path.lower().endswith(TIFF_SUFFIXES) and file.read(4) in tiff.SIGNATURES:
             with io.BufferedReader(file, _BUFFER) as buffered:
                 stored = tiff.decode(buffered, page, name, _identity(file), path)
@@ -214,13 +213,13 @@ def _from_file(path: str, options: FrameOptions, name: str) -> Decoded:
 
 
 def _identity(file: io.FileIO) -> tuple[int, ...]:
-    """Of an open file, changed when its content is."""
+    """Identity of an open file, which changes with its content."""
     about = os.fstat(file.fileno())
     return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns
 
 
 def _read(file: io.FileIO, name: str) -> bytes:
-    """All of a file in one call of the system, where that gives all of it."""
+    """All of a file, in one system call if that returns all of it."""
     size = os.fstat(file.fileno()).st_size
     if size > MAX_FILE_BYTES:
         raise FrameError(name, f"is a file of {size / 1e6:.0f} MB, more than {MAX_FILE_BYTES / 1e6:.0f}")
@@ -229,7 +228,7 @@ def _read(file: io.FileIO, name: str) -> bytes:
 
 
 def _read_object(source: Any, name: str) -> bytes:
-    """What is left in a file object."""
+    """The rest of a file object."""
     parts: list[bytes] = []
     left = MAX_FILE_BYTES
     while part := source.read(left + 1):
@@ -253,7 +252,7 @@ def _from_bytes(data: bytes, page: int | None, options: FrameOptions, name: str,
 
 
 def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Decoded:
-    """A frame that Pillow has opened. Before its pixels are decoded, what Pillow would read as others is refused."""
+    """A frame that Pillow has opened. Formats that Pillow would silently misread are refused before decoding."""
     wide = image.mode in ("I", "F") or image.mode.startswith("I;16")
     if image.mode not in _IMAGE_MODES and not wide:
         raise FrameError(name, f"is a Pillow image of mode {image.mode}, which is not read; convert it to L or RGB")
@@ -263,13 +262,13 @@ def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Decoded
         raise FrameError(name, "stores white as 0, which is understood up to 8 bits only; save it with black as 0")
     turned = getattr(image, "tag_v2", {}).get(_ORIENTATION, 1)  # gone once Pillow has loaded and turned the image
     try:
-        image.load()  # here, where damaged data are understood
+        image.load()  # here, where errors of damaged data are handled
     except ValueError as exc:
         if "closed" not in str(exc):
             raise
         raise FrameError(name, "is a Pillow image that was closed before it was used") from exc
     if image.mode == "P":
-        image = image.convert("RGBA")  # to "RGB", Pillow warns about palettes that hold transparency
+        image = image.convert("RGBA")  # on conversion to "RGB", Pillow warns about transparent palettes
     values = np.asarray(image) if wide else image
     frame = decoded(Stored(values, wide_colour=wide_colour), options.white_level, name)
     if turned == 1:
@@ -279,9 +278,9 @@ def _from_image(image: Image.Image, options: FrameOptions, name: str) -> Decoded
 
 
 def plain_array(array: NDArray[Any]) -> NDArray[Any]:
-    """The same numbers without what a subclass makes of them; its own `copy`, for example, need not be one.
+    """The same numbers as a plain array; the `copy` of a subclass, for example, need not copy.
 
-    A masked array stays what it is where pixels are masked, and is refused by whoever reads it.
+    A masked array with masked pixels stays one, and reading it is refused.
     """
     return array if isinstance(array, np.ma.MaskedArray) and np.ma.is_masked(array) else np.asarray(array)
 
@@ -301,7 +300,7 @@ def _from_array(array: NDArray[Any], options: FrameOptions, name: str) -> Decode
 
 
 def _reader(head: bytes, name: str) -> Any:
-    """The module that reads what begins so: the content decides, and not the suffix. Raises FrameError."""
+    """The module that reads files with this beginning; the suffix does not matter. Raises FrameError."""
     if head[:4] in tiff.SIGNATURES:
         return tiff
     for reader in (png, jpeg, bmp):
@@ -311,14 +310,14 @@ def _reader(head: bytes, name: str) -> Any:
 
 
 def _split_page(path: str) -> tuple[str, int | None]:
-    """`file.tif#3` is frame 3 of `file.tif`. If there is a file of that very name too, the stack comes first: a name
-    means the same whatever lies beside it."""
+    """`file.tif#3` is frame 3 of `file.tif`. If a file of that very name exists too, the stack comes first: a name
+    keeps its meaning when other files appear."""
     match = _PAGE.fullmatch(path)
     if match is None:
         return path, None
     try:
         named = Path(path).exists()
-    except OSError:  # a name too long, for example; opening it will say so
+    except OSError:  # a name too long, for example; opening it gives the error
         named = False
     if named and not _is_stack(match["file"]):
         return path, None

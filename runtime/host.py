@@ -1,4 +1,4 @@
-"""What this host is, as far as an engine is tied to it."""
+"""Facts about this host: operating system, processor, memory and GPU."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def usable_cores() -> int:
 
 
 def processor() -> str:
-    """Its model, where the system tells."""
+    """The processor's model, where the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -45,7 +45,7 @@ def processor() -> str:
 
 
 def resident_memory_mb() -> float | None:
-    """Resident memory of this process now, in MB (1e6 bytes); None where the system does not tell."""
+    """Resident memory of this process now, in MB (1e6 bytes); None where the system does not report it."""
     try:
         status = Path("/proc/self/status").read_text(encoding="utf-8")
         return int(status.split("VmRSS:")[1].split()[0]) * 1024 / 1e6
@@ -54,7 +54,7 @@ def resident_memory_mb() -> float | None:
 
 
 def find_gpu() -> tuple[Gpu | None, str]:
-    """The GPU, or None and why there is none. Needs cuda-bindings; loads nothing else."""
+    """The GPU, or None and the reason. Needs cuda-bindings; loads nothing else."""
     try:
         from cuda.bindings import runtime as cuda
     except ImportError:
@@ -82,7 +82,7 @@ def _name(cuda: object, error: object) -> str:
     return _text(name) if isinstance(name, bytes) else str(error)
 
 
-def _text(said: bytes | str) -> str:
-    """What the bindings say as bytes of C, which end at the first NUL."""
-    text = said.decode(errors="replace") if isinstance(said, bytes) else said
+def _text(value: bytes | str) -> str:
+    """A C string of the bindings, up to the first NUL."""
+    text = value.decode(errors="replace") if isinstance(value, bytes) else value
     return text.split("\0", 1)[0].strip()

@@ -1,8 +1,8 @@
-"""JPEG streams, of files and inside TIFF: which are whole, and their pixels by Pillow's decoder.
+"""JPEG streams, of files and inside TIFF: check that they are whole, then decode them by Pillow.
 
-libjpeg only warns where the data end too early, and fills the rest with grey; Pillow passes that on. So the markers are
-read here. And Pillow's decoder is called by itself (`Image.frombytes`), because its file reader obeys switches that
-belong to the program around this one.
+libjpeg only warns if the data end too early, and fills the rest with grey; Pillow does the same. So the markers are
+read here. Pillow's decoder is called directly (`Image.frombytes`), because Pillow's file reader obeys switches of the
+calling program.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from isal import isal_zlib
 from PIL import Image
 
+from . import inflate
 from .errors import FrameError
 from .pixels import Stored, check_pixels
 
 SIGNATURE = b"\xff\xd8\xff"
 _SOI, _EOI, _SOS, _DRI, _APP0, _APP1, _APP14 = 0xD8, 0xD9, 0xDA, 0xDD, 0xE0, 0xE1, 0xEE
 _DATA = 0
-"""Stands for the marker of a scan's data, which have none."""
+"""Stands in for the marker of a scan's data, which have none."""
 _PROGRESSIVE = 0xC2
 _FRAMES = (0xC0, 0xC1, _PROGRESSIVE)
 _OTHER_FRAMES = {*range(0xC3, 0xD0)} - {0xC4, 0xC8, 0xCC}
 _TABLES = (0xC4, 0xDB, _DRI)
-"""Huffman and quantization tables, restart interval: what decoding needs beside frame and scans."""
+"""Huffman and quantization tables, restart interval: what decoding needs in addition to frame and scans."""
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
-"""That ends the data of a scan: stuffed zeros, fill bytes and restarts belong to them."""
+"""The marker that ends the data of a scan. Stuffed zeros, fill bytes and restarts belong to the data."""
 _FILL = re.compile(rb"\xff+")
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
 _MOST_SEGMENTS = 10_000
 _MOST_SCANS = 100
 _MOST_SCANNED = 500_000_000
-"""Pixels times scans. libjpeg goes over all pixels again for each scan, however little it holds."""
+"""Pixels times scans. libjpeg visits all pixels again for each scan, even for a nearly empty one."""
 _PAST_THE_END = (bytes(64), b"\x55" * 64)
-"""Put behind the data of a scan. Where all of its data are there, no decoder looks at either."""
+"""Appended to the data of a scan. If the data are complete, no decoder reads either."""
 _TOO_EARLY = "is damaged or truncated (its JPEG data end too early)"
 
 
@@ -51,8 +51,8 @@ class _Scan(NamedTuple):
 
 @dataclass(slots=True)
 class _Stream:
-    """What the markers of one JPEG image say. parts: what decoding needs, in order. inverted: four components are inks
-    as Adobe stores them, 255 for none, and as Pillow takes all of them; in TIFF they are colour and opacity."""
+    """The segments of one JPEG image. parts: what decoding needs, in order. inverted: four components are inks as Adobe
+    stores them, 255 for none, which Pillow always assumes; in TIFF they are colour and opacity."""
 
     frame: bytes = b""
     orientation: int = 1
@@ -72,7 +72,7 @@ class _Stream:
         return {entry[0]: (entry[1] >> 4, entry[1] & 15) for entry in entries}
 
     def joined(self, filling: bytes = b"") -> bytes:
-        """The image as one stream without metadata, `filling` wherever the data of a scan, or of a part of it, end."""
+        """The image as one stream without metadata, with `filling` after the data of each scan and of its parts."""
         parts = list(self.parts)
         for scan in self.scans if filling else ():
             parts[scan.data] = _RESTART.sub(lambda mark: filling + mark[0], parts[scan.data]) + filling
@@ -82,10 +82,10 @@ class _Stream:
 def decode(
     data: bytes, name: str, *, tables: bytes = b"", colour: int | None = None, most: tuple[int, int] | None = None
 ) -> Stored:
-    """The first image of a JPEG stream; what follows it (a preview, a second view) is not looked at.
+    """The first image of a JPEG stream; what follows it (a preview, a second view) is ignored.
 
-    tables: a stream of tables that this one leaves out, and colour: how its three components are meant (Adobe's
-    transform: 0 RGB, 1 YCbCr), and most: width and height that the place of this image has; all as in TIFF.
+    TIFF sets three options. tables: a stream of tables that this one leaves out. colour: the meaning of three
+    components (Adobe's transform: 0 RGB, 1 YCbCr). most: width and height of the strip or tile.
     Raises FrameError.
     """
     stream = _parse(data, name, tables, colour)
@@ -101,13 +101,13 @@ def decode(
 
 
 def _whole(stream: _Stream, name: str) -> Image.Image:
-    """The pixels. FrameError if some of them are not in the data."""
+    """The pixels. FrameError if the data do not hold all of them."""
     if _is_plain(stream):
         image = _pixels(stream, b"")
         if _reached_its_end(image):
             return image
     first, second = _PAST_THE_END
-    checksum = _checksum(_pixels(stream, first))  # and not the pixels: of a large frame, two do not fit
+    checksum = _checksum(_pixels(stream, first))  # not the pixels: two copies of a large frame do not fit
     image = _pixels(stream, second)
     if _checksum(image) != checksum:
         raise FrameError(name, _TOO_EARLY)
@@ -115,8 +115,8 @@ def _whole(stream: _Stream, name: str) -> Image.Image:
 
 
 def _checksum(image: Image.Image) -> int:
-    """Of the grey that the pixels become."""
-    return int(isal_zlib.crc32(image.convert("L").tobytes()))
+    """CRC-32 of the image in grey."""
+    return int(inflate.crc32(image.convert("L").tobytes()))
 
 
 def _pixels(stream: _Stream, filling: bytes) -> Image.Image:
@@ -126,7 +126,7 @@ def _pixels(stream: _Stream, filling: bytes) -> Image.Image:
 
 
 def _has_all_scans(stream: _Stream) -> bool:
-    """Whether every component got its data; of a progressive image every coefficient, down to the last bit."""
+    """Whether every component has its data; in a progressive image, every coefficient down to the last bit."""
     lacking = {component: set(range(64)) for component in stream.components}
     for scan in stream.scans:
         last = scan.header[-3:]
@@ -138,7 +138,7 @@ def _has_all_scans(stream: _Stream) -> bool:
 
 
 def _lacks_restarts(stream: _Stream, scan: _Scan) -> bool:
-    """Whether a scan that restarts now and then does so less often than its size asks for."""
+    """Whether a scan with restarts has fewer of them than its size requires."""
     if not scan.interval:
         return False
     (width, height), sampling = stream.size, stream.components
@@ -154,14 +154,14 @@ def _lacks_restarts(stream: _Stream, scan: _Scan) -> bool:
 
 
 def _is_plain(stream: _Stream) -> bool:
-    """Whether it is grey with its blocks in reading order, so that the last one tells of all. Other streams may lack
-    data in more places, and are decoded twice instead."""
+    """Whether it is grey with blocks in reading order, so that a complete last block proves the others complete. Other
+    streams may lack data in more places, and are decoded twice instead."""
     grey, scan = len(stream.components) == 1, stream.scans[0]
     return grey and stream.frame[1] != _PROGRESSIVE and len(stream.scans) == 1 and not scan.interval
 
 
 def _reached_its_end(image: Image.Image) -> bool:
-    """Whether the last block of a plain stream is not as it is left without data, which is 128 throughout."""
+    """Whether the last block of a plain stream has data; a block without data is 128 throughout."""
     left, top = ((side - 1) // 8 * 8 for side in image.size)
     return any(image.getpixel((x, y)) != 128 for y in range(top, image.height) for x in range(left, image.width))
 
@@ -193,7 +193,7 @@ def _parse(data: bytes, name: str, tables: bytes, colour: int | None) -> _Stream
         raise FrameError(name, "is damaged or truncated (a JPEG without pixels)")
     if stream.frame[4] != 8:
         raise FrameError(name, f"is a JPEG of {stream.frame[4]} bits, which is not read; save it as PNG or TIFF")
-    if colour == 1 and stream.frame[9] == 4:  # which libjpeg takes for YCCK
+    if colour == 1 and stream.frame[9] == 4:  # libjpeg would take it for YCCK
         raise FrameError(name, "holds JPEG data of YCbCr and opacity, which are not read; save it without transparency")
     if len(stream.components) not in _MODES or not all(all(pair) for pair in stream.components.values()):
         raise FrameError(name, f"is a JPEG of {stream.frame[9]} components, which is not read; save it as PNG or TIFF")
@@ -227,7 +227,7 @@ def _segments(data: bytes, name: str) -> Iterator[tuple[int, bytes]]:
 
 
 def exif_orientation(exif: bytes) -> int:
-    """The orientation tag of a block of EXIF data (a small TIFF file); 1 where there is none to be read."""
+    """The orientation tag of a block of EXIF data (a small TIFF file); 1 if it has none."""
     order = {b"II*\0": "little", b"MM\0*": "big"}.get(exif[:4])
     if order is None:
         return 1

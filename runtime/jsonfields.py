@@ -1,6 +1,6 @@
 """Strict reading of JSON objects: every fault is collected, nothing is guessed, unknown keys are faults.
 
-What a reader of any text has to bound is bounded here, once: depth, number of values, digits, lengths, faults told.
+All limits that a reader of untrusted text needs are here: depth, number of values, digits, lengths, faults listed.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ MAX_TEXT = 4096
 MAX_ITEMS = 100_000
 MAX_WHOLE = 2**63 - 1
 MAX_FAULTS = 100
-"""So many faults of one file are told; the others are counted."""
+"""Faults listed for one file; further ones are only counted."""
 _MISSING = object()
 _SHORT = reprlib.Repr()
 _SHORT.maxlong = 100
 
 
 def parse_json(text: str | bytes, faults: list[str]) -> Any:
-    """The document. A name that stands twice in one object goes to `faults`: which is meant would be a guess.
+    """The document. A name that appears twice in one object is ambiguous and goes to `faults`.
 
-    Raises ValueError, RecursionError: also for what no file of this project has (see the limits above), and for halves
-    of surrogate pairs, which no file or terminal takes.
+    Raises ValueError or RecursionError: also for content beyond the limits above, and for halves of surrogate pairs,
+    which no file or terminal takes.
     """
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def parse_json(text: str | bytes, faults: list[str]) -> Any:
 
 
 def listed(faults: Sequence[str]) -> list[str]:
-    """The faults to tell: the first of them, and how many more there are."""
+    """The first MAX_FAULTS faults, and how many more there are."""
     more = len(faults) - MAX_FAULTS
     return list(faults) if more <= 0 else [*faults[:MAX_FAULTS], f"and {more:,} more"]
 
@@ -89,7 +89,7 @@ def _check_text(text: str) -> None:
 
 
 class Fields:
-    """One JSON object being read. Wrong entries go to `faults`; a placeholder is returned so that reading goes on."""
+    """One JSON object being read. Wrong entries go to `faults` and give a placeholder, so that reading continues."""
 
     def __init__(self, value: object, where: str, faults: list[str]) -> None:
         self.where = where
@@ -100,7 +100,7 @@ class Fields:
             self._values = value
         else:
             faults.append(f"{where} must be an object, not {_kind(value)}")
-            # One fault says it all; the fields that are then missing would only bury it.
+            # One fault is enough: reports of missing fields would only bury it.
             self.faults = []
 
     def fault(self, key: str, message: str) -> None:
@@ -227,14 +227,14 @@ class Fields:
         return value
 
     def inner(self, key: str) -> Fields:
-        """An object to be read in its turn."""
+        """An object, to be read in the same way."""
         value = self._take(key, _MISSING)
         where = f"{self.where}.{key}"
         # A missing object is one fault; those of its fields would only repeat it.
         return Fields({}, where, []) if value is _MISSING else Fields(value, where, self.faults)
 
     def finish(self, message: str = "is not known to this version") -> None:
-        """Record every key that nobody asked for."""
+        """Record every key that was not read."""
         unknown = sorted(set(self._values) - self._read)
         self.faults.extend(f"{self.where}.{_shown(key)} {message}" for key in unknown)
 
@@ -260,7 +260,7 @@ def _shown(name: str) -> str:
 
 
 def _odd_number(value: object) -> str:
-    """What is odd about a number somewhere in a value that `parse_json` gave; "" where nothing is."""
+    """Why a number somewhere in a value of `parse_json` is invalid; "" if none is."""
     values = [value]
     while values:
         one = values.pop()
@@ -269,7 +269,7 @@ def _odd_number(value: object) -> str:
         elif isinstance(one, list | tuple):
             values.extend(one)
         elif isinstance(one, float) and not math.isfinite(one):
-            return "not finite, which JSON has not"
+            return "not finite, which JSON does not allow"
         elif isinstance(one, int) and abs(one) > MAX_WHOLE:
             return "larger than 64 bits hold"
     return ""

@@ -20,13 +20,13 @@ TO_A_FILE = "name a file with --json"
 def json_lines(path: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
     """A function that writes one object as one line: to stdout, or to `path`, which appears once it is whole.
 
-    If the block fails after some lines, these are kept in `path`.partial, and stderr says so. A pipe or a device gets
-    each line at once. Raises PredictorError without a stdout, or where the reader of a pipe leaves; OSError.
+    If the block fails after some lines, `path`.partial keeps them, and a message on stderr names it. A pipe or a device
+    gets each line at once. Raises PredictorError without a stdout, or if the reader of a pipe leaves; OSError.
     """
     if path is None:
         require_stdout(TO_A_FILE)
         stdout = sys.stdout
-        yield lambda line: print(json.dumps(line), file=stdout, flush=True)  # whoever reads it waits for it
+        yield lambda line: print(json.dumps(line), file=stdout, flush=True)  # readers wait for each line
         return
     out, count = OutputFile(path), 0
 

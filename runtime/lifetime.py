@@ -1,9 +1,8 @@
-"""What ends before its time: the interpreter, and the process that a Predictor was opened in.
+"""The exit of the interpreter and forks: how threads end, and why a forked child refuses to work.
 
-A thread that comes back from an engine while the interpreter is torn down is ended in the middle of C++ code, and the
-process dies of SIGABRT. So the exit lets no other batch begin and waits for those under way, whosever threads they
-are in. A forked child has none of its parent's threads, and its locks are as they happened to be: nothing that was
-opened before the fork is used there.
+If a thread returns from an engine while the interpreter is torn down, it ends in the middle of C++ code. Then the
+process dies of SIGABRT. So the exit starts no other batch and waits for all batches under way. A forked child has none
+of its parent's threads, and its locks are in an arbitrary state. So it uses nothing that was opened before the fork.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from .crew import Worker
 from .errors import PredictorError
 
 PATIENCE_S = 30.0
-"""How long the exit waits for the engine: one that hangs must not keep the process alive."""
-REFUSED = "the interpreter is on its way out; no batch is begun any more"
+"""How long the exit waits for the engine. An engine that hangs must not keep the process alive."""
+REFUSED = "the interpreter is exiting; no new batch starts"
 _PARTING_S = 0.5
-"""How long it waits for threads that are in no engine: to hand over the last answers, if they can."""
+"""How long the exit waits for threads outside of engines, which hand over the last answers."""
 
 
 class Ending(Protocol):
-    """What has threads of its own that must stop when the interpreter exits."""
+    """An object whose threads must stop when the interpreter exits."""
 
     def abandon(self) -> None:
-        """Begin nothing more. Waits for nothing."""
+        """Start no further work. Waits for nothing."""
 
     def join(self, until: float) -> None:
-        """Wait for the threads, until this time of the monotonic clock at most."""
+        """Wait for the threads, at most until this time of the monotonic clock."""
 
 
 class _State:
-    """Of this process; a forked child begins with a new one."""
+    """State of this process; a forked child starts with a new one."""
 
     def __init__(self) -> None:
         self.changed = threading.Condition()
@@ -51,19 +50,19 @@ _state = _State()
 
 
 def watch(ending: Ending) -> None:
-    """Have `ending` told when the interpreter exits. It is not kept alive by that."""
+    """Stop `ending` when the interpreter exits. This holds only a weak reference."""
     with _state.changed:
         _state.watched.add(ending)
 
 
 def over() -> bool:
-    """Whether the interpreter is on its way out."""
+    """Whether the interpreter is exiting."""
     return _state.over
 
 
 @contextmanager
 def in_engine() -> Iterator[None]:
-    """Around every call of an engine: the exit waits for it. PredictorError once the interpreter is on its way out."""
+    """Wrap every call of an engine, so that the exit waits for it. PredictorError once the interpreter is exiting."""
     state = _state
     with state.changed:
         admitted = not state.over
@@ -80,8 +79,8 @@ def in_engine() -> Iterator[None]:
 
 
 def park() -> None:
-    """At the exit, stop a daemon thread of the program around: it ends in a moment anyway, as all of them do then, and
-    to end it by an error would be told on stderr. Whoever else gets here goes on, the main thread above all."""
+    """At the exit, stop a daemon thread of the calling program. It ends in a moment anyway, and an error would print a
+    traceback on stderr. Other threads return, the main thread above all."""
     thread = threading.current_thread()
     while over() and thread.daemon and not isinstance(thread, Worker):
         time.sleep(3600)

@@ -1,4 +1,4 @@
-"""One writer at a time: a lock file that the operating system holds for as long as its process lives."""
+"""One writer at a time: a lock file that the operating system releases when the process ends."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ MAX_WORDS = 300
 
 @contextmanager
 def locked(file: Path, what: Path, wait_s: float | None = None) -> Iterator[bool]:
-    """Hold the lock `file`, which speaks for `what`; whether this thread did not hold it already.
+    """Hold the lock `file`, which protects `what`; yield whether this thread did not hold it before.
 
-    The file is made where it is absent and is gone again afterwards. Inside it stands who holds it, for the message of
-    those who wait in vain. Threads exclude each other as processes do.
+    The file is created if absent and removed afterwards. It names its holder, for the error of others that wait in
+    vain. Threads exclude each other as processes do.
 
-    The lock is flock's (Windows: LockFileEx's): it ends with its process, however that ends, so none is ever stale. On
-    a network share it holds between machines if the share passes locks on: NFS 4, NFS 3 without `nolock`, SMB with
-    Linux 5.5 or later. A share that says it has no locks is an error; one that keeps them to each machine is not seen.
+    The lock is flock's (Windows: LockFileEx's) and ends with its process, so it is never stale. On a network share it
+    works between machines if the share passes locks on: NFS 4, NFS 3 without `nolock`, SMB with Linux 5.5 or later. A
+    share that reports no locks is an error; a share that keeps locks local to each machine is not detected.
 
-    Raises BundleError where another still holds it after `wait_s` seconds (WAIT_S), or where it cannot be had.
+    Raises BundleError if another still holds it after `wait_s` seconds (default WAIT_S), or if locking fails.
     """
     file = file.parent.resolve() / file.name
-    if not file.parent.is_dir():  # which the library would make
+    if not file.parent.is_dir():  # the library would create it
         raise BundleError(what, f"cannot be locked, so it is not changed ({file.parent} is not a folder)")
     lock = FileLock(file, is_singleton=True, on_acquired=_say_who)
     _acquire(lock, file, what, WAIT_S if wait_s is None else wait_s)
@@ -44,7 +44,9 @@ def locked(file: Path, what: Path, wait_s: float | None = None) -> Iterator[bool
         yield first
     finally:
         if first:
-            with suppress(OSError):  # not while it is open, on Windows; who waits looks whether it still has its name
+            with suppress(
+                OSError
+            ):  # fails on Windows while it is open; waiting threads check that the file still has its name
                 file.unlink()
         lock.release()
 
@@ -58,7 +60,7 @@ def _acquire(lock: FileLock, file: Path, what: Path, wait_s: float) -> None:
         except Timeout:
             raise BundleError(what, f"is being changed by {_who(file)}: wait until that is done") from None
         except OSError as exc:
-            # What a network share says of a lock file that its last holder has removed meanwhile.
+            # A network share reports this for a lock file that its last holder has removed meanwhile.
             if exc.errno == errno.ESTALE and time.monotonic() < end:
                 continue
             raise BundleError(what, f"cannot be locked, so it is not changed ({exc.strerror or exc})") from exc

@@ -1,7 +1,7 @@
-"""The bundle's manifest: what is in the folder, and what produced it (format: docs/bundle-format.md).
+"""The bundle's manifest: the files in the folder, and what produced them (format: docs/bundle-format.md).
 
-Readers take no lock. They read the manifest once, then each file that it names once, by its hash; where that fails and
-another manifest is there by now, they start again with that one. So what is run is all of one bundle.
+Readers take no lock. They read the manifest once, then each of its files once, by hash. If that fails and the manifest
+has been replaced meanwhile, they start again with the new one. So everything that runs is from one bundle.
 """
 
 from __future__ import annotations
@@ -113,12 +113,12 @@ class Manifest:
         name = fields.text("format")
         version = fields.whole("version", 1, 10**6)
         if not faults and name != FORMAT:
-            raise BundleError(where, f'says format "{name}", expected "{FORMAT}"')
+            raise BundleError(where, f'has the format "{name}", expected "{FORMAT}"')
         if not faults and version > VERSION:
             raise BundleError(
                 where, f"has format version {version}, this reader knows up to {VERSION}: update sem-clip"
             )
-        # A faulty version is one fault; the entries of another version would only bury it.
+        # A faulty version is one fault: faults of another version's entries would only bury it.
         encoder = read_encoder(fields.inner("encoder"), VERSION if faults else version)
         artifacts = tuple(
             _read_artifact(Fields(item, f"manifest.artifacts[{index}]", faults))
@@ -197,7 +197,7 @@ def use_bundle(folder: str | Path, use: Callable[[Manifest, Recipe], T], *, veri
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest that lies in the folder, whatever else does. Raises BundleError."""
+    """The manifest of a folder; other files are not checked. Raises BundleError."""
     return Manifest.from_json(read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError), where=str(folder / FILE_NAME))
 
 
@@ -308,7 +308,7 @@ def _with_recipe_of(folder: Path, new: Manifest, before: Manifest | None, there:
 
 
 def _is_there(folder: Path, there: Manifest | None, file: str, digest: str) -> bool:
-    """Whether the old bundle has the very file already, and not only says so."""
+    """Whether the old bundle's manifest names the file and the file itself is intact."""
     return there is not None and there.files().get(file) == digest and not _file_faults(folder, file, None, digest)
 
 

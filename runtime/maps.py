@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 Map = NDArray[np.float32]
 TOP_SHARE = 0.01
-"""The frame score is the mean of this share of the map's pixels, the highest ones."""
-_EVERY = 31
-"""Every which pixel the frame score's bound is guessed from; odd, so that they lie all over the map."""
+"""Share of the map's pixels whose mean is the frame score: the highest ones."""
+_SAMPLED = 31
+"""The frame score samples one pixel in so many; the number is odd, so that the sample lies all over the map."""
 _SMALL_PRODUCT = 200_000
-"""Multiply-adds below which BLAS does not start threads. Its threads would spin against the decoders and the engine:
-on two cores a stream fell to a fifth of its speed."""
+"""Multiply-adds below which BLAS starts no threads. Its threads would compete with the decoders and the engine: on two
+cores, a stream fell to a fifth of its speed."""
 
 
 @lru_cache(maxsize=64)
@@ -48,13 +48,13 @@ def upsample(
     """U_h A U_wᵀ: maps [..., rows, columns] at `size` [height, width], float32 [..., height, width] in [0, 1].
 
     smoothing_px is given at the encoder's `image_size` and scales with the output, so the result looks the same at
-    every size. A map comes out the same whatever others are beside it. part: rows of the result, if not all are wanted.
+    every size. A map's result does not depend on the other maps of the batch. part: rows of the result to compute.
     """
     (height, width), (rows, columns) = size, patch_map.shape[-2:]
     vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])[part]
     height = len(vertical)
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
-    # Bands of rows, so that no product is large; all in one call, so that the GIL changes hands once.
+    # Bands of rows keep each MatMul small; one call for all of them hands over the GIL once.
     bands = -(-height // max(1, _SMALL_PRODUCT // (columns * width)))
     band = -(-height // bands)
     padded = np.zeros((bands * band, rows), np.float32)
@@ -72,24 +72,25 @@ def frame_score(full_map: Map) -> float:
 def frame_scores(full_maps: Map) -> Map:
     """`frame_score` of maps [n, height, width]: float32 [n]."""
     flat = full_maps.reshape(len(full_maps), -1)
-    size = flat.shape[1]
-    count = max(1, round(TOP_SHARE * size))
-    # Selecting among all pixels takes twice as long as leaving most of them out first: a bound, guessed from some of
-    # them so that about twice as many reach it as are needed, is a right one if no fewer do than are needed.
-    some = flat[:, ::_EVERY]
-    guess = 2 * count // _EVERY + 2
-    if some.shape[1] > guess:
-        bound = np.partition(some, some.shape[1] - guess, axis=1)[:, some.shape[1] - guess]
-        reaching = ~(flat < bound[:, None])
-        reached = np.array([np.count_nonzero(row) for row in reaching])  # six times as fast as along an axis
-        if reached.min() >= count:
-            left = np.full((len(flat), reached.max()), -np.inf, np.float32)
-            left[np.arange(left.shape[1]) < reached[:, None]] = flat[reaching]
-            flat = left
-    highest = np.partition(flat, flat.shape[1] - count, axis=1)[:, -count:]
-    # In float64 the order of the pixels, which depends on the maps beside this one, does not show.
-    mean: Map = highest.mean(axis=1, dtype=np.float64).astype(np.float32)
-    return mean
+    count = max(1, round(TOP_SHARE * flat.shape[1]))
+    # A mean in float64 does not depend on the order in which the highest pixels are found.
+    return np.array([_highest(values, count).mean(dtype=np.float64) for values in flat], np.float32)
+
+
+def _highest(values: Map, count: int) -> Map:
+    """The `count` highest of `values`, in any order.
+
+    A selection among all pixels takes six times as long as one among those that reach a bound. The bound is guessed
+    from a sample, so that about twice as many values reach it as are needed; if fewer reach it, all are searched.
+    """
+    sample = values[::_SAMPLED]
+    guess = 2 * count // _SAMPLED + 2
+    if len(sample) > guess:
+        bound = np.partition(sample, len(sample) - guess)[len(sample) - guess]
+        reaching = values[~(values < bound)]
+        values = reaching if len(reaching) >= count else values
+    highest: Map = np.partition(values, len(values) - count)[-count:]
+    return highest
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +98,7 @@ class Region:
     """One connected part of the mask, in frame pixels.
 
     x, y, width, height: bounding box, from its top-left pixel. area: pixels. centroid: (x, y). peak: highest map value.
-    below_threshold: no pixel of the frame reached the pixel threshold, and this is what surrounds the map's maximum.
+    below_threshold: no pixel of the frame reached the pixel threshold; this is the region around the map's maximum.
     """
 
     x: int
@@ -148,10 +149,10 @@ def find_regions(mask: NDArray[np.bool_], full_map: Map) -> tuple[Region, ...]:
 
 
 def around_peak(full_map: Map, background: float) -> NDArray[np.bool_]:
-    """The 8-connected part of a map [height, width] that holds its maximum and is nearer to that than to `background`.
+    """The 8-connected part of a map [height, width] that holds its maximum and is nearer to it than to `background`.
 
-    The full width at half maximum, as one measures a peak over its background; never empty. A frame of few pixels may
-    show none of what is above the background: then there is no peak, and the part that is no lower.
+    This is a peak's full width at half maximum over its background; it is never empty. If no pixel of a small frame is
+    above the background, the part is what is no lower than the maximum.
     """
     highest = float(full_map.max())
     half = (highest + min(background, highest)) / 2
@@ -166,7 +167,7 @@ def around_peak(full_map: Map, background: float) -> NDArray[np.bool_]:
 
 
 def stretch(mask: NDArray[np.bool_], size: tuple[int, int], rows: slice = slice(None)) -> NDArray[np.bool_]:
-    """A mask at a size [height, width] that is no smaller, each pixel the nearest of `mask`; of these rows alone."""
+    """A mask enlarged to a size [height, width] by the nearest pixel; only the rows `rows` of it."""
     row, column = (np.arange(new) * old // new for old, new in zip(mask.shape, size, strict=True))
     return mask[np.ix_(row[rows], column)]
 

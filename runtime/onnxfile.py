@@ -1,8 +1,8 @@
-"""What an ONNX file may hold, looked up in its bytes before an engine sees them; neither onnx nor an engine is needed.
+"""Check the bytes of an ONNX file before an engine reads them; neither onnx nor an engine is needed.
 
-The graphs of this project are straight lines: they branch and repeat nowhere. So a file that holds a part that may run
-for ever (Loop, Scan, If, functions), that only some engine knows (other domains), or that lies in another file, which
-no hash covers, is refused. The field numbers are those of onnx.proto, the encoding that of Protocol Buffers.
+Graphs of this project neither branch nor loop. So a file is refused if a part of it may run for ever (Loop, Scan, If,
+functions) or is known to some engines only (other domains). A part that lies in another file is refused too, because no
+hash covers it. Field numbers are those of onnx.proto; the encoding is that of Protocol Buffers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAX_BYTES = 2**31 - 1
 MAX_FIELDS = 10**6
 """A graph of twelve layers has some 20,000 in the messages that are read."""
 MAX_NODES = 20_000
-"""A graph of twelve layers has some 2,000; what an engine looks for in many more takes it minutes."""
+"""A graph of twelve layers has some 2,000; an engine takes minutes to optimize many more."""
 _DOMAINS = (b"", b"ai.onnx")
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _32_BITS = 2**32 - 1
@@ -24,9 +24,9 @@ Field = tuple[int, int | memoryview]
 
 
 def onnx_faults(content: bytes | memoryview) -> list[str]:
-    """Why the file is not one of this project's, at the first reason found; empty where nothing is wrong.
+    """The first reason why the file is not one of this project's; empty if there is none.
 
-    Takes a time that the number of fields bounds, and no memory to speak of.
+    The number of fields bounds the time; little memory is used.
     """
     left = MAX_FIELDS
 
@@ -48,7 +48,7 @@ def onnx_faults(content: bytes | memoryview) -> list[str]:
 
 
 class _RefusedError(Exception):
-    """Says why."""
+    """The reason why a file is refused."""
 
 
 _Reader = Callable[[memoryview], Iterator[Field]]
@@ -59,7 +59,7 @@ def _check_model(model: memoryview, fields: _Reader) -> None:
     for number, value in fields(model):
         if number == 7:  # ModelProto.graph
             graphs += 1
-            if graphs > 1:  # which a reader takes for parts of one
+            if graphs > 1:  # readers merge them into one
                 raise _RefusedError("holds more than one graph")
             _check_graph(_message(value), fields)
         elif number == 25:  # ModelProto.functions
@@ -132,7 +132,7 @@ def _fields(message: memoryview) -> Iterator[Field]:
     at, end = 0, len(message)
     while at < end:
         key, at = _varint(message, at)
-        number, kind = (key & _32_BITS) >> 3, key & 7  # as the engine's reader does, which drops what is above
+        number, kind = (key & _32_BITS) >> 3, key & 7  # as in the engine's reader, which drops the bits above
         if kind == _VARINT:
             value, at = _varint(message, at)
             yield number, value

@@ -1,7 +1,7 @@
-"""The names of this project's packages belong to many: here its own come first, and its child processes too.
+"""Find this project's packages before others of the same name, in this process and in its children.
 
 `runtime`, `export`, `calibration` and `benchmarks` are common names. A file `export.py` on PYTHONPATH, or in the
-current folder, must neither be run in place of the project's package nor break a command.
+current folder, must neither run in place of the project's package nor break a command.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 class _OwnPackages:
-    """Finds the packages of this project beside `runtime`, whatever else the path offers under their names."""
+    """Finds this project's packages in the folder of `runtime`, before others of the same name on the path."""
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
@@ -30,10 +30,10 @@ class _OwnPackages:
 
 
 def own_packages_first() -> None:
-    """From now on the project's packages are found before others of their names, and no child process, of whatever
-    library, takes code from the current folder.
+    """Put the project's packages before others of their names, and keep child processes of any library from taking
+    code from the current folder.
 
-    Raises PredictorError if one of the names was taken before: by a program that imports this one, say.
+    Raises PredictorError if one of the names is taken already, for example by a program that imports this one.
     """
     if _OwnPackages not in sys.meta_path:
         sys.meta_path.insert(0, _OwnPackages)
@@ -58,7 +58,7 @@ def child_command(module: str, *arguments: str) -> list[str]:
 def child_environment() -> dict[str, str]:
     """An environment in which a child finds this code, installed or not, before any other of its names.
 
-    Nothing is taken from the current folder: not by -m (which -P sees to), nor by a relative entry of PYTHONPATH.
+    The current folder provides no code: -P keeps -m from it, and relative entries of PYTHONPATH are dropped.
     """
     given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     above = [str(ROOT), *(folder for folder in given if Path(folder).is_absolute())]

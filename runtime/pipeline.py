@@ -20,7 +20,7 @@ from .prediction import Prediction, summarize
 from .recipe import LEAST_FEATURE, MOST_FEATURE, FrameOptions, Recipe, directionless
 
 _TOLERANCE = 0.01
-"""By how much probabilities, their sum and a map may miss [0, 1]: fp16 keeps 11 bits, so 64 of them miss by 0.001."""
+"""Tolerance of probabilities, their sum and the map beyond [0, 1]. fp16 keeps 11 bits, so 64 of them miss by 0.001."""
 _FINISHED_TOGETHER = 8
 """Frames whose full maps are held at once: 2 MB at 240 x 240, which still fits a core's cache."""
 
@@ -51,7 +51,7 @@ class Pipeline:
     batch_size: int
 
     def prepare(self, source: FrameSource, setup: Setup, index: int | None = None, name: str | None = None) -> Job:
-        """Decode and resize one frame; it is called `name`, else as `describe` does. Raises FrameError."""
+        """Decode and resize one frame. name: by default that of `describe`. Raises FrameError."""
         began = time.perf_counter()
         name = name or describe(source, index)
         try:
@@ -61,7 +61,7 @@ class Pipeline:
         except MemoryError as exc:
             raise FrameError(name, "needs more memory than is left") from exc
         path = path_of(source)
-        # What an array or an image held is the caller's to know; a file may be another one when it is drawn.
+        # Callers know what an array or an image held; a file may have changed before an overlay is drawn.
         checksum = None if path is None else checksum_of(grey)
         seconds = time.perf_counter() - began
         size = (grey.shape[0], grey.shape[1])
@@ -70,8 +70,8 @@ class Pipeline:
     def infer(self, jobs: Sequence[Job]) -> tuple[Outputs, float]:
         """Run the engine on at most `batch_size` jobs of one setup: outputs and seconds.
 
-        Raises BackendError, also for answers that are none: of another shape, NaN, no probabilities, no map. Every
-        threshold would let them pass. PredictorError when the interpreter is on its way out.
+        Raises BackendError, also for invalid answers: a wrong shape, NaN, no probabilities, no map. Every threshold
+        would let them pass. PredictorError when the interpreter is exiting.
         """
         began = time.perf_counter()
         recipe = jobs[0].setup.recipe
@@ -88,18 +88,18 @@ class Pipeline:
         return sound, time.perf_counter() - began
 
     def _fault(self, outputs: Outputs, names: Sequence[str], classes: int) -> str:
-        """What is wrong with the answers, and of which frame; "" where nothing is."""
+        """The fault of the answers, with the name of the frame; "" if there is none."""
         shapes = ((len(names), classes), (len(names), *self.encoder.grid), (len(names), self.encoder.features))
         for name, shape in zip(OUTPUTS, shapes, strict=True):
             values = getattr(outputs, name, None)
-            if type(values) is not np.ndarray:  # a masked array, say, hides what it holds from every check
+            if type(values) is not np.ndarray:  # a masked array, for example, hides its content from checks
                 return f"{name}: {type(values).__name__}, not an array"
             if values.dtype.kind != "f" or values.dtype.itemsize > 8 or values.shape != shape:
                 return f"{name}: {values.dtype} {list(values.shape)}, not float32 {list(shape)}"
         return "" if _plausible(outputs) else self._wrong_value(outputs, names)
 
     def _wrong_value(self, outputs: Outputs, names: Sequence[str]) -> str:
-        """Which value of which frame is none that an answer has."""
+        """The invalid value, with the name of its frame; "" if all are valid."""
         for name in OUTPUTS:
             values = getattr(outputs, name)
             sound = np.isfinite(values).reshape(len(names), -1).all(axis=1)
@@ -187,7 +187,7 @@ class Pipeline:
 
 
 def _plausible(outputs: Outputs) -> bool:
-    """Whether all values are what an answer has: asked of the batch as a whole, in few calls of numpy. NaN is none."""
+    """Whether all values are valid, for the whole batch in few calls of numpy. NaN is not valid."""
     probabilities, defect_map, features = (getattr(outputs, name) for name in OUTPUTS)
     largest = np.maximum(features.max(axis=1), -features.min(axis=1)).tolist()
     return bool(
@@ -199,10 +199,9 @@ def _plausible(outputs: Outputs) -> bool:
 
 
 def _float32(values: NDArray[Any], name: str) -> NDArray[np.float32]:
-    """Of a range, put back what rounding pushed beyond it; and take off more digits than float32 has.
+    """As float32, and clipped to [0, 1] where rounding went beyond it, except for features.
 
-    So a score of 0 reaches a threshold of 0, no logarithm is NaN, and calibration reads the numbers that verdicts go
-    by.
+    So a score of 0 reaches a threshold of 0, no logarithm is NaN, and calibration reads the very numbers of verdicts.
     """
     found: NDArray[np.float32] = values.astype(np.float32, copy=False)
     if name != "features" and (found.min() < 0 or found.max() > 1):

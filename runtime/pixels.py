@@ -1,4 +1,4 @@
-"""Pixels as a file or an array stores them become 8-bit grey. Shared by the readers of every format."""
+"""Turn pixels as a file or an array stores them into 8-bit grey, for the readers of every format."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Pixels: TypeAlias = NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535
-"""JPEG's limit too. What a resize needs grows with the side, and not with the pixels alone."""
+"""JPEG's limit too. The memory of a resize grows with the side, not only with the number of pixels."""
 MAX_BYTES = 400_000_000
-"""Of one frame as it is stored, unpacked. With the copies that a decoder makes, reading stays below a gigabyte."""
+"""For one frame as stored, unpacked. With the decoder's copies, reading stays below a gigabyte."""
 BLOCK = 1 << 20
-"""Pixels that are worked on at once: of a large frame, no second copy is ever whole."""
+"""Pixels that are converted at once, so that a large frame never has a second whole copy."""
 _LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 _DARK_SHARE = 8
-"""A frame of more than 8 bits that uses less than one in so many of the values it may hold gets a warning."""
+"""A frame of more than 8 bits gets a warning if its values span less than 1 / _DARK_SHARE of their range."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,11 +32,11 @@ class Stored:
     """The pixels of one frame before they are made 8-bit grey.
 
     values: an array [H, W] or [H, W, 3], or an 8-bit Pillow image.
-    white: the value that is white, where the file says so itself; None for 8 bits, floats, and 16 bits, whose white is
+    white: the value that is white, if the file defines it; None for 8 bits, floats, and 16 bits, whose white is
         `FrameOptions.white_level`.
     inverted: 0 is white, and `white` is black.
     orientation: the tag 274 of EXIF and TIFF; 1 is upright. It is never applied.
-    wide_colour: 16-bit colour. Its white is always 65535: of PNG files, Pillow keeps the upper eight bits.
+    wide_colour: 16-bit colour. Its white is always 65535: Pillow keeps only the upper eight bits of PNG files.
     """
 
     values: NDArray[Any] | Image.Image
@@ -48,14 +48,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """A frame in 8-bit grey, [height, width] or a Pillow image of mode L, and what to know about it."""
+    """A frame in 8-bit grey, [height, width] or a Pillow image of mode L, with its warnings."""
 
     pixels: Pixels | Image.Image
     warnings: tuple[str, ...] = ()
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
-    """Refuse sizes that nobody means, before memory is taken. Raises FrameError."""
+    """Refuse implausible sizes before memory is allocated. Raises FrameError."""
     if width * height > MAX_PIXELS:
         raise FrameError(name, f"is {width}x{height} pixels, more than {MAX_PIXELS / 1e6:g} megapixels")
     if max(width, height) > MAX_SIDE:
@@ -65,7 +65,7 @@ def check_pixels(width: int, height: int, name: str) -> None:
 
 
 def check_bytes(size: int, name: str) -> None:
-    """Refuse a frame whose pixels take more memory than reading may. Raises FrameError."""
+    """Refuse a frame whose pixels need more memory than MAX_BYTES. Raises FrameError."""
     if size > MAX_BYTES:
         raise FrameError(
             name, f"holds {size / 1e6:.0f} MB of pixels, more than {MAX_BYTES / 1e6:g}; save it as grey of 8 or 16 bits"
@@ -73,9 +73,9 @@ def check_bytes(size: int, name: str) -> None:
 
 
 def decoded(stored: Stored, white_level: int, name: str) -> Decoded:
-    """`stored` as grey, with a warning for each thing that was understood and may not have been meant.
+    """`stored` as grey, with a warning for each property that may not have been meant.
 
-    Raises FrameError where the values have no meaning as grey.
+    Raises FrameError if the values have no meaning as grey.
     """
     values, warnings = stored.values, []
     if stored.orientation != 1:
@@ -102,9 +102,9 @@ def to_grey(
 ) -> tuple[Pixels, list[str]]:
     """Values [H, W] or [H, W, 3] as grey uint8 [H, W], always a copy; and at most one warning.
 
-    white: the value that is white, where it is known; else 255 of 8 bits, 1 of floats, and `white_level`.
-    Colour becomes luma (ITU-R 601, as Pillow's "L"). The warning says that more than 8 bits were declared and hardly
-    used; of 8 bits it is not asked, since their white is not in doubt. Raises FrameError.
+    white: the value that is white, if it is known; else 255 for 8 bits, 1 for floats, and `white_level`.
+    Colour becomes luma (ITU-R 601, as Pillow's "L"). The warning reports that values of more than 8 bits use little of
+    their range; 8-bit frames get none, since their white is certain. Raises FrameError.
     """
     kind, eight = values.dtype.kind, values.dtype.itemsize == 1
     white = 1 if kind == "f" else white or (255 if eight else white_level)
@@ -121,7 +121,7 @@ def to_grey(
 
 
 def row_blocks(height: int, width: int, most: int = BLOCK) -> Iterator[slice]:
-    """All rows, so many together that they hold about `most` pixels."""
+    """All rows in blocks of about `most` pixels."""
     step = max(1, most // max(1, width))
     return (slice(start, min(height, start + step)) for start in range(0, height, step))
 
@@ -171,5 +171,5 @@ def _table(white: int) -> Pixels:
 def _unused(low: float, high: float, white: int, kind: str) -> list[str]:
     if (high - low) * _DARK_SHARE >= white:
         return []
-    advice = "" if kind == "f" else "; if the tool stores fewer bits, say so with white_level"
+    advice = "" if kind == "f" else "; if the tool stores fewer bits, set white_level"
     return [f"its values lie in [{low:g}, {high:g}], under 1/{_DARK_SHARE} of the range up to {white} (white){advice}"]

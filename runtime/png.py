@@ -1,7 +1,7 @@
-"""PNG files: inflated by ISA-L, which is most of what reading a frame costs, in half of zlib's time.
+"""PNG files: the chunks are read here, the pixels inflated by `runtime.inflate`, and the row filters undone by Pillow.
 
-Pillow undoes the row filters: it is handed the same bytes as a stream that is not compressed. The chunks are walked
-here, so that neither a file's metadata nor the switches of the program around this one have a say in what is read.
+Pillow gets the inflated bytes as a stream without compression. Reading the chunks here keeps a file's metadata, and
+Pillow's global switches, from changing the pixels.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from isal import igzip_lib, isal_zlib
 from PIL import Image, PngImagePlugin
 
+from . import inflate
 from .errors import FrameError
 from .jpeg import exif_orientation
 from .pixels import Stored, check_bytes, check_pixels
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _SAMPLES = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-"""A pixel, by colour type."""
+"""Samples per pixel, by colour type."""
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """First column, first row, and the steps, of the passes of an interlaced image (PNG, section 8.2)."""
 _LARGEST = 1 << 25
-"""Bytes of pixels up to which a thread keeps a buffer for them; zlib itself inflates larger images."""
+"""Bytes of pixels up to which a thread keeps a buffer for them. Pillow inflates larger images a second time."""
 _BLOCK = 65_535
-"""Most that a stored block holds (RFC 1951, section 3.2.4)."""
+"""The most bytes that a stored block holds (RFC 1951, section 3.2.4)."""
 
 
 class _Buffer(threading.local):
-    """A thread's buffer, as large as the largest so far. A new one for every frame costs as much as ISA-L saves."""
+    """A thread's buffer, as large as its largest image so far. A new one per frame costs as much as ISA-L saves."""
 
     buffer = memoryview(b"")
 
     def of(self, size: int) -> memoryview:
-        """`size` bytes of it."""
+        """The first `size` bytes of the buffer."""
         if len(self.buffer) < size:
             self.buffer = memoryview(bytearray(size))
         return self.buffer[:size]
@@ -50,7 +50,7 @@ _own = _Buffer()
 
 @dataclass(frozen=True, slots=True)
 class _Chunks:
-    """header, palette: whole chunks; data: the compressed pixels in parts."""
+    """What reading needs. header, palette: whole chunks; data: the compressed pixels in parts."""
 
     header: bytes
     palette: bytes
@@ -61,14 +61,14 @@ class _Chunks:
 def decode(data: bytes, name: str) -> Stored:
     """The pixels of a PNG file, as Pillow has them: 16-bit grey as such, 16-bit colour by its upper 8 bits.
 
-    Raises FrameError; OSError, ValueError or ISA-L's error where the data are damaged or end too early.
+    Raises FrameError; OSError, ValueError or the inflating library's error where the data are damaged or end too early.
     """
     chunks = _walk(memoryview(data), name)
     width, height, depth, kind, _, _, interlaced = struct.unpack(">IIBBBBB", chunks.header[8:21])
     check_pixels(width, height, name)
     bits = depth * _SAMPLES.get(kind, 0)
     check_bytes(width * height * bits // 8, name)
-    # Pillow knows which bits mean what; all it is shown is the head of the file.
+    # Pillow knows what the bits mean; it gets only the head of the file.
     with PngImagePlugin.PngImageFile(io.BytesIO(SIGNATURE + chunks.header + chunks.palette + _EMPTY)) as head:
         mode, raw_mode, palette = head.mode, head.tile[0][3], head.palette
     size = sum(rows * (1 + (columns * bits + 7) // 8) for columns, rows in _sizes(width, height, interlaced))
@@ -83,7 +83,7 @@ def decode(data: bytes, name: str) -> Stored:
 
 
 def _sizes(width: int, height: int, interlaced: int) -> Iterator[tuple[int, int]]:
-    """Columns and rows of each pass; a byte before each row says how it was filtered (PNG, section 9)."""
+    """Columns and rows of each pass; a byte before each row names its filter (PNG, section 9)."""
     for left, top, across, down in _PASSES if interlaced else ((0, 0, 1, 1),):
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
         if columns > 0 and rows > 0:
@@ -91,8 +91,8 @@ def _sizes(width: int, height: int, interlaced: int) -> Iterator[tuple[int, int]
 
 
 def _walk(file: memoryview, name: str) -> _Chunks:
-    """What the chunks up to the end of the pixels hold. Their checksums are verified, those of metadata are not: a
-    file whose rest is zeros, as after a copy that broke off, may still inflate to enough pixels."""
+    """The chunks up to the end of the pixels. Checksums are verified, except those of metadata: a file that ends in
+    zeros, as after an interrupted copy, may still inflate to enough pixels."""
     header = palette = b""
     data: list[memoryview] = []
     orientation, at = 1, len(SIGNATURE)
@@ -102,7 +102,7 @@ def _walk(file: memoryview, name: str) -> _Chunks:
         if kind != b"IDAT" and (data or end > len(file)):
             break
         checked = kind in (b"IHDR", b"PLTE", b"IDAT") and end <= len(file)
-        if checked and isal_zlib.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
+        if checked and inflate.crc32(file[at + 4 : end - 4]) != int.from_bytes(file[end - 4 : end], "big"):
             raise FrameError(name, f"is damaged or truncated (a wrong checksum of {kind.decode()})")
         if kind == b"IDAT":
             data.append(body)  # the last may be cut short, after all of its pixels
@@ -129,7 +129,7 @@ _EMPTY = _chunk(b"IDAT", b"") + _chunk(b"IEND", b"")
 
 
 def _enough(chunks: list[memoryview], size: int) -> bytes:
-    """What the IDAT chunks hold, in one piece and no more of it than a sane file needs for `size` bytes of pixels."""
+    """The content of the IDAT chunks, joined, and no more than a sane file needs for `size` bytes of pixels."""
     room, parts = 2 * size + _BLOCK, []
     for chunk in chunks:
         parts.append(chunk[:room])
@@ -140,7 +140,7 @@ def _enough(chunks: list[memoryview], size: int) -> bytes:
 def _stored(data: bytes, size: int) -> memoryview:
     """`size` bytes inflated, as a zlib stream of stored blocks (RFC 1950, RFC 1951).
 
-    It is valid until the thread's next call. No more than `size` is inflated, whatever the file holds.
+    It is valid until the thread's next call. No more than `size` bytes are inflated.
     """
     pixels = memoryview(b"".join(_inflated(data, size)))
     stream = _own.of(2 + size + 5 * math.ceil(size / _BLOCK) + 4)
@@ -151,12 +151,12 @@ def _stored(data: bytes, size: int) -> memoryview:
         struct.pack_into("<BHH", stream, at, start + len(part) == size, len(part), len(part) ^ 0xFFFF)
         stream[at + 5 : at + 5 + len(part)] = part
         at += 5 + len(part)
-    stream[-4:] = struct.pack(">I", isal_zlib.adler32(pixels))
+    stream[-4:] = struct.pack(">I", inflate.adler32(pixels))
     return stream
 
 
 def _checked(data: bytes, size: int) -> bytes:
-    """The same stream as it is in the file, where `size` bytes of pixels are in it: they were counted."""
+    """The file's own stream, once it is known to hold `size` bytes of pixels."""
     for _ in _inflated(data, size):
         pass
     return data
@@ -165,9 +165,9 @@ def _checked(data: bytes, size: int) -> bytes:
 def _inflated(data: bytes, size: int) -> Iterator[bytes]:
     """`size` bytes inflated, in one part where they are `_LARGEST` at most. Raises OSError if there are fewer.
 
-    Every call of ISA-L hands the GIL over, for which decoders then wait: so there are few.
+    Every call hands the GIL over, and decoders then wait for it: so there are few.
     """
-    inflater = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB)
+    inflater = inflate.inflater()
     done = 0
     while done < size and not inflater.eof:
         part = inflater.decompress(data, min(size - done, _LARGEST))

@@ -1,4 +1,4 @@
-"""What the Predictor answers: one small frozen record a frame."""
+"""What the Predictor returns: one small frozen record per frame."""
 
 from __future__ import annotations
 
@@ -33,15 +33,15 @@ class Prediction:
 
     The answer:
     source: the frame's path, or its place in the call.
-    verdict: a class, or "unknown" (unlike anything taught), or "cannot decide"; as the recipe's operating point asks.
+    verdict: a class, or "unknown" (out of distribution), or "cannot decide"; by the recipe's operating point.
     reason: why, in one sentence with the numbers that decided.
-    is_defect: score >= defect_threshold. Of a verdict that is a class: whether that is a defect class.
+    is_defect: score >= defect_threshold. If the verdict is a class: whether it is a defect class.
     label, confidence: the class that the verdict names, or that it would name if it did not abstain, and its
         probability. "good" where `is_defect` is false, else the likeliest defect class.
-    score: the defect score in [0, 1], of map_score and 1 - P(good) as the operating point's class_share says.
+    score: the defect score in [0, 1], of map_score and 1 - P(good) by the operating point's class_share.
     regions: where the defect is, at least one if `is_defect`, none otherwise.
 
-    What it was made of, and no answer by itself:
+    The parts of the answer, which are none by themselves:
     probabilities: by class name, `good` first; they sum to 1 (eq. 23, at the operating point's temperature).
     head_class: the likeliest of all classes, the paper's arg max (eq. 23); it may contradict the verdict.
     map_score: mean of the highest 1 % of the map, in [0, 1]. peak: the map's maximum.
@@ -52,7 +52,7 @@ class Prediction:
     defect_threshold, pixel_threshold: as used here. backend: name of the engine that ran.
     timings_ms: prepare (decode and resize), infer (the batch this frame was in), postprocess.
     checksum: of the grey pixels that were read from `path`; None if they came from elsewhere.
-    warnings: what was understood about the frame and may not have been meant; a hardly used range, an orientation tag.
+    warnings: what may not have been meant about the frame: a hardly used range, an orientation tag.
     """
 
     ok = True
@@ -117,8 +117,8 @@ class Prediction:
     def mask(self, threshold: float | None = None) -> NDArray[np.bool_]:
         """Where the defect is: bool [height, width] of the frame.
 
-        Without a threshold, the pixels of `regions`: none of a frame that is no defect. With one, the pixels whose map
-        value reaches it, whatever the verdict. ValueError if it is no number.
+        Without a threshold, the pixels of `regions`: none if the frame is no defect. With one, the pixels whose map
+        value reaches it, for every verdict. ValueError if it is no number.
         """
         if threshold is not None:
             threshold = real_number("threshold", threshold, -math.inf, math.inf)
@@ -130,8 +130,8 @@ class Prediction:
     def regions(self) -> tuple[Region, ...]:
         """Connected parts of `mask()`, strongest first: at least one if the frame is a defect, none if it is not.
 
-        Where no pixel of a defect reaches the pixel threshold, the one region is the peak's own: the connected part
-        around the map's maximum that is nearer to it than to the map's median. It says so: `below_threshold`.
+        If no pixel of a defect reaches the pixel threshold, the only region surrounds the map's maximum: the connected
+        part that is nearer to the maximum than to the map's median. Its `below_threshold` is true.
         """
         if not self.is_defect:
             return ()
@@ -141,7 +141,7 @@ class Prediction:
             return tuple(replace(region, below_threshold=below) for region in find_regions(mask, full))
 
     def _outlined(self, full: Map) -> tuple[NDArray[np.bool_], bool]:
-        """The pixels of `regions`, and whether they are the peak's own for want of any that reach the threshold."""
+        """The pixels of `regions`, and whether they surround the peak because none reaches the threshold."""
         if not self.is_defect:
             return np.zeros(full.shape, np.bool_), False
         mask = self._reaching(self.pixel_threshold, full)
@@ -160,7 +160,7 @@ class Prediction:
 
     def _reaching(self, threshold: float, full: Map) -> NDArray[np.bool_]:
         mask = full >= threshold
-        # A threshold of 0 would otherwise call the rows that nobody looked at defective.
+        # Otherwise a threshold of 0 would call the ignored rows defective.
         top, bottom = self.ignored_rows
         mask[:top] = False
         mask[mask.shape[0] - bottom :] = False
@@ -228,7 +228,7 @@ class Prediction:
         return picture
 
     def _paint(self, picture: Image.Image) -> None:
-        """The map and the outlines onto `picture`, in blocks of rows: beside a large frame is no room for more."""
+        """The map and the outlines onto `picture`, in blocks of rows, to save memory with large frames."""
         rows, width = self.judged_rows, picture.width
         size = (rows.stop - rows.start, width)
         blocks = list(row_blocks(*size, _PAINTED))
@@ -250,7 +250,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class FailedFrame:
-    """Stands in a stream for a frame that could not be used; the stream goes on."""
+    """Takes the place of a frame that could not be used in a stream, which continues."""
 
     ok = False
 
@@ -274,8 +274,8 @@ def summarize(
 ) -> list[dict[str, Any]]:
     """The fields of each Prediction that follow from the engine's outputs: [n, K], [n, rows, columns], [n, F].
 
-    Many frames in few calls of numpy: each of these hands the GIL over, which with several threads costs more than
-    what it computes.
+    Many frames in few calls of numpy: each call hands over the GIL, which with several threads costs more than the
+    computation.
     """
     point, classes = recipe.operating_point, recipe.classes
     best = probabilities.argmax(axis=1).tolist()

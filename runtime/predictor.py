@@ -1,4 +1,4 @@
-"""The door: open a bundle, ask it about frames."""
+"""The entry point: open a bundle, and judge frames."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import threading
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import NoReturn
@@ -25,6 +25,7 @@ from .errors import BackendError, FrameError, PredictorError, RecipeError
 from .frames import FrameSource
 from .golden import Golden, load_golden
 from .host import find_gpu
+from .inflate import LIBRARY
 from .lifetime import in_engine, require_process
 from .manifest import Manifest, use_bundle
 from .pipeline import Job, Pipeline, Setup
@@ -35,7 +36,7 @@ from .stream import stream
 
 MAX_DELAY_MS = 3_600_000
 _ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, io.IOBase, Image.Image)
-"""What can be iterated, some of it, and is one frame and not many."""
+"""Types of single frames. Some of them can be iterated, and are still one frame."""
 _log = logging.getLogger("sem_clip")
 
 
@@ -46,14 +47,14 @@ class Predictor:
     process, for a pool of processes in its initializer. Errors and results pass between processes.
 
     bundle: the folder that `export/build_engine.py` wrote.
-    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own: what was asked for runs, or an
-        error says why not. "auto": the first of these that this host can run; `backend.why` says why none before it.
-    precision: of the artifact ("fp32", "fp16", "int8"); where not said, fp16 on a GPU and fp32 on a CPU.
-    recipe: a recipe file or Recipe to begin with instead of the bundle's own.
+    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own. A named backend never falls
+        back: it runs or raises. "auto": the first that this host can run; `backend.why` has why others were skipped.
+    precision: of the artifact ("fp32", "fp16", "int8"); by default fp16 on a GPU and fp32 on a CPU.
+    recipe: a recipe file or Recipe to start with instead of the bundle's own.
     batch_size: frames per engine run; longer inputs are split. threads: cores for the engine, 0 for all.
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
     white_level: the value of 16-bit frames that is white, instead of the recipe's (4095 where a tool stores 12 bits).
-    max_delay_ms, queue_size: for `submit`: how long a frame may wait for company, and how many may wait.
+    max_delay_ms, queue_size: for `submit`: how long a frame may wait for a batch to fill, and how many may wait.
     check: run one batch of the bundle's golden frames first, by its own recipe, and refuse a backend that disagrees
         with the export. `sem-clip verify` checks far more.
 
@@ -79,50 +80,32 @@ class Predictor:
         check: bool = False,
     ) -> None:
         self._pid = os.getpid()
-        batch_size = whole_number("batch_size", batch_size, 1)
         self._queue_size = whole_number("queue_size", queue_size, 1)
         self._max_delay_ms = real_number("max_delay_ms", max_delay_ms, 0, MAX_DELAY_MS)
+        batch_size = whole_number("batch_size", batch_size, 1)
         threads = whole_number("threads", threads, 0, MAX_THREADS)
         if not isinstance(bundle, str | os.PathLike):
             raise ValueError(f"bundle must be the path of a folder, not {bundle!r:.60}")
         if not isinstance(backend, str | Backend):
             raise ValueError(f"backend must be a name or a Backend, not {backend!r:.60}")
-        folder = Path(bundle)
-
-        def open_all(manifest: Manifest, recipe: Recipe) -> tuple[Manifest, Recipe, Golden | None, Backend]:
-            golden = load_golden(folder, manifest, recipe) if check else None
-            if not isinstance(backend, str):
-                return manifest, recipe, golden, backend
-            with in_engine():
-                opened = open_backend(backend, folder, manifest, precision=precision, threads=threads)
-            return manifest, recipe, golden, opened
-
-        self.manifest, bundled, golden, opened = use_bundle(folder, open_all)
-        try:
-            size = min(batch_size, whole_number("max_batch of the backend", opened.max_batch, 1))
-            whole_number("in_flight of the backend", opened.in_flight, 1)
-        except ValueError:
-            opened.close()
-            raise
-        self._pipeline = Pipeline(self.manifest.encoder, self.manifest.smoothing_px, opened, size)
         self._frame = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom, "white_level": white_level}
         self._batcher: MicroBatcher | None = None
         self._lock = threading.RLock()  # a signal may close it in the middle of `submit`
         self._closed = False
+        folder = Path(bundle)
+        opened = _open(folder, backend, precision, threads, check=check)
+        self.manifest = opened.manifest
         try:
-            self._setup = self._set_up(bundled if recipe is None else recipe)
+            self._pipeline = _pipeline(opened, batch_size)
+            self._setup = self._set_up(opened.recipe if recipe is None else recipe)
             with in_engine():
-                opened.warm_up(self._setup.recipe)
-            if golden is not None:
-                self._check(bundled, golden)
+                opened.backend.warm_up(self._setup.recipe)
+            if opened.golden is not None:
+                self._check(opened.recipe, opened.golden)
         except BaseException:
-            opened.close()
+            opened.backend.close()
             raise
-        _log.info("%s: backend %s: %s", folder, backend if isinstance(backend, str) else "given", opened.description)
-        if opened.why:
-            # Where a GPU was meant, that another backend answers is news; on an embedded CPU it is the rule.
-            meant = any(a.kind == "engine" for a in self.manifest.artifacts) or find_gpu()[0] is not None
-            _log.log(logging.WARNING if meant else logging.INFO, "%s: %s", folder, opened.why)
+        _log_what_runs(folder, opened, backend if isinstance(backend, str) else "given")
 
     @property
     def recipe(self) -> Recipe:
@@ -131,7 +114,7 @@ class Predictor:
 
     @property
     def backend(self) -> Backend:
-        """The engine in use; its `description` says what runs."""
+        """The engine in use; its `description` names engine, version and artifact."""
         return self._pipeline.backend
 
     def __call__(self, frame: FrameSource) -> Prediction:
@@ -165,12 +148,12 @@ class Predictor:
         """Judge frames as they are drawn from an iterable of any length, in order and in bounded memory.
 
         Decoding, inference and post-processing overlap; at most four batches and those in the engine are held. A bad
-        frame yields a FailedFrame (`.ok` is False) and the rest goes on. For frames that arrive one by one: `submit`.
-        Each frame is judged as it was when it was drawn: an array may be refilled, a Pillow image seeked, as soon as
-        the next is asked for. Files are decoded by many threads, Pillow images by the one that draws.
-        Leaving the loop returns within a second, even where `frames` or the engine hangs.
-        decoders: threads that decode and resize; by default one a core and 8 at most. One does some 400 PNG frames of
-            480 x 480 a second.
+        frame yields a FailedFrame (`.ok` is False) and the stream continues. For frames that arrive singly: `submit`.
+        Each frame is judged as it was when it was drawn: an array may be refilled, or a Pillow image moved to its next
+        page, as soon as the next frame is requested. Many threads decode files; the drawing thread decodes images.
+        Leaving the loop returns within a second, even if `frames` or the engine hangs.
+        decoders: threads that decode and resize; by default one per core and 8 at most. One thread prepares some 400
+            PNG frames of 480 x 480 per second.
         Raises BackendError; PredictorError when the Predictor is closed before the last frame is drawn; FrameError if
         `frames` is one frame and not an iterable of them.
         """
@@ -196,8 +179,8 @@ class Predictor:
 
         The frame is decoded in the calling thread, before this returns, so an array may be reused afterwards. Waits
         while the queue is full, at most `timeout_s`. Callbacks of the future run on the thread that answers: they may
-        submit, swap the recipe and close, and must not wait for another answer. When the interpreter exits, the batch
-        under way is answered and what waits behind it is cancelled: call `close` to have all answers.
+        submit, swap the recipe and close, and must not wait for another answer. When the interpreter exits, the current
+        batch is answered and waiting frames are cancelled: call `close` to get all answers.
         Raises FrameError, QueueFullError; the future raises BackendError.
         """
         if timeout_s is not None:
@@ -208,7 +191,7 @@ class Predictor:
             if self._batcher is None:
                 free = self._pipeline.backend.close
                 self._batcher = MicroBatcher(self._pipeline, self._max_delay_ms, self._queue_size, free)
-                # Without close(), what was submitted is answered, then the thread ends and the engine is freed.
+                # Without close(), submitted frames are answered, then the thread ends and the engine is freed.
                 weakref.finalize(self, self._batcher.abandon).atexit = False
             batcher = self._batcher
         return batcher.submit(self._pipeline.prepare(frame, self._setup), timeout_s)
@@ -222,10 +205,10 @@ class Predictor:
         self._setup = setup
 
     def close(self) -> None:
-        """Answer what was submitted and the batches under way, then free the engine. Closing twice is allowed.
+        """Answer submitted frames and running batches, then free the engine. Closing twice is allowed.
 
-        In a callback of `submit` it returns at once, and the rest is done when the callback has ended. In a forked
-        child it does nothing: the engine is the parent's.
+        In a callback of `submit` it returns at once, and the rest happens when the callback has ended. In a forked
+        child it does nothing: the engine belongs to the parent.
         """
         if os.getpid() != self._pid:
             return
@@ -260,25 +243,60 @@ class Predictor:
         return Setup(loaded, replace(loaded.frame, **given))
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:
-        """Raise BackendError where the backend does not give the export's answers to golden frames."""
-        manifest, pipeline = self.manifest, self._pipeline
-        subject = Subject(
-            manifest.encoder,
-            manifest.smoothing_px,
-            recipe,
-            manifest.recipe_sha256,
-            golden,
-            pipeline.backend,
-            (pipeline.batch_size,),
-        )
+        """Raise BackendError if the backend's answers to golden frames are not those of the export."""
+        pipeline = self._pipeline
+        subject = Subject.of(self.manifest, recipe, golden, pipeline.backend, (pipeline.batch_size,))
         fault = check_opening(subject)
         if fault:
             raise BackendError(
                 f"{pipeline.backend.description}: does not give the export's answers to the golden frames: {fault}; "
-                "`sem-clip verify` says more; try another backend or precision, or build it again"
+                "run `sem-clip verify` for details; try another backend or precision, or build it again"
             )
 
     def _check_open(self) -> None:
         require_process(self._pid)
         if self._closed:
             raise PredictorError("the Predictor is closed; open another one")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Opened:
+    """A bundle and its engine. recipe: the bundle's own. golden: None where it is not checked."""
+
+    manifest: Manifest
+    recipe: Recipe
+    golden: Golden | None
+    backend: Backend
+
+
+def _open(folder: Path, backend: str | Backend, precision: str | None, threads: int, *, check: bool) -> _Opened:
+    """Raises BundleError, BackendError, BackendUnavailable."""
+
+    def open_all(manifest: Manifest, recipe: Recipe) -> _Opened:
+        golden = load_golden(folder, manifest, recipe) if check else None
+        if not isinstance(backend, str):
+            return _Opened(manifest, recipe, golden, backend)
+        with in_engine():
+            opened = open_backend(backend, folder, manifest, precision=precision, threads=threads)
+        return _Opened(manifest, recipe, golden, opened)
+
+    return use_bundle(folder, open_all)
+
+
+def _pipeline(opened: _Opened, batch_size: int) -> Pipeline:
+    """With batches of `batch_size` or of the backend's most. ValueError if a backend of the caller's has no sizes."""
+    most = whole_number("max_batch of the backend", opened.backend.max_batch, 1)
+    whole_number("in_flight of the backend", opened.backend.in_flight, 1)
+    manifest = opened.manifest
+    return Pipeline(manifest.encoder, manifest.smoothing_px, opened.backend, min(batch_size, most))
+
+
+def _log_what_runs(folder: Path, opened: _Opened, asked: str) -> None:
+    """Log the backend, and why a faster one was skipped."""
+    backend = opened.backend
+    _log.info("%s: backend %s: %s", folder, asked, backend.description)
+    _log.debug("PNG and deflated TIFF frames are inflated by %s", LIBRARY)
+    if backend.why:
+        # A skipped backend is news on a host that was meant to use a GPU; on an embedded CPU it is the rule.
+        meant = any(a.kind == "engine" for a in opened.manifest.artifacts) or find_gpu()[0] is not None
+        _log.log(logging.WARNING if meant else logging.INFO, "%s: %s", folder, backend.why)

@@ -23,9 +23,9 @@ from .errors import PredictorError
 from .frames import Prepared
 from .golden import FEWER, MORE, REVERSED, Frames, Golden, judge, png_file, variants, verdict_of
 from .host import resident_memory_mb, usable_cores
-from .manifest import Encoder
+from .manifest import Encoder, Manifest
 from .pipeline import Job, Pipeline, Setup
-from .recipe import FrameOptions, Recipe
+from .recipe import MAX_CLASSES, FrameOptions, Recipe
 from .stream import stream
 
 THREADS = 4
@@ -62,7 +62,21 @@ class Subject:
     golden: Golden
     backend: Backend
     batches: tuple[int, ...]
-    most_classes: int = 64
+    most_classes: int = MAX_CLASSES
+
+    @classmethod
+    def of(
+        cls,
+        manifest: Manifest,
+        recipe: Recipe,
+        golden: Golden,
+        backend: Backend,
+        batches: tuple[int, ...],
+        most_classes: int = MAX_CLASSES,
+    ) -> Subject:
+        """An engine of the bundle of `manifest`, which `recipe` belongs to."""
+        encoder, smoothing_px, digest = manifest.encoder, manifest.smoothing_px, manifest.recipe_sha256
+        return cls(encoder, smoothing_px, recipe, digest, golden, backend, batches, most_classes)
 
     @property
     def limits(self) -> Limits:

@@ -1,8 +1,8 @@
 """The recipe: everything that few-shot teaching learned, in one safetensors file (format: docs/bundle-format.md).
 
-A recipe holds the graph's recipe inputs and the supports' features as float32 tensors and, as one JSON string in the
-safetensors metadata, the class names, operating point, frame options and how it was taught and calibrated. One encoder
-serves any number of recipes.
+A recipe holds the graph's recipe inputs and the supports' features as float32 tensors. One JSON string in the
+safetensors metadata holds class names, operating point, frame options, and how the recipe was taught and calibrated.
+One encoder serves any number of recipes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MAX_BYTES = 256 * 2**20
 MAX_HEADER_BYTES = 8 * 2**20
 MIN_CLASSES, MAX_CLASSES = 2, 64
 SCALARS = ("alpha", "lambda_v", "lambda_m", "tau", "tau_v", "tau_s")
-"""What the six entries of the `scalars` tensor are: the class mix (eq. 23), the shares of the V path and of the memory
-in the map, and the three logit scales (map, V map, text classes)."""
+"""The six entries of the `scalars` tensor: the class mix (eq. 23), the shares of V path and memory bank in the map, and
+the three logit scales (map, V map, text classes)."""
 MEMORY_ROWS = 128
-"""Patches of good supports that a level remembers."""
+"""Patches of good supports in the memory bank of one level."""
 TENSORS: Mapping[str, tuple[str, ...]] = {
     "text_seg": ("2", "C"),
     "text_cls": ("K", "C"),
@@ -52,9 +52,9 @@ TENSORS: Mapping[str, tuple[str, ...]] = {
 MEMORY_ROWS."""
 SUPPORT_FEATURES = "support_features"
 MOST_FEATURE, LEAST_FEATURE = 1e15, 1e-9
-"""Between them, squares neither overflow nor vanish in float32. Features of real encoders are some 0.01 to 100."""
+"""Bounds between which squares neither overflow nor vanish in float32. Real encoders give features of 0.01 to 100."""
 _STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F")}
-"""All tensors of the file. The features of the S supports are no input: the host measures novelty by them."""
+"""All tensors of the file. The features of the S supports are no input of the graph: the host uses them for novelty."""
 
 
 FRAME_OPTION_RANGES = (("ignore_top", 0, 10**6), ("ignore_bottom", 0, 10**6), ("white_level", 1, 65535))
@@ -65,8 +65,8 @@ class FrameOptions:
     """How frames of this layer and tool are read; the same for teaching and for serving. ValueError out of range.
 
     ignore_top, ignore_bottom: rows (pixels of the original frame) that hold text bars. They are cut off before the
-        encoder sees the frame, so they touch neither map nor score nor teaching.
-    white_level: the value of a 16-bit frame that becomes white (65535 unless the tool stores, say, 12 bits).
+        encoder sees the frame, so they affect neither map nor score nor teaching.
+    white_level: the value of a 16-bit frame that becomes white (65535 unless the tool stores fewer bits).
     """
 
     ignore_top: int = 0
@@ -89,7 +89,7 @@ class Recipe:
     operating_point: thresholds and temperature; the part that calibration chooses and people edit.
     text: "tower" when the text vectors come from prompts, "anchors" when there was no text tower.
     teaching: provenance (shots, seed, support list, prompts, settings); informative only.
-    calibration: how the operating point was chosen and what it promises; empty where it never was; informative only.
+    calibration: how the operating point was chosen and what it promises; empty if it was not; informative only.
     unit_supports: the support features with rows of unit length, computed.
     """
 
@@ -120,11 +120,11 @@ class Recipe:
         return float(self.tensors["scalars"][SCALARS.index("lambda_v")])
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # By the constructor, so that the arrays of a copy are read-only as well.
+        # Through the constructor, so that the arrays of a copy are read-only too.
         return type(self), tuple(getattr(self, part.name) for part in fields(self) if part.init)
 
     def _require_types(self) -> None:
-        """Everything below takes the fields for what they are said to be. Raises RecipeError."""
+        """Check the fields' types, on which all other code relies. Raises RecipeError."""
         classes = self.classes
         sound = {
             "classes": isinstance(classes, tuple | list) and all(isinstance(name, str) for name in classes),
@@ -239,7 +239,7 @@ def _read_header(metadata: Mapping[str, str], where: str, faults: list[str]) -> 
         raise RecipeError(where, f"has unreadable {METADATA_KEY} metadata ({exc})") from exc
     if isinstance(header, dict):
         if header.get("format") != FORMAT:
-            raise RecipeError(where, f'says format "{header.get("format")}", expected "{FORMAT}"')
+            raise RecipeError(where, f'has the format "{header.get("format")}", expected "{FORMAT}"')
         version = header.get("version")
         if isinstance(version, int) and version > VERSION:
             raise RecipeError(
@@ -266,7 +266,11 @@ def _read_tensors(parsed: Mapping[str, Any], faults: list[str]) -> dict[str, NDA
 
 
 def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.float32]]) -> list[str]:
-    """Everything that is wrong between class names and tensors."""
+    """All faults of class names and tensors, and between them."""
+    return [*_class_faults(classes), *_shape_faults(len(classes), tensors), *_value_faults(tensors)]
+
+
+def _class_faults(classes: tuple[str, ...]) -> list[str]:
     faults = []
     if not MIN_CLASSES <= len(classes) <= MAX_CLASSES:
         faults.append(f"classes must be {MIN_CLASSES} to {MAX_CLASSES}, not {len(classes)}")
@@ -278,7 +282,13 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
         faults.append('classes must begin with "good"')
     faults.extend(f'no class may be called "{name}": that is a verdict' for name in classes if is_verdict(name))
     faults.extend(f"no class may be called {name!a}: it cannot be printed" for name in classes if unprintable(name))
-    sizes: dict[str, int] = {"K": len(classes), "M": MEMORY_ROWS, "2": 2, "6": len(SCALARS)}
+    return faults
+
+
+def _shape_faults(classes: int, tensors: Mapping[str, NDArray[np.float32]]) -> list[str]:
+    """Tensors that are missing, of a wrong shape or type, or not finite."""
+    faults = []
+    sizes: dict[str, int] = {"K": classes, "M": MEMORY_ROWS, "2": 2, "6": len(SCALARS)}
     for name, dims in _STORED.items():
         array = tensors.get(name)
         if array is None:
@@ -293,6 +303,12 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
             faults.append(f"tensor {name} must be float32, not {array.dtype}")
         elif not np.isfinite(array).all():
             faults.append(f"tensor {name} holds values that are not finite")
+    return faults
+
+
+def _value_faults(tensors: Mapping[str, NDArray[np.float32]]) -> list[str]:
+    """Supports, scalars and memory scales out of range, where their shapes are right."""
+    faults = []
     supports = tensors.get(SUPPORT_FEATURES)
     if supports is not None and supports.ndim == 2 and len(supports) == 0:
         faults.append(f"tensor {SUPPORT_FEATURES} holds no support")
@@ -313,7 +329,7 @@ def _tensor_faults(classes: tuple[str, ...], tensors: Mapping[str, NDArray[np.fl
 
 
 def directionless(features: NDArray[Any]) -> NDArray[np.bool_]:
-    """Rows [n, F] so large or small that their length, in float32, is none; a row of zeros is fine."""
+    """Rows [n, F] so large or small that float32 cannot hold their length; a row of zeros is fine."""
     largest = np.maximum(features.max(axis=1), -features.min(axis=1))
     return np.asarray((largest > MOST_FEATURE) | ((largest > 0) & (largest < LEAST_FEATURE)))
 

@@ -1,7 +1,7 @@
-"""Pillow's antialiased bicubic resize as matrix products: for the graph, and on the host at a quarter of Pillow's time.
+"""Pillow's antialiased bicubic resize as MatMuls: for the graph, and on the host in a quarter of Pillow's time.
 
 An output pixel weighs a few input pixels, so the resize along one axis is a band matrix times the image: a stack of
-small dense products, one for every block of outputs. BLAS does these with vector instructions, Pillow does not.
+small dense MatMuls, one per block of outputs. BLAS does these with vector instructions, Pillow does not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 Array: TypeAlias = NDArray[np.float32]
 Order: TypeAlias = Literal["C", "F"]
 _BLOCK = 12
-"""Outputs that share a product: fewer make products that are too small, more make more zeros beside the band."""
+"""Outputs per block: fewer make MatMuls that are too small, more put more zeros around the band."""
 _MULTIPLY_ADDS = 1 << 18
-"""Most that one product does. OpenBLAS shares larger ones among threads of its own, and the decoders that resize side
-by side would wait for each other."""
+"""The most in one MatMul. OpenBLAS shares larger ones among its own threads, and decoders that resize at the same
+time would wait for each other."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +105,7 @@ def resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8
 
 
 def _parts(length: int, band: _Band) -> Iterator[slice]:
-    """Parts of the other axis, no larger than one product should have."""
+    """Parts of the other axis, each small enough for one MatMul."""
     step = max(1, _MULTIPLY_ADDS // (_BLOCK * band.weights.shape[2]))
     return (slice(start, start + step) for start in range(0, length, step))
 
@@ -122,6 +122,15 @@ def _multiply(band: _Band, padded: Array, out: Array) -> None:
 
 @lru_cache(maxsize=16)
 def _band(source: int, target: int, order: Order = "C") -> _Band:
+    """The band matrix that takes an axis of `source` pixels to `target`. order: "F" lays weights out like the image.
+
+    Worked example, 48 pixels to 24. The scale is 2, so the cubic weighs 8 inputs per output. There are 24 / 12 = 2
+    blocks, whose windows start 12 x 2 = 24 inputs apart, at 0 and 24.
+    Output 12, the first of block 1, has its centre at 12.5 x 2 = 25 and weighs the inputs 21 to 28. So the window must
+    begin 3 inputs before 24, and all windows do: `before` is 3.
+    Block 0 ends with output 11, which weighs the inputs 19 to 26. From -3 to 26 its window holds 30: `taps` is 30.
+    The window of block 1 holds 21 to 50. So there are 3 zeros before the image and 3 after it, and `padded` is 54.
+    """
     scale = source / target
     stretch = max(scale, 1.0)
     blocks = math.ceil(target / _BLOCK)
@@ -131,25 +140,39 @@ def _band(source: int, target: int, order: Order = "C") -> _Band:
     first = np.maximum((centres - 2 * stretch + 0.5).astype(int), 0)
     stop = np.minimum((centres + 2 * stretch + 0.5).astype(int), source)
     stop[target:] = first[target:] = 0
-    # Windows that are equally far apart leave the band by up to half a pixel a block; they are that much wider.
+    # A step is a whole number, so windows drift from the band by up to half a pixel per block: they are wider by that.
     step = round(_BLOCK * scale)
     starts = np.arange(blocks) * step
     used = outputs < target
     before = max(0, int((starts[outputs // _BLOCK] - first)[used].max()))
     taps = before + int((stop - starts[outputs // _BLOCK])[used].max())
-    inputs = (starts[:, None] - before + np.arange(taps))[:, None, :]
+    inputs = starts[:, None] - before + np.arange(taps)
     shape = (blocks, _BLOCK, 1)
-    weights = _cubic((inputs + 0.5 - centres.reshape(shape)) / stretch)
-    weights[(inputs < first.reshape(shape)) | (inputs >= stop.reshape(shape))] = 0
+    weights = _weights(inputs[:, None, :], centres.reshape(shape), first.reshape(shape), stop.reshape(shape), stretch)
+    if order == "F":  # laid out like the image, or the MatMuls take twice as long
+        weights = np.ascontiguousarray(weights.transpose(0, 2, 1)).transpose(0, 2, 1)
+    return _Band(weights, step, before, max(before + source, int(starts[-1]) + taps))
+
+
+def _weights(
+    inputs: NDArray[np.int_],
+    centres: NDArray[np.floating[Any]],
+    first: NDArray[np.int_],
+    stop: NDArray[np.int_],
+    stretch: float,
+) -> Array:
+    """Weights [blocks, outputs, taps] that sum to 1 per output; all zero for an output with first = stop.
+
+    inputs: [blocks, 1, taps], which input each tap reads. centres, first, stop: [blocks, outputs, 1].
+    """
+    weights = _cubic((inputs + 0.5 - centres) / stretch)
+    weights[(inputs < first) | (inputs >= stop)] = 0
     total = weights.sum(2, keepdims=True)
-    single: NDArray[np.float32] = np.divide(weights, total, out=weights, where=total != 0).astype(np.float32)
-    padded = max(before + source, int(starts[-1]) + taps)
-    if order == "F":  # laid out like the image, or the products take twice as long
-        single = np.ascontiguousarray(single.transpose(0, 2, 1)).transpose(0, 2, 1)
-    return _Band(single, step, before, padded)
+    normed: Array = np.divide(weights, total, out=weights, where=total != 0).astype(np.float32)
+    return normed
 
 
-def _cubic(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cubic(x: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     """Keys 1981, eq. 15: a = -1/2."""
     x = np.abs(x)
     near = (1.5 * x - 2.5) * x * x + 1

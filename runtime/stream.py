@@ -2,17 +2,23 @@
 
     the caller's iterable
         │ next()
-    sem-clip-infer ── frames ──▶ sem-clip-decode, one a decoder: decode and resize
+    sem-clip-infer ── frames ──▶ sem-clip-decode: decode and resize
         │           ◀── prepared ──┘
-        │           ── batches ──▶ sem-clip-engine, as many as the backend wants: run the engine
+        │           ── batches ──▶ sem-clip-engine: run the engine
         │           ◀── outputs ───┘
         │           ── outputs ──▶ sem-clip-decode: make predictions
         │ done, one batch
     the caller's loop
 
-The caller's own thread only takes what is done. Whoever leaves does not wait for an iterable, a file or an engine that
-does not come back: its thread is left behind, and ends as soon as it can. Leaving may happen wherever the garbage
-collector runs, in one of these threads too and at any time; so it takes no lock that the same thread might hold.
+Three kinds of threads work at the same time:
+
+    sem-clip-infer    one; draws frames from the iterable, forms batches and hands results over, in order
+    sem-clip-decode   one per decoder; decodes and resizes frames, and turns outputs into predictions
+    sem-clip-engine   as many as the backend keeps in flight; waits in the engine
+
+The caller's own thread only takes finished batches. Leaving the loop does not wait for an iterable, a file or an engine
+that hangs: its thread is abandoned, and ends as soon as it can. Leaving may happen wherever the garbage collector runs,
+at any time and even in one of these threads. So it takes no lock that the same thread might hold.
 """
 
 from __future__ import annotations
@@ -41,10 +47,10 @@ from .prediction import FailedFrame, Prediction
 _DECODED_TOGETHER = 8
 """Frames handed to a decoder at once: handing over costs about a twentieth of decoding a small PNG."""
 _COPIED = 1 << 24
-"""Bytes up to which an array is copied when it is drawn. A larger one is prepared at once, so that one copy of what
-may be gigabytes is there at a time, and not two batches of them."""
+"""Bytes up to which an array is copied when it is drawn. A larger one is prepared at once, so that one copy exists at a
+time instead of two batches of copies."""
 _LEAVING_S = 0.6
-"""How long leaving waits for the threads, all together. A batch is mostly shorter; a camera may take for ever."""
+"""How long leaving waits for all threads together. Most batches are shorter; a camera may take for ever."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +60,7 @@ class _End:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Drawn:
-    """A frame that nobody changes any more and that is still to be prepared."""
+    """A frame that can no longer change and is still to be prepared."""
 
     source: FrameSource
     name: str
@@ -103,7 +109,7 @@ def frozen(source: FrameSource) -> FrameSource | None:
 
 
 class _Run:
-    """What the threads of one stream share, and what the drawing one does."""
+    """The state that the threads of one stream share, and the work of the drawing thread."""
 
     def __init__(
         self, pipeline: Pipeline, sources: Iterable[FrameSource], setup: Callable[[], Setup], decoders: int
@@ -120,6 +126,9 @@ class _Run:
         # One token for each batch that the caller has room for: SimpleQueue has no bound, and a Queue has a lock.
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._room.put(None)
+        # Frames that are drawn and not in a batch yet: in groups, in order, and how many.
+        self._ahead: deque[Future[list[_Entry | Exception]]] = deque()
+        self._drawn_ahead = 0
         self._running: deque[tuple[list[_Entry], Future[tuple[Outputs, float]] | None]] = deque()
         self._decoding = Crew(self._decoders, "sem-clip-decode")
         self._engine = Crew(pipeline.backend.in_flight, "sem-clip-engine")
@@ -154,7 +163,7 @@ class _Run:
         return []
 
     def leave(self) -> None:
-        """Stop the threads and wait for those that come back at once. In whatever thread."""
+        """Stop the threads and wait for those that end soon. May run in any thread."""
         if self._left:
             return  # at the exit, of which nothing is left to ask when this is collected after all else
         self.abandon()
@@ -194,7 +203,7 @@ class _Run:
         except BaseException as exc:
             end = _End(exc)
         self._end_crews()
-        # Nobody takes the end of a stream that was left, and an error holds this frame, and that the caller's source.
+        # The end of an abandoned stream is never taken, and an error in it would keep the caller's source alive.
         self._done.put(_End() if self._left else end)
         del end
 
@@ -211,25 +220,28 @@ class _Run:
     def _prepared(self) -> Iterator[_Entry]:
         """Prepared frames in order, with two batches decoded ahead. What ends them early is kept for the very end."""
         source = _Source(self._sources, self._setup, self._pipeline)
-        ahead: deque[Future[list[_Entry | Exception]]] = deque()
-        waiting = 0
-        # As many at once as leave every decoder something to do.
-        together = max(1, min(_DECODED_TOGETHER, self._pipeline.batch_size // self._decoders))
         while not self._left:
-            while not source.ended and not self._left and waiting + together <= 2 * self._pipeline.batch_size:
-                drawn = source.draw(together, self._wanted)
-                if drawn:
-                    ahead.append(self._decoding.submit(_prepare_all, self._pipeline, drawn))
-                    waiting += len(drawn)
-            if not ahead:
+            self._draw_ahead(source)
+            if not self._ahead:
                 break
-            for entry in ahead.popleft().result():
+            for entry in self._ahead.popleft().result():
                 if isinstance(entry, Exception):
                     self._failure = entry
                     return
-                waiting -= 1
+                self._drawn_ahead -= 1
                 yield entry
         self._failure = source.failure
+
+    def _draw_ahead(self, source: _Source) -> None:
+        """Hand frames to the decoders until two batches are there, the source ends or the caller leaves."""
+        most = 2 * self._pipeline.batch_size
+        # As many at once as leave every decoder something to do.
+        together = max(1, min(_DECODED_TOGETHER, self._pipeline.batch_size // self._decoders))
+        while not source.ended and not self._left and self._drawn_ahead + together <= most:
+            drawn = source.draw(together, self._wanted)
+            if drawn:
+                self._ahead.append(self._decoding.submit(_prepare_all, self._pipeline, drawn))
+                self._drawn_ahead += len(drawn)
 
     def _wanted(self) -> bool:
         return not self._left
@@ -265,7 +277,7 @@ class _Source:
                 setup = self._setup()
             except StopIteration:
                 self.ended = True
-            except Exception as exc:  # the caller's own iterator broke: answer what came before, then say so
+            except Exception as exc:  # the caller's iterator failed: answer the earlier frames, then raise
                 self.ended, self.failure = True, exc
             else:
                 drawn.append(self._hold(source, setup))

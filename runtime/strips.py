@@ -1,7 +1,7 @@
-"""The pixels of one TIFF page: its strips or tiles are unpacked here, within bounds, and put together by tifffile.
+"""The pixels of one TIFF page: strips or tiles are unpacked here, within bounds, and assembled by tifffile.
 
-What SEM tools write needs nothing beyond tifffile: no compression and deflate, and by way of Pillow LZW, PackBits and
-JPEG. The rest takes the codecs of the package imagecodecs, which is as large as an engine and therefore an extra.
+Files of SEM tools need no further package: uncompressed and deflate data, and by Pillow LZW, PackBits and JPEG. Other
+compressions need the codecs of imagecodecs, which is as large as an engine and therefore an extra.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from itertools import accumulate, islice
 from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
-from isal import igzip_lib
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 from tifffile import COMPRESSION, TiffPage
 
-from . import jpeg
+from . import inflate, jpeg
 from .errors import FrameError
 
 _Part: TypeAlias = "bytes | memoryview"
@@ -28,15 +27,15 @@ _NONE, _JPEG = 1, 7
 _BY_LIBTIFF = {5: "LZW", 32773: "PackBits"}
 _DEFLATE, _LZMA, _ZSTD = (8, 32946), (34925,), (34926, 50000)
 _PREDICTED = (5, *_DEFLATE, *_LZMA, *_ZSTD)
-"""Compressions that a predictor goes with; with others, readers disagree about what it means."""
+"""Compressions that allow a predictor; with others, readers disagree about its meaning."""
 _MOST_SEGMENTS = 131_072
 _SMALL = 1 << 22
-"""Pixels that tiles may cover in vain whatever the size of the image."""
+"""Pixels outside of the image that tiles may cover, for an image of any size."""
 _LZMA_MEMORY = 1 << 27
 _SPARE = 1 << 20
-"""Bytes that a strip may hold in vain whatever its size."""
+"""Surplus bytes that a strip may hold, for a strip of any size."""
 _BAND = 1 << 24
-"""Bytes of strips that tifffile is given at once."""
+"""Bytes of strips that tifffile gets at once."""
 _REVERSED = bytes(int(f"{value:08b}"[::-1], 2) for value in range(256))
 _PLAIN_TAGS = 9
 
@@ -44,8 +43,8 @@ _PLAIN_TAGS = 9
 def read(page: TiffPage, file: BinaryIO, name: str, part: int | None = None) -> NDArray[Any]:
     """The samples of a page as stored: [height, width, samples], in this machine's byte order or the file's.
 
-    part: which of several images that lie one after the other where the page says that its own is. Raises FrameError,
-    and what codecs raise on damaged data.
+    part: the number, from 0, among images that follow each other where the page has its own. Raises FrameError,
+    and the errors of codecs on damaged data.
     """
     _check(page, name)
     if part is not None or in_one_piece(page):
@@ -57,7 +56,7 @@ def read(page: TiffPage, file: BinaryIO, name: str, part: int | None = None) -> 
 
 
 def in_one_piece(page: TiffPage) -> bool:
-    """Whether the pixels lie in the file as in memory, but for the order of bytes and bits."""
+    """Whether the pixels lie in the file as in memory, except for the order of bytes and bits."""
     return bool(page.is_contiguous)
 
 
@@ -67,7 +66,7 @@ def _together(shaped: NDArray[Any]) -> NDArray[Any]:
 
 
 def _check(page: TiffPage, name: str) -> None:
-    """Refuse by name what is not read, and refuse places that cannot be, before any pixel is read."""
+    """Refuse what is not supported, by name, and impossible places of pixels, before any pixel is read."""
     compression, predictor = int(page.compression), int(page.predictor)
     if compression not in (_NONE, _JPEG, *_BY_LIBTIFF, *_DEFLATE, *_LZMA, *_ZSTD):
         raise FrameError(
@@ -108,7 +107,7 @@ def _segment_size(page: TiffPage) -> tuple[int, int]:
 
 
 def _grid(page: TiffPage) -> tuple[int, int, int]:
-    """Strips or tiles across, down, and in planes of their own."""
+    """Counts of strips or tiles: across, down, and separate planes."""
     planes = page.samplesperpixel if page.planarconfig == 2 and page.samplesperpixel > 1 else 1
     if page.is_tiled:
         if not page.tilewidth or not page.tilelength:
@@ -118,7 +117,7 @@ def _grid(page: TiffPage) -> tuple[int, int, int]:
 
 
 def _piece(page: TiffPage, file: BinaryIO, name: str, part: int) -> NDArray[Any]:
-    """Pixels that lie in one piece."""
+    """Pixels that lie in one piece in the file."""
     size = page.nbytes
     if part == 0 and sum(page.databytecounts) < size:
         raise FrameError(name, f"is truncated: it names {sum(page.databytecounts)} of {size} bytes of pixels")
@@ -132,12 +131,12 @@ def _piece(page: TiffPage, file: BinaryIO, name: str, part: int) -> NDArray[Any]
 
 
 def _as_stored(page: TiffPage, data: bytes | bytearray) -> NDArray[Any]:
-    assert page.dtype is not None  # checked, as everything that a page says of itself
+    assert page.dtype is not None  # checked, as all properties of the page
     return np.frombuffer(data, page.dtype.newbyteorder(page.parent.byteorder)).reshape(page.shaped)
 
 
 def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> Iterator[_Part]:
-    """The strips or tiles as stored, in order; FrameError for those that are missing or cut. reverse: bits of bytes."""
+    """The strips or tiles as stored, in order; FrameError if one is missing or cut. reverse: bits of bytes."""
     end = file.seek(0, 2)
     if sum(page.databytecounts) > end:
         raise FrameError(name, "is damaged: its strips or tiles overlap or lie past the end of the file")
@@ -149,7 +148,7 @@ def _segments(page: TiffPage, file: BinaryIO, name: str, *, reverse: bool) -> It
     if last > end:
         raise FrameError(name, "is truncated: its pixels lie past the end of the file")
     parts: Iterator[_Part]
-    if last < first + 2 * sum(page.databytecounts):  # side by side, so they are read at once
+    if last < first + 2 * sum(page.databytecounts):  # close together, so they are read at once
         file.seek(first)
         together = memoryview(file.read(last - first))
         parts = (together[offset - first : offset - first + count] for offset, count in places)
@@ -182,7 +181,7 @@ def _assembled(page: TiffPage, segments: Iterator[_Part], name: str) -> NDArray[
             for _ in range(planes)
         ]
         return _as_stored(page, b"".join(all_rows) if planes > 1 else all_rows[0])
-    # tifffile is shown what is unpacked, and strips of a handier size: rows do not depend on each other.
+    # tifffile gets unpacked data, and strips of a convenient size: rows do not depend on each other.
     page.compression, page.fillorder = COMPRESSION.NONE, 1
     length, step = rows * across * down, rows
     if not page.is_tiled:
@@ -205,12 +204,12 @@ def _assembled(page: TiffPage, segments: Iterator[_Part], name: str) -> NDArray[
 def _unpacked(compression: int, parts: list[_Part], row: int, rows: int, length: int, name: str) -> bytes | bytearray:
     """`length` rows of `row` bytes out of `parts`, each of which holds `rows` of them, the last one the rest.
 
-    No more is unpacked, whatever a part holds; FrameError if it holds less.
+    No more is unpacked, even if a part holds more; FrameError if it holds less.
     """
     if compression in _BY_LIBTIFF and row * length <= _BAND:
         return _by_libtiff(compression, parts, row, rows, length)
     whole = bytearray(row * length)
-    if compression in _BY_LIBTIFF:  # a band at a time, for it makes copies of what it is given
+    if compression in _BY_LIBTIFF:  # a band at a time, because Pillow copies its input
         step = max(1, _BAND // (rows * row))
         for index in range(0, len(parts), step):
             start = index * rows
@@ -231,7 +230,7 @@ def _unpacked(compression: int, parts: list[_Part], row: int, rows: int, length:
 def _inflated(compression: int, data: _Part, size: int) -> _Part:
     """Up to `size` bytes, or a few more."""
     if compression in _DEFLATE:
-        return _to_the_end(igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_ZLIB), data, size)
+        return _to_the_end(inflate.inflater(), data, size)
     if compression in _LZMA:
         return _to_the_end(lzma.LZMADecompressor(memlimit=_LZMA_MEMORY), data, size)
     if compression in _ZSTD:
@@ -241,22 +240,23 @@ def _inflated(compression: int, data: _Part, size: int) -> _Part:
     return data
 
 
-def _to_the_end(unpacker: Any, data: _Part, size: int) -> bytes:
-    """Up to `size` + 1 bytes. Their end is met, so that the checksum there is verified: damaged data may be longer.
+def _to_the_end(unpacker: inflate.Inflater, data: _Part, size: int) -> bytes:
+    """Up to `size` + 1 bytes. The stream is read to its end, where its checksum is: damaged data may be longer.
 
-    Some writers fill the last strip up to its full height, which is passed over.
+    Some writers fill the last strip up to its full height; the surplus is dropped.
     """
-    unpacked: bytes = unpacker.decompress(data, size + 1)
+    unpacked = unpacker.decompress(data, size + 1)
     spare = max(size, _SPARE)
+    step = max(_SPARE, size // 16)  # zlib copies what is left of the input in every call, so there are few
     while spare > 0 and not unpacker.eof and not unpacker.needs_input:
-        spare -= max(1, len(unpacker.decompress(b"", min(spare, _SPARE))))
+        spare -= max(1, len(unpacker.decompress(b"", min(spare, step))))
     if not unpacker.eof:
         raise ValueError("its compressed data do not end where they should")
     return unpacked
 
 
 def _by_libtiff(compression: int, parts: list[_Part], row: int, rows: int, length: int) -> bytes:
-    """The same by Pillow's libtiff, twice as fast as imagecodecs at LZW: it is given a small file of plain bytes."""
+    """As `_unpacked`, by Pillow's libtiff, which is twice as fast as imagecodecs at LZW and gets a small TIFF file."""
     codec, arguments = _decoder(compression)
     image = Image.frombytes("L", (row, length), _plain(compression, parts, row, rows, length), codec, arguments)
     return bytes(image.tobytes())
@@ -278,14 +278,14 @@ def _plain(compression: int, parts: list[_Part], row: int, rows: int, length: in
 
 @lru_cache
 def _decoder(compression: int) -> tuple[str, tuple[Any, ...]]:
-    """Pillow's decoder for `_plain`, and what it is told. Its file reader knows that, and is not used otherwise."""
+    """Pillow's decoder for `_plain`, and its arguments, which only Pillow's file reader knows."""
     with TiffImagePlugin.TiffImageFile(io.BytesIO(_plain(compression, [b"\0"], 1, 1, 1))) as image:
         codec, _, _, arguments = image.tile[0]
     return codec, arguments if isinstance(arguments, tuple) else (arguments,)
 
 
 def _from_jpeg(page: TiffPage, segments: Iterator[_Part], name: str) -> NDArray[Any]:
-    """JPEG streams, one a strip or tile: [planes, 1, H, W, samples]."""
+    """JPEG streams, one per strip or tile: [planes, 1, H, W, samples]."""
     across, down, _ = _grid(page)
     width, rows = _segment_size(page)
     colour = {2: 0, 6: 1}.get(int(page.photometric)) if page.shaped[4] > 1 else None

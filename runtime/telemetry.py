@@ -1,9 +1,9 @@
-"""The one place that imports ONNX Runtime: nothing about this machine or its frames leaves it.
+"""The only module that imports ONNX Runtime, with its telemetry off: no data about this machine or its frames leave it.
 
-From version 1.29 on ONNX Runtime keeps a device id and a store of events in the home folder and looks for the collector
-of its maker. `ORT_DISABLE_TELEMETRY=1` stops all of it, if it is in the environment before the import; a call of
-`disable_telemetry_events` afterwards does not. So it is set here whatever it was, for child processes too. On Windows
-there is that call alone: the system's own tracing has one event by then, which says that the engine was loaded.
+Since version 1.29, ONNX Runtime keeps a device id and a store of events in the home folder and contacts a collector of
+its maker. `ORT_DISABLE_TELEMETRY=1` prevents all of it if it is set before the import; a later call of
+`disable_telemetry_events` does not. So it is always set here, also for child processes. Windows has only that call, and
+by then the system's own tracing holds one event, which records that the engine was loaded.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Any
 
 VARIABLE = "ORT_DISABLE_TELEMETRY"
 OTHER_VARIABLE = "ORT_TELEMETRY_DISABLED"
-"""What builds of another time ask for."""
+"""The name in other builds."""
 _log = logging.getLogger("sem_clip")
 
 
 def _switch_off() -> bool:
-    """Set the variable; whether ONNX Runtime was imported before without it."""
+    """Set the variable; return whether ONNX Runtime was imported before without it."""
     too_late = sys.modules.get("onnxruntime") is not None and os.environ.get(VARIABLE) != "1"
     os.environ[VARIABLE] = os.environ[OTHER_VARIABLE] = "1"
     return too_late
@@ -30,9 +30,9 @@ _too_late = _switch_off()  # with the package, so that a program that imports ON
 
 
 def import_onnxruntime() -> Any:
-    """ONNX Runtime's module. Raises ImportError where it is not installed.
+    """ONNX Runtime's module. Raises ImportError if it is not installed.
 
-    Warns once, in the log, if the program around this package had imported it before with its telemetry on.
+    Logs a warning once if the calling program had imported it before with its telemetry on.
     """
     global _too_late
     if _switch_off() or _too_late:

@@ -1,7 +1,7 @@
-"""TIFF files, their pages and what these mean: the structure is read by tifffile, the pixels by `runtime.strips`.
+"""TIFF files, their pages and the meaning of these: tifffile reads the structure, `runtime.strips` the pixels.
 
-A page is counted as a frame unless the file marks it as a reduced copy or a mask. The list of pages is walked here,
-once a file, because it must end: tifffile follows a loop of pages for ever, and passes over a page that is cut off.
+A page counts as a frame unless the file marks it as a reduced copy or a mask. The list of pages is walked here, once
+per file: tifffile follows a loop of pages for ever, and skips a page that is cut off.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MAX_PAGES = 100_000
 _MAX_ENTRIES = 4096
 _MAX_TAG_BYTES = 1 << 24
-"""Of a page's tags that tifffile reads at once: the places of strips and tiles, descriptions."""
+"""For tags of a page that tifffile reads at once: the places of strips and tiles, descriptions."""
 _FILES_KEPT = 32
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 """Bytes of a value, by its type (TIFF 6.0, section 2; BigTIFF)."""
@@ -40,18 +40,18 @@ _WHOLE = {1, 3, 4, 13, 16}
 _SUBFILE, _OLD_SUBFILE, _PHOTOMETRIC, _ORIENTATION, _STK = 254, 255, 262, 274, 33628
 _SINGLE = {254, 255, 256, 257, 259, 262, 266, 274, 277, 278, 284, 317, 322, 323, 32997, 32998}
 _STRUCTURE = {258, 273, 279, 320, 324, 325, 338, 339} | _SINGLE
-"""Tags that say where the pixels are and what they mean, and those that have one value. tifffile goes on without one
-that is damaged, and for ever with a width of a million values."""
+"""Tags that define where the pixels are and what they mean, and those with one value. tifffile ignores a damaged one,
+and never ends with a width of a million values."""
 REDUCED_OR_MASK = 1 | 4
-"""Of NewSubfileType (TIFF 6.0, section 8)."""
+"""Bits of NewSubfileType (TIFF 6.0, section 8)."""
 _GREY, _PALETTE, _COLOUR = (0, 1), 3, (2, 6)
 _IMAGEJ = re.compile(r"\A(?:ImageJ|SCIFIO)=.*?^images=(\d{1,9})\s*$", re.DOTALL | re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Index:
-    """Where the pages of a file begin that are frames. slices: how many frames the only page holds, one after the
-    other, as ImageJ stores large stacks; else 1."""
+    """Offsets of the pages of a file that are frames. slices: how many frames a single page holds, one after the other,
+    as ImageJ stores large stacks; else 1."""
 
     offsets: array[int]
     slices: int
@@ -63,7 +63,7 @@ class _Index:
 
 
 class _Known:
-    """The pages of the files of several frames that were read last: a page of a stack costs what a file costs."""
+    """Page lists of the stacks read last, so that a page of a stack costs no more than a file."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -86,7 +86,7 @@ _known = _Known()
 
 
 def frame_count(file: BinaryIO, name: str, key: Hashable = None) -> int:
-    """How many frames a TIFF file holds. key: of what is on disk, changed when it changes; None if it has none.
+    """How many frames a TIFF file holds. key: identity of the file on disk, which changes with it; None for no caching.
 
     Raises FrameError.
     """
@@ -97,8 +97,8 @@ def frame_count(file: BinaryIO, name: str, key: Hashable = None) -> int:
 def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, path: str | None = None) -> Stored:
     """The pixels of a frame, counted from 1; of the only one if `number` is None.
 
-    path: of the file, to say how its frames are named. Raises FrameError; also tifffile's and the codecs' errors
-    where the data are damaged.
+    path: of the file, to name its frames in errors. Raises FrameError; also errors of tifffile and the codecs
+    if the data are damaged.
     """
     with _quiet():
         index, page = _look(file, name, key)
@@ -115,7 +115,7 @@ def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, 
 
 
 def _look(file: BinaryIO, name: str, key: Hashable) -> tuple[_Index, TiffPage | None]:
-    """The file's frames; and the page, if it has only one and was read for it."""
+    """The file's frames; and the page, if there is only one and it was read for that."""
     known = None if key is None else _known.get(key)
     if known is not None:
         return known, None
@@ -128,7 +128,7 @@ def _look(file: BinaryIO, name: str, key: Hashable) -> tuple[_Index, TiffPage | 
 
 
 def _walk(file: BinaryIO, name: str) -> array[int]:
-    """Where the pages begin that are frames. Every page is looked at, and refused before anyone reads it all."""
+    """Offsets of the pages that are frames. Every page's tags are checked before tifffile reads them."""
     size = file.seek(0, 2)
     file.seek(0)
     head = file.read(16)
@@ -161,7 +161,7 @@ def _walk(file: BinaryIO, name: str) -> array[int]:
 
 
 def _first_values(entries: list[tuple[int, int, int, bytes]], order: str, size: int, name: str) -> dict[int, int]:
-    """The first value, or its place, of the tags that matter. FrameError if these are not sound."""
+    """The first value, or its place, of each tag that is used. FrameError if one is not sound."""
     endian: Literal["little", "big"] = "little" if order == "<" else "big"
     single: dict[int, int] = {}
     loaded = 0
@@ -190,7 +190,7 @@ def _is_frame(tags: dict[int, int], name: str) -> bool:
 def _page(file: BinaryIO, offset: int) -> TiffPage:
     """The page whose tags begin at `offset`."""
     file.seek(0)
-    # Special layouts that tifffile would look for all through the file.
+    # Special layouts that tifffile would otherwise search the whole file for.
     opened = TiffFile(file, name="frame", is_lsm=False, is_ndpi=False, is_scanimage=False)
     page = opened.pages.first
     if page.offset != offset:
@@ -226,12 +226,14 @@ def _promised(page: TiffPage) -> int:
 
 
 def _check(page: TiffPage, name: str) -> None:
-    """Refuse by name what cannot be meant as a grey frame, before the pixels are read."""
+    """Refuse what cannot be a grey frame, by name, before the pixels are read."""
     check_pixels(page.imagewidth, page.imagelength, name)
     if page.imagedepth != 1:
         raise FrameError(name, f"holds a volume of {page.imagedepth} slices in one page; save them as pages")
     if _PHOTOMETRIC not in page.tags:
-        raise FrameError(name, "does not say whether 0 is black (it has no PhotometricInterpretation); save it again")
+        raise FrameError(
+            name, "does not define whether 0 is black (it has no PhotometricInterpretation); save it again"
+        )
     if page.photometric not in (*_GREY, _PALETTE, *_COLOUR) or (page.photometric == 6 and page.compression != 7):
         raise FrameError(name, f"holds {_name_of(page.photometric)} pixels, which are not read; save it as grey or RGB")
     if page.dtype is None or page.dtype.kind not in "buif":
@@ -253,12 +255,12 @@ def _name_of(value: object) -> str:
 
 
 def _meaning(page: TiffPage, values: NDArray[Any], name: str) -> Stored:
-    """What `values` [H, W, samples] are meant as."""
+    """`values` [H, W, samples] with their meaning."""
     colours = 3 if page.photometric in _COLOUR else 1
     if values.shape[2] > colours and page.extrasamples[:1] == (1,):
         alpha = values[:, :, colours]
         opaque = 1 if alpha.dtype.kind == "f" else np.iinfo(alpha.dtype).max
-        if alpha.min() < opaque:  # the pixels are multiplied by it, and are not what was seen
+        if alpha.min() < opaque:  # the pixels are multiplied by it, so the original ones are lost
             raise FrameError(name, "holds premultiplied alpha; save it without transparency")
     kept = values[:, :, :3] if colours == 3 else values[:, :, 0]
     bits = page.bitspersample
@@ -287,7 +289,7 @@ def palette_colours(entries: NDArray[np.uint16]) -> NDArray[np.uint8]:
 
 
 class _Quiet(logging.Filter):
-    """Keeps what tifffile logs in a thread that reads a frame here out of the program's log: the FrameError says it."""
+    """Drops tifffile's log records while a thread reads a frame here: the FrameError has the reason."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""From numbers to one verdict: the defect score says whether, the head says which, the operating point may abstain.
+"""From numbers to one verdict: the defect score decides whether, the head which class; the operating point may abstain.
 
-Plain functions; `Prediction` and calibration call the same ones, so what calibration promises is what runs.
+`Prediction` and calibration call the same functions, so calibration promises what runs.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 
 def temper(probabilities: Floats, temperature: float) -> Floats:
-    """p^(1/T) / sum of p^(1/T) over the last axis: float32 [..., K]. At T = 1 the very array that came in.
+    """p^(1/T) / sum of p^(1/T) over the last axis: float32 [..., K]. At T = 1, the same array.
 
     The same as dividing the logits of a softmax by T (Guo et al. 2017); the order of the classes stays.
     """
@@ -39,12 +39,12 @@ def unit_rows(rows: Floats) -> Floats:
 def novelty(features: Floats, unit_supports: Floats) -> Floats:
     """1 - the highest cosine between features [n, F] and the supports' [S, F] (rows of unit length): float32 [n].
 
-    0 is alike, 2 opposite. It says how unlike everything that was taught a frame is, in the space in which the classes
+    0 is alike, 2 opposite. It measures how far a frame is from all support frames, in the space in which the classes
     were taught.
     """
     length = np.maximum(np.linalg.norm(features, axis=1), np.float32(1e-12))
-    # Dot products, not a matrix's: rounding then depends on nothing beside it, and BLAS starts no threads of its own,
-    # which would spin against the decoders and the engine.
+    # Dot products instead of one MatMul: rounding then does not depend on the batch, and BLAS starts no threads, which
+    # would compete with the decoders and the engine.
     cosines = np.matmul(unit_supports[:, None, :], features[:, None, :, None])
     nearest = cosines.max(axis=(1, 2, 3))
     distance: Floats = np.clip(1 - nearest / length, 0, 2)
@@ -81,9 +81,9 @@ class Decision:
 
 
 def named_class(probabilities: Floats, is_defect: NDArray[np.bool_]) -> NDArray[np.intp]:
-    """The class that each frame is given: 0 (good) or, of a defect, the likeliest defect class: [n].
+    """The class of each frame: 0 (good) or, for a defect, the likeliest defect class: [n].
 
-    probabilities: [n, K], not tempered: a high temperature rounds the last digits away, by which they may differ.
+    probabilities: [n, K], not tempered: a high temperature rounds away the last digits, which may decide.
     is_defect: [n].
     """
     return np.where(is_defect, 1 + probabilities[:, 1:].argmax(axis=1), 0)
@@ -101,7 +101,7 @@ def decide(
     passes no threshold.
     """
     is_defect = bool(score >= point.defect_threshold)
-    plain: list[float] = probabilities.tolist()  # one frame is judged quicker without numpy
+    plain: list[float] = probabilities.tolist()  # for one frame, faster than numpy
     best = plain.index(max(plain))
     k = plain.index(max(plain[1:]), 1) if is_defect else 0  # as `named_class`
     tempered: list[float] = plain if point.temperature == 1 else temper(probabilities, point.temperature).tolist()
@@ -121,21 +121,21 @@ def decide(
         against = f"{classes[other]} {tempered[other]:.3f}"
         return answer(CANNOT_DECIDE, f"{label} {found} against {against}; {label} is decided from {asked} on")
     found, asked = _apart(score, point.defect_threshold)
-    says = f"defect score {found} {'reaches' if is_defect else 'is below'} {asked}"
+    compared = f"defect score {found} {'reaches' if is_defect else 'is below'} {asked}"
     if (best > 0) == is_defect:
-        return answer(label, f"{label} {confidence:.3f}; {says}")
+        return answer(label, f"{label} {confidence:.3f}; {compared}")
     contrary = f"{classes[best]} {tempered[best]:.3f}"
     if point.review_disagreement:
-        return answer(CANNOT_DECIDE, f"class and score disagree: {contrary}, but {says}")
+        return answer(CANNOT_DECIDE, f"class and score disagree: {contrary}, but {compared}")
     if is_defect:
         return answer(
-            label, f"{says}, so a defect though {contrary} is likeliest; of the defects {label} {confidence:.3f}"
+            label, f"{compared}, so a defect though {contrary} is likeliest; of the defects {label} {confidence:.3f}"
         )
-    return answer(label, f"{says}, so good though {contrary} is likeliest")
+    return answer(label, f"{compared}, so good though {contrary} is likeliest")
 
 
 def _apart(a: float, b: float) -> tuple[str, str]:
-    """Two numbers with three decimals, or as many as it takes to tell them apart."""
+    """Two numbers with three decimals, or as many as show that they differ."""
     for decimals in range(3, 9):
         texts = f"{a:.{decimals}f}", f"{b:.{decimals}f}"
         if texts[0] != texts[1] or a == b:

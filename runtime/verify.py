@@ -296,16 +296,9 @@ def _checks(
     manifest: Manifest, recipe: Recipe, golden: Golden, backend: Backend, artifact: Artifact, seconds: float
 ) -> list[Check]:
     bound = artifact.target.get("most_classes", MAX_CLASSES)
-    subject = Subject(
-        manifest.encoder,
-        manifest.smoothing_px,
-        recipe,
-        manifest.recipe_sha256,
-        golden,
-        backend,
-        batches_of(backend.name, artifact, backend.max_batch),
-        bound if isinstance(bound, int) else MAX_CLASSES,
-    )
+    batches = batches_of(backend.name, artifact, backend.max_batch)
+    most_classes = bound if isinstance(bound, int) else MAX_CLASSES
+    subject = Subject.of(manifest, recipe, golden, backend, batches, most_classes)
     try:
         with in_engine():
             backend.warm_up(recipe)

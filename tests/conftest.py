@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -16,6 +17,7 @@ import pytest
 from numpy.typing import NDArray
 from places import SHARED
 
+from runtime import inflate
 from runtime.agreement import joined
 from runtime.backends import Backend, Outputs
 from runtime.golden import Golden, judge, tensors_digest, variants, verdict_of
@@ -24,7 +26,8 @@ from runtime.operating_point import OperatingPoint
 from runtime.recipe import MEMORY_ROWS, SCALARS, FrameOptions, Recipe
 
 CLASSES = ("good", "bridge", "hole")
-BEYOND_RUNTIME = {"export", "benchmarks", "torch", "onnx", "scipy", "sklearn", "matplotlib", "fake_gpu"}
+BEYOND_RUNTIME = {"export", "benchmarks", "torch", "onnx", "scipy", "sklearn", "matplotlib"}
+BEYOND_RUNTIME |= {"fake_gpu", "simulated_engine"}
 """Where torch is not installed, as under `make lowest`, a file of tests that imports one of these is left out, and a
 test whose fixture teaches is skipped: what is left is tests of the runtime and of calibration."""
 
@@ -212,6 +215,19 @@ def golden_bundle(fake_bundle: Path) -> Path:
     golden = make_golden(LinearBackend(manifest.encoder), manifest.encoder, recipe)
     put_golden(fake_bundle, golden.to_bytes())
     return fake_bundle
+
+
+@pytest.fixture(params=["isal", "zlib"])
+def inflating(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What inflates PNG and deflated TIFF frames in this test: ISA-L, then zlib as where isal is not installed."""
+    if request.param == "isal":
+        pytest.importorskip("isal")
+    else:
+        monkeypatch.setattr(inflate, "_igzip", None)
+        for name in ("adler32", "crc32"):
+            monkeypatch.setattr(inflate, name, getattr(zlib, name))
+    library: str = request.param
+    return library
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""A GPU and an engine that are not there, stricter than real ones.
+"""A simulated GPU and engine, with stricter ordering rules than hardware.
 
-Nothing that is queued happens before somebody waits for it, and then as late as the rules of streams and events allow.
-So a buffer that is read too early, or used again too soon, gives wrong answers here every time, not once a month.
+Queued work happens only when a thread waits for it, and then as late as the rules of streams and events allow. So a
+buffer that is read too early, or reused too soon, gives wrong answers every time, not once a month.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Stream:
 @dataclass(eq=False)
 class Event:
     recorded: tuple[Stream, int] | None = None
-    """The stream, and how much had been queued in it in all."""
+    """The stream, and how many operations had been queued in it in total."""
 
 
 def _one_at_a_time(lock: threading.RLock, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,7 +46,7 @@ def _one_at_a_time(lock: threading.RLock, method: Callable[..., Any]) -> Callabl
 
 
 class FakeDevice:
-    """As CudaDevice. room: bytes of device memory. failing: the name of a method that fails from now on."""
+    """Simulates CudaDevice. room: bytes of device memory. failing: the name of a method that fails from now on."""
 
     def __init__(self, room: int = 1 << 40) -> None:
         self.room = room
@@ -83,7 +83,7 @@ class FakeDevice:
         for start, block in self.blocks.items():
             if start <= address and address + size <= start + len(block):
                 return block[address - start : address - start + size]
-        raise AssertionError(f"{size} bytes at {address} are nobody's")
+        raise AssertionError(f"{size} bytes at {address} are not allocated")
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
         return np.full(size, 0xCD, np.uint8)
@@ -175,7 +175,7 @@ class Context:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.memory: tuple[int, int] = (0, 0)
-        self.needs = engine.activation_bytes * engine.batch[2]  # for the profile's largest, until it is asked
+        self.needs = engine.activation_bytes * engine.batch[2]  # for the profile's largest batch, until shapes are set
         self.runs = 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
@@ -223,7 +223,7 @@ class Context:
 
 
 class Engine:
-    """As ICudaEngine, for batches and classes of a profile."""
+    """Simulates ICudaEngine, for batches and classes of a profile."""
 
     activation_bytes = 1000
 
@@ -288,7 +288,7 @@ class Cache:
 
 
 class Config:
-    """As IRuntimeConfig."""
+    """Simulates IRuntimeConfig."""
 
     dynamic_shapes_kernel_specialization_strategy = cuda_graph_strategy = ""
 
@@ -303,8 +303,8 @@ class Config:
         return True
 
 
-def fake_module(engine: Engine | None, says: str = "") -> Any:
-    """As the module of TensorRT: it opens every plan as `engine`, or refuses it, saying `says`."""
+def fake_module(engine: Engine | None, message: str = "") -> Any:
+    """Simulates the module of TensorRT: it opens every plan as `engine`, or refuses it and logs `message`."""
 
     class Logger:
         Severity = SimpleNamespace(WARNING=2)
@@ -313,8 +313,8 @@ def fake_module(engine: Engine | None, says: str = "") -> Any:
         def __init__(self, logger: Any) -> None:
             if engine is not None:
                 engine.say = lambda text: logger.log(1, text)
-            elif says:
-                logger.log(1, says)
+            elif message:
+                logger.log(1, message)
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
             return engine
@@ -330,10 +330,10 @@ def fake_module(engine: Engine | None, says: str = "") -> Any:
 
 
 def recipe_of(classes: int, bias: float = 0.0) -> Recipe:
-    """Its head_bias, which the fake engine adds, tells it from others."""
+    """A recipe whose head_bias, which the simulated engine adds, distinguishes it from others."""
     recipe = make_recipe(("good", *(f"defect_{i}" for i in range(1, classes))))
     return replace(recipe, tensors={**recipe.tensors, "head_bias": np.full(classes, bias, np.float32)})
 
 
 PROBABLE = recipe_of(3, 0.5 / 3)
-"""The fake engine answers probabilities by it, which sum to 1."""
+"""A recipe by which the simulated engine answers probabilities that sum to 1."""

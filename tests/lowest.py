@@ -14,7 +14,7 @@ import tomllib
 from places import ROOT
 
 PROJECT = ROOT / "pyproject.toml"
-EXTRAS = ("cpu", "tiff")
+EXTRAS = ("cpu", "fast", "tiff")
 PYTEST = "pytest"
 
 

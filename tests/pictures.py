@@ -1,4 +1,4 @@
-"""Pictures as files hold them, and what is expected of their pixels: shared by the tests of what reads frames."""
+"""Image files made by hand, and checks of their pixels, for tests of frame readers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SHAPE = (37, 50)
 
 
 def encoded(picture: np.ndarray | Image.Image, form: str = "PNG", **options: Any) -> bytes:
-    """A file of Pillow's."""
+    """The content of a file that Pillow wrote."""
     file = io.BytesIO()
     (picture if isinstance(picture, Image.Image) else Image.fromarray(picture)).save(file, form, **options)
     return file.getvalue()
 
 
 def scaled(values: Any, white: float = 65535) -> np.ndarray:
-    """Values as 8 bits, read off the definition."""
+    """Values scaled to 8 bits, by the definition."""
     return np.clip(np.rint(np.asarray(values, np.float64) * 255 / white), 0, 255)
 
 
@@ -36,7 +36,7 @@ def luma(colour: Any) -> np.ndarray:
 
 
 def assert_grey(pixels: np.ndarray, expected: np.ndarray, within: float = 0) -> None:
-    """Of the type and shape of a frame, and nowhere further off than `within`."""
+    """Check type and shape of a frame, and that no pixel is further off than `within`."""
     assert pixels.dtype == np.uint8
     assert pixels.shape == expected.shape
     assert np.abs(pixels.astype(float) - expected).max() <= within
@@ -52,7 +52,7 @@ def reason(source: Any, options: FrameOptions | None = None) -> str:
 
 
 def chunk(name: bytes, data: bytes) -> bytes:
-    """Of a PNG file."""
+    """A chunk of a PNG file."""
     return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
@@ -66,7 +66,7 @@ def png_of(size: tuple[int, int], depth: int, kind: int, *rest: tuple[bytes, byt
 def made(
     *pages: tuple[dict[int, tuple[int, list[int] | bytes]], list[bytes]], order: str = "<", link: int = 0
 ) -> bytes:
-    """A TIFF file by hand. pages: ({tag: (type, values)}, strips); link: where the last page says the next one is."""
+    """A TIFF file by hand. pages: ({tag: (type, values)}, strips); link: the offset of a next page in the last one."""
     out = bytearray((b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 0))
     at_link = 4
     for tags, strips in pages:

@@ -18,7 +18,7 @@ def project() -> dict[str, Any]:
 
 def test_every_dependency_has_a_lowest_version(project: dict[str, Any]) -> None:
     found = requirements()
-    assert len(found) == len(project["project"]["dependencies"]) + 3  # ONNX Runtime, imagecodecs and pytest
+    assert len(found) == len(project["project"]["dependencies"]) + 4  # ONNX Runtime, isal, imagecodecs and pytest
     assert all("==" in one for one in found[:-1])
 
 

@@ -1,4 +1,4 @@
-"""Inference engines behind one seam. `open_backend` is the only place that chooses one."""
+"""Inference engines behind one interface. `open_backend` is the only place that chooses one."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from .trt import MODULES, TensorRtBackend
 __all__ = ["NAMES", "OUTPUTS", "Backend", "FakeBackend", "Outputs", "obstacles", "open_backend"]
 
 ENGINES = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
-"""The fastest first; "auto" takes the first that this host can run."""
+"""Fastest first; "auto" takes the first that this host can run."""
 NAMES = ("auto", *ENGINES, "fake")
 
 
 def open_backend(
     name: str, folder: Path, manifest: Manifest, *, precision: str | None = None, threads: int = 0
 ) -> Backend:
-    """Open the backend `name` on a bundle; nothing else is tried if that fails.
+    """Open the backend `name` on a bundle. A named backend never falls back to another.
 
-    "auto" opens the first of ENGINES that this host can run, and its `why` says why none before it. Precision: that of
-    the artifact; where not said, fp16 on a GPU and fp32 on a CPU. threads: for the CPU.
-    Raises BackendUnavailable; BundleError for a damaged artifact and BackendError for a GPU that fails, "auto" too.
+    "auto" opens the first of ENGINES that this host can run; its `why` lists why each faster one was skipped.
+    precision: of the artifact; by default fp16 on a GPU and fp32 on a CPU. threads: for the CPU.
+    Raises BackendUnavailable; BundleError for a damaged artifact and BackendError for a failing GPU, also with "auto".
     """
     if name not in NAMES:
         raise BackendUnavailable(f'there is no backend "{name}" in this version; choose one of {", ".join(NAMES)}')
@@ -49,7 +49,7 @@ def open_backend(
 
 
 def obstacles(folder: Path, manifest: Manifest) -> dict[str, str]:
-    """Of each of ENGINES, why this host cannot run it; "" where nothing is known to be in the way. Opens none."""
+    """Why this host cannot run each of ENGINES, by name; "" if nothing is known to prevent it. Opens none."""
     found = {}
     for name in ENGINES:
         try:

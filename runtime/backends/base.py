@@ -1,4 +1,4 @@
-"""What an inference engine must do: run one batch. Everything else (frames, recipes, maps, queues) is done above it."""
+"""The interface of inference engines: run one batch. Frames, maps and queues are handled above it."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ OUTPUTS = ("probabilities", "defect_map", "features")
 
 
 Signature: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
-"""Type ("float" is 32 bits) and shape by tensor name; -1 is a side that changes: the batch and K."""
+"""Type ("float" has 32 bits) and shape by tensor name; -1 is a side that varies: the batch and K."""
 
 
 def graph_inputs(encoder: Encoder) -> Signature:
-    """What the graph of this encoder takes: frames and the recipe's tensors."""
+    """Inputs of the encoder's graph: frames and the recipe's tensors."""
     sides = {"2": 2, str(len(SCALARS)): len(SCALARS), "K": -1, "M": MEMORY_ROWS, "m": len(encoder.levels)}
     sides |= {"D": encoder.width, "C": encoder.text_dim, "F": encoder.features}
     tensors = {name: ("float", tuple(sides[side] for side in shape)) for name, shape in TENSORS.items()}
@@ -30,7 +30,7 @@ def graph_inputs(encoder: Encoder) -> Signature:
 
 
 def graph_outputs(encoder: Encoder) -> Signature:
-    """What it gives: OUTPUTS."""
+    """Outputs of the encoder's graph, by the names in OUTPUTS."""
     shapes = ((-1, -1), (-1, *encoder.grid), (-1, encoder.features))
     return {name: ("float", shape) for name, shape in zip(OUTPUTS, shapes, strict=True)}
 
@@ -51,11 +51,11 @@ class Backend(ABC):
     """An opened engine.
 
     name: what the caller asks for ("cpu"). description: engine, version and artifact, for people.
-    precision: of the artifact ("fp32", "fp16", "int8"): how far its answers may be from the export's.
+    precision: of the artifact ("fp32", "fp16", "int8"); it bounds how far answers may differ from the export's.
     max_batch: the most frames that one `run` takes. `run` may be called from several threads.
-    why: why "auto" took this one and none that is faster, a line each; empty where it was asked for.
-    in_flight: how many calls of `run` at a time keep the engine busy: 1 if one uses all of it, more if copies to and
-    from it can overlap with its work.
+    why: why "auto" skipped each faster backend, one per line; empty if this one was named.
+    in_flight: how many concurrent calls of `run` keep the engine busy: 1 if one call uses all of it, more if copies
+        overlap with its work.
     """
 
     name: str
@@ -69,11 +69,11 @@ class Backend(ABC):
     def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
         """Answer one batch: uint8 [batch, height, width], 1 <= batch <= max_batch.
 
-        Raises BackendError, whatever the engine itself raises.
+        Raises BackendError in place of any error of the engine.
         """
 
     def warm_up(self, recipe: Recipe) -> None:  # noqa: B027 - optional: not every engine has anything to prepare
-        """Do now what the first batches with this recipe would otherwise wait for. Raises BackendError."""
+        """Prepare for a recipe, so that its first batches do not wait. Raises BackendError."""
 
     def close(self) -> None:  # noqa: B027 - optional: not every engine holds something
         """Free the engine. Later calls of `run` are not allowed; closing twice is."""

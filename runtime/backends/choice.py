@@ -1,4 +1,4 @@
-"""Which backends this host can run, and of the others what exactly is in the way and what mends it."""
+"""Which backends this host can run, and why the others cannot, with the remedy."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ..manifest import Artifact, Manifest
 from .trt import MODULES
 
 ENGINE_PRECISIONS = ("fp16", "int8")
-"""The first is taken where none is asked for."""
+"""The first is the default."""
 
 
 def onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:
-    """The ONNX file of a precision that ONNX Runtime runs. Raises BackendUnavailable with those that there are."""
+    """The ONNX file of a precision for ONNX Runtime. Raises BackendUnavailable, which lists the files there are."""
     found = [a for a in manifest.artifacts if a.kind == "onnx" and a.precision == precision and not a.target]
     if not found:
         names = [
@@ -36,9 +36,9 @@ def engine_artifact(
     version_of: Callable[[str], str] = metadata.version,
     gpu: Callable[[], tuple[Gpu | None, str]] = find_gpu,
 ) -> Artifact:
-    """The engine of `product` that this host can run, of the precision that is asked for; fp16 where none is.
+    """The engine of `product` that this host can run. precision: fp16 by default.
 
-    Raises BackendUnavailable: the product or the GPU is missing, or every engine differs from this host, and how.
+    Raises BackendUnavailable if the product or the GPU is missing, or with what keeps the nearest engine from running.
     """
     precision = precision or ENGINE_PRECISIONS[0]
     if precision not in ENGINE_PRECISIONS:

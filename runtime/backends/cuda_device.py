@@ -1,7 +1,7 @@
 """Memory, streams, events and graphs of one GPU, over NVIDIA's own bindings (cuda-bindings); no torch.
 
-Everything made here belongs to the CudaDevice and is freed with it. Handles and addresses are plain integers or objects
-of the bindings, to be handed back to this class and to nothing else.
+Everything allocated here belongs to the CudaDevice and is freed with it. Handles and addresses are plain integers or
+objects of the bindings, valid only as arguments of this class.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Handle = Any
 
 
 class GpuError(BackendError):
-    """CUDA reports a fault. Nothing on the GPU can be relied on any more."""
+    """CUDA reports a fault. All state on the GPU is unreliable from then on."""
 
 
 class OutOfDeviceMemory(BackendError):
-    """The GPU has no room for what was asked for; what it holds is as it was."""
+    """The GPU has no room for an allocation; its content is unchanged."""
 
 
 class CudaDevice:
     """The first GPU that CUDA shows. Safe to call from many threads.
 
-    Raises GpuError for whatever CUDA reports, OutOfDeviceMemory for want of memory.
+    Raises OutOfDeviceMemory for want of memory, GpuError for any other error of CUDA.
     """
 
     def __init__(self) -> None:
@@ -45,16 +45,16 @@ class CudaDevice:
         if int(error):
             _, name = self._cuda.cudaGetErrorName(error)
             _, text = self._cuda.cudaGetErrorString(error)
-            said = f"{function.__name__}: {name.decode()} ({text.decode()})"
+            report = f"{function.__name__}: {name.decode()} ({text.decode()})"
             if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
-                self._cuda.cudaGetLastError()  # this one is no lasting fault of the GPU; forget it
-                raise OutOfDeviceMemory(f"the GPU is out of memory: {said}")
-            raise GpuError(f"the GPU failed: {said}")
+                self._cuda.cudaGetLastError()  # clear it: this error does not last
+                raise OutOfDeviceMemory(f"the GPU is out of memory: {report}")
+            raise GpuError(f"the GPU failed: {report}")
         return results[0] if len(results) == 1 else results
 
     @contextmanager
     def current(self) -> Iterator[None]:
-        """Make this the GPU of the calling thread, which may be new or have another, for as long as the block runs."""
+        """Make this the GPU of the calling thread while the block runs; the thread may have used another."""
         before = int(self._call(self._cuda.cudaGetDevice))
         self._call(self._cuda.cudaSetDevice, 0)
         try:
@@ -64,18 +64,18 @@ class CudaDevice:
                 self._cuda.cudaSetDevice(before)
 
     def allocate(self, size: int) -> int:
-        """Device memory of `size` bytes, aligned to 256: its address."""
+        """Address of `size` new bytes of device memory, aligned to 256."""
         address = int(self._call(self._cuda.cudaMalloc, max(size, 1)))
         self._release.append((self._cuda.cudaFree, address))
         return address
 
     def free(self, address: int) -> None:
-        """Give memory of `allocate` back before the device is closed."""
+        """Free memory of `allocate` before the device is closed."""
         self._release.remove((self._cuda.cudaFree, address))
         self._call(self._cuda.cudaFree, address)
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
-        """Page-locked host memory of `size` bytes, which the GPU copies from and to by itself."""
+        """Page-locked host memory of `size` bytes, which the GPU accesses directly."""
         address = int(self._call(self._cuda.cudaHostAlloc, max(size, 1), self._cuda.cudaHostAllocDefault))
         self._release.append((self._cuda.cudaFreeHost, address))
         return np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(address))
@@ -87,46 +87,46 @@ class CudaDevice:
         return stream
 
     def event(self) -> Handle:
-        """An event without a time."""
+        """An event without timing."""
         event = self._call(self._cuda.cudaEventCreateWithFlags, self._cuda.cudaEventDisableTiming)
         self._release.append((self._cuda.cudaEventDestroy, event))
         return event
 
     def copy_in(self, address: int, source: NDArray[Any], stream: Handle) -> None:
-        """Queue a copy of an array that is contiguous and stays as it is until the stream has come so far."""
+        """Queue a copy of a contiguous array, which must not change until the stream has made the copy."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call(self._cuda.cudaMemcpyAsync, address, source.ctypes.data, source.nbytes, kind, stream)
 
     def copy_out(self, target: NDArray[Any], address: int, stream: Handle) -> None:
-        """Queue a copy into an array that is contiguous; it holds the values once the stream has come so far."""
+        """Queue a copy into a contiguous array; the values are there once the stream has made the copy."""
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call(self._cuda.cudaMemcpyAsync, target.ctypes.data, address, target.nbytes, kind, stream)
 
     def record(self, event: Handle, stream: Handle) -> None:
-        """The event happens when the stream has come so far."""
+        """Record the event at the current end of the stream."""
         self._call(self._cuda.cudaEventRecord, event, stream)
 
     def wait(self, stream: Handle, event: Handle) -> None:
-        """What is queued from here on waits for the event's last recording."""
+        """Make all later work in the stream wait for the event's last recording."""
         self._call(self._cuda.cudaStreamWaitEvent, stream, event, 0)
 
     def synchronize(self, stream: Handle) -> None:
-        """Wait, here, until the stream is empty."""
+        """Block the calling thread until the stream is empty."""
         self._call(self._cuda.cudaStreamSynchronize, stream)
 
     def handle(self, stream: Handle) -> int:
-        """The stream as other libraries take it."""
+        """The stream's address, as other libraries take it."""
         return int(stream)
 
     def capture(self, stream: Handle, queue: Callable[[], None]) -> Handle:
-        """What `queue` puts into the stream, as a graph that `launch` runs; it is not run now."""
+        """Capture the work that `queue` puts into the stream as a graph for `launch`, without running it."""
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call(self._cuda.cudaStreamBeginCapture, stream, mode)
         graph = None
         try:
             try:
                 queue()
-            finally:  # a stream that captures takes no other work
+            finally:  # a capturing stream accepts no other work
                 graph = self._call(self._cuda.cudaStreamEndCapture, stream)
             ready = self._call(self._cuda.cudaGraphInstantiate, graph, 0)
         finally:
@@ -145,12 +145,12 @@ class CudaDevice:
         self._call(self._cuda.cudaGraphLaunch, graph, stream)
 
     def memory(self) -> tuple[int, int]:
-        """Bytes of device memory: free, and in all."""
+        """Bytes of device memory: free, and total."""
         free, total = self._call(self._cuda.cudaMemGetInfo)
         return int(free), int(total)
 
     def close(self) -> None:
-        """Free everything, the latest first. Closing twice is allowed; a GPU that is lost is left alone."""
+        """Free everything, latest first. Closing twice is allowed; errors of a lost GPU are ignored."""
         with suppress(RuntimeError):
             self._cuda.cudaDeviceSynchronize()
         while self._release:

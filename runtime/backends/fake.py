@@ -1,4 +1,4 @@
-"""A backend without an engine: for testing what is built on Predictor, and the Predictor itself."""
+"""A backend without an engine, for tests of the Predictor and of programs that use it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from .base import Backend, Outputs
 
 
 class FakeBackend(Backend):
-    """Answers from pixels alone, at no cost: a patch's map value is its brightest pixel / 255, and the class is the
-    frame's first pixel modulo K. So a test can paint the answer it wants.
+    """Answers from pixels alone, at no cost, so that a test can paint the answer it wants.
+
+    A patch's map value is its brightest pixel / 255; the class is the frame's first pixel modulo K.
 
     delay_s: how long each batch takes. fail_after: raise BackendError from this batch on (0 = the first).
     batches: the sizes of the batches that were run.

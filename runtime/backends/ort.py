@@ -1,4 +1,4 @@
-"""ONNX Runtime: on a CPU, the embedded default, and on an NVIDIA GPU through its CUDA provider."""
+"""ONNX Runtime on a CPU, the embedded default, and on an NVIDIA GPU through its CUDA provider."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _FATAL_ONLY = 4
 _CUDA = "CUDAExecutionProvider"
 _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 LEAST_VERSION = {"cpu": "1.24.1", "cuda": "1.30"}
-"""As the extras of pyproject.toml ask for: older ones know neither the operators nor, on CUDA, all kernels."""
+"""As in the extras of pyproject.toml: older versions lack operators and, on CUDA, kernels."""
 # fmt: off
 _OF_SHAPES = frozenset({
     "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Max",
     "Min", "Mul", "Range", "ReduceProd", "Reshape", "Shape", "Size", "Slice", "Squeeze", "Sub", "Unsqueeze", "Where",
 })
 # fmt: on
-"""Operators that work out the sides of tensors: ONNX Runtime keeps these few numbers on the CPU on purpose."""
+"""Operators that compute tensor shapes: ONNX Runtime runs them on the CPU on purpose."""
 
 
 def check_provider(backend: str) -> Any:
-    """ONNX Runtime's module. Raises BackendUnavailable if it, or its provider for "cpu" or "cuda", is not installed,
-    or older than LEAST_VERSION."""
+    """ONNX Runtime's module. Raises BackendUnavailable if it is older than LEAST_VERSION or not installed, or if it
+    lacks the provider for "cpu" or "cuda"."""
     package = _PACKAGES[backend]
     try:
         onnxruntime = import_onnxruntime()
@@ -66,7 +66,7 @@ def check_provider(backend: str) -> Any:
 
 
 def _check_version(backend: str, version: str) -> None:
-    """Raise BackendUnavailable for an ONNX Runtime that cannot run what this project writes."""
+    """Raise BackendUnavailable for an ONNX Runtime that cannot run this project's graphs."""
     least = LEAST_VERSION[backend]
     found = re.match(r"\d+(\.\d+)+", version)
     if found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split("."))):
@@ -77,9 +77,9 @@ def _check_version(backend: str, version: str) -> None:
 
 
 def _raise_interrupt(exc: BaseException) -> None:
-    """Raise the KeyboardInterrupt that an extension module's import turned into an ImportError, if that is what it was.
+    """Raise the KeyboardInterrupt that the import of an extension module turned into an ImportError, if there was one.
 
-    Ctrl-C while ONNX Runtime is imported must not read "not installed".
+    Ctrl-C during the import of ONNX Runtime must not be reported as "not installed".
     """
     cause: BaseException | None = exc
     while cause is not None:
@@ -90,13 +90,13 @@ def _raise_interrupt(exc: BaseException) -> None:
 
 def cuda_provider(precision: str) -> tuple[str, dict[str, Any]]:
     """The CUDA provider and its options for an artifact of a precision."""
-    # TF32 has the mantissa of fp16: not what fp32 says. What fp16 keeps in fp32 beside its products loses little.
+    # TF32 has the mantissa of fp16, so fp32 must not use it. The fp32 parts of fp16 artifacts lose little by it.
     tf32 = "0" if precision == "fp32" else "1"
     return _CUDA, {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
 
 
 class _OrtBackend(Backend):
-    """An ONNX Runtime session with one provider, and with no other."""
+    """An ONNX Runtime session with exactly one provider."""
 
     def __init__(
         self, folder: Path, artifact: Artifact, encoder: Encoder, providers: list[Any], threads: int = 0
@@ -109,20 +109,20 @@ class _OrtBackend(Backend):
             raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        # The engine warns of inputs with defaults, as the recipe's are by design. Its errors are raised, too: printed
-        # past Python, the names of a stranger's graph could steer a terminal.
+        # The engine warns of inputs with defaults, which the recipe's inputs are by design. It also prints errors that
+        # it raises anyway, with names of an untrusted graph that could control a terminal.
         options.log_severity_level = _FATAL_ONLY
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        # ONNX Runtime's own format would pass by what was looked for above.
+        # ONNX Runtime's own format would bypass `onnx_faults`.
         options.add_session_config_entry("session.load_model_format", "ONNX")
         try:
-            # Left to itself, ONNX Runtime's Python layer would print a word and go on with other providers, both here
-            # and where a batch fails. It gets the bytes that were hashed: a path could lead to others by now.
+            # By default ONNX Runtime's Python layer falls back to other providers, here and when a batch fails. It gets
+            # the bytes that were hashed, because the file could have changed since.
             session = onnxruntime.InferenceSession(content, options, providers=providers, enable_fallback=0)
-            # It keeps them for that fallback.
+            # The session keeps the bytes for that fallback.
             session._model_bytes = None
             found, asked = _signature(session), [node.name for node in session.get_inputs()]
-        except Exception as exc:  # the engine's exception types are its own business
+        except Exception as exc:  # ONNX Runtime's exception types are not public
             raise self._unopened(folder, artifact, exc) from exc
         inputs = graph_inputs(encoder)
         faults = [
@@ -131,18 +131,18 @@ class _OrtBackend(Backend):
             if name not in found or not _agree(found[name], needed)
         ]
         extra = [name for name in asked if name not in inputs]
-        faults += [f"{artifact.file}: asks for {name}, which the bundle's format has not" for name in extra]
+        faults += [f"{artifact.file}: asks for {name}, which is not in the bundle's format" for name in extra]
         if faults:
             raise BundleError(folder, listed(faults))
         self._session: Any = session
 
     def _unopened(self, folder: Path, artifact: Artifact, exc: Exception) -> PredictorError:
-        """What to say of an artifact that ONNX Runtime does not open."""
+        """The error for an artifact that ONNX Runtime does not open."""
         return BundleError(folder, f"{artifact.file} cannot be opened by ONNX Runtime: {_first_line(exc)}")
 
     def run(self, frames: NDArray[np.uint8], recipe: Recipe) -> Outputs:
         """As `Backend.run`."""
-        session = self._session  # close() may come while this runs; the session then lives as long as it does
+        session = self._session  # keeps it alive if close() is called while this runs
         if session is None:
             raise BackendError("the ONNX Runtime session is closed")
         try:
@@ -179,8 +179,8 @@ class OrtCpuBackend(_OrtBackend):
 class OrtCudaBackend(_OrtBackend):
     """Runs an ONNX artifact on the first NVIDIA GPU. The recipe's tensors stay there until another recipe comes.
 
-    Raises BackendUnavailable if ONNX Runtime or its CUDA provider is not installed or finds no GPU it can use, and if
-    it would compute a part of the graph on the CPU: ONNX Runtime itself goes on with the CPU in all of these.
+    Raises BackendUnavailable if ONNX Runtime or its CUDA provider is not installed, finds no usable GPU, or would
+    compute a part of the graph on the CPU. ONNX Runtime itself would fall back to the CPU in each case. Raises
     BundleError if the artifact cannot be loaded.
     """
 
@@ -231,7 +231,7 @@ class OrtCudaBackend(_OrtBackend):
         return Outputs(*binding.copy_outputs_to_cpu())
 
     def _on_device(self, recipe: Recipe) -> dict[str, Any]:
-        """The recipe's tensors on the GPU; a batch that runs with those of the recipe before keeps them to its end."""
+        """The recipe's tensors on the GPU; a running batch keeps those of an earlier recipe until it ends."""
         with self._lock:
             if self._resident is None or self._resident[0] is not recipe:
                 of = self._ort.OrtValue.ortvalue_from_numpy
@@ -245,13 +245,13 @@ class OrtCudaBackend(_OrtBackend):
 
 
 def _signature(session: Any) -> dict[str, tuple[str, tuple[Any, ...]]]:
-    """Type and shape of what the graph takes and gives, by name."""
+    """Type and shape of the graph's inputs and outputs, by name."""
     nodes = (*session.get_inputs(), *session.get_overridable_initializers(), *session.get_outputs())
     return {node.name: (node.type.removeprefix("tensor(").removesuffix(")"), tuple(node.shape)) for node in nodes}
 
 
 def _left_to_others(session: Any) -> list[str]:
-    """Operators, other than those on shapes, that are not on the GPU. Versions before 1.32 do not tell: none."""
+    """Operators, other than those on shapes, that are not on the GPU. Empty before version 1.32, which reports none."""
     if not hasattr(session, "get_provider_graph_assignment_info"):
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != _CUDA]
@@ -259,7 +259,7 @@ def _left_to_others(session: Any) -> list[str]:
 
 
 def _agree(found: tuple[str, tuple[Any, ...]], needed: tuple[str, tuple[int, ...]]) -> bool:
-    """Whether type, rank and every side that both know are the same; names stand for sides that change."""
+    """Whether type, rank and every fixed side agree; names stand for sides that vary."""
     (kind, shape), (needed_kind, needed_shape) = found, needed
     sides = zip(shape, needed_shape, strict=False)
     known = [(side, needed_side) for side, needed_side in sides if isinstance(side, int) and needed_side >= 0]

@@ -67,7 +67,7 @@ def test_a_precision_that_is_not_held_is_refused_with_those_that_are(
     assert str(caught.value) == f"{fake_bundle}: holds no {precision} ONNX artifact; it holds model.onnx (fp32)"
 
 
-def test_a_bundle_without_artifacts_says_so(fake_bundle: Path) -> None:
+def test_a_bundle_without_artifacts_is_refused(fake_bundle: Path) -> None:
     with pytest.raises(BackendUnavailable, match="holds no fp32 ONNX artifact; it holds none"):
         open_backend("cpu", fake_bundle, replace(manifest_of(fake_bundle), artifacts=()))
 
@@ -180,18 +180,18 @@ def test_a_graph_without_the_recipe_inputs_is_refused(fake_bundle: Path, monkeyp
     )
 
 
-def test_a_graph_that_asks_for_more_is_refused(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_with_an_unknown_input_is_refused(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
     monkeypatch.setattr(session, "get_inputs", lambda: [Node("frames"), more])
     more = Node("frames")
     more.name = "temperature"
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)
-    with pytest.raises(BundleError, match=r"model\.onnx: asks for temperature, which the bundle's format has not"):
+    with pytest.raises(BundleError, match=r"model\.onnx: asks for temperature, which is not in the bundle's format"):
         open_backend("cpu", fake_bundle, manifest_of(fake_bundle))
 
 
-def test_whatever_the_engine_raises_is_a_backend_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_error_of_the_engine_becomes_a_backend_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     session = Session(RECIPE_INPUTS, ["probabilities", "defect_map", "features"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **kwargs: session)

@@ -101,7 +101,7 @@ def test_an_8_bit_engine_runs_only_where_it_is_asked_for(manifest: Manifest) -> 
         choice.onnx_artifact(Path("bundle"), held, "int8")
 
 
-def test_of_several_engines_the_nearest_is_spoken_of(manifest: Manifest) -> None:
+def test_of_several_unfit_engines_the_nearest_is_reported(manifest: Manifest) -> None:
     held = with_engine(with_engine(manifest, os="x", version="y"), version="1.6.0")
     with pytest.raises(BackendUnavailable, match=r"3\.plan was built by tensorrt-rtx 1\.6\.0"):
         choose(held)
@@ -154,7 +154,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, manifest: Manifest) -> Callable[...
 
 
 @pytest.mark.parametrize("running", [ENGINES[i:] for i in range(len(ENGINES))])
-def test_auto_takes_the_fastest_that_runs_and_says_why_none_before_it(
+def test_auto_takes_the_fastest_that_runs_and_logs_why_others_were_skipped(
     pretend: Callable[..., list[str]], manifest: Manifest, running: tuple[str, ...]
 ) -> None:
     tried = pretend(*running)
@@ -174,7 +174,7 @@ def test_auto_does_not_pass_over_a_fault(
     assert tried == ["tensorrt"]
 
 
-def test_what_was_asked_for_by_name_has_no_substitute(pretend: Callable[..., list[str]], manifest: Manifest) -> None:
+def test_a_named_backend_never_falls_back(pretend: Callable[..., list[str]], manifest: Manifest) -> None:
     tried = pretend("cpu")
     with pytest.raises(BackendUnavailable, match="cuda is not for this host"):
         open_backend("cuda", Path("bundle"), manifest)
@@ -336,7 +336,7 @@ def test_operators_that_fell_back_are_an_error(
     cuda[0]().close()
 
 
-def test_where_operators_run_is_what_onnx_runtime_says(toy_bundle: Path) -> None:
+def test_where_operators_run_is_read_from_onnx_runtime(toy_bundle: Path) -> None:
     manifest, _ = load_bundle(toy_bundle)
     with open_backend("cpu", toy_bundle, manifest) as backend:
         assert isinstance(backend, OrtCpuBackend)
@@ -358,7 +358,7 @@ def test_where_operators_run_is_what_onnx_runtime_says(toy_bundle: Path) -> None
         ("[ONNXRuntimeError] : 10 : INVALID_GRAPH", BundleError, "cannot be opened by ONNX Runtime"),
     ],
 )
-def test_a_session_that_does_not_open_says_whose_fault_it_is(
+def test_a_session_that_does_not_open_names_the_cause(
     cuda: tuple[Callable[[], OrtCudaBackend], list[str]],
     monkeypatch: pytest.MonkeyPatch,
     said: str,
@@ -370,7 +370,9 @@ def test_a_session_that_does_not_open_says_whose_fault_it_is(
         cuda[0]()
 
 
-def test_onnx_runtime_without_cuda_says_what_to_install(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_onnx_runtime_without_cuda_names_the_package_to_install(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import onnxruntime
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])

@@ -99,7 +99,7 @@ def bindings(monkeypatch: pytest.MonkeyPatch) -> Bindings:
     return found
 
 
-def test_everything_made_is_freed_once_whether_early_or_at_the_end(bindings: Bindings) -> None:
+def test_every_allocation_is_freed_exactly_once(bindings: Bindings) -> None:
     device = CudaDevice()
     address, stream = device.allocate(100), device.stream()
     device.allocate(5)

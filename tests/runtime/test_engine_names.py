@@ -22,7 +22,8 @@ from engine_names import Report, Use, cuda_names
 
 from runtime.packages import OWN, ROOT
 
-BACKEND, BUILDER, FACTS = "runtime/backends/trt.py", "export/artifacts/engine_child.py", "benchmarks/gpu_facts.py"
+BACKEND = "runtime/backends/trt_engine.py"
+BUILDER, FACTS = "export/artifacts/engine_child.py", "benchmarks/gpu_facts.py"
 DECLARED = {"severity": "ILogger.Severity"}
 """What the packages hand to callbacks."""
 ANYTHING = {

@@ -166,7 +166,7 @@ def test_a_file_that_is_there_needs_force(tmp_path: Path) -> None:
 
 
 @posix
-def test_a_socket_is_no_place_to_write_to(tmp_path: Path) -> None:
+def test_writing_to_a_socket_is_refused(tmp_path: Path) -> None:
     import socket
 
     with socket.socket(socket.AF_UNIX) as server:
@@ -199,10 +199,10 @@ def test_a_pipe_is_written_to_and_stays(linked: bool, tmp_path: Path) -> None:
 
 
 @posix
-def test_a_pipe_without_a_reader_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pipe_without_a_reader_is_an_error_after_some_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "READER_WAIT_S", 0.1)
     os.mkfifo(tmp_path / "fifo")
-    with pytest.raises(PredictorError, match="a pipe that nobody reads"):
+    with pytest.raises(PredictorError, match="a pipe without a reader"):
         OutputFile(tmp_path / "fifo")
 
 

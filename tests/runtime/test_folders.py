@@ -109,10 +109,10 @@ def test_a_folder_with_two_names_is_searched_once_and_that_is_said(
     unread: list[FrameError] = []
     assert names_below(tmp_path, unread) == ["lot/a.png"]
     assert unread == []
-    assert f"1 searched already under another name ({tmp_path / 'also'})" in caplog.text
+    assert f"1 already searched under another name ({tmp_path / 'also'})" in caplog.text
 
 
-def test_folders_that_link_to_each_other_many_times_over_do_not_take_for_ever(tmp_path: Path) -> None:
+def test_folders_that_link_to_each_other_are_searched_once(tmp_path: Path) -> None:
     for number in range(40):
         write(tmp_path / f"{number}/a.png")
         for name in ("x", "y"):
@@ -184,7 +184,7 @@ def test_a_hidden_folder_that_is_named_is_searched(tmp_path: Path) -> None:
         assert names_below(tmp_path / name) == ["lot/a.png"]
 
 
-def test_a_mask_is_one_only_beside_its_frame(tmp_path: Path) -> None:
+def test_a_mask_counts_as_one_only_next_to_its_frame(tmp_path: Path) -> None:
     write(tmp_path / "a_mask.png", tmp_path / f"{NFC}.png", tmp_path / f"{NFD}_mask.jpg", tmp_path / "b/masks/1.png")
     listing = list_folder(tmp_path)
     assert [path.name for path in listing.masks] == [f"{NFD}_mask.jpg"]
@@ -193,13 +193,13 @@ def test_a_mask_is_one_only_beside_its_frame(tmp_path: Path) -> None:
     assert names_below(tmp_path) == ["a_mask.png", "b/images/1.png", f"{NFC}.png"]
 
 
-def test_what_lies_beside_the_images_of_a_data_folder_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_pictures_next_to_images_are_left_out_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(*(tmp_path / name for name in ("images/good/a.png", "masks/good/a.png", "overview.png", "lot2/b.png")))
     assert names_below(tmp_path) == ["images/good/a.png"]
-    assert f"2 beside images/ ({tmp_path / 'overview.png'}, ...)" in caplog.text
+    assert f"2 next to images/ ({tmp_path / 'overview.png'}, ...)" in caplog.text
 
 
-def test_a_plain_folder_is_searched_without_a_word(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plain_folder_is_searched_without_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "lot/a.png")
     (tmp_path / ".DS_Store").touch()
     (tmp_path / "notes.txt").touch()
@@ -211,9 +211,7 @@ def test_a_plain_folder_is_searched_without_a_word(tmp_path: Path, caplog: pytes
 # ---- this program's own pictures -------------------------------------------------------------------------------------
 
 
-def test_pictures_of_this_program_are_no_frames_wherever_they_are(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_pictures_of_this_program_are_never_frames(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "a.png", tmp_path / "overlays/a.png")
     with Image.open(tmp_path / "a.png") as image:
         image.convert("RGB").save(tmp_path / "overlays/a.png", pnginfo=output_info())

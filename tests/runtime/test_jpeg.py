@@ -65,7 +65,7 @@ def test_data_that_end_early_are_refused_though_the_end_mark_is_there(mode: str,
 
 @pytest.mark.parametrize("grey", [0, 60, 128, 255])
 @pytest.mark.parametrize("stream", STREAMS)
-def test_flat_frames_are_whole(grey: int, stream: str) -> None:
+def test_flat_jpeg_frames_are_accepted_as_whole(grey: int, stream: str) -> None:
     """What data that end early look like, and these do not."""
     options = {key: value for key, value in STREAMS[stream].items() if key != "subsampling"}
     data = encoded(np.full((48, 64), grey, np.uint8), **options)
@@ -78,7 +78,7 @@ def test_half_a_file_is_refused_with_and_without_an_end_mark() -> None:
         assert reason(cut) == "is damaged or truncated (its JPEG data end too early)"
 
 
-def test_what_follows_the_first_picture_is_not_looked_at(tmp_path: Path) -> None:
+def test_data_after_the_first_picture_are_ignored(tmp_path: Path) -> None:
     first, second = Image.fromarray(SMOOTH), Image.fromarray(SMOOTH[::-1].copy())
     first.save(tmp_path / "two.jpg", "MPO", save_all=True, append_images=[second])
     first.save(tmp_path / "one.jpg")
@@ -124,7 +124,7 @@ def test_hostile_markers_end_soon() -> None:
         (5, 0xFF, "is damaged or truncated"),
     ],
 )
-def test_what_is_not_read_is_refused_by_name(at: int, value: int, said: str) -> None:
+def test_unsupported_kinds_are_refused_by_name(at: int, value: int, said: str) -> None:
     data = bytearray(encoded(SMOOTH))
     frame = data.index(b"\xff\xc0")
     data[frame + at] = value

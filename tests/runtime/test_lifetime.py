@@ -1,231 +1,16 @@
-"""What ends before its time: streams that are left, interpreters that exit, processes that fork, callbacks that close.
-
-Each is a small program of its own, with a time limit: what hangs here must not hang the tests.
-"""
+"""The exit of the interpreter, forks, callbacks, and a Predictor that is dropped."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
+from programs import LIMIT_S, command, run
 
-LIMIT_S = 60
-"""Seconds after which a program counts as hanging; each takes one or two, most of them for its imports."""
-BEFORE = """
-import gc, os, queue, signal, sys, threading, time
-import numpy as np
-from runtime import FakeBackend, Predictor, PredictorError
-from runtime import lifetime, pipeline
-from runtime.manifest import load_bundle
-
-class Engine(FakeBackend):
-    def __init__(self, **options):
-        super().__init__(load_bundle(sys.argv[1])[0].encoder, **options)
-        self.entered = threading.Event()
-    def run(self, frames, recipe):
-        os.write(1, b"in ")
-        self.entered.set()
-        outputs = super().run(frames, recipe)
-        os.write(1, b"out ")
-        return outputs
-
-def frame(number=0):
-    return np.full((64, 64), number, np.uint8)
-
-def endless():
-    while True:
-        yield frame()
-
-def for_ever(*_):
-    threading.Event().wait()
-
-def hanging(after):
-    for number in range(after):
-        yield frame(number)
-    for_ever()
-
-def left_in_time(results):
-    began = time.monotonic()
-    results.close()
-    seconds = time.monotonic() - began
-    print("left" if seconds < 5 else f"left after {seconds:.1f} s")
-"""
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-
-def command(bundle: Path, program: str) -> list[str]:
-    return [sys.executable, "-W", "ignore::DeprecationWarning", "-c", BEFORE + textwrap.dedent(program), str(bundle)]
-
-
-def run(bundle: Path, program: str) -> str:
-    """What the program printed. It must end by itself, with status 0 and without a word on stderr."""
-    done = subprocess.run(command(bundle, program), capture_output=True, text=True, check=False, timeout=LIMIT_S)
-    assert (done.returncode, done.stderr) == (0, "")
-    return done.stdout.strip()
-
-
-# Leaving a stream
-
-
-def test_leaving_does_not_wait_for_a_source_that_hangs(fake_bundle: Path) -> None:
-    program = """
-        predictor = Predictor(sys.argv[1], backend="fake", batch_size=2)
-        results = predictor.stream(hanging(8))
-        next(results)
-        time.sleep(0.3)  # by now the source has been asked for more than it has
-        left_in_time(results)
-        print(predictor(frame(2)).head_class)
-        predictor.close()
-    """
-    assert run(fake_bundle, program).splitlines() == ["left", "hole"]
-
-
-def test_leaving_does_not_wait_for_a_file_that_hangs(fake_bundle: Path) -> None:
-    program = """
-        read = pipeline.decode_frame
-        pipeline.decode_frame = lambda source, *rest: for_ever() if isinstance(source, str) else read(source, *rest)
-        signal.signal(signal.SIGALRM, signal.default_int_handler)
-        signal.setitimer(signal.ITIMER_REAL, 0.5)
-        with Predictor(sys.argv[1], backend="fake", batch_size=2) as predictor:
-            results = predictor.stream([frame()] * 4 + ["dead"] * 20, decoders=2)
-            try:
-                for result in results:
-                    pass
-            except KeyboardInterrupt:
-                left_in_time(results)
-    """
-    assert run(fake_bundle, program) == "left"
-
-
-def test_leaving_does_not_wait_for_an_engine_that_hangs(fake_bundle: Path) -> None:
-    program = """
-        class Stuck(Engine):
-            def run(self, frames, recipe):
-                return for_ever() if len(self.batches) else super().run(frames, recipe)
-        lifetime.PATIENCE_S = 0.2
-        with Predictor(sys.argv[1], backend=Stuck(), batch_size=2) as predictor:
-            results = predictor.stream(endless())
-            next(results)
-            left_in_time(results)
-    """
-    assert run(fake_bundle, program) == "in out left"
-
-
-def test_a_source_that_comes_back_after_it_was_left_is_closed_by_its_own_thread(fake_bundle: Path) -> None:
-    program = """
-        come_back, closed = threading.Event(), threading.Event()
-        def source():
-            try:
-                for number in range(8):
-                    yield frame(number)
-                come_back.wait()
-                yield frame()
-            finally:
-                closed.set()
-        predictor = Predictor(sys.argv[1], backend="fake", batch_size=2)
-        results = predictor.stream(source())
-        next(results)
-        time.sleep(0.5)  # by now the source waits to come back
-        results.close()
-        print(closed.is_set())
-        come_back.set()
-        print(closed.wait(20))
-        time.sleep(0.2)
-        print([t.name for t in threading.enumerate() if t.name.startswith("sem-clip")])
-    """
-    assert run(fake_bundle, program).splitlines() == ["False", "True", "[]"]
-
-
-def test_ctrl_c_leaves_a_stream_whose_source_hangs(fake_bundle: Path) -> None:
-    program = """
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is born ignoring it
-        predictor = Predictor(sys.argv[1], backend="fake", batch_size=2)
-        try:
-            print("waiting", flush=True)
-            for result in predictor.stream(hanging(0)):
-                pass
-        except KeyboardInterrupt:
-            print("interrupted")
-    """
-    with subprocess.Popen(
-        command(fake_bundle, program), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "waiting\n"
-        process.send_signal(signal.SIGINT)
-        assert process.communicate(timeout=LIMIT_S) == ("interrupted\n", "")
-        assert process.returncode == 0
-
-
-def test_what_a_signal_handler_raises_is_no_fault_of_the_frame(fake_bundle: Path) -> None:
-    program = """
-        import io
-        from PIL import Image
-        class TooLate(Exception):
-            pass
-        class Clock:
-            def rings(self, *_):
-                raise TooLate
-        class File(io.BytesIO):
-            def read(self, *size):
-                os.kill(os.getpid(), signal.SIGALRM)
-                return super().read(*size)
-        signal.signal(signal.SIGALRM, Clock().rings)
-        picture = io.BytesIO()
-        Image.fromarray(frame()).save(picture, "PNG")
-        with Predictor(sys.argv[1], backend="fake") as predictor:
-            for ask in (predictor, predictor.submit):
-                try:
-                    ask(File(picture.getvalue()))
-                except TooLate:
-                    print("too late")
-            print(predictor.submit(picture.getvalue()).result(20).head_class)
-    """
-    assert run(fake_bundle, program).splitlines()[:2] == ["too late", "too late"]
-
-
-@pytest.mark.parametrize("where", ["here", "in its own thread", "in its engine"])
-def test_a_stream_dropped_in_a_cycle_ends_wherever_it_is_collected(where: str, fake_bundle: Path) -> None:
-    program = f"""
-        dropped = threading.Event()
-        class Collecting(Engine):
-            def run(self, frames, recipe):
-                if {where == "in its engine"} and dropped.is_set():
-                    gc.collect()
-                return FakeBackend.run(self, frames, recipe)
-        def source():
-            while True:
-                if {where == "in its own thread"} and dropped.is_set():
-                    gc.collect()
-                yield frame()
-        gc.disable()
-        predictor = Predictor(sys.argv[1], backend=Collecting(), batch_size=2)
-        cycle = {{}}
-        cycle["self"], cycle["results"] = cycle, predictor.stream(source())
-        next(cycle["results"])
-        del cycle
-        dropped.set()
-        if {where == "here"}:
-            gc.collect()
-        for _ in range(200):
-            left = [t.name for t in threading.enumerate() if t.name.startswith("sem-clip")]
-            if not left:
-                break
-            # A thread that waits for the consumer collects nothing; one of these two does sooner or later.
-            time.sleep(0.05)
-            if _ == 40:
-                gc.collect()
-        print(left)
-    """
-    assert run(fake_bundle, program) == "[]"
-
-
-# Exit
 
 
 @pytest.mark.parametrize(
@@ -240,7 +25,7 @@ def test_a_stream_dropped_in_a_cycle_ends_wherever_it_is_collected(where: str, f
     ],
     ids=["submit", "stream", "call", "predict", "stream of a daemon", "submit of a daemon"],
 )
-def test_the_exit_waits_for_the_batch_under_way_and_begins_no_other(busy: str, fake_bundle: Path) -> None:
+def test_the_exit_waits_for_the_running_batch_and_starts_no_other(busy: str, fake_bundle: Path) -> None:
     program = f"""
         engine = Engine(delay_s=0.3)
         predictor = Predictor(sys.argv[1], backend=engine, batch_size=2, max_delay_ms=0)
@@ -253,7 +38,7 @@ def test_the_exit_waits_for_the_batch_under_way_and_begins_no_other(busy: str, f
 
 
 @pytest.mark.parametrize("holder", ["sys", "np", "threading", "types.ModuleType('late')", "type('Late', (), {})"])
-def test_what_is_torn_down_after_all_else_is_so_without_a_word(holder: str, fake_bundle: Path) -> None:
+def test_objects_torn_down_last_print_nothing(holder: str, fake_bundle: Path) -> None:
     program = f"""
         import types
         holder = {holder}
@@ -266,7 +51,7 @@ def test_what_is_torn_down_after_all_else_is_so_without_a_word(holder: str, fake
     assert run(fake_bundle, program) == ""
 
 
-def test_what_waits_at_the_exit_is_cancelled_and_what_is_under_way_is_answered(fake_bundle: Path) -> None:
+def test_at_the_exit_waiting_frames_are_cancelled_and_running_ones_answered(fake_bundle: Path) -> None:
     program = """
         engine = Engine(delay_s=0.3)
         predictor = Predictor(sys.argv[1], backend=engine, batch_size=1, max_delay_ms=0)
@@ -310,7 +95,7 @@ def test_a_thread_that_outlives_the_main_one_gets_its_answers(fake_bundle: Path)
     assert run(fake_bundle, program) == "9 bridge"
 
 
-def test_a_function_at_exit_may_still_close_and_is_told_that_nothing_is_judged(fake_bundle: Path) -> None:
+def test_a_function_at_exit_may_close_and_judging_raises(fake_bundle: Path) -> None:
     program = """
         def at_last():
             try:
@@ -324,10 +109,7 @@ def test_a_function_at_exit_may_still_close_and_is_told_that_nothing_is_judged(f
         predictor = Predictor(sys.argv[1], backend="fake")
         predictor.submit(frame()).result(20)
     """
-    assert run(fake_bundle, program) == "the interpreter is on its way out; no batch is begun any more"
-
-
-# Forks
+    assert run(fake_bundle, program) == "the interpreter is exiting; no new batch starts"
 
 
 @forks
@@ -368,9 +150,6 @@ def test_a_forked_child_is_refused_at_once_and_ends_well(state: str, fake_bundle
         print(pending.result().head_class if pending else "good")
     """
     assert run(fake_bundle, program).splitlines() == ["True", "bridge 9", "7", "good"]
-
-
-# Callbacks
 
 
 def test_callbacks_may_submit_while_the_queue_is_full(fake_bundle: Path) -> None:
@@ -439,7 +218,7 @@ def test_callbacks_may_swap_close_and_exit(fake_bundle: Path) -> None:
     """
     done = subprocess.run(command(fake_bundle, program), capture_output=True, text=True, check=False, timeout=LIMIT_S)
     assert (done.returncode, done.stdout.splitlines()[-1].rpartition("out ")[2]) == (0, "good True 1")
-    assert "a callback of submit ended in an exit, which ends nothing here" in done.stderr
+    assert "a callback of submit raised an exit, which is ignored here" in done.stderr
 
 
 def test_a_callback_that_closes_frees_the_engine_after_all_answers(fake_bundle: Path) -> None:

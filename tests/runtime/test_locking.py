@@ -57,7 +57,7 @@ def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.stdout.close()
 
 
-def test_who_waits_in_vain_is_told_who_is_at_work(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+def test_waiting_in_vain_names_the_holder_of_the_lock(holder: subprocess.Popen[str], tmp_path: Path) -> None:
     with (
         pytest.raises(BundleError, match=rf"is being changed by -c .* \(process {holder.pid} on .*\): wait"),
         locked(tmp_path / ".lock", tmp_path, wait_s=0.2),
@@ -106,7 +106,7 @@ def test_a_thread_may_take_its_own_lock_again_and_another_may_not(tmp_path: Path
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
-def test_what_is_no_lock_file_is_an_error_and_no_wait(kind: str, tmp_path: Path) -> None:
+def test_an_impossible_lock_file_is_an_error_at_once(kind: str, tmp_path: Path) -> None:
     lock = tmp_path / ".lock"
     (tmp_path / "precious").write_text("years of work")
     {"folder": lock.mkdir, "pipe": lambda: os.mkfifo(lock), "link": lambda: lock.symlink_to("precious")}[kind]()
@@ -190,7 +190,7 @@ def test_a_link_in_place_of_a_staging_folder_is_not_followed(fake_bundle: Path, 
     assert (tmp_path / "precious/thesis.tex").exists()
 
 
-def test_a_name_that_is_taken_is_not_given_again(tmp_path: Path) -> None:
+def test_a_name_in_use_is_not_reused(tmp_path: Path) -> None:
     given = []
     for _ in range(4):
         given.append(free_name(tmp_path, "engines/a.plan", "ab" * 32))

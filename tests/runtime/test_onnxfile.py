@@ -90,7 +90,7 @@ def test_what_no_graph_of_this_project_has_is_named(content: bytes, fault: str) 
     assert onnx_faults(content) == [fault]
 
 
-def test_a_number_written_the_long_way_is_no_way_around() -> None:
+def test_bits_above_32_do_not_hide_weights_in_other_files() -> None:
     """Protocol Buffers drop what is above 32 bits of a field's number and of an enumeration."""
     graph = helper.make_graph([], "g", [], [NUMBER], []).SerializeToString()
     tensor = b"\x70\x81\x80\x80\x80\x10"  # data_location = 1 + 2**32
@@ -101,7 +101,7 @@ def test_a_number_written_the_long_way_is_no_way_around() -> None:
     ]
 
 
-def test_a_straight_graph_is_let_through_whatever_names_its_weights_have() -> None:
+def test_a_straight_graph_is_accepted_with_any_names_of_weights() -> None:
     nodes = [helper.make_node("Add", ["w", "w"], ["n"], name="location")]
     assert onnx_faults(model_of(*nodes, tensor=helper.make_tensor("w", TensorProto.STRING, [1], [b"location"]))) == []
 
@@ -142,7 +142,7 @@ def bundle_with(tmp_path: Path, content: bytes) -> Path:
 @pytest.mark.parametrize(
     "content", [model_of(endless_loop()), b"\x18\x00\x00\x00ORTM" + bytes(40)], ids=["loop", "ort"]
 )
-def test_an_engine_never_sees_it(content: bytes, tmp_path: Path) -> None:
+def test_a_refused_graph_never_reaches_an_engine(content: bytes, tmp_path: Path) -> None:
     """Nor a file of ONNX Runtime's own format, in which nobody has looked."""
     bundle = bundle_with(tmp_path, content)
     with pytest.raises(BundleError, match=r"model\.onnx (holds an operator Loop|is no ONNX file)"):

@@ -18,7 +18,7 @@ STRANGER = 'raise SystemExit("a stranger was run")\n'
 
 
 @pytest.mark.parametrize("name", OWN)
-def test_a_strangers_module_on_the_path_is_not_run(name: str, fake_bundle: Path, tmp_path: Path) -> None:
+def test_a_foreign_module_on_the_path_is_not_run(name: str, fake_bundle: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
     (here / f"{name}.py").write_text(STRANGER)
@@ -37,7 +37,7 @@ def test_a_strangers_module_on_the_path_is_not_run(name: str, fake_bundle: Path,
         assert "a stranger was run" not in done.stdout
 
 
-def test_a_python_without_the_dependencies_is_told_what_to_install() -> None:
+def test_a_python_without_the_dependencies_names_the_command_to_install() -> None:
     done = subprocess.run(
         [sys.executable, "-S", str(ROOT / "sem_clip.py"), "inspect", "bundle"],
         capture_output=True,
@@ -75,7 +75,7 @@ def test_a_child_runs_this_code_and_nothing_of_the_current_folder(
     assert not {"", ".", str(tmp_path)} & set(path)
 
 
-def test_every_child_of_the_project_is_started_so() -> None:
+def test_no_module_but_packages_starts_python_by_itself() -> None:
     for package in OWN:
         for file in (ROOT / package).rglob("*.py"):
             if file.name != "packages.py":

@@ -58,7 +58,7 @@ def test_the_map_can_have_any_size(size: tuple[int, int], top: int, bottom: int)
     assert full[top : size[0] - bottom].min() > 0
 
 
-def test_a_size_with_no_room_beside_the_ignored_rows_gives_zeros() -> None:
+def test_a_size_without_judged_rows_gives_zeros() -> None:
     full = make_prediction(ignored_rows=(89, 0)).defect_map((1, 5))
     assert full.shape == (1, 5)
     assert not full.any()
@@ -269,7 +269,7 @@ def test_an_overlay_of_a_file_that_is_gone_is_a_frame_error(tmp_path: Path) -> N
         make_prediction(path=str(tmp_path / "gone.png")).overlay()
 
 
-def test_a_failed_frame_says_what_and_why() -> None:
+def test_a_failed_frame_has_its_source_and_reason() -> None:
     failed = FailedFrame("a.png", FrameError("a.png", "is empty (0 bytes)"))
     assert failed.to_dict() == {"source": "a.png", "error": "is empty (0 bytes)"}
     assert json.dumps(failed.to_dict())
@@ -315,7 +315,7 @@ def test_temperature_moves_the_confidence_and_not_the_label() -> None:
         assert sum(summary["probabilities"].values()) == pytest.approx(1)
 
 
-def test_what_the_head_likes_best_is_kept_beside_the_answer() -> None:
+def test_the_likeliest_class_is_kept_in_addition_to_the_verdict() -> None:
     given, features = np.array([[0.8, 0.05, 0.15]], np.float32), np.ones((1, 385), np.float32)
     (summary,) = summarize(given, hot_map()[None], features, make_recipe(), (64, 64), 0.0)
     assert (summary["head_class"], summary["verdict"], summary["label"]) == ("good", "hole", "hole")
@@ -332,7 +332,7 @@ def test_the_class_share_lets_the_head_into_the_score() -> None:
 
 
 @pytest.mark.parametrize("size", [(64, 64), (240, 240), (97, 131)])
-def test_a_frame_is_judged_the_same_whatever_is_beside_it(size: tuple[int, int]) -> None:
+def test_a_frame_is_judged_the_same_in_any_batch(size: tuple[int, int]) -> None:
     recipe, rng = make_recipe(temperature=1.3), np.random.default_rng(0)
     given = rng.dirichlet(np.ones(3), 9).astype(np.float32)
     maps, features = rng.random((9, 4, 4), np.float32), rng.normal(size=(9, 385)).astype(np.float32)

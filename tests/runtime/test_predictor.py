@@ -1,20 +1,17 @@
-"""runtime.Predictor on the fake backend: one frame, lists, the background queue, swaps of the recipe, and the end."""
+"""Predictor: opening, one frame, lists of frames, recipes, and what it refuses."""
 
 from __future__ import annotations
 
-import copy
-import pickle
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from dataclasses import replace
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from conftest import make_encoder, make_recipe, write_bundle
+from gated import PATIENCE, TWO, frame, number_of
 from PIL import Image
 
 from runtime import (
@@ -24,86 +21,11 @@ from runtime import (
     FakeBackend,
     FrameError,
     FrameOptions,
-    Outputs,
     Prediction,
     Predictor,
     PredictorError,
-    QueueFullError,
     RecipeError,
 )
-from runtime import pipeline as pipeline_module
-
-PATIENCE = 20
-"""Seconds after which a wait counts as a hang."""
-TWO = make_recipe(("good", "scratch"))
-
-
-def frame(number: int) -> np.ndarray:
-    """A black frame that the fake backend calls class `number` modulo K, with `number` as its first feature."""
-    pixels = np.zeros((64, 64), np.uint8)
-    pixels[0, 0] = number
-    return pixels
-
-
-def number_of(result: Prediction) -> int:
-    """Which frame() a result answers."""
-    return int(result.features[0])
-
-
-class GatedBackend(FakeBackend):
-    """A fake that waits in `run` until the gate is opened, so that a test decides what is queued meanwhile."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(make_encoder(), **options)
-        self.gate = threading.Event()
-        self.entered = threading.Event()
-
-    def run(self, frames: Any, recipe: Any) -> Any:
-        self.entered.set()
-        assert self.gate.wait(PATIENCE)
-        return super().run(frames, recipe)
-
-
-@pytest.fixture
-def gated() -> Iterator[GatedBackend]:
-    backend = GatedBackend()
-    yield backend
-    backend.gate.set()
-
-
-def busy(bundle: Path, backend: GatedBackend, **options: Any) -> tuple[Predictor, Future[Prediction]]:
-    """A predictor whose engine is held up by frame 0."""
-    predictor = Predictor(bundle, backend=backend, max_delay_ms=0, **options)
-    first = predictor.submit(frame(0))
-    assert backend.entered.wait(PATIENCE)
-    return predictor, first
-
-
-def answers(futures: list[Future[Prediction]]) -> list[int]:
-    return [number_of(future.result(PATIENCE)) for future in futures]
-
-
-def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseException]]:
-    """Start `work`; the list holds what it raised once the thread has ended."""
-    raised: list[BaseException] = []
-
-    def guarded() -> None:
-        try:
-            work()
-        except BaseException as exc:
-            raised.append(exc)
-
-    thread = threading.Thread(target=guarded)
-    thread.start()
-    return thread, raised
-
-
-def ended(thread: threading.Thread) -> bool:
-    thread.join(PATIENCE)
-    return not thread.is_alive()
-
-
-# Opening
 
 
 def test_a_bundle_opens_by_name_of_the_backend(fake_bundle: Path) -> None:
@@ -151,9 +73,6 @@ def test_a_bad_recipe_at_the_start_frees_the_engine(recipe: Any, fake_bundle: Pa
     with pytest.raises(RecipeError):
         Predictor(fake_bundle, backend=backend, recipe=recipe)
     assert backend.closed
-
-
-# One frame and lists
 
 
 def test_one_frame_is_answered_in_full(fake_bundle: Path) -> None:
@@ -241,7 +160,7 @@ def test_a_bad_frame_in_a_list_is_named_by_its_place(fake_bundle: Path) -> None:
     ],
     ids=["str", "Path", "one array", "stack", "image", "generator", "None"],
 )
-def test_what_is_not_a_list_of_frames_is_refused_with_its_type(
+def test_an_argument_that_is_not_a_list_of_frames_is_refused_with_its_type(
     frames: Any, kind: str | None, fake_bundle: Path
 ) -> None:
     with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(FrameError) as caught:
@@ -271,9 +190,6 @@ def test_results_do_not_share_memory_with_their_batch(fake_bundle: Path) -> None
     assert first.patch_map.base is None
     assert first.features.base is None
     assert not np.shares_memory(first.features, second.features)
-
-
-# Rows to ignore
 
 
 @pytest.mark.parametrize(
@@ -321,9 +237,6 @@ def test_an_overlay_reads_a_file_as_the_prediction_did(tmp_path: Path) -> None:
     assert picture.shape == (64, 64, 3)
 
 
-# Swapping the recipe
-
-
 def test_a_recipe_of_another_number_of_classes_is_used_from_the_next_frame(fake_bundle: Path, tmp_path: Path) -> None:
     many = make_recipe(("good", *(f"c{i}" for i in range(1, 10))), defect_threshold=0.0)
     many.save(tmp_path / "many.safetensors")
@@ -362,283 +275,6 @@ def test_a_bad_recipe_changes_nothing(recipe: Callable[[Path], Any], fake_bundle
         assert predictor(frame(2)).head_class == "hole"
 
 
-# The background queue
-
-
-def test_a_lone_frame_is_answered_once_it_has_waited_for_company(fake_bundle: Path) -> None:
-    for delay in (0.0, 20.0):
-        with Predictor(fake_bundle, backend="fake", max_delay_ms=delay) as predictor:
-            assert number_of(predictor.submit(frame(9)).result(PATIENCE)) == 9
-
-
-def test_a_full_batch_does_not_wait_for_the_delay(fake_bundle: Path) -> None:
-    backend = FakeBackend(make_encoder())
-    with Predictor(fake_bundle, backend=backend, max_delay_ms=3_600_000, batch_size=3) as predictor:
-        futures = [predictor.submit(frame(number)) for number in range(6)]
-        assert answers(futures) == list(range(6))
-    assert backend.batches == [3, 3]
-
-
-def test_frames_of_eight_threads_share_a_batch_and_each_gets_its_own_answer(
-    fake_bundle: Path, gated: GatedBackend
-) -> None:
-    predictor, first = busy(fake_bundle, gated, batch_size=8)
-    with predictor, ThreadPoolExecutor(8) as pool:
-        futures = list(pool.map(lambda number: predictor.submit(frame(number)), range(1, 9)))
-        gated.gate.set()
-        assert answers([first, *futures]) == list(range(9))
-    assert gated.batches == [1, 8]
-
-
-def test_many_frames_of_many_threads_are_all_answered(fake_bundle: Path) -> None:
-    backend = FakeBackend(make_encoder(), delay_s=0.002)
-    with Predictor(fake_bundle, backend=backend, queue_size=4) as predictor, ThreadPoolExecutor(8) as pool:
-
-        def ask(start: int) -> list[int]:
-            return answers([predictor.submit(frame(start + step)) for step in range(20)])
-
-        results = list(pool.map(ask, range(0, 160, 20)))
-    assert [number for part in results for number in part] == list(range(160))
-    assert sum(backend.batches) == 160
-    assert max(backend.batches) <= 8
-
-
-def test_an_array_may_be_reused_after_submit(fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, _ = busy(fake_bundle, gated)
-    with predictor:
-        buffer = np.zeros((64, 64), np.uint8)
-        futures = []
-        for number in range(1, 6):
-            buffer[...] = number
-            futures.append(predictor.submit(buffer))
-        buffer[...] = 99
-        gated.gate.set()
-        assert answers(futures) == [1, 2, 3, 4, 5]
-        for number, future in enumerate(futures, 1):
-            assert future.result().peak == pytest.approx(number / 255)
-
-
-def test_a_bad_frame_is_refused_by_submit_itself(fake_bundle: Path) -> None:
-    with Predictor(fake_bundle, backend="fake") as predictor:
-        with pytest.raises(FrameError, match="no such file"):
-            predictor.submit("absent.png")
-        assert number_of(predictor.submit(frame(1)).result(PATIENCE)) == 1
-
-
-@pytest.mark.parametrize("timeout", [0.0, 0.05])
-def test_a_full_queue_is_an_error_after_the_timeout(timeout: float, fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, first = busy(fake_bundle, gated, batch_size=1, queue_size=2)
-    with predictor:
-        queued = [predictor.submit(frame(number), timeout_s=PATIENCE) for number in (1, 2)]
-        with pytest.raises(QueueFullError) as caught:
-            predictor.submit(frame(3), timeout_s=timeout)
-        assert f"2 frames are waiting and none was taken for {timeout:g} s" in str(caught.value)
-        gated.gate.set()
-        assert answers([first, *queued]) == [0, 1, 2]
-        assert number_of(predictor.submit(frame(4), timeout_s=PATIENCE).result(PATIENCE)) == 4
-    assert sum(gated.batches) == 4
-
-
-def test_without_a_timeout_submit_waits_for_room(fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, _ = busy(fake_bundle, gated, batch_size=1, queue_size=1)
-    with predictor:
-        predictor.submit(frame(1))
-        futures: list[Future[Prediction]] = []
-        thread, raised = in_thread(lambda: futures.append(predictor.submit(frame(2))))
-        thread.join(0.05)
-        assert thread.is_alive()
-        gated.gate.set()
-        assert ended(thread)
-        assert raised == []
-        assert answers(futures) == [2]
-
-
-class FailsOnce(GatedBackend):
-    """Fails on its second batch only, for want of memory."""
-
-    def run(self, frames: Any, recipe: Any) -> Any:
-        outputs = super().run(frames, recipe)
-        if len(self.batches) == 2:
-            raise MemoryError("engine")
-        return outputs
-
-
-def test_a_failure_of_the_engine_goes_to_those_who_wait_and_to_nobody_else(fake_bundle: Path) -> None:
-    backend = FailsOnce()
-    predictor, first = busy(fake_bundle, backend, batch_size=4)
-    with predictor:
-        failing = [predictor.submit(frame(number)) for number in range(1, 5)]
-        later = [predictor.submit(frame(number)) for number in range(5, 8)]
-        backend.gate.set()
-        assert answers([first]) == [0]
-        for future in failing:
-            with pytest.raises(BackendError, match="no memory is left for a batch of 4: use a smaller batch_size"):
-                future.result(PATIENCE)
-        assert answers(later) == [5, 6, 7]
-        assert number_of(predictor.submit(frame(8)).result(PATIENCE)) == 8
-
-
-def test_an_engine_that_is_gone_fails_every_later_frame(fake_bundle: Path) -> None:
-    backend = FakeBackend(make_encoder(), fail_after=1)
-    with Predictor(fake_bundle, backend=backend, max_delay_ms=0) as predictor:
-        assert number_of(predictor.submit(frame(1)).result(PATIENCE)) == 1
-        for _ in range(3):
-            with pytest.raises(BackendError):
-                predictor.submit(frame(2)).result(PATIENCE)
-
-
-def test_cancelled_frames_are_not_run(fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, first = busy(fake_bundle, gated, batch_size=8)
-    with predictor:
-        futures = [predictor.submit(frame(number)) for number in range(1, 5)]
-        assert futures[1].cancel()
-        assert not first.cancel()
-        gated.gate.set()
-        assert answers([first, futures[0], futures[2], futures[3]]) == [0, 1, 3, 4]
-        with pytest.raises(CancelledError):
-            futures[1].result(PATIENCE)
-    assert gated.batches == [1, 3]
-
-
-def test_a_batch_of_cancelled_frames_alone_is_not_run(fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, first = busy(fake_bundle, gated)
-    with predictor:
-        assert all(predictor.submit(frame(number)).cancel() for number in (1, 2))
-        gated.gate.set()
-        assert answers([first]) == [0]
-        assert number_of(predictor.submit(frame(3)).result(PATIENCE)) == 3
-    assert gated.batches == [1, 1]
-
-
-def test_frames_of_two_recipes_never_share_a_batch(fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, _ = busy(fake_bundle, gated, batch_size=8)
-    with predictor:
-        futures = [predictor.submit(frame(number)) for number in (4, 5)]
-        predictor.use(TWO)
-        futures += [predictor.submit(frame(number)) for number in (4, 5, 6)]
-        gated.gate.set()
-        labels = [future.result(PATIENCE).head_class for future in futures]
-    assert labels == ["bridge", "hole", "good", "scratch", "good"]
-    assert gated.batches == [1, 2, 3]
-
-
-# The end
-
-
-def test_close_answers_what_was_submitted_and_ends_the_thread(
-    fake_bundle: Path, gated: GatedBackend, threads_left: Callable[[], list[str]]
-) -> None:
-    predictor, first = busy(fake_bundle, gated, batch_size=2)
-    futures = [predictor.submit(frame(number)) for number in range(1, 8)]
-    thread, raised = in_thread(predictor.close)
-    thread.join(0.05)
-    assert thread.is_alive()
-    assert not gated.closed
-    gated.gate.set()
-    assert ended(thread)
-    assert raised == []
-    assert all(future.done() for future in futures)
-    assert answers([first, *futures]) == list(range(8))
-    assert gated.closed
-    assert threads_left() == []
-
-
-def test_close_does_not_wait_for_the_delay(fake_bundle: Path) -> None:
-    predictor = Predictor(fake_bundle, backend="fake", max_delay_ms=3_600_000)
-    future = predictor.submit(frame(3))
-    thread, _ = in_thread(predictor.close)
-    assert ended(thread)
-    assert answers([future]) == [3]
-
-
-def test_submit_that_waits_for_room_is_told_when_the_predictor_closes(fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, first = busy(fake_bundle, gated, batch_size=1, queue_size=1)
-    queued = predictor.submit(frame(1))
-    waiter, raised = in_thread(lambda: predictor.submit(frame(2)))
-    closer, _ = in_thread(predictor.close)
-    assert ended(waiter)
-    (error,) = raised
-    assert type(error) is PredictorError
-    gated.gate.set()
-    assert ended(closer)
-    assert answers([first, queued]) == [0, 1]
-
-
-def test_close_frees_the_engine_and_may_be_repeated(fake_bundle: Path) -> None:
-    backend = FakeBackend(make_encoder())
-    predictor = Predictor(fake_bundle, backend=backend)
-    predictor.close()
-    assert backend.closed
-    predictor.close()
-    with predictor:
-        pass
-
-
-def test_leaving_the_block_by_an_error_closes(fake_bundle: Path, threads_left: Callable[[], list[str]]) -> None:
-    backend = FakeBackend(make_encoder())
-
-    def work() -> None:
-        with Predictor(fake_bundle, backend=backend) as predictor:
-            predictor.submit(frame(1))
-            predictor("absent.png")
-
-    with pytest.raises(FrameError):
-        work()
-    assert backend.closed
-    assert threads_left() == []
-
-
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda predictor: predictor(frame(0)),
-        lambda predictor: predictor.predict([frame(0)]),
-        lambda predictor: predictor.predict([]),
-        lambda predictor: predictor.stream([frame(0)]),
-        lambda predictor: predictor.submit(frame(0)),
-        lambda predictor: predictor.use(TWO),
-    ],
-    ids=["call", "predict", "predict nothing", "stream", "submit", "use"],
-)
-@pytest.mark.parametrize("submitted", [False, True])
-def test_a_closed_predictor_says_so(
-    use: Callable[[Predictor], object], submitted: bool, fake_bundle: Path, threads_left: Callable[[], list[str]]
-) -> None:
-    predictor = Predictor(fake_bundle, backend="fake")
-    if submitted:
-        predictor.submit(frame(1)).result(PATIENCE)
-    predictor.close()
-    with pytest.raises(PredictorError, match="the Predictor is closed") as caught:
-        use(predictor)
-    assert type(caught.value) is PredictorError
-    assert threads_left() == []
-
-
-class BrokenBackend(FakeBackend):
-    """Of a frame whose first pixel is 7, one of the answers is NaN."""
-
-    def __init__(self, spoilt: str) -> None:
-        super().__init__(make_encoder())
-        self.spoilt = spoilt
-
-    def run(self, frames: Any, recipe: Any) -> Any:
-        outputs = super().run(frames, recipe)
-        getattr(outputs, self.spoilt)[frames[:, 0, 0] == 7] = np.nan
-        return outputs
-
-
-@pytest.mark.parametrize("spoilt", ["probabilities", "defect_map", "features"])
-def test_an_answer_that_is_nan_passes_for_nothing(spoilt: str, fake_bundle: Path) -> None:
-    with Predictor(fake_bundle, backend=BrokenBackend(spoilt)) as predictor:
-        assert number_of(predictor(frame(6))) == 6
-        with pytest.raises(BackendError, match=rf"fake backend.*: {spoilt} of frame\[1\] is NaN or infinite"):
-            predictor.predict([frame(6), frame(7), frame(8)])
-        answered = []
-        with pytest.raises(BackendError, match=r"without an answer: frame\[8\]") as caught:
-            answered.extend(predictor.stream(frame(number if number < 7 else 7) for number in [*range(7), 1, 7, 1]))
-        assert caught.value.unanswered[0] == "frame[8]"
-
-
 @pytest.mark.parametrize("delay", [-1.0, float("nan"), float("inf"), 1e14])
 def test_a_delay_that_no_clock_can_wait_for_is_refused(delay: float, fake_bundle: Path) -> None:
     with pytest.raises(ValueError, match="max_delay_ms must lie in"):
@@ -671,9 +307,6 @@ def test_a_stream_ends_with_the_predictor(fake_bundle: Path, threads_left: Calla
         for _ in answers:
             pass
     assert threads_left() == []
-
-
-# Arguments and answers that cannot be meant
 
 
 @pytest.mark.parametrize(
@@ -735,7 +368,7 @@ def test_a_fake_backend_refuses_what_it_cannot_do(argument: dict[str, Any]) -> N
         FakeBackend(make_encoder(), **argument)
 
 
-def test_maps_and_masks_refuse_what_is_no_size_and_no_threshold(fake_bundle: Path) -> None:
+def test_maps_and_masks_refuse_invalid_sizes_and_thresholds(fake_bundle: Path) -> None:
     with Predictor(fake_bundle, backend="fake") as predictor:
         result = predictor(frame(0))
     for threshold in ("0.5", float("nan"), [0.5]):
@@ -752,30 +385,6 @@ def test_numbers_of_numpy_are_numbers(fake_bundle: Path) -> None:
         assert predictor(np.zeros((67, 64), np.uint8)).ignored_rows == (3, 0)
 
 
-@pytest.mark.parametrize("timeout", [-1, float("nan"), "1", True])
-def test_a_timeout_that_makes_no_sense_is_refused(timeout: Any, fake_bundle: Path) -> None:
-    with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(ValueError, match="timeout_s must"):
-        predictor.submit(frame(1), timeout_s=timeout)
-
-
-@pytest.mark.parametrize("timeout", [float("inf"), 1e300, 0])
-def test_any_timeout_from_0_on_is_one(timeout: float, fake_bundle: Path) -> None:
-    with Predictor(fake_bundle, backend="fake") as predictor:
-        assert number_of(predictor.submit(frame(1), timeout_s=timeout).result(PATIENCE)) == 1
-
-
-def test_a_long_timeout_waits_while_the_queue_is_full(fake_bundle: Path, gated: GatedBackend) -> None:
-    predictor, _ = busy(fake_bundle, gated, batch_size=1, queue_size=1)
-    with predictor:
-        predictor.submit(frame(1))
-        thread, raised = in_thread(lambda: predictor.submit(frame(2), timeout_s=1e300))
-        thread.join(0.05)
-        assert thread.is_alive()
-        gated.gate.set()
-        assert ended(thread)
-        assert raised == []
-
-
 def test_a_deque_is_a_list_of_frames(fake_bundle: Path) -> None:
     with Predictor(fake_bundle, backend="fake", batch_size=2) as predictor:
         assert [number_of(result) for result in predictor.predict(deque([frame(1), frame(2), frame(3)]))] == [1, 2, 3]
@@ -785,169 +394,3 @@ def test_a_deque_is_a_list_of_frames(fake_bundle: Path) -> None:
 def test_a_recipe_of_another_type_is_refused(recipe: Any, fake_bundle: Path) -> None:
     with Predictor(fake_bundle, backend="fake") as predictor, pytest.raises(RecipeError, match="must be a Recipe or"):
         predictor.use(recipe)
-
-
-@pytest.mark.parametrize("way", [pickle.dumps, copy.copy, copy.deepcopy])
-def test_a_predictor_says_that_it_is_of_its_process_alone(way: Callable[[Any], Any], fake_bundle: Path) -> None:
-    with Predictor(fake_bundle, backend="fake") as predictor:
-        for value in (predictor, predictor.predict):
-            with pytest.raises(PredictorError, match=r"cannot be pickled or copied, .* open one in each process"):
-                way(value) if value is predictor or way is pickle.dumps else way(predictor)
-
-
-class Lying(FakeBackend):
-    """Answers as told, from the second frame on."""
-
-    def __init__(self, lie: Callable[[Outputs], Any]) -> None:
-        super().__init__(make_encoder())
-        self.lie = lie
-
-    def run(self, frames: Any, recipe: Any) -> Any:
-        outputs = super().run(frames, recipe)
-        return self.lie(outputs) if len(frames) > 1 else outputs
-
-
-def second_row(values: Any, row: Any) -> Any:
-    values[1] = row
-    return values
-
-
-LIES: dict[str, tuple[Callable[[Outputs], Any], str]] = {
-    "sum": (
-        lambda out: replace(out, probabilities=second_row(out.probabilities, [0.5, 0.5, 0.5])),
-        r"the probabilities of frame\[1\] sum to 1.5, not to 1",
-    ),
-    "negative": (
-        lambda out: replace(out, probabilities=second_row(out.probabilities, [-0.5, 0.5, 1])),
-        r"probabilities of frame\[1\]: -0.5 to 1, not within \[0, 1\]",
-    ),
-    "map": (
-        lambda out: replace(out, defect_map=second_row(out.defect_map, 3)),
-        r"defect_map of frame\[1\]: 3 to 3, not within \[0, 1\]",
-    ),
-    "infinite": (
-        lambda out: replace(out, features=second_row(out.features, np.inf)),
-        r"features of frame\[1\] is NaN or infinite",
-    ),
-    "class": (
-        lambda out: replace(out, probabilities=out.probabilities[:, :2]),
-        r"probabilities: float32 \[3, 2\], not float32 \[3, 3\]",
-    ),
-    "frame": (
-        lambda out: replace(out, features=out.features[:1]),
-        r"features: float32 \[1, 385\], not float32 \[3, 385\]",
-    ),
-    "grid": (
-        lambda out: replace(out, defect_map=out.defect_map.reshape(3, 16)),
-        r"defect_map: float32 \[3, 16\], not float32 \[3, 4, 4\]",
-    ),
-    "type": (
-        lambda out: replace(out, features=out.features.astype(object)),
-        r"features: object \[3, 385\], not float32",
-    ),
-    "list": (lambda out: replace(out, probabilities=out.probabilities.tolist()), "probabilities: list, not an array"),
-    "masked": (
-        lambda out: replace(out, defect_map=np.ma.masked_greater(out.defect_map, 0.5)),
-        "defect_map: MaskedArray, not an array",
-    ),
-    "precision": (
-        lambda out: replace(out, features=out.features.astype(np.longdouble)),
-        r"features: \w+ \[3, 385\], not float32",
-    ),
-    "huge": (
-        lambda out: replace(out, features=second_row(out.features, 1e30)),
-        r"features of frame\[1\] are of a size at which float32 has no direction left",
-    ),
-    "tiny": (
-        lambda out: replace(out, features=second_row(out.features, -1e-30)),
-        r"features of frame\[1\] are of a size at which float32 has no direction left",
-    ),
-}
-
-
-@pytest.mark.parametrize("lie", LIES)
-def test_an_answer_that_is_none_is_a_fault_of_the_engine(lie: str, fake_bundle: Path) -> None:
-    told, message = LIES[lie]
-    with (
-        Predictor(fake_bundle, backend=Lying(told), batch_size=3) as predictor,
-        pytest.raises(BackendError, match=message),
-    ):
-        predictor.predict([frame(0), frame(1), frame(2)])
-
-
-def test_rounding_of_half_precision_is_no_fault(fake_bundle: Path) -> None:
-    def rounded(out: Outputs) -> Outputs:
-        return replace(
-            out, probabilities=out.probabilities * np.float32(1.004), defect_map=out.defect_map + np.float32(0.002)
-        )
-
-    with Predictor(fake_bundle, backend=Lying(rounded)) as predictor:
-        assert len(predictor.predict([frame(0), np.full((64, 64), 255, np.uint8)])) == 2
-
-
-@pytest.mark.parametrize("temperature", [1.0, 2.0])
-def test_what_misses_0_and_1_by_rounding_is_judged_as_0_and_1(temperature: float, tmp_path: Path) -> None:
-    """A probability below 0 has no logarithm, and one above 1 makes a score below 0."""
-
-    def rounded(out: Outputs) -> Outputs:
-        probabilities = np.tile(np.array([1.006, -0.006, 0], np.float32), (len(out.probabilities), 1))
-        return replace(out, probabilities=probabilities, defect_map=out.defect_map * 0)
-
-    bundle = write_bundle(tmp_path / "bundle", recipe=make_recipe(temperature=temperature, class_share=0.5))
-    with Predictor(bundle, backend=Lying(rounded)) as predictor:
-        for answer in predictor.predict([frame(0), frame(1)]):
-            assert (answer.verdict, answer.score, answer.confidence) == ("good", 0.0, 1.0)
-            assert dict(answer.probabilities) == {"good": 1.0, "bridge": 0.0, "hole": 0.0}
-
-
-def test_answers_are_taken_within_their_range_and_in_float32(fake_bundle: Path) -> None:
-    def rounded(out: Outputs) -> Outputs:
-        probabilities = second_row(out.probabilities.astype(np.float64), [1.004, -0.004, 0])
-        return replace(out, probabilities=probabilities, defect_map=out.defect_map.astype(np.float64) - 0.002)
-
-    point = replace(make_recipe().operating_point, defect_threshold=0.0, class_share=1.0, temperature=2.0)
-    with Predictor(fake_bundle, backend=Lying(rounded), recipe=replace(make_recipe(), operating_point=point)) as p:
-        result = p.predict([frame(0), np.zeros((64, 64), np.uint8)])[1]
-    assert (result.score, result.is_defect, result.label) == (0.0, True, "bridge")
-    assert list(result.probabilities.values()) == [1.0, 0.0, 0.0]
-    assert (result.patch_map.dtype, result.patch_map.min()) == (np.float32, 0)
-
-
-def test_a_defect_in_a_frame_of_one_pixel_has_a_region(fake_bundle: Path) -> None:
-    def ring(out: Outputs) -> Outputs:
-        defect_map = np.full_like(out.defect_map, 0.9)
-        defect_map[:, 1:-1, 1:-1] = 0.1
-        return replace(out, defect_map=defect_map)
-
-    point = replace(make_recipe().operating_point, defect_threshold=0.0, pixel_threshold=1.0)
-    with Predictor(fake_bundle, backend=Lying(ring), recipe=replace(make_recipe(), operating_point=point)) as p:
-        result = p.predict([np.zeros((1, 1), np.uint8), frame(0)])[0]
-    assert [(region.area, region.below_threshold) for region in result.regions] == [(1, True)]
-    assert result.mask().tolist() == [[True]]
-
-
-def test_a_queue_that_finds_no_room_for_its_thread_says_so(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(thread: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with Predictor(fake_bundle, backend="fake") as predictor:
-        monkeypatch.setattr(threading.Thread, "start", refuse)
-        with pytest.raises(PredictorError, match="no thread can be started"):
-            predictor.submit(frame(1))
-        monkeypatch.undo()
-        assert number_of(predictor.submit(frame(1)).result(PATIENCE)) == 1
-
-
-def test_predictions_that_find_no_memory_are_a_typed_error(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def short(*_: Any) -> Any:
-        raise MemoryError
-
-    monkeypatch.setattr(pipeline_module, "summarize", short)
-    with Predictor(fake_bundle, backend="fake") as predictor:
-        for ask in (
-            lambda: predictor(frame(0)),
-            lambda: list(predictor.stream([frame(0)])),
-            lambda: predictor.submit(frame(0)).result(PATIENCE),
-        ):
-            with pytest.raises(BackendError, match="no memory is left for a batch of 1"):
-                ask()

@@ -104,7 +104,7 @@ def test_a_predictor_takes_them_in_every_call(predictor: Predictor, tmp_path: Pa
         (io.BytesIO(b"GIF89a"), "is not a readable PNG, JPEG, BMP, TIFF file"),
     ],
 )
-def test_content_that_is_none_is_refused(source: Any, said: str) -> None:
+def test_unreadable_content_is_refused(source: Any, said: str) -> None:
     assert reason(source) == said
 
 
@@ -238,7 +238,7 @@ print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 # What may not have been meant
 
 
-def test_an_orientation_tag_is_applied_in_no_format_and_said(
+def test_an_orientation_tag_is_never_applied_and_gives_a_warning(
     predictor: Predictor, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     exif = Image.Exif()
@@ -274,7 +274,7 @@ def test_a_frame_that_hardly_uses_its_depth_gets_a_warning(form: str, caplog: py
     read_frame(sources_of(twelve, form), name="lot7.tif")
     assert caplog.messages == [
         "lot7.tif: its values lie in [0, 4095], under 1/8 of the range up to 65535 (white); "
-        "if the tool stores fewer bits, say so with white_level"
+        "if the tool stores fewer bits, set white_level"
     ]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     caplog.clear()
@@ -285,7 +285,7 @@ def test_a_frame_that_hardly_uses_its_depth_gets_a_warning(form: str, caplog: py
     assert caplog.messages == []
 
 
-def test_bright_and_float_and_packed_frames_are_warned_of_too_and_8_bits_never(
+def test_hardly_used_ranges_give_warnings_except_for_8_bits(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     read_frame(np.full((8, 8), 60_000, np.uint16))

@@ -1,36 +1,21 @@
-"""Predictor.stream on the fake backend: order, bad frames, bounded look-ahead, errors, and clean ends."""
+"""Predictor.stream: order, bounded memory, leaving early, and errors in their place."""
 
 from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import make_encoder, make_recipe
-from PIL import Image, ImageSequence
+from conftest import make_encoder
+from PIL import Image
+from streaming import BATCHES_IN_FLIGHT, Source, frame, number_of, taken
 
 from runtime import BackendError, FailedFrame, FakeBackend, FrameError, Prediction, Predictor, PredictorError
 from runtime import pipeline as pipeline_module
-from runtime import stream as stream_module
-
-TWO = make_recipe(("good", "scratch"))
-BATCHES_IN_FLIGHT = 5
-"""At most: one with the consumer, one handed over, one that was run and waits, and two that are decoded ahead."""
-
-
-def frame(number: int, size: int = 64) -> np.ndarray:
-    """A frame that the fake backend calls class `number` modulo K, with `number` as its first feature."""
-    return np.full((size, size), number, np.uint8)
-
-
-def number_of(result: Prediction | FailedFrame) -> int:
-    """Which frame() a result answers."""
-    assert isinstance(result, Prediction)
-    return int(result.features[0])
 
 
 @pytest.fixture
@@ -42,24 +27,6 @@ def backend() -> FakeBackend:
 def predictor(fake_bundle: Path, backend: FakeBackend) -> Iterator[Predictor]:
     with Predictor(fake_bundle, backend=backend, batch_size=3) as opened:
         yield opened
-
-
-class Source:
-    """Frames without end, counted as they are drawn."""
-
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        while True:
-            self.drawn += 1
-            yield frame(self.drawn % 256)
-
-
-def taken(results: Iterator[Prediction | FailedFrame], into: list[int]) -> None:
-    """Take everything, so that what came before an error is known."""
-    for result in results:
-        into.append(number_of(result))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 29])
@@ -214,13 +181,13 @@ def test_an_error_of_the_source_is_raised_after_the_answers_before_it(
 
 
 @pytest.mark.parametrize("sources", [5, None, b"\x89PNG", bytearray(8), io.BytesIO(b"\x89PNG")], ids=str)
-def test_what_is_no_iterable_of_frames_is_refused_at_once(sources: Any, predictor: Predictor) -> None:
+def test_a_source_that_is_not_iterable_is_refused_at_once(sources: Any, predictor: Predictor) -> None:
     with pytest.raises(FrameError, match="takes an iterable of frames, not") as caught:
         predictor.stream(sources)
     assert type(sources).__name__ in caught.value.reason
 
 
-def test_an_error_of_another_engine_in_the_source_is_the_source_s(predictor: Predictor, fake_bundle: Path) -> None:
+def test_a_backend_error_raised_by_the_source_is_passed_on(predictor: Predictor, fake_bundle: Path) -> None:
     error = BackendError("of another engine", ["its frame"])
 
     def chained() -> Iterator[np.ndarray]:
@@ -235,7 +202,7 @@ def test_an_error_of_another_engine_in_the_source_is_the_source_s(predictor: Pre
     assert numbers == list(range(5))
 
 
-def test_a_source_that_cannot_begin_says_why(predictor: Predictor, threads_left: Callable[[], list[str]]) -> None:
+def test_an_error_on_starting_the_source_is_raised(predictor: Predictor, threads_left: Callable[[], list[str]]) -> None:
     class Unplugged:
         def __iter__(self) -> Iterator[np.ndarray]:
             raise OSError("no camera")
@@ -278,67 +245,6 @@ def test_an_unforeseen_error_while_decoding_is_raised_after_the_answers_before_i
     assert threads_left() == []
 
 
-@pytest.mark.parametrize("swap_at", [0, 1, 3, 4, 8])
-@pytest.mark.parametrize("bad_too", [False, True])
-def test_a_recipe_swapped_by_the_source_counts_from_that_frame_on(
-    swap_at: int, bad_too: bool, predictor: Predictor, backend: FakeBackend
-) -> None:
-    def sources() -> Iterator[Any]:
-        for number in range(9):
-            if number == swap_at:
-                if bad_too:
-                    yield "absent.png"
-                predictor.use(TWO)
-            yield frame(number)
-
-    results = [result for result in predictor.stream(sources()) if isinstance(result, Prediction)]
-    assert [number_of(result) for result in results] == list(range(9))
-    for number, result in enumerate(results):
-        classes = ("good", "bridge", "hole") if number < swap_at else ("good", "scratch")
-        assert tuple(result.probabilities) == classes
-        assert result.head_class == classes[number % len(classes)]
-    assert sum(backend.batches) == 9
-    assert max(backend.batches) <= 3
-
-
-def test_batches_end_where_the_recipe_changes(fake_bundle: Path, backend: FakeBackend) -> None:
-    three = make_recipe()
-    with Predictor(fake_bundle, backend=backend, batch_size=4) as predictor:
-
-        def sources() -> Iterator[np.ndarray]:
-            for number in range(11):
-                if number in (2, 9):
-                    predictor.use(TWO if number == 2 else three)
-                yield frame(number)
-
-        results = list(predictor.stream(sources()))
-    assert [len(result.probabilities) for result in results if isinstance(result, Prediction)] == [3] * 2 + [2] * 7 + [
-        3
-    ] * 2
-    assert backend.batches == [2, 4, 3, 2]
-
-
-def test_a_recipe_swapped_by_the_consumer_reaches_the_stream(predictor: Predictor) -> None:
-    results = predictor.stream(Source())
-    first = next(results)
-    predictor.use(TWO)
-    later = [next(results) for _ in range(BATCHES_IN_FLIGHT * 3 + 3)]
-    results.close()
-    assert isinstance(first, Prediction)
-    assert len(first.probabilities) == 3
-    counts = [len(result.probabilities) for result in later if isinstance(result, Prediction)]
-    assert counts == sorted(counts, reverse=True)
-    assert counts[-1] == 2
-
-
-def test_two_streams_and_single_calls_do_not_mix(predictor: Predictor) -> None:
-    odd = predictor.stream(frame(number) for number in range(1, 40, 2))
-    even = predictor.stream(frame(number) for number in range(0, 40, 2))
-    for number, (left, right) in enumerate(zip(even, odd, strict=True)):
-        assert (number_of(left), number_of(right)) == (2 * number, 2 * number + 1)
-        assert number_of(predictor(frame(200))) == 200
-
-
 def test_a_closed_predictor_refuses_before_the_first_frame(fake_bundle: Path) -> None:
     predictor = Predictor(fake_bundle, backend="fake")
     predictor.close()
@@ -352,127 +258,8 @@ def test_a_single_frame_is_not_an_iterable_of_frames(fake_bundle: Path, single: 
         predictor.stream(single)
 
 
-# Sources that use one object again and again
-
-
-def refilled(count: int, shape: tuple[int, ...] = (64, 64)) -> Iterator[np.ndarray]:
-    """As a camera does."""
-    buffer = np.zeros(shape, np.uint8)
-    for number in range(count):
-        buffer[...] = number
-        yield buffer
-
-
-def seeked(path: Path) -> Iterator[Image.Image]:
-    """As Pillow walks the pages of a file."""
-    with Image.open(path) as image:
-        yield from ImageSequence.Iterator(image)
-
-
-def pasted(count: int) -> Iterator[Image.Image]:
-    image = Image.new("L", (64, 64))
-    for number in range(count):
-        image.paste(number, (0, 0, 64, 64))
-        yield image
-
-
-class Untrue(np.ndarray):
-    """An array of a camera's library, whose copies are the same array."""
-
-    def copy(self, *_: object, **__: object) -> Untrue:  # type: ignore[override]
-        return self
-
-
-def untrue(count: int) -> Iterator[np.ndarray]:
-    for buffer in refilled(count):
-        yield buffer.view(Untrue)
-
-
-@pytest.mark.parametrize("kind", ["array", "view", "large array", "subclass", "file", "image", "memory map"])
-def test_each_frame_is_judged_as_it_was_when_it_was_drawn(
-    kind: str, fake_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if kind == "large array":
-        monkeypatch.setattr(stream_module, "_COPIED", 1000)
-    pages = [Image.fromarray(frame(number)) for number in range(30)]
-    pages[0].save(tmp_path / "stack.tif", save_all=True, append_images=pages[1:])
-    mapped = np.memmap(tmp_path / "frame.raw", np.uint8, "w+", shape=(64, 64))
-
-    def mapping() -> Iterator[np.ndarray]:
-        for number in range(30):
-            mapped[...] = number
-            yield mapped
-
-    sources: dict[str, Any] = {
-        "array": refilled(30),
-        "view": (buffer[1:-1, ::2] for buffer in refilled(30, (66, 128))),
-        "large array": refilled(30),
-        "subclass": untrue(30),
-        "file": seeked(tmp_path / "stack.tif"),
-        "image": pasted(30),
-        "memory map": mapping(),
-    }
-    with Predictor(fake_bundle, backend="fake", batch_size=4) as predictor:
-        results = list(predictor.stream(sources[kind], decoders=3))
-    assert [number_of(result) for result in results] == list(range(30))
-    named = {"file": str(tmp_path / "stack.tif"), "memory map": str(tmp_path / "frame.raw")}
-    assert {result.source for result in results} == (
-        {named[kind]} if kind in named else {f"frame[{number}]" for number in range(30)}
-    )
-
-
-def test_a_path_object_that_moves_on_is_read_as_it_was_drawn(fake_bundle: Path, tmp_path: Path) -> None:
-    class Latest:
-        number = -1
-
-        def __fspath__(self) -> str:
-            return str(tmp_path / f"{self.number}.png")
-
-    def walked() -> Iterator[Latest]:
-        latest = Latest()
-        for latest.number in range(20):
-            yield latest
-
-    for number in range(20):
-        Image.fromarray(frame(number)).save(tmp_path / f"{number}.png")
-    with Predictor(fake_bundle, backend="fake", batch_size=4) as predictor:
-        results = list(predictor.stream(walked(), decoders=3))
-    assert [number_of(result) for result in results] == list(range(20))
-    assert [result.path for result in results] == [str(tmp_path / f"{number}.png") for number in range(20)]
-
-
-def test_a_list_whose_items_are_one_array_refilled_is_judged_as_it_is_walked(fake_bundle: Path) -> None:
-    class Camera(Sequence[np.ndarray]):
-        buffer = np.zeros((64, 64), np.uint8)
-
-        def __len__(self) -> int:
-            return 20
-
-        def __getitem__(self, number: Any) -> Any:
-            if number >= 20:
-                raise IndexError
-            self.buffer[...] = number
-            return self.buffer
-
-    with Predictor(fake_bundle, backend="fake", batch_size=8) as predictor:
-        assert [number_of(result) for result in predictor.predict(Camera())] == list(range(20))
-
-
-def test_a_bad_image_keeps_its_place_too(predictor: Predictor, tmp_path: Path) -> None:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), dtype=np.uint8)).save(tmp_path / "whole.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
-    with Image.open(tmp_path / "half.png") as half:
-        results = list(predictor.stream([frame(0), half, frame(2), np.zeros((4, 4, 4, 4)), frame(4)]))
-    assert [result.ok for result in results] == [True, False, True, False, True]
-    assert [number_of(result) for result in results if result.ok] == [0, 2, 4]
-    assert [result.source for result in results][1::2] == [str(tmp_path / "half.png"), "frame[3]"]
-
-
-# Want of memory and of threads
-
-
 @pytest.mark.parametrize("started", [0, 1, 2, 3])
-def test_a_stream_that_finds_no_room_for_a_thread_says_so_and_leaves_none(
+def test_a_stream_that_cannot_start_a_thread_raises_and_leaves_none(
     started: int, predictor: Predictor, monkeypatch: pytest.MonkeyPatch, threads_left: Callable[[], list[str]]
 ) -> None:
     start = threading.Thread.start

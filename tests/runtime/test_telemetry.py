@@ -57,7 +57,7 @@ def test_only_one_module_imports_onnx_runtime() -> None:
     assert found == {"runtime/telemetry.py"}
 
 
-def test_an_open_predictor_writes_nothing_and_looks_up_nobody(toy_bundle: Path, tmp_path: Path) -> None:
+def test_an_open_predictor_writes_no_file_and_makes_no_look_up(toy_bundle: Path, tmp_path: Path) -> None:
     """Whatever the variable was: a fab that sends is a fab that loses its customers."""
     home = tmp_path / "home"
     environment = clean_environment(home, ORT_DISABLE_TELEMETRY="0")

@@ -55,7 +55,7 @@ def test_of_two_at_once_the_second_starts_where_the_first_ended(
 
 
 @pytest.mark.parametrize("kind", ["bundle", "recipe"])
-def test_who_comes_while_another_is_at_work_is_told_so(
+def test_a_second_writer_is_refused_while_the_first_works(
     kind: str, fake_bundle: Path, recipe_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     target = fake_bundle if kind == "bundle" else recipe_file
@@ -101,7 +101,7 @@ def test_a_command_removes_what_a_killed_one_left(fake_bundle: Path, tmp_path: P
     assert {path.name for path in fake_bundle.iterdir()} == {"manifest.json", *manifest.files()}
 
 
-def test_reading_waits_for_nobody(fake_bundle: Path, capsys: Capture) -> None:
+def test_readers_never_wait(fake_bundle: Path, capsys: Capture) -> None:
     codes: list[int] = []
     with holding(fake_bundle):
         thread = threading.Thread(target=lambda: codes.append(main(["operating-point", str(fake_bundle)])))

@@ -84,12 +84,12 @@ def test_features_that_are_not_numbers_have_no_novelty() -> None:
 # ---- the order of the questions --------------------------------------------------------------------------------------
 
 
-def test_with_nothing_asked_every_frame_has_its_class() -> None:
+def test_without_thresholds_every_frame_gets_its_class() -> None:
     assert verdict([0.1, 0.9, 0.0], distance=2.0) == ("bridge", "bridge 0.900; defect score 0.900 reaches 0.500")
     assert verdict([0.9, 0.1, 0.0], score=0.2) == ("good", "good 0.900; defect score 0.200 is below 0.500")
 
 
-def test_the_score_says_whether_and_the_head_says_which() -> None:
+def test_the_score_decides_whether_and_the_head_which_class() -> None:
     assert verdict([0.6, 0.1, 0.3], score=0.9) == (
         "hole",
         "defect score 0.900 reaches 0.500, so a defect though good 0.600 is likeliest; of the defects hole 0.300",
@@ -125,7 +125,7 @@ def test_the_defect_score_mixes_map_and_head_by_the_share_of_the_head() -> None:
     np.testing.assert_allclose(defect_scores(maps, heads, 1.0), [0.1, 0.7], atol=1e-7)
 
 
-def test_novelty_is_asked_first() -> None:
+def test_novelty_is_checked_first() -> None:
     asked = {"novelty_threshold": 0.2, "confidence_thresholds": dict.fromkeys(CLASSES, 1.0)}
     assert verdict([0.4, 0.3, 0.3], distance=0.25, **asked) == (
         "unknown",
@@ -178,7 +178,7 @@ def test_two_equal_classes_are_both_named() -> None:
     assert reason == "bridge 0.450 against hole 0.450; bridge is decided from 0.500 on"
 
 
-def test_a_reason_never_says_that_a_number_is_below_itself() -> None:
+def test_a_reason_shows_as_many_decimals_as_its_numbers_differ_in() -> None:
     reason = verdict([0.25, 0.75, 0.0], confidence_thresholds=dict.fromkeys(CLASSES, 0.7500004))[1]
     assert reason == "bridge 0.7500000 against good 0.250; bridge is decided from 0.7500004 on"
 
