@@ -67,6 +67,7 @@ def test_golden_frames_are_supports_and_others_of_every_class(toy_bundle: Path) 
     assert sorted(taught) == sorted(recipe.classes)
 
 
+@pytest.mark.slow
 def test_without_pictures_patterns_prove_the_engine_and_the_command_says_that_they_say_less(
     toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
