@@ -1,24 +1,46 @@
-# `make demo` and `make test` need Python 3.11+ and make; everything else is installed into .venv.
+# `make` lists the goals. A machine needs make and Python 3.11 or newer; everything else is installed into .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+RUNS := $(VENV)/.runs
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
+# PyTorch without CUDA is a tenth of the download. Where this index has none, pip takes what PyPI offers.
+TORCH_CPU ?= https://download.pytorch.org/whl/cpu
+# One thread per test process: the processes share the cores. Tests of one file stay in one process.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-.PHONY: demo test lowest check lint clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all check lint hooks lowest clean
 
-demo: $(INSTALLED)
+help:  ## list these goals
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s%s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(RUNS)  ## teach on generated frames, judge others, and evaluate: all in demo/
 	$(BIN)/python export/build_engine.py --out demo/bundle --force
 	$(BIN)/sem-clip predict demo/bundle demo/bundle-frames/new --json demo/verdicts.jsonl --force
 	$(BIN)/sem-clip evaluate demo/bundle demo/bundle-frames/new --out demo/evaluation --force
 	@echo "Look at demo/evaluation/contact_sheet.png and demo/verdicts.jsonl"
 
-test: $(INSTALLED)
-	$(BIN)/python -m pytest
+test: $(INSTALLED)  ## the fast tests: under 3 minutes on 2 cores
+	$(PYTEST) -m "not slow"
 
-# The lowest versions that pyproject.toml allows, on the lowest Python: the runtime's tests, and a bundle made by the
-# newest. On another Python some of them have no wheel, so there it says so and does nothing.
-lowest: $(INSTALLED)
+test-all: $(INSTALLED)  ## all tests
+	$(PYTEST)
+
+check: lint test  ## lint, types and the fast tests: what a change must pass
+
+lint: $(INSTALLED)  ## ruff, codespell and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+	$(BIN)/mypy
+
+hooks: $(INSTALLED)  ## check every commit with pre-commit
+	$(BIN)/pre-commit install
+
+# On another Python than 3.11 some of the lowest versions have no wheel, so there this goal does nothing.
+lowest: $(INSTALLED)  ## the runtime's tests with the lowest versions that pyproject.toml allows
 	@if $(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then $(MAKE) --no-print-directory .lowest; \
 	else echo "make lowest: left out, it needs Python 3.11: make lowest PYTHON=python3.11"; fi
 
@@ -36,19 +58,26 @@ lowest: $(INSTALLED)
 	$(BIN)/sem-clip build --arch toy --random-weights --data $(LOWEST)/frames --shots 2 --out $(LOWEST)/bundle
 	$(LOWEST)/bin/sem-clip predict $(LOWEST)/bundle $(LOWEST)/frames --backend cpu --json $(LOWEST)/verdicts.jsonl
 
-check: lint test
+clean:  ## remove environments, the demo and builds
+	rm -rf $(VENV) $(LOWEST) demo build dist *.egg-info
 
-lint: $(INSTALLED)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-
-$(INSTALLED): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+# What teaching and running need.
+$(RUNS): pyproject.toml
+	@command -v $(PYTHON) > /dev/null || \
+	{ echo "make: there is no $(PYTHON) here: install Python 3.11 or newer, or name it: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	{ echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), not 3.11 or newer; name another: make PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || \
+	{ echo "make: $(PYTHON) cannot make environments: install its venv (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@command -v nvidia-smi > /dev/null || \
+	$(BIN)/python -m pip install --quiet --retries 0 --timeout 15 --index-url $(TORCH_CPU) torch torchvision 2> /dev/null || \
+	echo "no PyTorch at $(TORCH_CPU): pip takes the one of the default index, which may bring CUDA along"
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
 	@touch $@
 
-clean:
-	rm -rf $(VENV) $(LOWEST) demo build dist *.egg-info
+# What tests and checks need beside that.
+$(INSTALLED): $(RUNS)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@

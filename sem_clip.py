@@ -1,7 +1,7 @@
 """The first lines of the `sem-clip` program, under a name that no other project has.
 
-`runtime` is a common name: a stranger's `runtime.py` on PYTHONPATH would be imported in place of this project's
-package. So that is taken from beside this file, and it sees to the other names (`runtime.packages`).
+`runtime` is a common name: another `runtime.py` on PYTHONPATH would be imported in place of this project's package. So
+this file loads the package beside it; `runtime.packages` then protects the other names.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.speed import SECTIONS as SECTION_NAMES
-from runtime.arguments import MAX_THREADS, at_least
 from runtime.errors import PredictorError
 from runtime.files import require_files, write_atomically
+from runtime.options import add_bundle_argument, add_engine_arguments, at_least, names_of
 from runtime.terminal import require_stdout
 
 if TYPE_CHECKING:
@@ -29,34 +29,55 @@ class Benchmark:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
-        parser.add_argument(
-            "--backend", action="append", type=_names, metavar="NAME,...", help="engines (default: all that run here)"
+        add_bundle_argument(parser)
+        what = parser.add_argument_group("what to measure")
+        what.add_argument(
+            "--sections",
+            type=_sections,
+            metavar="NAME,...",
+            help=f"some of {', '.join(SECTION_NAMES)} (default: all)",
         )
-        parser.add_argument(
-            "--precision", action="append", type=_names, metavar="NAME,...", help="precisions (default: all it holds)"
+        what.add_argument("--batch", type=_counts, metavar="N,...", help="batch sizes, 1 to 1024 (default: 1,2,4,8,16)")
+        what.add_argument(
+            "--frames",
+            nargs="+",
+            metavar="PATH",
+            help="frame files or folders, all frames of one size (default: generated frames, 480 x 480 px)",
         )
-        parser.add_argument("--batch", type=_counts, metavar="N,...", help="batch sizes (default: 1,2,4,8,16)")
-        parser.add_argument("--rounds", type=at_least(1), help="rounds of alternating runs (default: 7)")
-        parser.add_argument(
-            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for each engine (default: all)"
+        what.add_argument(
+            "--rounds",
+            type=at_least(1),
+            metavar="N",
+            help="rounds of alternating runs; more gives steadier figures (default: 7)",
         )
-        parser.add_argument(
-            "--sections", type=_sections, metavar="NAME,...", help=f"some of {', '.join(SECTION_NAMES)} (default: all)"
+        what.add_argument(
+            "--soak",
+            type=_minutes,
+            default=0.0,
+            metavar="MINUTES",
+            help="also stream without pause for so long, up to 1440; 10 shows drift (default: 0, none)",
         )
-        parser.add_argument("--quick", action="store_true", help="a look in about a minute, not a figure to quote")
-        parser.add_argument(
-            "--soak", type=_minutes, default=0.0, metavar="MINUTES", help="stream without pause; 10 shows drift"
+        what.add_argument(
+            "--quick", action="store_true", help="take about a minute; good for a look, not for figures to quote"
         )
-        parser.add_argument(
-            "--frames", nargs="+", metavar="PATH", help="frames of one size to measure with (default: made, 480x480)"
+        torch = parser.add_argument_group("comparison with PyTorch (default: none)")
+        torch.add_argument(
+            "--arch", metavar="NAME|FILE", help="the bundle's architecture: adds PyTorch, eager and torch.compile"
         )
-        parser.add_argument("--arch", help="architecture of the bundle: adds PyTorch, eager and torch.compile")
-        parser.add_argument("--weights", type=Path, help="the weights that the bundle was built from")
-        parser.add_argument("--random-weights", action="store_true", help="PyTorch with random weights of --arch")
-        parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {RESULT}, result.md and charts here")
-        parser.add_argument("--no-charts", action="store_true", help="write no charts (they need the plots extra)")
-        parser.add_argument("--force", action="store_true", help="replace an earlier result in DIR")
+        torch.add_argument("--weights", type=Path, metavar="FILE", help="the weights that the bundle was built from")
+        torch.add_argument("--random-weights", action="store_true", help="random weights instead; the speed is equal")
+        output = parser.add_argument_group("output")
+        output.add_argument(
+            "--out",
+            type=Path,
+            metavar="DIR",
+            help=f"write {RESULT}, result.md and charts into DIR (default: print result.md)",
+        )
+        output.add_argument(
+            "--no-charts", action="store_true", help="write no charts; use it where matplotlib is not installed"
+        )
+        output.add_argument("--force", action="store_true", help="replace an earlier result in DIR (default: refuse)")
+        add_engine_arguments(parser, several=("backend", "precision"))
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, write the files, print Markdown; they appear only when everything was measured."""
@@ -85,8 +106,8 @@ def _settings(args: argparse.Namespace) -> Settings:
     from benchmarks.speed.suite import QUICK, Settings
 
     chosen: dict[str, Any] = {
-        "backends": tuple(name for names in args.backend or () for name in names),
-        "precisions": tuple(name for names in args.precision or () for name in names),
+        "backends": args.backend,
+        "precisions": args.precision,
         "soak_minutes": args.soak,
         "threads": args.threads,
         **(QUICK if args.quick else {}),
@@ -110,20 +131,13 @@ def _torch_options(args: argparse.Namespace) -> TorchOptions | None:
 
 
 def _check_out(args: argparse.Namespace, drawing: bool) -> None:
-    """Before minutes of measuring, not after."""
+    """Raise PredictorError where results cannot be written: before minutes of measuring, not after."""
     if args.out is not None:
         require_files([args.out / RESULT, args.out / "result.md"], force=args.force)
     else:
         require_stdout("name a folder with --out")
     if drawing and find_spec("matplotlib") is None:
         raise PredictorError('charts need matplotlib: pip install "sem-clip[plots]", or add --no-charts')
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(part.strip() for part in text.split(","))
-    if not all(names):
-        raise argparse.ArgumentTypeError(f'"{text}" is not a list of names such as cpu,fake')
-    return names
 
 
 def _counts(text: str) -> tuple[int, ...]:
@@ -134,11 +148,9 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _sections(text: str) -> tuple[str, ...]:
-    names = _names(text)
-    unknown = [name for name in names if name not in SECTION_NAMES]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"no section {', '.join(unknown)}; there are {', '.join(SECTION_NAMES)}")
-    return tuple(name for name in SECTION_NAMES if name in names)
+    """Known sections, in the order of SECTION_NAMES."""
+    chosen = names_of("section", SECTION_NAMES)(text)
+    return tuple(name for name in SECTION_NAMES if name in chosen)
 
 
 def _minutes(text: str) -> float:

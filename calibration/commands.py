@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from runtime import Predictor
-from runtime.arguments import MAX_THREADS, at_least
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
+from runtime.options import add_bundle_argument, add_engine_arguments
 from runtime.recipe import Recipe
 from runtime.terminal import require_stdout
 
@@ -49,53 +49,32 @@ class Calibrate:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
+        add_bundle_argument(parser)
         parser.add_argument(
             "data",
             type=Path,
-            help="folder with images/<class>/ and optional masks/<class>/; or a flat one of good frames",
+            metavar="DATA",
+            help="folder of frames: images/<class>/ and optional masks/<class>/, or a flat folder of good frames",
         )
         parser.add_argument(
-            "--recipe", type=Path, metavar="FILE", help="calibrate this recipe instead of the bundle's own"
+            "--recipe",
+            type=Path,
+            metavar="FILE",
+            help="calibrate this recipe, as `sem-clip teach` writes it (default: the bundle's own)",
         )
-        what = parser.add_argument_group("what to choose (nothing: --defect-rule f1-max --temperature)")
-        what.add_argument(
-            "--defect-rule",
-            metavar="RULE",
-            help="f1-max; max-overkill=0.02 (good frames called defective); max-underkill=0.01 (defects missed); "
-            "good-quantile=0.99; conformal=0.05 (overkill that is promised). The last two need good frames only",
+        _add_choices(parser)
+        out = parser.add_argument_group("output")
+        out.add_argument(
+            "--plots", type=Path, metavar="DIR", help="write purity_coverage.png and reliability.png (needs labels)"
         )
-        what.add_argument(
-            "--pixel-rule", metavar="RULE", help="f1-max (needs masks); good-quantile=0.999 (of good frames' pixels); "
-            "conformal=0.05 (good frames that reach it anywhere)"
-        )  # fmt: skip
-        rejects = what.add_mutually_exclusive_group()
-        rejects.add_argument(
-            "--purity", type=_share, metavar="P", help="leave frames undecided until this share of the others is right"
+        out.add_argument("--report", type=Path, metavar="FILE.json", help="write all figures and curves")
+        out.add_argument(
+            "--force", action="store_true", help="replace pictures and FILE.json if they are there (default: refuse)"
         )
-        rejects.add_argument(
-            "--max-reject", type=_share, metavar="R", help="leave at most this share undecided: the least sure frames"
-        )
-        what.add_argument(
-            "--novelty-quantile",
-            type=_share,
-            metavar="Q",
-            help="a frame more novel than this share of the data is unknown",
-        )
-        what.add_argument("--temperature", action="store_true", help="scale probabilities to mean what they say")
-        out = parser.add_argument_group("what to write beside the recipe")
-        out.add_argument("--plots", type=Path, metavar="DIR", help="purity_coverage.png and reliability.png")
-        out.add_argument("--report", type=Path, metavar="FILE.json", help="all figures and curves")
-        out.add_argument("--force", action="store_true", help="replace pictures and FILE.json if they are there")
-        engine = parser.add_argument_group("how to run")
-        engine.add_argument("--backend", default="auto", help="as for predict (default: auto)")
-        engine.add_argument("--precision", help="fp32, fp16 or int8 (default: fp16 on a GPU, else fp32)")
-        engine.add_argument(
-            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine (default: all)"
-        )
+        add_engine_arguments(parser)
 
     def run(self, args: argparse.Namespace) -> int:
-        """Score, choose, say what changed, store."""
+        """Score, choose, print what changed, store."""
         request = _request(args)
         pictures = _pictures(args.plots)
         require_files([*pictures, *([args.report] if args.report else [])], force=args.force)
@@ -114,7 +93,7 @@ class Calibrate:
         fresh, supports = leave_out_supports(dataset, recipe)
         counts = count_labels(fresh)
         require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)
-        _say_what_is_used(fresh, supports, recipe, flat=dataset.flat)
+        _print_data_notes(fresh, supports, recipe, flat=dataset.flat)
         with Predictor(
             args.bundle, backend=args.backend, precision=args.precision, recipe=recipe, threads=args.threads
         ) as predictor:
@@ -148,11 +127,15 @@ class EditOperatingPoint:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("target", type=Path, metavar="RECIPE|BUNDLE", help="recipe file or bundle folder")
+        parser.add_argument(
+            "target", type=Path, metavar="RECIPE|BUNDLE", help="recipe file (.safetensors), or bundle folder"
+        )
         way = parser.add_mutually_exclusive_group()
-        way.add_argument("--write", type=Path, metavar="FILE.json", help="write it here")
-        way.add_argument("--apply", type=Path, metavar="FILE.json", help="take it from here")
-        parser.add_argument("--force", action="store_true", help="replace the file of --write if it is there")
+        way.add_argument("--write", type=Path, metavar="FILE.json", help="write it to a file, to edit it")
+        way.add_argument("--apply", type=Path, metavar="FILE.json", help="put an edited file back into the recipe")
+        parser.add_argument(
+            "--force", action="store_true", help="replace the file of --write if it is there (default: refuse)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Print, write or apply."""
@@ -182,6 +165,46 @@ class EditOperatingPoint:
         return 0
 
 
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+    """Declare the rules by which thresholds, rejects and temperature are chosen."""
+    what = parser.add_argument_group("what to choose (default: --defect-rule f1-max --temperature)")
+    what.add_argument(
+        "--defect-rule",
+        metavar="RULE",
+        help="how to choose the threshold of the defect score: f1-max; max-overkill=0.02 (share of good frames "
+        "called defective); max-underkill=0.01 (share of defects missed); good-quantile=0.99; or conformal=0.05 "
+        "(promised overkill). The last two need good frames only",
+    )
+    what.add_argument(
+        "--pixel-rule",
+        metavar="RULE",
+        help="how to choose the threshold of the map's pixels: f1-max (needs masks); good-quantile=0.999 (of the "
+        "pixels of good frames); or conformal=0.05 (share of good frames that reach it anywhere)",
+    )
+    rejects = what.add_mutually_exclusive_group()
+    rejects.add_argument(
+        "--purity",
+        type=_share,
+        metavar="P",
+        help="share in (0, 1] of decided frames that must be right; the least confident others stay undecided",
+    )
+    rejects.add_argument(
+        "--max-reject",
+        type=_share,
+        metavar="R",
+        help="largest share in (0, 1] of frames to leave undecided: the least confident ones",
+    )
+    what.add_argument(
+        "--novelty-quantile",
+        type=_share,
+        metavar="Q",
+        help="frames more novel than this share in (0, 1] of the data become `unknown`; 0.99 or more is usual",
+    )
+    what.add_argument(
+        "--temperature", action="store_true", help="scale probabilities so that they match the observed accuracy"
+    )
+
+
 def _request(args: argparse.Namespace) -> Request:
     request = Request(
         defect_rule=Rule.parse(args.defect_rule, DEFECT_RULES) if args.defect_rule else None,
@@ -194,26 +217,26 @@ def _request(args: argparse.Namespace) -> Request:
     return DEFAULT_REQUEST if request.empty else request
 
 
-def _say_what_is_used(fresh: list[Sample], supports: list[Sample], recipe: Recipe, *, flat: bool) -> None:
+def _print_data_notes(fresh: list[Sample], supports: list[Sample], recipe: Recipe, *, flat: bool) -> None:
     if flat:
         print(f"no labels: all {len(fresh)} frames are taken to be good", file=sys.stderr)
     if supports:
         print(f"left out, supports of this recipe: {len(supports)} frames", file=sys.stderr)
     elif "support_sha256" not in recipe.teaching:
-        print("the recipe does not say which frames taught it: none could be left out", file=sys.stderr)
+        print("the recipe does not record which frames taught it: none could be left out", file=sys.stderr)
     taught = {sample.group for sample in supports}
     near = sum(sample.group in taught for sample in fresh)
     if near:
         print(
-            f"note: {near} frames are of the same groups as supports, and so easier than frames to come; what is "
-            "promised below is optimistic",
+            f"note: {near} frames are of the same groups as supports, and so easier than new frames; the promises "
+            "below are optimistic",
             file=sys.stderr,
         )
     groups = Counter(sample.group for sample in fresh)
     if len(groups) < len(fresh):
         print(
-            f"note: {len(fresh)} frames come from {len(groups)} groups; frames of one group are alike, so what is "
-            "promised with 95% confidence holds with less",
+            f"note: {len(fresh)} frames come from {len(groups)} groups; frames of one group are alike, so a promise "
+            "with 95% confidence holds with less",
             file=sys.stderr,
         )
 
@@ -261,7 +284,7 @@ def _write_files(
     old, new = recipe.operating_point, done.recipe.operating_point
     try:
         if pictures and (scored.flat or (scored.truth < 0).any()):
-            print("no pictures: they need labelled frames of the recipe's classes alone", file=sys.stderr)
+            print("no pictures: they need labelled frames, all of the recipe's classes", file=sys.stderr)
         elif pictures:
             write_atomically(pictures[0], draw_purity_coverage(scored, old, new))
             write_atomically(pictures[1], draw_reliability(scored, old, new))

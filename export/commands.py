@@ -1,4 +1,4 @@
-"""`sem-clip build` (as `python export/build_engine.py`) and `sem-clip teach`. Cheap to import: no torch here."""
+"""`sem-clip build` (as `python export/build_engine.py`), `teach` and `build-engine`. Cheap to import: no torch here."""
 
 from __future__ import annotations
 
@@ -11,28 +11,33 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.backends.ort import check_provider
 from runtime.files import require_files
-from runtime.manifest import Artifact, Manifest, bundle_of_recipe, load_bundle
+from runtime.manifest import Artifact, Encoder, Manifest, bundle_of_recipe, load_bundle
+from runtime.options import add_bundle_argument, add_removed
 
 from .errors import CheckpointError, ExportError, OutputExistsError
+from .options import (
+    DEFAULT_ARCH,
+    DEMO_SHOTS,
+    add_graph_arguments,
+    add_profile_arguments,
+    add_target_arguments,
+    add_teaching_arguments,
+    frame_options,
+)
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
-    from runtime.recipe import FrameOptions
 
-    from .artifacts.engine_target import Builder
+    from .artifacts.engine_target import Builder, EngineTarget
     from .model.checkpoint import LoadedModel
+    from .model.graph import SemClipGraph
     from .progress import Stages
     from .teach import TeachRequest
 
-DEFAULT_ARCH = "sem_tiny"
-ENGINES = ("tensorrt", "tensorrt-rtx")
-DEMO_SHOTS = 10
-METHOD_NAMES = ("default", "paper")
-"""Those of teach.METHODS, which costs torch to import."""
 DEMO_TEACH, DEMO_NEW = "teach", "new"
 UNTRAINED = (
     "the encoder is UNTRAINED (random weights): everything runs, but verdicts come from the few taught layers alone "
-    "and their quality says nothing about the method"
+    "and their quality tells nothing about the method"
 )
 
 
@@ -48,90 +53,81 @@ class Build:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        _add_teaching_arguments(parser)
-        parser.add_argument("--out", type=Path, default=Path("bundle"), help="bundle folder to write (default: bundle)")
-        parser.add_argument("--force", action="store_true", help="replace a bundle that is there")
-        parser.add_argument(
-            "--frame-size",
-            type=pixel_size,
-            metavar="HxW",
-            help="put the resize into the graph, for frames of exactly this height x width (ignored rows included)",
+        add_teaching_arguments(parser)
+        add_graph_arguments(parser)
+        add_target_arguments(parser.add_argument_group("engine"), required=False)
+        output = parser.add_argument_group("output")
+        output.add_argument(
+            "--out", type=Path, default=Path("bundle"), metavar="DIR", help="bundle folder to write (default: bundle)"
         )
-        parser.add_argument(
-            "--image-size",
-            type=pixel_size,
-            metavar="HxW",
-            help="encode at this size rather than the architecture's own: smaller defects, at a cost that grows faster "
-            "than the area; learned positions are interpolated",
-        )
-        parser.add_argument(
-            "--redundancy",
-            choices=("cls_weight", "class_mean"),
-            default="cls_weight",
-            help="how the V path removes redundant features, eq. 13-15 (default: cls_weight)",
-        )
-        parser.add_argument(
-            "--no-fp16",
-            action="store_true",
-            help="leave out model.fp16.onnx, which is for GPUs: quicker, and a way on where fp16 fails parity",
-        )
-        parser.add_argument(
+        output.add_argument("--force", action="store_true", help="replace a bundle that is there (default: refuse)")
+        output.add_argument(
             "--no-golden",
             action="store_true",
-            help="put no pictures into the bundle: `sem-clip verify` then goes by made-up patterns, which say less",
+            help="put no frames of the data into the bundle; `sem-clip verify` then uses made-up patterns, which prove "
+            "less (default: some frames)",
         )
-        engine = parser.add_argument_group("with which engine, beside the ONNX files")
-        engine.add_argument("--engine", choices=ENGINES, help="also build a serialized engine; none if left out")
-        _add_engine_arguments(engine)
+        for option in ("--batch", "--most-classes", "--accumulate"):
+            add_removed(parser, option, f"build, then `sem-clip build-engine BUNDLE --engine NAME {option} ...`")
+        add_removed(
+            parser,
+            "--redundancy",
+            "bundles use cls_weight; `python -m benchmarks.accuracy --ablations` measures the other",
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Build and print the summary."""
         _need_torch()
         check_provider("cpu")  # which compares the graph with torch at the end
-        from .bundle import describe_encoder, refuse_existing
-        from .model.graph import SemClipGraph
+        from .bundle import refuse_existing
         from .progress import Stages
-        from .teach import METHODS, build_bundle, parity_samples, smoothing_px, teach_recipe
         from .teaching.support_cache import open_cache
 
         refuse_existing(args.out, force=args.force)
         if args.engine and args.no_fp16:
             raise ExportError("--engine is built from the fp16 file; leave out --no-fp16")
-        builder = _builder(args) if args.engine else None
+        builder = _builder(_target(args)) if args.engine else None
         cache = open_cache(args.support_cache)
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
-            model = _model(args, args.image_size)
-            size = args.frame_size
-            if size is not None:
-                size = (size[0] - args.ignore_top - args.ignore_bottom, size[1])
-                if size[0] < 1:
-                    raise ExportError(f"--frame-size has {args.frame_size[0]} rows and all of them would be ignored")
-            graph = SemClipGraph(model.encoder(), redundancy=args.redundancy, input_size=size)
-        request = replace(request, smoothing_px=smoothing_px(describe_encoder(model, graph), METHODS[args.method][1]))
-        recipe = teach_recipe(model, graph, request, stages, cache)
-        notes = [] if model.trained else [UNTRAINED]
-        samples = parity_samples(request.dataset, recipe)
-        manifest = build_bundle(
-            model,
-            graph,
-            recipe,
-            samples,
-            args.out,
-            stages,
-            force=args.force,
-            notes=notes,
-            fp16=not args.no_fp16,
-            smoothing=request.smoothing_px,
-            golden="patterns" if args.no_golden else "frames",
-        )
+            model, graph = _encoder(args)
+        manifest = self._write(args, model, graph, request, stages, cache)
         if builder is not None:
             _add_engine(args.out, builder, stages)
             manifest, _ = load_bundle(args.out)
         to_judge = args.data or _demo_frames(args.out) / DEMO_NEW
         _summarize(args.out, manifest, request.dataset, to_judge, stages)
         return 0
+
+    def _write(
+        self,
+        args: argparse.Namespace,
+        model: LoadedModel,
+        graph: SemClipGraph,
+        request: TeachRequest,
+        stages: Stages,
+        cache: Any,
+    ) -> Manifest:
+        """Teach, export and prove parity; the bundle without a serialized engine."""
+        from .bundle import describe_encoder
+        from .teach import METHODS, build_bundle, parity_samples, smoothing_px, teach_recipe
+
+        request = replace(request, smoothing_px=smoothing_px(describe_encoder(model, graph), METHODS[args.method][1]))
+        recipe = teach_recipe(model, graph, request, stages, cache)
+        return build_bundle(
+            model,
+            graph,
+            recipe,
+            parity_samples(request.dataset, recipe),
+            args.out,
+            stages,
+            force=args.force,
+            notes=[] if model.trained else [UNTRAINED],
+            fp16=not args.no_fp16,
+            smoothing=request.smoothing_px,
+            golden="patterns" if args.no_golden else "frames",
+        )
 
 
 class Teach:
@@ -142,56 +138,33 @@ class Teach:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path, help="the bundle whose encoder will run the recipe")
-        _add_teaching_arguments(parser)
-        parser.add_argument(
+        add_bundle_argument(parser, "its encoder will run the recipe")
+        add_teaching_arguments(parser)
+        output = parser.add_argument_group("output")
+        output.add_argument(
             "--out", type=Path, required=True, metavar="FILE", help="recipe file to write (.safetensors)"
         )
-        parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+        output.add_argument("--force", action="store_true", help="replace FILE if it is there (default: refuse)")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Teach and say what to type next."""
+        """Teach and print what to type next."""
         require_files([args.out], force=args.force)
         _need_torch()
-        from .bundle import describe_encoder
-        from .model.graph import SemClipGraph
         from .progress import Stages
-        from .teach import METHODS, smoothing_px, teach_recipe
+        from .teach import teach_recipe
         from .teaching.support_cache import open_cache
 
         if bundle_of_recipe(args.out) is not None:
             raise OutputExistsError(f"{args.out} is a bundle's own recipe, which the bundle would miss: choose another")
         manifest, _ = load_bundle(args.bundle)
-        if args.arch is None:
-            args.arch = manifest.encoder.architecture
-        if not manifest.encoder.trained and args.weights is None and args.pretrained is None:
-            args.random_weights = True
+        _take_encoder_of(manifest.encoder, args)
         cache = open_cache(args.support_cache)
         stages = Stages()
         request = replace(_request(args, stages, args.out), smoothing_px=manifest.smoothing_px)
-        asked = request.settings.lambda_v or 0.0
-        if asked > 0 and not manifest.encoder.value_path:  # before the supports are encoded
-            raise ExportError(
-                f"{args.bundle} has no V path, which --method {args.method} reads: build a bundle that has it with "
-                f"`sem-clip build --method {args.method}`"
-            )
+        _require_value_path(args, manifest.encoder, request)  # before the supports are encoded
         with stages.stage("load encoder"):
-            model = _model(args, manifest.encoder.image_size)
-            resized = manifest.encoder.input_size if manifest.encoder.resizes_in_graph else None
-            graph = SemClipGraph(model.encoder(), redundancy=manifest.encoder.redundancy, input_size=resized)
-        if describe_encoder(model, graph).id != manifest.encoder.id:
-            raise CheckpointError(
-                f"these weights ({model.origin}, SHA-256 {model.sha256[:16]}) are not those of {args.bundle} "
-                f"({manifest.encoder.weights}, {manifest.encoder.checkpoint_sha256[:16]}): give the bundle's own with "
-                "--arch and --weights"
-            )
-        own = smoothing_px(manifest.encoder, METHODS[args.method][1])
-        if not math.isclose(own, manifest.smoothing_px):
-            print(
-                f"note: {args.bundle} smooths its maps by {manifest.smoothing_px:g} px, --method {args.method} by "
-                f"{own:g}; a recipe cannot change that: `sem-clip build --method {args.method}` does",
-                file=sys.stderr,
-            )
+            model, graph = _encoder_of_bundle(args, manifest.encoder)
+        _note_other_smoothing(args, manifest)
         recipe = teach_recipe(model, graph, request, stages, cache)
         manifest.encoder.check(recipe, where=str(args.out))
         recipe.save(args.out)
@@ -208,59 +181,41 @@ class BuildEngine:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path, help="bundle folder; it must hold model.fp16.onnx")
-        parser.add_argument("--engine", choices=ENGINES, required=True, help="the product that builds and will run it")
-        _add_engine_arguments(parser)
+        add_bundle_argument(parser, "it must hold model.fp16.onnx")
+        add_target_arguments(parser, required=True)
+        add_profile_arguments(parser)
         parser.add_argument(
-            "--precision",
-            choices=("fp16", "int8"),
-            default="fp16",
-            help="int8: of what `sem-clip quantize --for tensorrt` added to the bundle (default: fp16)",
+            "--force", action="store_true", help="build even if an equal engine is there (default: keep that one)"
         )
-        parser.add_argument("--force", action="store_true", help="build even if an equal engine is there")
 
     def run(self, args: argparse.Namespace) -> int:
-        """Build, add, say what it is."""
+        """Build, add, print what it is."""
         from .progress import Stages
 
-        artifact, built = _add_engine(args.bundle, _builder(args, args.precision), Stages(), force=args.force)
+        target = _target(
+            args,
+            batch=args.batch,
+            most_classes=args.most_classes,
+            accumulate=args.accumulate,
+            precision=args.precision,
+        )
+        artifact, built = _add_engine(args.bundle, _builder(target), Stages(), force=args.force)
         _describe_engine(artifact)
         if not built:
             print("          it was there already, with the same key; --force builds it again")
         return 0
 
 
-def _add_engine_arguments(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--compute-capability",
-        metavar="N.N",
-        help="the GPU to build for, such as 8.9 for an RTX 4090; tensorrt-rtx only (default: the GPU of this machine)",
-    )
-    parser.add_argument(
-        "--batch",
-        type=_batch,
-        default=(1, 32, 64),
-        metavar="MIN,OPT,MAX",
-        help="frames a call: least, usual, most; memory on the GPU grows with the most (default: 1,32,64)",
-    )
-    parser.add_argument(
-        "--most-classes", type=int, default=64, metavar="K", help="of any recipe it will run (default: 64)"
-    )
-    parser.add_argument(
-        "--accumulate",
-        choices=("fp32", "fp16"),
-        default="fp32",
-        help="what matrix products are summed in; GeForce cards sum in fp16 at up to twice the rate, with a larger "
-        "error (default: fp32)",
-    )
+def _target(args: argparse.Namespace, **limits: Any) -> EngineTarget:
+    from .artifacts.engine_target import EngineTarget
+
+    return EngineTarget(args.engine, args.compute_capability, **limits)
 
 
-def _builder(args: argparse.Namespace, precision: str = "fp16") -> Builder:
-    from .artifacts.engine_target import Builder, EngineTarget
+def _builder(target: EngineTarget) -> Builder:
+    from .artifacts.engine_target import Builder
 
-    return Builder.find(
-        EngineTarget(args.engine, args.compute_capability, args.batch, args.most_classes, args.accumulate, precision)
-    )
+    return Builder.find(target)
 
 
 def _add_engine(bundle: Path, builder: Builder, stages: Stages, *, force: bool = False) -> tuple[Artifact, bool]:
@@ -281,72 +236,6 @@ def _describe_engine(artifact: Artifact) -> None:
     if about["activation_bytes"] is not None:
         print(f"          {about['activation_bytes'] / 1e9:.2f} GB of activations on the GPU at the largest batch")
     print("          built, not run: no engine ran it here")
-
-
-def _batch(text: str) -> tuple[int, int, int]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
-        raise argparse.ArgumentTypeError(f'"{text}" is not MIN,OPT,MAX, such as 1,32,64')
-    return int(parts[0]), int(parts[1]), int(parts[2])
-
-
-def _add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
-    data = parser.add_argument_group("what to teach")
-    data.add_argument(
-        "--data",
-        type=Path,
-        metavar="DIR",
-        help="folder with images/<class>/ (one class is `good`), optional masks/<class>/ and groups.csv; "
-        "generated frames if left out",
-    )
-    data.add_argument("--shots", type=int, default=DEMO_SHOTS, metavar="K", help="frames per class (default: 10)")
-    data.add_argument("--seed", type=int, default=0, help="draws the supports and starts the fit (default: 0)")
-    data.add_argument("--prompts", type=Path, metavar="FILE", help="prompt file (TOML); the shipped one if left out")
-    data.add_argument("--views", type=int, default=8, help="variations of each support that are encoded (default: 8)")
-    data.add_argument(
-        "--method",
-        choices=METHOD_NAMES,
-        default="default",
-        help="paper: SEM-CLIP as the paper has it, in everything that the paper says; without what docs/method.md adds "
-        "to it (default: default)",
-    )
-    data.add_argument(
-        "--support-cache",
-        metavar="DIR|none",
-        help="keep encoded supports here, so that teaching again encodes new frames alone; up to 4 GB, then those "
-        "used least recently go (default: sem-clip/supports in your cache folder)",
-    )
-    add_frame_arguments(data)
-    encoder = parser.add_argument_group("with which encoder")
-    encoder.add_argument(
-        "--arch", metavar="NAME|FILE", help=f"architecture or open_clip configuration file (default: {DEFAULT_ARCH})"
-    )
-    weights = encoder.add_mutually_exclusive_group()
-    weights.add_argument("--weights", type=Path, metavar="FILE", help="safetensors or a plain state dict")
-    weights.add_argument("--pretrained", metavar="TAG", help="open_clip tag to download, e.g. laion400m_e32")
-    weights.add_argument("--random-weights", action="store_true", help="untrained, for tests and speed measurements")
-
-
-def add_frame_arguments(parser: argparse._ActionsContainer) -> None:
-    """Declare how frames are read; `frame_options` takes them."""
-    parser.add_argument("--ignore-top", type=int, default=0, metavar="ROWS", help="text bar to cut off at the top")
-    parser.add_argument(
-        "--ignore-bottom", type=int, default=0, metavar="ROWS", help="text bar to cut off at the bottom"
-    )
-    parser.add_argument(
-        "--white-level", type=int, default=65535, help="value of a 16-bit frame that is white (default: 65535)"
-    )
-
-
-def frame_options(args: argparse.Namespace) -> FrameOptions:
-    """What `add_frame_arguments` was given. Raises ExportError for what cannot be."""
-    from runtime.recipe import FrameOptions
-
-    try:
-        return FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
-    except ValueError as exc:
-        name, _, rest = str(exc).partition(" ")
-        raise ExportError(f"--{name.replace('_', '-')} {rest}") from None
 
 
 def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachRequest:
@@ -385,21 +274,77 @@ def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:
 
 
 def _demo_frames(out: Path) -> Path:
-    """Where frames are generated if none are given: those that teach, and others to judge the recipe on."""
+    """The folder of generated frames, where none are given: some to teach, others to judge the recipe on."""
     return out.parent / f"{out.name}-frames"
+
+
+def _encoder(args: argparse.Namespace) -> tuple[LoadedModel, SemClipGraph]:
+    """The encoder of a new bundle, and its graph."""
+    from .model.graph import SemClipGraph
+
+    model, size = _model(args, args.image_size), args.frame_size
+    if size is not None:
+        size = (size[0] - args.ignore_top - args.ignore_bottom, size[1])
+        if size[0] < 1:
+            raise ExportError(f"--frame-size has {args.frame_size[0]} rows and all of them would be ignored")
+    return model, SemClipGraph(model.encoder(), input_size=size)
 
 
 def _model(args: argparse.Namespace, image_size: tuple[int, int] | None) -> LoadedModel:
     from .model.checkpoint import load_model
 
-    seed = 0 if args.random_weights else None
     return load_model(
         args.arch or DEFAULT_ARCH,
         weights=args.weights,
         pretrained=args.pretrained,
-        random_seed=seed,
+        random_seed=0 if args.random_weights else None,
         image_size=image_size,
     )
+
+
+def _take_encoder_of(encoder: Encoder, args: argparse.Namespace) -> None:
+    """Without --arch and weights, those of the bundle: its architecture, and random weights where it has them."""
+    if args.arch is None:
+        args.arch = encoder.architecture
+    if not encoder.trained and args.weights is None and args.pretrained is None:
+        args.random_weights = True
+
+
+def _require_value_path(args: argparse.Namespace, encoder: Encoder, request: TeachRequest) -> None:
+    """Raise ExportError where the method reads the V path and the bundle's graphs leave it out."""
+    if (request.settings.lambda_v or 0.0) > 0 and not encoder.value_path:
+        raise ExportError(
+            f"{args.bundle} has no V path, which --method {args.method} reads: build a bundle that has it with "
+            f"`sem-clip build --method {args.method}`"
+        )
+
+
+def _encoder_of_bundle(args: argparse.Namespace, encoder: Encoder) -> tuple[LoadedModel, SemClipGraph]:
+    """The bundle's encoder in torch. Raises CheckpointError if the weights that were given are not its own."""
+    from .bundle import describe_encoder
+    from .model.graph import SemClipGraph
+
+    model = _model(args, encoder.image_size)
+    resized = encoder.input_size if encoder.resizes_in_graph else None
+    graph = SemClipGraph(model.encoder(), redundancy=encoder.redundancy, input_size=resized)
+    if describe_encoder(model, graph).id != encoder.id:
+        raise CheckpointError(
+            f"these weights ({model.origin}, SHA-256 {model.sha256[:16]}) are not those of {args.bundle} "
+            f"({encoder.weights}, {encoder.checkpoint_sha256[:16]}): give the bundle's own with --arch and --weights"
+        )
+    return model, graph
+
+
+def _note_other_smoothing(args: argparse.Namespace, manifest: Manifest) -> None:
+    from .teach import METHODS, smoothing_px
+
+    own = smoothing_px(manifest.encoder, METHODS[args.method][1])
+    if not math.isclose(own, manifest.smoothing_px):
+        print(
+            f"note: {args.bundle} smooths its maps by {manifest.smoothing_px:g} px, --method {args.method} by "
+            f"{own:g}; a recipe cannot change that: `sem-clip build --method {args.method}` does",
+            file=sys.stderr,
+        )
 
 
 def _summarize(out: Path, manifest: Manifest, dataset: Dataset, to_judge: Path, stages: Stages) -> None:
@@ -423,14 +368,6 @@ def _summarize(out: Path, manifest: Manifest, dataset: Dataset, to_judge: Path, 
     for note in manifest.notes:
         print(f"note      {note}")
     print(f"next      sem-clip predict {out} {to_judge} --json verdicts.jsonl --overlays overlays")
-
-
-def pixel_size(text: str) -> tuple[int, int]:
-    """Read "480x640" as (height, width), 16 ... 16384 px each."""
-    height, _, width = text.lower().partition("x")
-    if not (height.isdigit() and width.isdigit() and 16 <= int(height) <= 16384 and 16 <= int(width) <= 16384):
-        raise argparse.ArgumentTypeError(f'"{text}" is not HEIGHTxWIDTH in pixels, such as 480x640')
-    return int(height), int(width)
 
 
 def _need_torch() -> None:

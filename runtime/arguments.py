@@ -1,28 +1,12 @@
-"""Checks of arguments: of commands, and of calls."""
+"""Checks of the arguments of calls. Options of commands are checked by `options`."""
 
 from __future__ import annotations
 
-import argparse
 import math
 import operator
-from collections.abc import Callable
 from numbers import Real
 
 MAX_THREADS = 1024
-
-
-def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
-    """A type of arguments of commands: whole numbers from `least` on, and up to `most`."""
-
-    def whole(text: str) -> int:
-        value = int(text)
-        if value < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
-        if most is not None and value > most:
-            raise argparse.ArgumentTypeError(f"must be at most {most}, not {value}")
-        return value
-
-    return whole
 
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:

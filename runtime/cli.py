@@ -1,10 +1,10 @@
 """The `sem-clip` program. Its sub-commands are entry points of the group `sem_clip.commands`, one class each.
 
-So the runtime's commands work where torch is not installed, and no layer imports one above it. Only the command that
-was asked for is loaded.
+So the runtime's commands work without torch, and no layer imports one above it. The program loads only the command
+that was asked for.
 
-Exit status: 0 done; 1 done, but some frames were not read or some pictures not written; 2 an error, said in one
-message; 130 interrupted (Ctrl-C), 143 terminated (SIGTERM), 129 the terminal was closed (SIGHUP).
+All commands share their habits. Results go to stdout or to files. Progress, notes and errors go to stderr, without
+colours; bars appear only on a terminal. EXIT_STATUS lists what a command returns.
 """
 
 from __future__ import annotations
@@ -12,21 +12,34 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import platform
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
 from .errors import PredictorError, SemClipError
 from .packages import ROOT, own_packages_first
 from .terminal import message, plain_streams, printable
 
 GROUP = "sem_clip.commands"
-NO_MEMORY = "there is not enough memory; give the process more, or close what else runs"
+NO_MEMORY = "there is not enough memory; give the process more, or close other programs"
+EXIT_STATUS = {
+    0: "done",
+    1: "done, but some frames were not read, pictures not written, or engines not qualified",
+    2: "an error: one message on stderr",
+    3: "all engines are qualified, but one is slower than its target (verify)",
+    129: "the terminal was closed (SIGHUP)",
+    130: "interrupted (Ctrl-C)",
+    143: "terminated (SIGTERM)",
+}
+SHELLS = ("bash", "zsh", "tcsh", "fish")
 
 
 class Command(Protocol):
@@ -43,7 +56,7 @@ class Command(Protocol):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one sub-command; returns the exit status, as this module says."""
+    """Run one sub-command; returns one of EXIT_STATUS."""
     words = list(sys.argv[1:] if argv is None else argv)
     with _standard_handles(), plain_streams():
         try:
@@ -53,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _failed(f"error: {message(exc)}")
         except KeyboardInterrupt:
             return _failed("interrupted", 128 + signal.SIGINT)
-        except SystemExit:  # argparse has said everything
+        except SystemExit:  # argparse has printed everything
             _failed("")
             raise
         return run(command, args)
@@ -63,13 +76,21 @@ def describe(parser: argparse.ArgumentParser, command: Command) -> argparse.Argu
     """Give a parser the command's description and example."""
     parser.description = command.help
     parser.epilog = f"example:\n  {command.example}"
+    return _plain(parser)
+
+
+def _plain(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Keep the lines of description and epilog; no colours, which Python 3.14 would add."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.color = False  # type: ignore[attr-defined, unused-ignore]
     return parser
 
 
 def run(command: Command, args: argparse.Namespace) -> int:
-    """Run a command; errors of this project and of the system become one message and a status, bugs keep their
-    traceback."""
+    """Run a command; returns one of EXIT_STATUS.
+
+    Errors of this project and of the system become one message; bugs keep their traceback.
+    """
     with _standard_handles(), plain_streams(), _signals_raise():
         log = logging.StreamHandler()
         log.setFormatter(_Text("%(levelname)s: %(message)s"))
@@ -78,10 +99,10 @@ def run(command: Command, args: argparse.Namespace) -> int:
             own_packages_first()
             status = command.run(args)
             if sys.stdout is not None:
-                sys.stdout.flush()  # here, where a full disk can still be said
+                sys.stdout.flush()  # here, where a full disk can still be reported
         except SemClipError as exc:
             return _failed(f"error: {message(exc)}")
-        except BrokenPipeError:  # whoever read our output has left, as `head` does
+        except BrokenPipeError:  # the reader of our output has left, as `head` does
             return _failed("")
         except OSError as exc:
             return _failed(f"error: {printable(exc.filename or 'input or output')}: {printable(exc.strerror or exc)}")
@@ -99,14 +120,17 @@ def run(command: Command, args: argparse.Namespace) -> int:
 
 
 class _Text(logging.Formatter):
-    """What a record quotes is text, and stays on its line."""
+    """Escapes what a record quotes, so that the record stays on its line."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return message(super().formatMessage(record))
 
 
 def _failed(said: str, status: int = 2) -> int:
-    """Say it, after what stdout still holds; where that cannot be written, the flush at exit must not complain."""
+    """Print a last message after what stdout still holds; returns the status.
+
+    Where stdout cannot be written, the flush at exit must not complain.
+    """
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -128,7 +152,7 @@ class _Ended(KeyboardInterrupt):
 
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """SIGTERM and SIGHUP end a command as Ctrl-C does, but where whoever started it had them ignored (nohup)."""
+    """SIGTERM and SIGHUP end a command as Ctrl-C does, except where they were ignored at the start (nohup)."""
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     if threading.current_thread() is not threading.main_thread():
         numbers = []
@@ -148,8 +172,11 @@ def _signals_raise() -> Iterator[None]:
 
 @contextmanager
 def _standard_handles() -> Iterator[None]:
-    """Where stdin, stdout or stderr was closed (>&-), the null device takes its number: else the next file would, and
-    an engine's own messages would be written into it. What is asked of it fails, as of a closed one."""
+    """Where stdin, stdout or stderr was closed (>&-), the null device takes its number.
+
+    Otherwise the next file would take it, and an engine's own messages would be written into that file. Reading and
+    writing fail, as on a closed stream.
+    """
     opened = []
     if os.name == "posix":
         for number in (0, 1, 2):
@@ -166,17 +193,14 @@ def _standard_handles() -> Iterator[None]:
 
 
 def _parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
-    """The command that was asked for, and its arguments. Help needs all of them, and says which cannot be loaded."""
+    """The command that was asked for, and its arguments. Help names all commands, also those that cannot be loaded."""
     points = {point.name: point for point in entry_points(group=GROUP)}
     if not points:
         raise PredictorError(
             f"sem-clip is not installed, so it has no commands: python -m pip install {ROOT}  (its source), or "
             "python export/build_engine.py there for the main job alone"
         )
-    parser = argparse.ArgumentParser(
-        prog="sem-clip", description="Few-shot classification and segmentation of wafer defects in SEM frames."
-    )
-    inner = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    parser, inner = _program()
     asked = words[0] if words else ""
     if asked in points:
         command: Command = _load(points[asked])
@@ -185,14 +209,61 @@ def _parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
             if name == asked:
                 command.add_arguments(describe(below, command))
         return command, parser.parse_args(words)
-    for name, text in sorted(_helps(points).items()):
-        inner.add_parser(name, help=text)
-    args = parser.parse_args(words)  # which ends here: there is no such command, or only help was asked for
+    if asked not in ("--version", "--completion"):
+        for name, text in sorted(_helps(points).items()):
+            inner.add_parser(name, help=text)
+    args = parser.parse_args(words)  # which ends here: there is no such command, or an option answered
     return _load(points[args.command]), args
 
 
+def _program() -> tuple[argparse.ArgumentParser, Any]:
+    """The parser of the program, and the place of its commands."""
+    parser = _plain(argparse.ArgumentParser(prog="sem-clip"))
+    parser.description = "Few-shot classification and segmentation of wafer defects in SEM frames."
+    statuses = "\n".join(f"  {status:<5}{meaning}" for status, meaning in EXIT_STATUS.items())
+    parser.epilog = f"`sem-clip COMMAND --help` lists the options of a command.\n\nexit status:\n{statuses}"
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the versions of sem-clip and Python")
+    parser.add_argument(
+        "--completion",
+        action=_Completion,
+        choices=SHELLS,
+        help='print a completion script for this shell; needs pip install "sem-clip[completion]"',
+    )
+    return parser, parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        try:
+            version = metadata.version("sem-clip")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        print(f"sem-clip {version}, Python {platform.python_version()}")
+        parser.exit()
+
+
+class _Completion(argparse.Action):
+    """Loads all commands, and shtab; nothing else does."""
+
+    def __call__(self, parser: argparse.ArgumentParser, _: argparse.Namespace, shell: Any, *__: Any) -> None:
+        try:
+            import shtab
+        except ImportError as exc:
+            raise PredictorError(f'completion needs shtab ({exc}): pip install "sem-clip[completion]"') from exc
+        program, inner = _program()
+        for point in entry_points(group=GROUP):
+            command = _load(point)
+            below = describe(inner.add_parser(point.name, help=command.help), command)
+            command.add_arguments(below)
+            for action in below._actions:
+                if action.type is Path or action.metavar in ("PATH", "FILE", "DIR"):
+                    action.complete = shtab.FILE  # type: ignore[attr-defined]
+        print(shtab.complete(program, shell))
+        parser.exit()
+
+
 def _load(point: EntryPoint) -> Command:
-    """Raises PredictorError where the command's module, or one that it needs, is not the project's or not there."""
+    """Raises PredictorError where the command's module, or one that it needs, is missing or not the project's."""
     try:
         command: Command = point.load()()
     except (ImportError, AttributeError) as exc:

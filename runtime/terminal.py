@@ -1,22 +1,23 @@
-"""Text for people: what is printed is text, whatever the names and manifests that it quotes hold.
+"""Safe text for people: names and manifests cannot send control characters to a terminal.
 
-A file may be called `\\x1b[2J` and a manifest may hold a note with a newline. On a terminal the first would clear the
-screen and the second would look like a line of this program. `plain_streams` sees to the one for everything that is
-printed, tracebacks and warnings too; `printable` is for what is quoted within a line.
+A file may be called `\\x1b[2J`, which clears a screen. A manifest's note may hold a newline, and then looks like a line
+of this program. `plain_streams` escapes control characters in all output, tracebacks and warnings too. `printable`
+keeps quoted text on one line. The project prints no colours.
 """
 
 from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TextIO, cast
+from typing import TextIO, TypeVar, cast
 
 from .errors import PredictorError
 
 MOST_SHOWN = 1000
-"""Characters of a value from a file that are shown; a manifest may hold numbers of thousands of digits."""
+"""How many characters of a file's value are shown; a manifest may hold numbers of thousands of digits."""
+_Item = TypeVar("_Item")
 _CURSOR_UP = "\x1b[A"
 _MARKDOWN = re.compile(r"[\\`*<>\[\]|&~$]|\b_|_\b")
 
@@ -42,22 +43,30 @@ def show(value: object) -> str:
 
 
 def markdown_text(text: object) -> str:
-    """The text as the content of a Markdown table's cell, or of a line: what it holds is not markup."""
+    """The text for a cell of a Markdown table, or a line: its characters are no markup."""
     return _MARKDOWN.sub(lambda found: "\\" + found[0], printable(text))
 
 
 def require_stdout(instead: str) -> None:
-    """Raise PredictorError without a stdout (>&-, pythonw), where results would go nowhere. instead: what to do."""
+    """Raise PredictorError without a stdout (>&-, pythonw), where results would be lost. instead: what to do."""
     if sys.stdout is None:
         raise PredictorError(f"there is no stdout to write to: {instead}")
 
 
+def progress_bar(items: Iterable[_Item], total: int) -> Iterable[_Item]:
+    """The items, with a bar on stderr where that is a terminal."""
+    from tqdm import tqdm  # only commands need it; the Predictor does not
+
+    bar: Iterable[_Item] = tqdm(items, total=total, unit="frame", file=sys.stderr, disable=None)
+    return bar
+
+
 @contextmanager
 def plain_streams() -> Iterator[None]:
-    """stdout and stderr that print text only, and take every character; as they were when the block ends.
+    """In the block, stdout and stderr take every character and escape control characters.
 
-    Without a stderr (2>&-, pythonw) its words go nowhere, and never to stdout, where results are; nor does a stderr
-    that cannot be written to end the work. Without a stdout, `print` does nothing.
+    Without a stderr (2>&-, pythonw), or with one that cannot be written, messages are lost and work continues; they
+    never go to stdout, where results are. Without a stdout, `print` does nothing.
     """
     before = sys.stdout, sys.stderr
     if not isinstance(sys.stdout, _Plain | None):
@@ -71,7 +80,7 @@ def plain_streams() -> Iterator[None]:
 
 
 class _Plain:
-    """A text stream in front of another one, or of none. needed: whether it matters that a write fails."""
+    """A text stream in front of another one, or of none. needed: whether a failed write is an error."""
 
     def __init__(self, stream: TextIO | None, *, needed: bool) -> None:
         self._stream = stream
@@ -80,7 +89,7 @@ class _Plain:
     def write(self, text: str) -> int:
         if self._stream is None:
             return len(text)
-        # A progress bar's carriage return begins what it writes; bars below each other move the cursor, and no more.
+        # A progress bar writes a carriage return first; bars below each other only move the cursor.
         bar, rest = text[:1] == "\r", text.removeprefix("\r")
         if not (rest.isascii() and rest.isprintable()) and rest.strip("\n").replace(_CURSOR_UP, ""):
             rest = "\n".join("\t".join(map(printable, line.split("\t"))) for line in rest.split("\n"))
@@ -97,7 +106,7 @@ class _Plain:
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Its reader has left, its disk is full, it is closed: an error of stdout, and for stderr the end of words."""
+        """A reader that left, a full disk, a closed stream: an error on stdout; stderr then stays silent."""
         try:
             yield
         except (OSError, ValueError) as exc:

@@ -11,8 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .arguments import MAX_THREADS, at_least
-from .backends import ENGINES, NAMES, open_backend
+from .backends import ENGINES, open_backend
 from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
 from .backends.ort import check_provider
 from .backends.trt import MODULES
@@ -23,6 +22,7 @@ from .golden import Golden, load_golden
 from .host import usable_cores
 from .lifetime import in_engine
 from .manifest import PRECISIONS, Artifact, Manifest, load_bundle, put_in_place, use_bundle
+from .options import add_bundle_argument, add_engine_arguments
 from .peak import Peak, measured_peak
 from .qualification import Check, Subject, qualify
 from .recipe import MAX_CLASSES, Recipe
@@ -60,26 +60,18 @@ class Verify:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path, help="folder written by build_engine.py")
+        add_bundle_argument(parser)
         parser.add_argument(
-            "--backend",
-            type=_names,
-            default=(),
-            metavar="NAME,...",
-            help=f"{', '.join(ENGINES)} (default: all that run)",
+            "--json", type=Path, metavar="FILE", help="write a qualification record, to keep with the tool's papers"
         )
-        parser.add_argument("--precision", choices=PRECISIONS, help="of the artifacts (default: all)")
-        parser.add_argument("--json", type=Path, metavar="FILE", help="write a qualification record")
-        parser.add_argument("--force", action="store_true", help="replace FILE if it is there")
+        parser.add_argument("--force", action="store_true", help="replace FILE if it is there (default: refuse)")
         parser.add_argument(
             "--time",
             type=_seconds,
             default=SECONDS,
             metavar="S",
-            help=f"seconds for the timed parts of all engines together (default: {SECONDS:g})",
-        )
-        parser.add_argument(
-            "--threads", type=at_least(0, MAX_THREADS), default=0, help="cores for the engine on a CPU (default: all)"
+            help="seconds for the timed parts of all engines together; more gives steadier figures "
+            f"(default: {SECONDS:g})",
         )
         parser.add_argument(
             "--set-target",
@@ -90,6 +82,7 @@ class Verify:
             help="first write a target into the bundle, such as cpu:fp32:p99_ms=50 or cpu:fp32:frames_per_s=20 "
             f"(image file to verdict; =none removes it; may be repeated). Exit status {MISSED} if an engine misses one",
         )
+        add_engine_arguments(parser, backends=ENGINES, several=("backend",))
 
     def run(self, args: argparse.Namespace) -> int:
         """Verify, print the table; returns 1 if an engine is not qualified, MISSED if one misses its target."""
@@ -240,15 +233,6 @@ def _require_any(folder: Path, reasons: Sequence[str], tried: int, *, asked: boo
 
 def _say(text: str) -> None:
     print(f"verify  {text}", file=sys.stderr)
-
-
-def _names(text: str) -> tuple[str, ...]:
-    names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    unknown = [name for name in names if name not in ENGINES]
-    if unknown:
-        known = ", ".join(name for name in NAMES if name in ENGINES)
-        raise argparse.ArgumentTypeError(f'"{unknown[0]}" is no engine to verify; choose of {known}')
-    return names
 
 
 def _seconds(text: str) -> float:

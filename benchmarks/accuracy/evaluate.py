@@ -22,6 +22,7 @@ from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Prediction, Predictor, Recipe
 from runtime.files import require_files, sha256_of, write_atomically
 from runtime.operating_point import VERDICTS
+from runtime.options import add_bundle_argument, add_engine_arguments
 from runtime.terminal import markdown_text, require_stdout
 
 OVERLAYS_A_CLASS = 4
@@ -183,16 +184,32 @@ class Evaluate:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path)
-        parser.add_argument("data", type=Path, help="images/<class>/, masks/, groups.csv; or the folder of Carinthia-S")
-        parser.add_argument("--recipe", type=Path, help="another recipe than the bundle's")
-        parser.add_argument("--backend", default="auto")
-        parser.add_argument("--precision", help="fp32, fp16 or int8; the backend's choice if left out")
+        add_bundle_argument(parser)
         parser.add_argument(
-            "--exact", action="store_true", help="also the pixel metrics of every pixel's score, not of bins: a check"
+            "data",
+            type=Path,
+            metavar="DATA",
+            help="labelled frames: images/<class>/, optional masks/<class>/ and groups.csv; or a folder of Carinthia-S",
         )
-        parser.add_argument("--out", type=Path, metavar="DIR", help=f"write {', '.join(FILES)} here")
-        parser.add_argument("--force", action="store_true", help="replace what is there of an earlier evaluation")
+        parser.add_argument(
+            "--recipe",
+            type=Path,
+            metavar="FILE",
+            help="judge this recipe, as `sem-clip teach` writes it (default: the bundle's own)",
+        )
+        parser.add_argument(
+            "--exact",
+            action="store_true",
+            help="also give pixel metrics from every pixel's score, beside those from bins; slow, to check the bins",
+        )
+        output = parser.add_argument_group("output")
+        output.add_argument(
+            "--out", type=Path, metavar="DIR", help=f"write {', '.join(FILES)} into DIR (default: print only)"
+        )
+        output.add_argument(
+            "--force", action="store_true", help="replace an earlier evaluation in DIR (default: refuse)"
+        )
+        add_engine_arguments(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print, write."""
@@ -203,7 +220,7 @@ class Evaluate:
             require_stdout("name a folder with --out")
         dataset = load_dataset(args.data)
         say_left_out(dataset)
-        with Predictor(args.bundle, backend=args.backend, precision=args.precision) as predictor:
+        with Predictor(args.bundle, backend=args.backend, precision=args.precision, threads=args.threads) as predictor:
             if args.recipe:
                 predictor.use(args.recipe)
             unknown = [name for name in dataset.classes if name not in predictor.recipe.classes]

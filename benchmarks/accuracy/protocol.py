@@ -27,17 +27,53 @@ from benchmarks.accuracy.table import summarize
 from calibration.dataset import Dataset, load_dataset, say_left_out
 from calibration.plots import require_matplotlib
 from export.bundle import describe_encoder
-from export.commands import METHOD_NAMES, add_frame_arguments, frame_options, pixel_size
 from export.errors import ExportError
 from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
+from export.options import METHOD_NAMES, add_frame_arguments, frame_options, pixel_size
 from export.pretrain.windows import HELD_OUT_LAYOUTS
 from export.synthetic import write_dataset
-from runtime.arguments import at_least
 from runtime.files import require_files
 from runtime.manifest import Encoder
+from runtime.options import at_least
 
 GENERATED_SEED = 2025
+
+
+def _add_subject(parser: argparse.ArgumentParser) -> None:
+    """Declare the data, and the encoder that is judged on it."""
+    data = parser.add_argument_group("data")
+    source = data.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="labelled frames: images/<class>/, optional masks/<class>/ and groups.csv; or a folder of Carinthia-S",
+    )
+    source.add_argument(
+        "--generated",
+        type=at_least(1),
+        metavar="N",
+        help="N generated frames per class, of layouts that the embedded encoder was not trained on",
+    )
+    data.add_argument(
+        "--classes", metavar="A,B,...", help="only these classes, good among them (default: all in the folder)"
+    )
+    add_frame_arguments(data)
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument(
+        "--arch", required=True, metavar="NAME|FILE", help="architecture, or open_clip configuration file"
+    )
+    encoder.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of --arch (default: those included, for sem_tiny)"
+    )
+    encoder.add_argument("--random-weights", action="store_true", help="an untrained encoder, seed 0")
+    encoder.add_argument(
+        "--image-size",
+        type=pixel_size,
+        metavar="HxW",
+        help="encode at this size in pixels (default: the architecture's own)",
+    )
 
 
 class Accuracy:
@@ -48,41 +84,49 @@ class Accuracy:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        source = parser.add_mutually_exclusive_group(required=True)
-        source.add_argument("--data", type=Path, help="folder with images/, masks/ and groups.csv, or Carinthia-S")
-        source.add_argument(
-            "--generated",
-            type=at_least(1),
+        _add_subject(parser)
+        what = parser.add_argument_group("what to measure")
+        what.add_argument(
+            "--shots", default="1,2,5,10", metavar="K,...", help="support frames per class (default: 1,2,5,10)"
+        )
+        what.add_argument(
+            "--seeds", type=at_least(1), default=5, metavar="N", help="draws of supports for each of them (default: 5)"
+        )
+        what.add_argument(
+            "--first-seed",
+            type=at_least(0),
+            default=0,
             metavar="N",
-            help="N generated frames a class, of layouts that the embedded encoder was not trained on",
+            help="first seed; others than 0 check a choice on fresh draws (default: 0)",
         )
-        parser.add_argument(
-            "--classes", metavar="A,B,...", help="these classes alone, good among them (default: all in the folder)"
+        what.add_argument(
+            "--method",
+            choices=METHOD_NAMES,
+            default="default",
+            help="paper: SEM-CLIP as published (default: default)",
         )
-        parser.add_argument("--arch", required=True, help="architecture or open_clip configuration file")
-        parser.add_argument("--weights", type=Path, help="weights file; those that come with sem_tiny if left out")
-        parser.add_argument("--random-weights", action="store_true", help="an untrained encoder, seed 0")
-        parser.add_argument(
-            "--image-size", type=pixel_size, metavar="HxW", help="encode at this size, not at the architecture's own"
+        what.add_argument(
+            "--precisions",
+            default="fp32",
+            metavar="NAME,...",
+            help="artifacts to judge, some of fp32, fp16, int8 (default: fp32)",
         )
-        parser.add_argument("--shots", default="1,2,5,10", help="comma-separated (default: 1,2,5,10)")
-        parser.add_argument("--seeds", type=at_least(1), default=5, help="how many (default: 5)")
-        parser.add_argument("--first-seed", type=at_least(0), default=0, help="the first of them (default: 0)")
-        parser.add_argument(
-            "--method", choices=METHOD_NAMES, default="default", help="paper: in everything that the paper says"
-        )
-        add_frame_arguments(parser)
-        parser.add_argument("--precisions", default="fp32", help="fp32,fp16,int8 or some of them (default: fp32)")
-        parser.add_argument(
+        what.add_argument(
             "--ablations",
             action="store_true",
-            help=f"also judge {', '.join((*ABLATIONS, LAST_LEVEL, *ENCODED_ABLATIONS))}",
+            help=f"also judge {', '.join((*ABLATIONS, LAST_LEVEL, *ENCODED_ABLATIONS))}; takes several times as long",
         )
         add_comparison_arguments(parser)
-        parser.add_argument(
-            "--out", type=Path, metavar="DIR", help="write accuracy.json, accuracy.md and pictures here"
+        output = parser.add_argument_group("output")
+        output.add_argument(
+            "--out",
+            type=Path,
+            metavar="DIR",
+            help="write accuracy.json, accuracy.md and pictures into DIR (default: print the table only)",
         )
-        parser.add_argument("--force", action="store_true", help="replace an earlier measurement in DIR")
+        output.add_argument(
+            "--force", action="store_true", help="replace an earlier measurement in DIR (default: refuse)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Measure, print a table, write."""

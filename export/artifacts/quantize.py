@@ -17,6 +17,7 @@ from runtime.errors import FrameError
 from runtime.folders import find_frames
 from runtime.frames import prepare, read_frame
 from runtime.manifest import Artifact, Manifest, load_bundle
+from runtime.options import add_bundle_argument
 from runtime.recipe import Recipe
 
 from ..errors import ExportError, OutputExistsError, ParityError
@@ -39,38 +40,48 @@ CHANGE = 0.01
 class Quantize:
     """Add an 8-bit ONNX artifact to a bundle."""
 
-    help = "Add an 8-bit artifact to a bundle, by ranges measured on real frames."
+    help = "Add an 8-bit artifact to a bundle; its ranges are measured on real frames."
     example = "sem-clip quantize bundle frames/ && sem-clip predict bundle frames/ --precision int8"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        parser.add_argument("bundle", type=Path, help="bundle folder; it must hold model.onnx in fp32")
-        parser.add_argument("data", type=Path, help="folder of real frames, searched through; labels are not needed")
+        add_bundle_argument(parser, "it must hold model.onnx in fp32")
+        parser.add_argument(
+            "data", type=Path, metavar="DATA", help="folder to search for real frames of your tool; needs no labels"
+        )
         parser.add_argument(
             "--for",
             dest="runs_on",
             choices=tuple(FILES),
             default="cpu",
-            help="what will run it: cpu, or tensorrt, to build engines of both products from (default: cpu)",
+            help="where the artifact will run: cpu, or tensorrt to build engines of both products from (default: cpu)",
         )
         parser.add_argument(
-            "--frames", type=int, default=48, help="how many of them to measure ranges and harm on (default: 48)"
+            "--frames",
+            type=int,
+            default=48,
+            metavar="N",
+            help=f"frames to measure ranges and sensitivity on, at least {LEAST_FRAMES} (default: 48)",
         )
         parser.add_argument(
             "--agreement",
             type=float,
             default=AGREEMENT,
-            help="share of frames whose label must be that of fp32: products of the encoder are left in fp32 until it "
-            f"is so on the frames above, and frames that took no part must prove it (default: {AGREEMENT})",
+            metavar="SHARE",
+            help="label agreement with fp32 to reach, 0.5 to 1; MatMuls stay in fp32 until it is reached, and other "
+            f"frames must confirm it (default: {AGREEMENT})",
         )
         parser.add_argument(
             "--change",
             type=float,
             default=CHANGE,
-            help="how much the features may change, as a share of their mean size; products are left in fp32 until "
-            f"they change no more, since labels are those of one recipe alone (default: {CHANGE})",
+            metavar="SHARE",
+            help="feature drift to allow, as a share of the features' mean size; more leaves more MatMuls in 8 bits, "
+            f"and recipes to come may lose accuracy (default: {CHANGE})",
         )
-        parser.add_argument("--force", action="store_true", help="replace an 8-bit artifact that is there")
+        parser.add_argument(
+            "--force", action="store_true", help="replace an 8-bit artifact that is there (default: refuse)"
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Quantize, compare with fp32 on other frames, write the bundle anew."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from runtime.arguments import at_least
 from runtime.files import write_atomically
+from runtime.options import at_least
 
 from ..errors import ExportError
 from ..model.checkpoint import load_model

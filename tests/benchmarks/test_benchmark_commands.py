@@ -92,8 +92,9 @@ def test_charts_without_matplotlib_are_refused_before_measuring(
         (["--batch", "0"], "is not a list of batch sizes"),
         (["--batch", ""], "is not a list of batch sizes"),
         (["--batch", "9999"], "is not a list of batch sizes"),
-        (["--backend", "cpu,,fake"], "is not a list of names"),
-        (["--sections", "latency,speed"], "no section speed"),
+        (["--backend", "cpu,,fake"], 'there is no backend ""'),
+        (["--backend", "warp"], 'there is no backend "warp"; choose from auto, '),
+        (["--sections", "latency,speed"], 'there is no section "speed"; choose from latency, '),
         (["--rounds", "0"], "must be at least 1"),
         (["--soak", "never"], "is not a number of minutes"),
         (["--soak", "-1"], "is not a number of minutes"),
@@ -109,7 +110,6 @@ def test_a_malformed_list_is_refused(arguments: list[str], message: str, fake_bu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--backend", "warp"], 'there is no backend "warp"'),
         (["--precision", "fp16"], "holds no fp16"),
         (["--weights", "w.safetensors"], "belong to --arch"),
         (["--random-weights"], "belong to --arch"),

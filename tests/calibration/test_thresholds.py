@@ -228,6 +228,7 @@ def test_the_promise_holds_where_many_scores_are_equal() -> None:
     assert not breaks_promise(overkill_over_splits(pool, 19, 0.05, 400), 0.05)
 
 
+@pytest.mark.slow
 def test_promised_overkill_holds_on_real_frames(shared: Path) -> None:
     """Distances of the good frames of a real set to five of them, in the features of the encoder."""
     data, weights = shared / "data" / "emps-particles", shared / "weights" / "deit-tiny"

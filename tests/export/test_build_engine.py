@@ -1,28 +1,24 @@
-"""export/build_engine.py, `sem-clip build` and `sem-clip teach`: what they write, and what they refuse."""
+"""export/build_engine.py and `sem-clip build`: what they write, and what they refuse."""
 
 from __future__ import annotations
 
-import json
 import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from conftest import make_recipe
+from commandline import errors_in, files_in, sem_clip
 from PIL import Image
 from places import ROOT
 
 from export import teach
-from export.commands import METHOD_NAMES
-from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
+from export.options import METHOD_NAMES
 from export.teaching.settings import TeachSettings
 from export.teaching.support_cache import SupportCache
 from runtime import Predictor
@@ -32,6 +28,7 @@ from runtime.recipe import Recipe
 
 SCRIPT = ROOT / "export/build_engine.py"
 
+SCRIPT = ROOT / "export/build_engine.py"
 Run = Callable[..., tuple[int, str]]
 
 
@@ -49,22 +46,6 @@ def script(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     return run
 
 
-def sem_clip(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str]:
-    """Exit status and stderr of the program."""
-    status = main([str(argument) for argument in arguments])
-    return status, capsys.readouterr().err
-
-
-def errors_in(stderr: str) -> list[str]:
-    """The error messages; stages that were passed before are left out."""
-    assert "Traceback" not in stderr
-    return [line.removeprefix("error: ") for line in stderr.splitlines() if line.startswith("error: ")]
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
-
-
 @pytest.fixture
 def never_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     """For builds that must stop before the export: it takes long."""
@@ -73,9 +54,6 @@ def never_exports(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the export was reached")
 
     monkeypatch.setattr(teach, "onnx_from_graph", export)
-
-
-# ---- the script ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("argument", ["--help", "--arch=toy"])
@@ -170,7 +148,7 @@ FAULTS: list[tuple[Callable[[Path], list[object]], str]] = [
 
 @pytest.mark.usefixtures("never_exports")
 @pytest.mark.parametrize(("spoil", "says"), FAULTS, ids=[spoil.__name__ for spoil, _ in FAULTS])
-def test_every_fault_is_one_message_and_status_2_and_writes_nothing(
+def test_a_fault_is_one_message_with_status_2_and_writes_nothing(
     script: Run, toy_frames: Path, tmp_path: Path, spoil: Callable[[Path], list[object]], says: str
 ) -> None:
     frames = tmp_path / "frames"
@@ -195,7 +173,7 @@ def test_every_fault_is_one_message_and_status_2_and_writes_nothing(
         ("thesis.tex", ["--force"], "is not a bundle (no manifest.json); --force replaces bundles only"),
     ],
 )
-def test_what_is_there_is_not_replaced_unasked(
+def test_an_existing_folder_is_refused_without_force(
     script: Run, toy_frames: Path, tmp_path: Path, content: str, options: list[str], says: str
 ) -> None:
     (tmp_path / content).write_text("keep")
@@ -217,7 +195,7 @@ def test_what_is_there_is_not_replaced_unasked(
     ],
 )
 @pytest.mark.usefixtures("never_exports")
-def test_encoders_that_cannot_be_had_are_one_message(
+def test_an_encoder_without_its_weights_is_one_message(
     script: Run, toy_frames: Path, tmp_path: Path, arguments: Sequence[str]
 ) -> None:
     status, stderr = script(*arguments, "--data", toy_frames, "--out", tmp_path / "bundle")
@@ -234,6 +212,22 @@ def test_frame_size_must_be_height_x_width(script: Run, size: str) -> None:
     assert "not HEIGHTxWIDTH" in stderr
 
 
+@pytest.mark.parametrize(
+    ("option", "instead"),
+    [
+        ("--batch", "sem-clip build-engine BUNDLE --engine NAME --batch"),
+        ("--most-classes", "sem-clip build-engine BUNDLE --engine NAME --most-classes"),
+        ("--accumulate", "sem-clip build-engine BUNDLE --engine NAME --accumulate"),
+        ("--redundancy", "bundles use cls_weight"),
+    ],
+)
+def test_an_option_of_an_earlier_version_names_the_new_way(script: Run, option: str, instead: str) -> None:
+    status, stderr = script(option, "1")
+    assert status == 2
+    assert f"{option} is gone: " in stderr
+    assert instead in stderr
+
+
 def test_without_torch_the_extra_to_install_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -244,7 +238,7 @@ def test_without_torch_the_extra_to_install_is_named(
 
 
 @pytest.mark.parametrize("command", ["build", "quantize"])
-def test_an_engine_that_cannot_compare_is_said_before_the_work(
+def test_an_old_onnx_runtime_is_an_error_before_the_work(
     command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("runtime.backends.ort.LEAST_VERSION", {"cpu": "1000"})
@@ -253,7 +247,8 @@ def test_an_engine_that_cannot_compare_is_said_before_the_work(
     assert capsys.readouterr().err.startswith('error: backend "cpu" needs ONNX Runtime 1000 or newer')
 
 
-def test_without_fp16_the_bundle_is_the_same_but_for_that_file(
+@pytest.mark.slow
+def test_no_fp16_leaves_out_that_file_and_changes_no_other(
     script: Run, toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bundle"
@@ -283,11 +278,11 @@ def test_an_engine_needs_the_fp16_file(script: Run, toy_frames: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("options", "size", "redundancy"),
+    ("options", "size"),
     [
-        ([], (64, 64), "cls_weight"),
-        (["--frame-size", "96x80", "--redundancy", "class_mean"], (96, 80), "class_mean"),
-        (["--frame-size", "96x96", "--ignore-top", "6", "--ignore-bottom", "10"], (80, 96), "cls_weight"),
+        ([], (64, 64)),
+        (["--frame-size", "96x80"], (96, 80)),
+        (["--frame-size", "96x96", "--ignore-top", "6", "--ignore-bottom", "10"], (80, 96)),
     ],
 )
 def test_options_reach_the_graph_and_the_recipe(
@@ -298,9 +293,8 @@ def test_options_reach_the_graph_and_the_recipe(
     toy_bundle: Path,
     options: list[str],
     size: tuple[int, int],
-    redundancy: str,
 ) -> None:
-    """Teaching and writing are replaced: what they are given counts here."""
+    """Teaching and writing are replaced; the test reads their arguments."""
     given: dict[str, Any] = {}
 
     def teach_recipe(
@@ -321,7 +315,7 @@ def test_options_reach_the_graph_and_the_recipe(
     )
     assert status == 0
     assert given["cache"] == tmp_path / "kept"
-    assert (given["graph"].input_size, given["graph"].redundancy) == (size, redundancy)
+    assert (given["graph"].input_size, given["graph"].redundancy) == (size, "cls_weight")
     request = given["request"]
     assert (request.shots, request.seed, request.views, request.options.white_level) == (3, 5, 2, 9)
     assert request.options.ignore_top + request.options.ignore_bottom == (16 if "--ignore-top" in options else 0)
@@ -330,7 +324,7 @@ def test_options_reach_the_graph_and_the_recipe(
 
 
 @pytest.mark.parametrize(("method", "at_240"), [("default", 6.0), ("paper", 4.0)])
-def test_the_method_reaches_teaching_and_the_bundle_s_smoothing(
+def test_the_method_sets_teaching_and_smoothing(
     monkeypatch: pytest.MonkeyPatch,
     script: Run,
     toy_frames: Path,
@@ -356,146 +350,3 @@ def test_the_method_reaches_teaching_and_the_bundle_s_smoothing(
     assert given["request"].settings == (TeachSettings.paper() if method == "paper" else TeachSettings())
     assert given["request"].smoothing_px == given["smoothing"] == pytest.approx(at_240 * 64 / 240)
     assert tuple(teach.METHODS) == METHOD_NAMES
-
-
-# ---- sem-clip teach --------------------------------------------------------------------------------------------------
-
-
-def test_teach_gives_the_bundles_own_recipe_for_equal_arguments(
-    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "layers/metal2.safetensors"
-    before = files_in(toy_bundle)
-    status, _ = sem_clip(capsys, "teach", toy_bundle, "--data", toy_frames, "--shots", 2, "--out", out)
-    assert status == 0
-    assert out.read_bytes() == (toy_bundle / "recipe.safetensors").read_bytes()
-    assert files_in(toy_bundle) == before
-    with Predictor(toy_bundle, backend="cpu", threads=1) as predictor:
-        predictor.use(out)
-        assert predictor(next((toy_frames / "images/hole").iterdir())).label in predictor.recipe.classes
-
-
-def test_teach_makes_another_recipe_for_other_classes_and_another_text_bar(
-    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for label in ("good", "hole"):
-        shutil.copytree(toy_frames / "images" / label, tmp_path / "frames/images" / label.replace("hole", "pin-hole"))
-    out = tmp_path / "r.safetensors"
-    arguments = ["--data", tmp_path / "frames", "--shots", 1, "--views", 1, "--ignore-bottom", 8, "--out", out]
-    status, _ = sem_clip(capsys, "teach", toy_bundle, *arguments)
-    assert status == 0
-    with Predictor(toy_bundle, backend="cpu", recipe=out, threads=1) as predictor:
-        assert predictor.recipe.classes == ("good", "pin-hole")
-        assert predictor.recipe.frame.ignore_bottom == 8
-        assert predictor.recipe.teaching["map_taught_by"] == "frame labels"
-        result = predictor(next((toy_frames / "images/hole").iterdir()))
-        assert set(result.probabilities) == {"good", "pin-hole"}
-
-
-def test_teach_says_where_the_bundle_smooths_otherwise_than_the_method(
-    dual_bundle: Path,
-    toy_frames: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    recipe = load_bundle(dual_bundle)[1]
-    monkeypatch.setattr(teach, "teach_recipe", lambda *_: recipe)
-    arguments = ["--data", toy_frames, "--shots", 2, "--out", tmp_path / "r.safetensors"]
-    status, stderr = sem_clip(capsys, "teach", dual_bundle, *arguments, "--method", "paper")
-    assert status == 0
-    assert "smooths its maps by 1.6 px, --method paper by 1.06667" in stderr
-    status, stderr = sem_clip(capsys, "teach", dual_bundle, *arguments, "--force")
-    assert status == 0
-    assert "smooths its maps" not in stderr
-
-
-@pytest.fixture
-def never_teaches(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fit(*_: object) -> None:
-        raise AssertionError("teaching was reached")
-
-    monkeypatch.setattr(teach, "teach_recipe", fit)
-
-
-@pytest.mark.usefixtures("never_teaches")
-def test_teach_refuses_settings_that_need_the_v_path_of_a_graph_without_it(
-    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "r.safetensors"
-    arguments = ["--data", toy_frames, "--shots", 2, "--method", "paper", "--out", out]
-    status, stderr = sem_clip(capsys, "teach", toy_bundle, *arguments)
-    assert status == 2
-    (message,) = errors_in(stderr)
-    assert f"{toy_bundle} has no V path, which --method paper reads: build a bundle that has it" in message
-    assert not out.exists()
-
-
-def test_teach_writes_no_recipe_that_the_bundle_cannot_run(
-    toy_bundle: Path,
-    toy_frames: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    encoder = load_bundle(toy_bundle)[0].encoder
-    reads_it = make_recipe(encoder=replace(encoder, value_path=True))
-    monkeypatch.setattr(teach, "teach_recipe", lambda *_: reads_it)
-    out = tmp_path / "r.safetensors"
-    status, stderr = sem_clip(capsys, "teach", toy_bundle, "--data", toy_frames, "--shots", 2, "--out", out)
-    assert status == 2
-    assert "leaves the V path out" in errors_in(stderr)[0]
-    assert not out.exists()
-
-
-@pytest.mark.usefixtures("never_teaches")
-def test_teach_refuses_other_weights_and_names_both_hashes(
-    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    other = load_model("toy", random_seed=1)
-    torch.save(other.clip.state_dict(), tmp_path / "other.pt")
-    loaded = load_model("toy", weights=tmp_path / "other.pt")
-    out = tmp_path / "r.safetensors"
-    arguments = ["--data", toy_frames, "--weights", tmp_path / "other.pt", "--out", out]
-    status, stderr = sem_clip(capsys, "teach", toy_bundle, *arguments)
-    assert status == 2
-    (message,) = errors_in(stderr)
-    assert loaded.sha256[:16] in message
-    assert load_bundle(toy_bundle)[0].encoder.checkpoint_sha256[:16] in message
-    assert "other.pt" in message
-    assert not out.exists()
-
-
-@pytest.mark.usefixtures("never_teaches")
-def test_teach_does_not_replace_a_recipe_unasked(
-    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "r.safetensors"
-    out.write_bytes(b"mine")
-    status, stderr = sem_clip(capsys, "teach", toy_bundle, "--data", toy_frames, "--out", out)
-    assert status == 2
-    assert "add --force" in errors_in(stderr)[0]
-    assert out.read_bytes() == b"mine"
-
-
-@pytest.mark.usefixtures("never_teaches")
-def test_teach_needs_a_bundle(toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "r.safetensors"
-    status, stderr = sem_clip(capsys, "teach", tmp_path / "absent", "--data", toy_frames, "--out", out)
-    assert status == 2
-    assert "is not a bundle folder" in errors_in(stderr)[0]
-
-
-@pytest.mark.usefixtures("never_teaches")
-def test_teach_on_a_bundle_of_trained_weights_asks_for_them(
-    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Random ones would be another encoder, and its recipe of no use."""
-    shutil.copytree(toy_bundle, tmp_path / "bundle")
-    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
-    manifest["encoder"]["trained"] = True
-    (tmp_path / "bundle/manifest.json").write_text(json.dumps(manifest))
-    arguments = ["--data", toy_frames, "--out", tmp_path / "r.safetensors"]
-    status, stderr = sem_clip(capsys, "teach", tmp_path / "bundle", *arguments)
-    assert status == 2
-    assert "toy needs weights from exactly one source" in errors_in(stderr)[0]

@@ -136,6 +136,7 @@ for moment in sys.argv[3:]:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a system that can fork")
 @pytest.mark.parametrize("there", [True, False], ids=["over a bundle", "new"])
+@pytest.mark.slow
 def test_a_process_killed_at_any_moment_leaves_a_whole_bundle_or_none(tmp_path: Path, there: bool) -> None:
     old = "toy" if there else None
     survivors = {

@@ -192,6 +192,7 @@ while time.monotonic() < end:
 """
 
 
+@pytest.mark.slow
 def test_a_reader_sees_the_old_or_the_new_bundle_while_others_write(fake_bundle: Path) -> None:
     command = [sys.executable, "-c", WRITE, str(fake_bundle), str(TESTS)]
     writers = [subprocess.Popen(command) for _ in range(2)]

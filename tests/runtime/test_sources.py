@@ -209,6 +209,7 @@ def test_a_large_frame_within_the_limit_is_no_bomb() -> None:
         assert read_frame(data).shape == (9600, 9600)
 
 
+@pytest.mark.slow
 def test_a_hundred_megapixels_of_16_bits_are_read_and_drawn_within_a_gigabyte(tmp_path: Path) -> None:
     code = """
 import resource, sys

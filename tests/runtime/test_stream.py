@@ -180,7 +180,11 @@ def test_an_error_of_the_source_is_raised_after_the_answers_before_it(
     assert threads_left() == []
 
 
-@pytest.mark.parametrize("sources", [5, None, b"\x89PNG", bytearray(8), io.BytesIO(b"\x89PNG")], ids=str)
+@pytest.mark.parametrize(
+    "sources",
+    [5, None, b"\x89PNG", bytearray(8), io.BytesIO(b"\x89PNG")],
+    ids=lambda source: type(source).__name__,
+)
 def test_a_source_that_is_not_iterable_is_refused_at_once(sources: Any, predictor: Predictor) -> None:
     with pytest.raises(FrameError, match="takes an iterable of frames, not") as caught:
         predictor.stream(sources)

@@ -57,6 +57,7 @@ def test_only_one_module_imports_onnx_runtime() -> None:
     assert found == {"runtime/telemetry.py"}
 
 
+@pytest.mark.slow
 def test_an_open_predictor_writes_no_file_and_makes_no_look_up(toy_bundle: Path, tmp_path: Path) -> None:
     """Whatever the variable was: a fab that sends is a fab that loses its customers."""
     home = tmp_path / "home"

@@ -1,4 +1,4 @@
-"""runtime.terminal: what is printed is text, on every stdout and stderr there is, and without one."""
+"""runtime.terminal: control characters are escaped, on every stdout and stderr, and without one."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Broken(io.StringIO):
         ("C:\\new", "C:\\new"),
     ],
 )
-def test_a_name_stays_on_its_line(text: str, shown: str) -> None:
+def test_printable_keeps_a_name_on_its_line(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert printable(text).isprintable()
 
 
-def test_own_line_breaks_stay_and_those_of_names_do_not() -> None:
+def test_message_keeps_own_line_breaks_and_escapes_those_of_names() -> None:
     assert message("2 faults:\n  - a\n  - b\nerror: forged") == "2 faults:\n  - a\n  - b\\nerror: forged"
 
 
@@ -45,13 +45,13 @@ def test_own_line_breaks_stay_and_those_of_names_do_not() -> None:
     [10**4400, None, [[["\x1b"]]], "x" * 5000, 10**400, {"a\n": 1}],
     ids=["unprinted", "none", "lists", "long", "digits", "object"],
 )
-def test_any_value_of_a_file_has_a_line(value: object) -> None:
+def test_show_gives_one_line_for_any_value_of_a_file(value: object) -> None:
     line = show(value)
     assert line.isprintable()
     assert len(line) <= MOST_SHOWN + 4
 
 
-def test_a_list_of_lists_without_end_has_a_line() -> None:
+def test_show_of_endlessly_nested_lists_gives_one_line() -> None:
     value: list[object] = []
     for _ in range(100_000):
         value = [value]
@@ -71,11 +71,11 @@ def test_a_list_of_lists_without_end_has_a_line() -> None:
         ("$x$ &lt;", "\\$x\\$ \\&lt;"),
     ],
 )
-def test_in_markdown_a_name_is_text(text: str, cell: str) -> None:
+def test_markdown_text_escapes_markup_in_a_name(text: str, cell: str) -> None:
     assert markdown_text(text) == cell
 
 
-def test_a_stream_prints_text_only_and_keeps_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plain_stream_escapes_controls_and_keeps_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
@@ -91,7 +91,9 @@ def test_a_stream_prints_text_only_and_keeps_lines(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("encoding", "shown"), [("ascii", "gr\\xf6\\xdfe \\u6865"), ("cp1252", "größe \\u6865")])
-def test_what_a_stream_cannot_encode_is_escaped(encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_that_cannot_be_encoded_is_escaped(
+    encoding: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding, newline="\n"))
     with plain_streams():
@@ -99,7 +101,7 @@ def test_what_a_stream_cannot_encode_is_escaped(encoding: str, shown: str, monke
     assert raw.getvalue() == f"{shown}\n".encode(encoding)
 
 
-def test_without_streams_nothing_goes_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_streams_output_is_lost_and_not_redirected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     with plain_streams():
@@ -111,7 +113,7 @@ def test_without_streams_nothing_goes_elsewhere(monkeypatch: pytest.MonkeyPatch)
     assert sys.stderr is None
 
 
-def test_words_that_nobody_reads_end_nothing_and_results_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_stderr_is_silent_and_a_broken_stdout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Broken())
     monkeypatch.setattr(sys, "stderr", Broken())
     with plain_streams():

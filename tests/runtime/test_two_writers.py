@@ -35,6 +35,7 @@ def edited(target: Path, file: Path, **changes: object) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["bundle", "recipe"])
+@pytest.mark.slow
 def test_of_two_at_once_the_second_starts_where_the_first_ended(
     kind: str, fake_bundle: Path, recipe_file: Path, tmp_path: Path
 ) -> None:

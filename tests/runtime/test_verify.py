@@ -59,6 +59,7 @@ def test_the_cpu_is_qualified_and_the_record_names_its_proof(
     assert (either_bundle / "golden.safetensors").stat().st_size < 2e6
 
 
+@pytest.mark.slow
 def test_patterns_prove_an_engine_without_pictures_and_the_command_warns_that_they_prove_less(
     toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

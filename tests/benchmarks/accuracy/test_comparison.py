@@ -28,6 +28,7 @@ def arguments(*words: str) -> Namespace:
     return parser.parse_args(["--generated", "4", "--arch", "toy", "--random-weights", "--shots", "1", *words])
 
 
+@pytest.mark.slow
 def test_accuracy_json_has_the_rows_of_classifiers_and_the_hash_of_their_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -33,6 +33,7 @@ def test_supervision_of_a_set_without_masks_is_class_labels_alone() -> None:
     assert told == {bare: "class labels", masked: "class labels and masks"}
 
 
+@pytest.mark.slow
 def test_int8_is_quantized_on_frames_that_its_seed_does_not_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

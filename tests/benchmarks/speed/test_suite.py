@@ -53,6 +53,7 @@ def report(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return dict(json.loads(json.dumps(found, allow_nan=False)))
 
 
+@pytest.mark.slow
 def test_the_schema_is_stable(report: dict[str, Any]) -> None:
     assert (report["format"], report["version"]) == ("sem-clip-benchmark", 1)
     assert set(report) == {

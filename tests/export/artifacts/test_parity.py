@@ -121,6 +121,7 @@ def test_a_failure_names_the_file_and_all_figures(reference: Outputs) -> None:
         assert part in message
 
 
+@pytest.mark.slow
 def test_worst_layers_come_first_where_outputs_diverge(toy_bundle: Path, tmp_path: Path) -> None:
     model = onnx.load(toy_bundle / "model.onnx")
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.name not in TENSORS}

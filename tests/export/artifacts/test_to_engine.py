@@ -201,6 +201,7 @@ def test_a_real_plan_is_built_for_an_absent_gpu(rtx: Builder, bundle: Path, caps
     assert f"tensorrt-rtx {rtx.version}, compute capability 8.9" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_int8_engine_needs_the_int8_artifact_and_is_smaller(
     rtx: Builder, bundle: Path, toy_frames: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -254,6 +255,7 @@ def fp32_attention_graph(toy_bundle: Path, tmp_path: Path, monkeypatch: pytest.M
     return tmp_path / "fp32_attention.onnx"
 
 
+@pytest.mark.slow
 def test_expanded_fp32_attention_gives_the_same_outputs(fp32_attention_graph: Path) -> None:
     model = onnx.load(fp32_attention_graph)
     expanded = onnx.load(fp32_attention_graph)
@@ -269,6 +271,7 @@ def test_expanded_fp32_attention_gives_the_same_outputs(fp32_attention_graph: Pa
         np.testing.assert_allclose(a, b, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_an_engine_with_attention_in_fp32_is_built(
     rtx: Builder, bundle: Path, fp32_attention_graph: Path, tmp_path: Path
 ) -> None:
@@ -276,6 +279,7 @@ def test_an_engine_with_attention_in_fp32_is_built(
     assert built["layers"] > 100
 
 
+@pytest.mark.slow
 def test_attention_with_options_is_refused(fp32_attention_graph: Path) -> None:
     model = onnx.load(fp32_attention_graph)
     node = next(node for node in model.graph.node if node.op_type == "Attention")
@@ -291,6 +295,7 @@ def test_an_fp16_engine_of_an_fp32_graph_is_refused(rtx: Builder, bundle: Path, 
         build_plan(bundle / "model.onnx", tmp_path / "plan", rtx, manifest.encoder, usual_classes=3)
 
 
+@pytest.mark.slow
 def test_the_full_size_encoder_is_built_for_an_rtx_4090(rtx: Builder, tmp_path: Path) -> None:
     """ViT-B/16+ with both paths and the heads, random weights; batches up to 64, recipes up to 64 classes."""
     import torch

@@ -118,6 +118,7 @@ def test_recipe_tensors_are_inputs_with_the_recipe_as_their_default(
 
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("value_path", [False, True])
+@pytest.mark.slow
 def test_inputs_and_outputs_are_the_same_with_the_v_path_and_without(
     own_recipe: Recipe, tmp_path: Path, value_path: bool, half: bool
 ) -> None:
@@ -197,6 +198,7 @@ def test_outputs_of_a_frame_do_not_depend_on_its_batch(either_bundle: Path, prec
 
 
 @pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.slow
 def test_a_file_for_one_frame_size_agrees_with_torch(
     resizing: tuple[SemClipGraph, Path], own_recipe: Recipe, batch: int
 ) -> None:

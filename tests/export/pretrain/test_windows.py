@@ -50,6 +50,7 @@ def test_batches_depend_on_seed_and_number_only() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_loader_returns_batches_in_order(workers: int) -> None:
     loader = iter(window_loader(stream(first=3), workers))
     for number in (3, 4):

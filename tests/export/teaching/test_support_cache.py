@@ -252,6 +252,7 @@ for number in range(150):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_folder_and_remove_each_others_entries(tmp_path: Path) -> None:
     processes = [
         subprocess.Popen(

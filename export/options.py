@@ -1,0 +1,206 @@
+"""Options of the commands that teach, export and build engines, and what they stand for. Cheap to import: no torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import ExportError
+
+if TYPE_CHECKING:
+    from runtime.recipe import FrameOptions
+
+DEFAULT_ARCH = "sem_tiny"
+DEMO_SHOTS = 10
+ENGINES = ("tensorrt", "tensorrt-rtx")
+METHOD_NAMES = ("default", "paper")
+"""Those of teach.METHODS, which costs torch to import."""
+BATCH = (1, 32, 64)
+MOST_CLASSES = 64
+
+
+def add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what to teach, and with which encoder."""
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="labelled frames: images/<class>/ (one class is `good`), optional masks/<class>/ and groups.csv (default: "
+        "generated frames)",
+    )
+    data.add_argument(
+        "--shots", type=int, default=DEMO_SHOTS, metavar="K", help=f"support frames per class (default: {DEMO_SHOTS})"
+    )
+    add_frame_arguments(data)
+    teaching = parser.add_argument_group("teaching")
+    teaching.add_argument(
+        "--method",
+        choices=METHOD_NAMES,
+        default="default",
+        help="paper: SEM-CLIP as published, without the additions that docs/method.md describes (default: default)",
+    )
+    teaching.add_argument(
+        "--prompts",
+        type=Path,
+        metavar="FILE",
+        help="prompts (TOML), an edited copy of export/teaching/prompts.toml, for encoders with a text tower (default: "
+        "that file)",
+    )
+    teaching.add_argument(
+        "--views",
+        type=int,
+        default=8,
+        metavar="N",
+        help="variations of each support to encode, at least 1; fewer teach faster and less well (default: 8)",
+    )
+    teaching.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="draws the supports and starts the fit, from 0 on (default: 0)"
+    )
+    teaching.add_argument(
+        "--support-cache",
+        metavar="DIR|none",
+        help="keep encoded supports here, so that teaching again encodes only new frames; up to 4 GB, oldest use first "
+        "out (default: sem-clip/supports in your cache folder)",
+    )
+    _add_encoder_arguments(parser)
+
+
+def _add_encoder_arguments(parser: argparse.ArgumentParser) -> None:
+    encoder = parser.add_argument_group("encoder")
+    encoder.add_argument(
+        "--arch",
+        metavar="NAME|FILE",
+        help=f"architecture, or open_clip configuration file (default: {DEFAULT_ARCH}, whose weights are included; for "
+        "`teach`, the bundle's)",
+    )
+    weights = encoder.add_mutually_exclusive_group()
+    weights.add_argument(
+        "--weights", type=Path, metavar="FILE", help="weights of --arch: safetensors, or a plain state dict"
+    )
+    weights.add_argument(
+        "--pretrained", metavar="TAG", help="or weights that open_clip downloads by this tag, such as laion400m_e32"
+    )
+    weights.add_argument(
+        "--random-weights", action="store_true", help="or none: untrained, for tests and measurements of speed"
+    )
+
+
+def add_frame_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare how frames are read; `frame_options` takes them."""
+    for edge in ("top", "bottom"):
+        parser.add_argument(
+            f"--ignore-{edge}",
+            type=int,
+            default=0,
+            metavar="ROWS",
+            help=f"pixel rows to cut off at the {edge} of every frame, such as a text bar (default: 0)",
+        )
+    parser.add_argument(
+        "--white-level",
+        type=int,
+        default=65535,
+        metavar="VALUE",
+        help="grey value that counts as white in 16-bit frames, 1 to 65535; 4095 where the tool stores 12 bits "
+        "(default: 65535)",
+    )
+
+
+def frame_options(args: argparse.Namespace) -> FrameOptions:
+    """The values of `add_frame_arguments`. Raises ExportError for one that is out of range."""
+    from runtime.recipe import FrameOptions
+
+    try:
+        return FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
+    except ValueError as exc:
+        name, _, rest = str(exc).partition(" ")
+        raise ExportError(f"--{name.replace('_', '-')} {rest}") from None
+
+
+def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what the exported graphs are like."""
+    frames = parser.add_argument_group("graph")
+    frames.add_argument(
+        "--frame-size",
+        type=pixel_size,
+        metavar="HxW",
+        help="put the resize into the graph; the bundle then takes only frames of this height x width in pixels, with "
+        "ignored rows (default: frames of any size)",
+    )
+    frames.add_argument(
+        "--image-size",
+        type=pixel_size,
+        metavar="HxW",
+        help="encode at this size in pixels; larger finds smaller defects, and the time grows faster than the area "
+        "(default: the architecture's own)",
+    )
+    frames.add_argument(
+        "--no-fp16",
+        action="store_true",
+        help="leave out model.fp16.onnx, which is for GPUs: a faster build; use it if the fp16 parity check fails",
+    )
+
+
+def add_target_arguments(parser: argparse._ActionsContainer, *, required: bool) -> None:
+    """Declare which product's engine to build, and for which GPU."""
+    parser.add_argument(
+        "--engine",
+        choices=ENGINES,
+        required=required,
+        help="product that builds and runs the engine"
+        if required
+        else "also build this engine, with the defaults of `sem-clip build-engine` (default: ONNX files only)",
+    )
+    parser.add_argument(
+        "--compute-capability",
+        metavar="N.N",
+        help="GPU to build for, such as 8.9 for an RTX 4090; tensorrt-rtx only (default: the GPU of this machine)",
+    )
+
+
+def add_profile_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare the limits of an engine, and its arithmetic."""
+    parser.add_argument(
+        "--precision",
+        choices=("fp16", "int8"),
+        default="fp16",
+        help="int8: build from the artifact that `sem-clip quantize --for tensorrt` added (default: fp16)",
+    )
+    parser.add_argument(
+        "--batch",
+        type=batch_range,
+        default=BATCH,
+        metavar="MIN,OPT,MAX",
+        help="least, usual and largest batch, in frames; GPU memory grows with the largest (default: 1,32,64)",
+    )
+    parser.add_argument(
+        "--most-classes",
+        type=int,
+        default=MOST_CLASSES,
+        metavar="K",
+        help=f"most classes of any recipe that the engine will run, 2 to 1024 (default: {MOST_CLASSES})",
+    )
+    parser.add_argument(
+        "--accumulate",
+        choices=("fp32", "fp16"),
+        default="fp32",
+        help="format in which matrix products are summed; fp16 is up to twice as fast on GeForce cards, with a larger "
+        "error (default: fp32)",
+    )
+
+
+def batch_range(text: str) -> tuple[int, int, int]:
+    """Read "1,32,64" as least, usual and largest batch."""
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise argparse.ArgumentTypeError(f'"{text}" is not MIN,OPT,MAX, such as 1,32,64')
+    return int(parts[0]), int(parts[1]), int(parts[2])
+
+
+def pixel_size(text: str) -> tuple[int, int]:
+    """Read "480x640" as (height, width), 16 ... 16384 px each."""
+    height, _, width = text.lower().partition("x")
+    if not (height.isdigit() and width.isdigit() and 16 <= int(height) <= 16384 and 16 <= int(width) <= 16384):
+        raise argparse.ArgumentTypeError(f'"{text}" is not HEIGHTxWIDTH in pixels, such as 480x640')
+    return int(height), int(width)

@@ -1,0 +1,124 @@
+"""Options that several commands share, and checks of their values."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from .arguments import MAX_THREADS
+from .backends import NAMES
+from .manifest import PRECISIONS
+
+
+def add_bundle_argument(parser: argparse.ArgumentParser, note: str = "") -> None:
+    """Declare the bundle to work on. note: what this command needs of it."""
+    text = "bundle folder, as `sem-clip build` writes it"
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help=f"{text}; {note}" if note else text)
+
+
+def add_engine_arguments(
+    parser: argparse.ArgumentParser, *, backends: Sequence[str] = NAMES, several: Collection[str] = ()
+) -> argparse._ArgumentGroup:
+    """Declare --backend, --precision and --threads: the same for every command that runs a bundle.
+
+    backends: the names to accept. several: those of ("backend", "precision") that take a list. A list is a tuple of
+    names, empty by default, which means all; a single backend is "auto" by default, a single precision None.
+    Returns the group, for options of one command alone.
+    """
+    group = parser.add_argument_group("engine")
+    fake = "; fake: no engine, made-up answers, to test an integration" if "fake" in backends else ""
+    names = f"{', '.join(backends)}{fake}"
+    if "backend" in several:
+        _add_list(group, "--backend", backends, f"some of {names} (default: all that run on this host)")
+    else:
+        text = f"one of {names} (default: auto, the fastest that runs on this host)"
+        _add_name(group, "--backend", backends, text, "auto")
+    if "precision" in several:
+        _add_list(group, "--precision", PRECISIONS, "some of fp32, fp16, int8 (default: all that the bundle holds)")
+    else:
+        default = "all" if "backend" in several else "fp16 on a GPU, else fp32"
+        text = f"one of fp32, fp16, int8; the bundle must hold it (default: {default})"
+        _add_name(group, "--precision", PRECISIONS, text, None)
+    group.add_argument(
+        "--threads",
+        type=at_least(0, MAX_THREADS),
+        default=0,
+        metavar="N",
+        help=f"CPU threads of the engine, 0 to {MAX_THREADS}; fewer leave cores to other work (default: 0, all cores)",
+    )
+    return group
+
+
+def _add_name(
+    group: argparse._ArgumentGroup, option: str, known: Sequence[str], text: str, default: str | None
+) -> None:
+    group.add_argument(option, type=name_of(option[2:], known), default=default, metavar="NAME", help=text)
+
+
+def _add_list(group: argparse._ArgumentGroup, option: str, known: Sequence[str], text: str) -> None:
+    group.add_argument(
+        option, type=names_of(option[2:], known), action=_Collect, default=(), metavar="NAME,...", help=text
+    )
+
+
+def add_removed(parser: argparse.ArgumentParser, option: str, instead: str) -> None:
+    """Declare an option of an earlier version: it is an error that names the way to take now."""
+    parser.add_argument(
+        option, action=_Removed, nargs="?", const=instead, default=argparse.SUPPRESS, help=argparse.SUPPRESS
+    )
+
+
+def at_least(least: int, most: int | None = None) -> Callable[[str], int]:
+    """A type of arguments: whole numbers from `least` on, and up to `most`."""
+
+    def whole(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f'"{text}" is not a whole number') from None
+        if value < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}, not {value}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"must be at most {most}, not {value}")
+        return value
+
+    return whole
+
+
+def name_of(what: str, known: Sequence[str]) -> Callable[[str], str]:
+    """A type of arguments: one of the known names. what: what they name, such as "backend"."""
+
+    def one(text: str) -> str:
+        if text not in known:
+            raise argparse.ArgumentTypeError(f'there is no {what} "{text}"; choose from {", ".join(known)}')
+        return text
+
+    return one
+
+
+def names_of(what: str, known: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    """A type of arguments: known names with commas between them."""
+    one = name_of(what, known)
+
+    def several(text: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(one(part.strip()) for part in text.split(",")))
+
+    return several
+
+
+class _Collect(argparse.Action):
+    """Joins the lists of an option that is given several times; a name counts once."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        setattr(namespace, self.dest, tuple(dict.fromkeys((*getattr(namespace, self.dest), *values))))
+
+
+class _Removed(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option: str | None = None
+    ) -> None:
+        parser.error(f"{option} is gone: {self.const}")
