@@ -5,8 +5,8 @@ BIN := $(VENV)/bin
 RUNS := $(VENV)/.runs
 INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
-# PyTorch without CUDA is a tenth of the download. Where this index has none, pip takes what PyPI offers.
-TORCH_CPU ?= https://download.pytorch.org/whl/cpu
+# PyTorch without CUDA is a tenth of the download. Its makers keep an index of such builds: make demo TORCH_CPU=URL
+TORCH_CPU ?=
 # One thread per test process: the processes share the cores. Tests of one file stay in one process.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
@@ -71,9 +71,7 @@ $(RUNS): pyproject.toml
 	{ echo "make: $(PYTHON) cannot make environments: install its venv (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	@command -v nvidia-smi > /dev/null || \
-	$(BIN)/python -m pip install --quiet --retries 0 --timeout 15 --index-url $(TORCH_CPU) torch torchvision 2> /dev/null || \
-	echo "no PyTorch at $(TORCH_CPU): pip takes the one of the default index, which may bring CUDA along"
+	@test -z "$(TORCH_CPU)" || $(BIN)/python -m pip install --quiet --index-url $(TORCH_CPU) torch torchvision
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
 	@touch $@
 
