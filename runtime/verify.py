@@ -80,7 +80,8 @@ class Verify:
             default=[],
             metavar="BACKEND:PRECISION:FIGURE=VALUE",
             help="first write a target into the bundle, such as cpu:fp32:p99_ms=50 or cpu:fp32:frames_per_s=20 "
-            f"(image file to verdict; =none removes it; may be repeated). Exit status {MISSED} if an engine misses one",
+            f"(image file to verdict; =none removes it; may be repeated); exit status {MISSED} if an engine misses one "
+            "(default: no change)",
         )
         add_engine_arguments(parser, backends=ENGINES, several=("backend",))
 

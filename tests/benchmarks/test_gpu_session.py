@@ -83,6 +83,7 @@ def write_wheel(folder: Path, size: int) -> Path:
 
 
 @pytest.mark.skipif(find_gpu()[0] is not None, reason="there is a GPU here, so nothing to rehearse")
+@pytest.mark.slow
 def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     bundles = ("--tiny", toy_bundle, "--full", toy_bundle, "--arch", "toy")

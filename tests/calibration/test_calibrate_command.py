@@ -37,7 +37,7 @@ def test_without_rules_f1_max_and_the_temperature_are_chosen(fake_bundle: Path, 
     assert "defect_threshold by f1-max" in out
     assert "temperature by highest likelihood" in out
     assert "purity 97.1 % (68/70) 97.1 % (68/70)" in " ".join(out.split())
-    assert "the recipe does not say which frames taught it" in err
+    assert "the recipe does not record which frames taught it" in err
 
 
 def test_recorded_rates_equal_those_of_the_predictor_afterwards(fake_bundle: Path, data: Path, tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_ablations_with_method_paper_are_refused() -> None:
         Accuracy().run(parser.parse_args(words))
 
 
+@pytest.mark.slow
 def test_a_measurement_has_every_row_and_repeats_itself(tmp_path: Path) -> None:
     """On an untrained toy encoder. The second run, without rows of comparison, gives the method the same figures."""
     write_dataset(tmp_path / "data", per_class=4, size=(64, 64))
@@ -145,6 +146,7 @@ def test_a_measurement_has_every_row_and_repeats_itself(tmp_path: Path) -> None:
         assert again[name] == rows["fp32"][name]
 
 
+@pytest.mark.slow
 def test_cells_measured_before_an_interruption_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_dataset(tmp_path / "data", per_class=5, size=(64, 64))
     parser = argparse.ArgumentParser()

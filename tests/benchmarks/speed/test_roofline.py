@@ -86,6 +86,7 @@ def test_a_product_that_is_not_counted_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value_path", [False, True])
+@pytest.mark.slow
 def test_operations_of_the_toy_graph_equal_a_count_by_hand(toy_bundle: Path, tmp_path: Path, value_path: bool) -> None:
     graph = SemClipGraph(load_model("toy", random_seed=0).encoder(), value_path=value_path)
     onnx_from_graph(graph, load_bundle(toy_bundle)[1].tensors, tmp_path / "model.onnx")

@@ -20,6 +20,7 @@ def graph() -> SemClipGraph:
     return SemClipGraph(load_model("toy", random_seed=0).encoder())
 
 
+@pytest.mark.slow
 def test_without_the_v_path_it_is_the_tower_alone(graph: SemClipGraph, tmp_path: Path) -> None:
     files = export_trunks(graph, tmp_path)
     counts = {name: [n.op_type for n in onnx.load(file).graph.node].count("Attention") for name, file in files.items()}
@@ -31,6 +32,7 @@ def test_without_the_v_path_it_is_the_tower_alone(graph: SemClipGraph, tmp_path:
     np.testing.assert_allclose(session.run(None, {"frames": frames})[0], expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_cost_is_a_ratio_for_every_batch_size(graph: SemClipGraph, tmp_path: Path) -> None:
     frames = np.zeros((4, *graph.input_size), np.uint8)
     files = export_trunks(graph, tmp_path)

@@ -92,6 +92,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.slow
 def test_a_failing_generator_ends_the_training_and_its_workers(workers: int, tmp_path: Path) -> None:
     """A worker that outlives its trainer would keep the program running."""
     script = tmp_path / "failing.py"

@@ -58,6 +58,7 @@ def test_log_lists_runs_in_order_and_improves() -> None:
     assert lines[-1]["accuracy"] > lines[0]["accuracy"]
 
 
+@pytest.mark.slow
 def test_a_cell_of_the_results_is_reproduced(tmp_path: Path) -> None:
     results = (ROOT / "docs/results.md").read_text()
     assert COMMAND in results

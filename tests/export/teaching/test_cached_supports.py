@@ -155,6 +155,7 @@ def request_(toy_frames: Path) -> TeachRequest:
     return TeachRequest(dataset, load_prompts(), shots=2, views=2)
 
 
+@pytest.mark.slow
 def test_recipes_are_equal_without_cache_with_a_cold_and_with_a_warm_one(
     graph: Counted, cache: SupportCache, request_: TeachRequest, capsys: Capture
 ) -> None:

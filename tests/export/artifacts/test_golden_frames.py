@@ -123,6 +123,7 @@ def test_frames_beyond_the_budget_are_passed_over(toy_bundle: Path) -> None:
     assert len(within_budget(small, "x" * 16, replace(encoder, input_size=(240, 240)), 7)[0]) == 16
 
 
+@pytest.mark.slow
 def test_frames_too_large_for_the_budget_are_kept_in_less_detail(toy_bundle: Path) -> None:
     encoder = replace(load_bundle(toy_bundle)[0].encoder, input_size=(1001, 1203))
     frames = noise(7, 1001, 1203)
@@ -134,6 +135,7 @@ def test_frames_too_large_for_the_budget_are_kept_in_less_detail(toy_bundle: Pat
 
 
 @pytest.mark.parametrize("made", [lambda size: noise(32, *size), lambda size: pattern_frames(size)[0]])
+@pytest.mark.slow
 def test_a_golden_file_of_large_frames_stays_below_2_mb(toy_bundle: Path, made: Callable[..., Frames]) -> None:
     size = (768, 1024)
     graph = SemClipGraph(load_model("toy", random_seed=0).encoder(), input_size=size, value_path=False)
