@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import os
 import threading
 import zlib
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from numpy.typing import NDArray
 from places import SHARED
 
@@ -237,41 +239,43 @@ def threads_left() -> Callable[[], list[str]]:
     return lambda: [t.name for t in threading.enumerate() if t not in before and t.name.startswith("sem-clip")]
 
 
-@pytest.fixture(scope="session")
-def toy_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data folder of generated frames, 4 of each of 7 classes, 96 x 96."""
-    pytest.importorskip("torch")
-    from export.synthetic import write_dataset
-
-    folder = tmp_path_factory.mktemp("data") / "frames"
-    write_dataset(folder, per_class=4, size=(96, 96), seed=1)
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that all processes of a test run read: the first of them makes it."""
+    base = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+    folder, done = base / name, base / f"{name.replace('/', '-')}.done"
+    with FileLock(done.with_suffix(".lock")):
+        if not done.exists():
+            folder.parent.mkdir(exist_ok=True)
+            make(folder)
+            done.touch()
     return folder
 
 
 @pytest.fixture(scope="session")
+def toy_frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of generated frames, 4 of each of 7 classes, 96 x 96. Do not change it."""
+    pytest.importorskip("torch")
+    from export.synthetic import write_dataset
+
+    return made_once(tmp_path_factory, "data/frames", lambda to: write_dataset(to, per_class=4, size=(96, 96), seed=1))
+
+
+@pytest.fixture(scope="session")
 def toy_bundle(toy_frames: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle taught and exported by the main job: the toy encoder, 7 classes, 2 shots.
+    """A bundle taught and exported by the main job: the toy encoder, 7 classes, 2 shots. Do not change it.
 
     Its random weights align no text, so its graphs leave the V path out.
     """
     pytest.importorskip("torch")
     from runtime.cli import main
 
-    out = tmp_path_factory.mktemp("built") / "bundle"
-    arguments = [
-        "build",
-        "--arch",
-        "toy",
-        "--random-weights",
-        "--data",
-        str(toy_frames),
-        "--shots",
-        "2",
-        "--out",
-        str(out),
-    ]
-    assert main(arguments) == 0
-    return out
+    def build(to: Path) -> None:
+        words = ["build", "--arch", "toy", "--random-weights", "--data", str(toy_frames), "--shots", "2"]
+        assert main([*words, "--out", str(to)]) == 0
+
+    return made_once(tmp_path_factory, "toy/bundle", build)
 
 
 @pytest.fixture(scope="session")
@@ -283,10 +287,12 @@ def dual_bundle(toy_bundle: Path, toy_frames: Path, tmp_path_factory: pytest.Tem
     from export.progress import Stages
     from export.teach import build_bundle, parity_samples
 
-    model, out = load_model("toy", random_seed=0), tmp_path_factory.mktemp("dual") / "bundle"
-    recipe = with_scalars(load_bundle(toy_bundle)[1], lambda_v=1.0)
-    build_bundle(model, SemClipGraph(model.encoder()), recipe, parity_samples(load_dataset(toy_frames)), out, Stages())
-    return out
+    def build(to: Path) -> None:
+        model, samples = load_model("toy", random_seed=0), parity_samples(load_dataset(toy_frames))
+        recipe = with_scalars(load_bundle(toy_bundle)[1], lambda_v=1.0)
+        build_bundle(model, SemClipGraph(model.encoder()), recipe, samples, to, Stages())
+
+    return made_once(tmp_path_factory, "dual/bundle", build)
 
 
 @pytest.fixture(params=["toy_bundle", "dual_bundle"])
