@@ -75,7 +75,7 @@ $(RUNS): pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
 	@touch $@
 
-# What tests and checks need beside that.
+# What tests and checks need in addition.
 $(INSTALLED): $(RUNS)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@

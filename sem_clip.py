@@ -1,7 +1,7 @@
 """The first lines of the `sem-clip` program, under a name that no other project has.
 
 `runtime` is a common name: another `runtime.py` on PYTHONPATH would be imported in place of this project's package. So
-this file loads the package beside it; `runtime.packages` then protects the other names.
+this file loads the package next to it; `runtime.packages` then protects the other names.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Run `runtime.cli.main` of the package beside this file."""
+    """Run `runtime.cli.main` of the package next to this file."""
     try:
         if "runtime" not in sys.modules:
             spec = PathFinder.find_spec("runtime", [str(Path(__file__).resolve().parent)])
             if spec is None or spec.loader is None:
-                sys.exit("error: the package `runtime` is not beside sem_clip.py: install sem-clip again")
+                sys.exit("error: the package `runtime` is not next to sem_clip.py: install sem-clip again")
             sys.modules["runtime"] = package = module_from_spec(spec)
             spec.loader.exec_module(package)
         from runtime.cli import main as program

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.speed import SECTIONS as SECTION_NAMES
+from benchmarks.speed import SECTIONS
 from runtime.errors import PredictorError
 from runtime.files import require_files, write_atomically
 from runtime.options import add_bundle_argument, add_engine_arguments, at_least, names_of
@@ -35,7 +35,7 @@ class Benchmark:
             "--sections",
             type=_sections,
             metavar="NAME,...",
-            help=f"some of {', '.join(SECTION_NAMES)} (default: all)",
+            help=f"some of {', '.join(SECTIONS)} (default: all)",
         )
         what.add_argument("--batch", type=_counts, metavar="N,...", help="batch sizes, 1 to 1024 (default: 1,2,4,8,16)")
         what.add_argument(
@@ -148,9 +148,9 @@ def _counts(text: str) -> tuple[int, ...]:
 
 
 def _sections(text: str) -> tuple[str, ...]:
-    """Known sections, in the order of SECTION_NAMES."""
-    chosen = names_of("section", SECTION_NAMES)(text)
-    return tuple(name for name in SECTION_NAMES if name in chosen)
+    """Known sections, in the order of SECTIONS."""
+    chosen = names_of("section", SECTIONS)(text)
+    return tuple(name for name in SECTIONS if name in chosen)
 
 
 def _minutes(text: str) -> float:

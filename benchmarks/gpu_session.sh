@@ -72,7 +72,7 @@ join_wheels() { # DIR WHEELS: what was cut, from DIR to WHEELS; fails where a pa
     done
     for sums in "$folder"/*.whl.part-*; do
         [[ -e $sums && ! -e ${sums%.part-*}.parts.sha256 ]] || continue
-        echo "$sums has no $(basename "${sums%.part-*}").parts.sha256 beside it: bring that too"
+        echo "$sums has no $(basename "${sums%.part-*}").parts.sha256 next to it: bring that too"
         return 1
     done
 }
@@ -229,7 +229,7 @@ session() {
     part verify-tiny "$(without_bundle "$tiny")" \
         "$python" sem_clip.py verify "$tiny" --time "$verify_seconds" --json "$out/verify-tiny.json"
     mapfile -t marked < <(grep -rl --include='test_*.py' 'mark\.gpu' tests)
-    # Warnings are no errors here: the host's packages are of versions that nobody chose.
+    # Warnings are no errors here: the host's packages are not of chosen versions.
     part tests "${obstacle[gpu]}" \
         "$python" -m pytest -m gpu -q -p no:cacheprovider -o filterwarnings=default "${marked[@]}"
 

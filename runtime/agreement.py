@@ -22,13 +22,14 @@ and no swapped class or shifted map."""
 INT8_MARGIN, INT8_LEAST, INT8_MOST = 3.0, 0.1, 0.5
 """Times the largest difference that `quantize` measured, within bounds: golden frames include saturated ones, which
 differ twice as much as real ones (sem_tiny: 0.06 of the map, 0.03 on the frames of `quantize`)."""
-FEATURES_PER_TOLERANCE = {"fp32": 10.0, "fp16": 5.0, "int8": 4.0}
-"""Features have no range: their mean absolute change as a share of their mean size, in units of the tolerance. In 8
-bits those of real frames change by 1 to 4 %, those of a saturated frame by 18 % (sem_tiny): no range was measured on
-such frames."""
+FEATURES_PER_TOLERANCE = {"fp32": 10.0, "fp16": 5.0}
+"""Features have no range: their mean absolute change as a share of their mean size, in units of the tolerance."""
+INT8_FEATURES = 0.4
+"""The same for 8 bits, whatever the tolerance: those of real frames change by 1 to 4 %, those of a saturated frame by
+18 % (sem_tiny), because no range was measured on such frames."""
 TIE = 0.1
 """Labels may differ where the reference's two best classes are closer than this share of the tolerance. In 8 bits:
-closer than the tolerance."""
+closer than the tolerance, and never more than INT8_TOLERANCE apart."""
 _FP16_MOST = 65504.0
 _MOST_SHIFT = 2
 
@@ -46,8 +47,9 @@ class Limits:
     @classmethod
     def of(cls, precision: str, tolerance: float) -> Limits:
         """precision: "fp32", "fp16" or "int8". tolerance: as the golden frames record it."""
-        tie = tolerance if precision == "int8" else TIE * tolerance
-        return cls(tolerance, tie, FEATURES_PER_TOLERANCE[precision] * tolerance)
+        if precision == "int8":
+            return cls(tolerance, min(tolerance, INT8_TOLERANCE), INT8_FEATURES)
+        return cls(tolerance, TIE * tolerance, FEATURES_PER_TOLERANCE[precision] * tolerance)
 
 
 @dataclass(frozen=True, slots=True)

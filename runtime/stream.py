@@ -220,17 +220,20 @@ class _Run:
     def _prepared(self) -> Iterator[_Entry]:
         """Prepared frames in order, with two batches decoded ahead. What ends them early is kept for the very end."""
         source = _Source(self._sources, self._setup, self._pipeline)
-        while not self._left:
-            self._draw_ahead(source)
-            if not self._ahead:
-                break
-            for entry in self._ahead.popleft().result():
-                if isinstance(entry, Exception):
-                    self._failure = entry
-                    return
-                self._drawn_ahead -= 1
-                yield entry
-        self._failure = source.failure
+        try:
+            while not self._left:
+                self._draw_ahead(source)
+                if not self._ahead:
+                    break
+                for entry in self._ahead.popleft().result():
+                    if isinstance(entry, Exception):
+                        self._failure = entry
+                        return
+                    self._drawn_ahead -= 1
+                    yield entry
+            self._failure = source.failure
+        finally:
+            self._ahead.clear()
 
     def _draw_ahead(self, source: _Source) -> None:
         """Hand frames to the decoders until two batches are there, the source ends or the caller leaves."""

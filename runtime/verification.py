@@ -54,7 +54,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One backend with one precision. checks: empty where it was not run; why_not says why.
+    """One backend with one precision. checks: empty where it was not run; why_not gives the reason.
 
     tolerance: the largest difference of probabilities and map that the checks allowed.
     """

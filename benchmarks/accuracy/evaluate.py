@@ -200,7 +200,7 @@ class Evaluate:
         parser.add_argument(
             "--exact",
             action="store_true",
-            help="also give pixel metrics from every pixel's score, beside those from bins; slow, to check the bins",
+            help="also give pixel metrics from every pixel's score, next to those from bins; slow, to check the bins",
         )
         output = parser.add_argument_group("output")
         output.add_argument(

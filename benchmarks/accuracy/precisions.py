@@ -25,7 +25,7 @@ def open_precisions(
 ) -> dict[str, Predictor]:
     """A predictor for each precision. int8 is quantized first, on frames outside `test`.
 
-    A seed whose int8 form `sem-clip quantize` would refuse has no int8: nobody could ship it. A line on stderr names
+    A seed whose int8 form `sem-clip quantize` would refuse has no int8: it could not ship. A line on stderr names
     the reason. Raises DatasetError as `frames_not_tested`.
     """
     kept = list(precisions)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ..errors import BackendUnavailable
 from ..manifest import Manifest
+from ..targets import BACKENDS
 from .base import OUTPUTS, Backend, Outputs
 from .choice import engine_artifact, onnx_artifact
 from .fake import FakeBackend
@@ -14,7 +15,7 @@ from .trt import MODULES, TensorRtBackend
 
 __all__ = ["NAMES", "OUTPUTS", "Backend", "FakeBackend", "Outputs", "obstacles", "open_backend"]
 
-ENGINES = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
+ENGINES = BACKENDS
 """Fastest first; "auto" takes the first that this host can run."""
 NAMES = ("auto", *ENGINES, "fake")
 

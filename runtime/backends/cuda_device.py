@@ -30,7 +30,7 @@ class OutOfDeviceMemory(BackendError):
 class CudaDevice:
     """The first GPU that CUDA shows. Safe to call from many threads.
 
-    Raises OutOfDeviceMemory for want of memory, GpuError for any other error of CUDA.
+    Raises OutOfDeviceMemory if memory is short, GpuError for any other error of CUDA.
     """
 
     def __init__(self) -> None:

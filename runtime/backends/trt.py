@@ -98,7 +98,7 @@ class TensorRtBackend(Backend):
         note = (
             ""
             if most == engine.most_batch
-            else f", batches of {most} for want of memory (it takes {engine.most_batch})"
+            else f", batches of {most} because memory is short (the engine takes {engine.most_batch})"
         )
         self.description = f"{self.name} {engine.version}, {artifact.file} ({artifact.precision}){note}"
         if note:

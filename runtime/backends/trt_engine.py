@@ -52,7 +52,7 @@ class TensorRtEngine:
         return self._config is not None
 
     def open(self, folder: Path, artifact: Artifact, encoder: Encoder) -> None:
-        """Raises BundleError if the engine is damaged or not one of `encoder`, BackendError for want of memory."""
+        """Raises BundleError if the engine is damaged or not one of `encoder`, BackendError if memory is short."""
         plan = read_artifact(folder, artifact)
         self._logger = _logger(self._trt, self._messages)
         self._runtime = self._trt.Runtime(self._logger)

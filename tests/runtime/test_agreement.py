@@ -109,3 +109,8 @@ def test_batches_are_joined_in_order() -> None:
     whole = outputs()
     again = joined([rows_of(whole, slice(0, 2)), rows_of(whole, slice(2, 5))])
     assert compare(whole, again, FP32).passed
+
+
+def test_a_large_tolerance_of_8_bits_allows_no_other_class_and_no_other_features() -> None:
+    limits = Limits.of("int8", 0.5)
+    assert (limits.largest, limits.tie, limits.features) == (0.5, 0.2, 0.4)
