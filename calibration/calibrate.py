@@ -89,7 +89,7 @@ def require_labels(request: Request, recipe: Recipe, labels: set[str], where: ob
     needs_classes = [name for name, wanted in asked.items() if wanted]
     rules = {"--defect-rule": request.defect_rule, "--pixel-rule": request.pixel_rule}
     needs_defects = [f"{name} {rule}" for name, rule in rules.items() if rule and rule.name in NEEDS_DEFECTS]
-    good_alone = "--defect-rule conformal=0.05 and good-quantile=0.99 need good frames only"
+    good_alone = "--defect-rule conformal=0.05, good-quantile=0.99 and max-overkill=0.02 need good frames only"
     if flat and (needs_classes or needs_defects):
         raise CalibrationError(
             f"{where} is a flat folder of frames without labels, and {', '.join(needs_defects + needs_classes)} needs "

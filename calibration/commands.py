@@ -173,7 +173,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
         metavar="RULE",
         help="how to choose the threshold of the defect score: f1-max; max-overkill=0.02 (share of good frames "
         "called defective); max-underkill=0.01 (share of defects missed); good-quantile=0.99; or conformal=0.05 "
-        "(promised overkill). The last two need good frames only",
+        "(promised overkill). All but f1-max and max-underkill need good frames only",
     )
     what.add_argument(
         "--pixel-rule",

@@ -19,6 +19,7 @@ from runtime.cli import describe, run
 def main() -> int:
     """Parse, build, print a summary; 2 on an error."""
     command = Build()
+    command.example = command.example.replace("sem-clip build", "python export/build_engine.py")
     parser = describe(argparse.ArgumentParser(), command)
     command.add_arguments(parser)
     return run(command, parser.parse_args())

@@ -46,9 +46,8 @@ class Build:
 
     help = "Teach a recipe on a data folder and write a bundle with it."
     example = (
-        "python export/build_engine.py --data frames/ --shots 10 --arch vit_b_16_plus_240 "
-        "--weights vit_b_16_plus_240.pt --out bundle\n"
-        "  python export/build_engine.py            (no arguments: generated frames and the embedded encoder)"
+        "sem-clip build --data frames/ --shots 10 --arch vit_b_16_plus_240 --weights vit_b_16_plus_240.pt\n"
+        "  sem-clip build           (no arguments: generated frames and the embedded encoder)"
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:

@@ -30,6 +30,7 @@ from .terminal import message, plain_streams, printable
 
 GROUP = "sem_clip.commands"
 NO_MEMORY = "there is not enough memory; give the process more, or close other programs"
+READER_LEFT = 141
 EXIT_STATUS = {
     0: "done",
     1: "done, but some frames were not read, pictures not written, or engines not qualified",
@@ -37,6 +38,7 @@ EXIT_STATUS = {
     3: "all engines are qualified, but one is slower than its target (verify)",
     129: "the terminal was closed (SIGHUP)",
     130: "interrupted (Ctrl-C)",
+    READER_LEFT: "the reader of the output has left (as `head` does); no message",
     143: "terminated (SIGTERM)",
 }
 SHELLS = ("bash", "zsh", "tcsh", "fish")
@@ -64,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             command, args = _parse(words)
         except SemClipError as exc:
             return _failed(f"error: {message(exc)}")
+        except BrokenPipeError:
+            return _failed("", READER_LEFT)
         except KeyboardInterrupt:
             return _failed("interrupted", 128 + signal.SIGINT)
         except SystemExit:  # argparse has printed everything
@@ -82,6 +86,7 @@ def describe(parser: argparse.ArgumentParser, command: Command) -> argparse.Argu
 def _plain(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """Keep the lines of description and epilog; no colours, which Python 3.14 would add."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.allow_abbrev = False  # a new option must not change what an abbreviation means
     parser.color = False  # type: ignore[attr-defined, unused-ignore]
     return parser
 
@@ -103,7 +108,7 @@ def run(command: Command, args: argparse.Namespace) -> int:
         except SemClipError as exc:
             return _failed(f"error: {message(exc)}")
         except BrokenPipeError:  # the reader of our output has left, as `head` does
-            return _failed("")
+            return _failed("", READER_LEFT)
         except OSError as exc:
             return _failed(f"error: {printable(exc.filename or 'input or output')}: {printable(exc.strerror or exc)}")
         except MemoryError:

@@ -28,6 +28,7 @@ def bundle_lines(folder: Path, manifest: Manifest, recipe: Recipe) -> list[str]:
         *recipe_lines(manifest.recipe_file, recipe),
         f"smoothing   {manifest.smoothing_px:g} px of the encoder's image, by the bundle, for all of its recipes",
         f"golden      {_golden_line(folder, manifest, recipe)}",
+        *_target_lines(manifest),
     ]
     for name, obstacle in obstacles(folder, manifest).items():
         lines.append(f"runs here   {name}: {f'no, {obstacle}' if obstacle else 'yes'}")
@@ -114,6 +115,14 @@ def _operating_point_lines(recipe: Recipe) -> list[str]:
         if name not in edited and isinstance(section, dict) and "rule" in section:
             lines.append(f"            {name} by {show(section['rule'])}: {show(section.get('promise'))}")
     return lines if recipe.calibration else [*lines, "            as taught, never calibrated"]
+
+
+def _target_lines(manifest: Manifest) -> list[str]:
+    figures = {pair: target.figures() for pair, target in manifest.targets.items()}
+    return [
+        f"target      {backend} {precision}: {', '.join(f'{name} {value:g}' for name, value in asked.items())}"
+        for (backend, precision), asked in figures.items()
+    ]
 
 
 def _golden_line(bundle: Path, manifest: Manifest, recipe: Recipe) -> str:

@@ -190,8 +190,10 @@ def use_bundle(folder: str | Path, use: Callable[[Manifest, Recipe], T], *, veri
     except OSError:  # a name too long, or a parent that may not be entered
         there = False
     if not there:
-        raise BundleError(folder, "is not a bundle folder; build one with: python export/build_engine.py --out FOLDER")
+        raise BundleError(folder, "is not a bundle folder; build one with: sem-clip build --out FOLDER")
     for reading in range(MAX_READINGS):
+        if not (folder / FILE_NAME).exists():
+            raise BundleError(folder, f"is not a bundle folder: it has no {FILE_NAME}")
         content = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError)
         try:
             return use(*_load(folder, content, verify_all=verify_all))

@@ -20,7 +20,7 @@ _LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """gflops: the best of several square products, in GFLOP/s; None where it was not measured, for the reason why_not."""
+    """gflops: the best of several square products, in GFLOP/s; None if not measured; then why_not has the reason."""
 
     gflops: float | None
     threads: int

@@ -139,7 +139,7 @@ def host_verdicts(subject: Subject) -> Check:
     """This host draws the export's verdicts and regions from the reference answers."""
     golden = subject.golden
     if golden.recipe_sha256 != subject.recipe_sha256:
-        return Check("host", None, "the recipe's thresholds have changed since the export: nothing to compare")
+        return Check("host", None, "verdicts are not compared: the recipe's thresholds have changed since the export")
     found = [verdict_of(p) for p in judge(subject.encoder, subject.smoothing_px, subject.recipe, golden.answers)]
     wrong = [i for i, (a, b) in enumerate(zip(golden.verdicts, found, strict=True)) if not _same_verdict(a, b)]
     if wrong:

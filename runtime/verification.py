@@ -18,6 +18,7 @@ from .host import find_gpu, operating_system, processor, usable_cores
 from .manifest import FILE_NAME, MAX_BYTES, Manifest
 from .peak import Peak
 from .qualification import TARGET, Check
+from .targets import targets_to_json
 
 FORMAT = "sem-clip-verification"
 VERSION = 1
@@ -97,7 +98,7 @@ def record(folder: Path, manifest: Manifest, golden: Golden, results: Iterable[R
     """What can be attached to a qualification, JSON-ready. peak: of this host's CPU."""
     results = list(results)
     ran = [r for r in results if r.checks]
-    targets = [r.target_met for r in ran if r.target_met is not None]
+    met = {(r.backend, r.precision): r.target_met for r in ran if r.target_met is not None}
     manifest_file = read_bounded(folder / FILE_NAME, MAX_BYTES, BundleError)
     assert manifest.golden is not None
     return {
@@ -105,7 +106,9 @@ def record(folder: Path, manifest: Manifest, golden: Golden, results: Iterable[R
         "version": VERSION,
         "taken": datetime.now(UTC).isoformat(timespec="seconds"),
         "qualified": bool(ran) and all(r.qualified for r in ran),
-        "targets_met": all(targets) if targets else None,
+        "targets": targets_to_json(manifest.targets),
+        "targets_met": all(met.values()) if met else None,
+        "targets_not_measured": [" ".join(pair) for pair in manifest.targets if pair not in met],
         "bundle": {
             "folder": str(folder),
             "manifest_sha256": hashlib.sha256(manifest_file).hexdigest(),
@@ -169,6 +172,7 @@ def lines(report: Mapping[str, Any]) -> list[str]:
         if not entry["checks"]:
             idle.setdefault(entry["why_not_run"], []).append(f"{entry['backend']} {entry['precision']}")
     said += [_line("not run", ", ".join(names), why) for why, names in idle.items()]
+    said += [_line("not measured", name, "its target") for name in report["targets_not_measured"]]
     if golden["source"] == "patterns":
         said.append(f"{'note':<15}{PATTERNS_PROVE_LESS}")
     return said

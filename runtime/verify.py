@@ -92,11 +92,12 @@ class Verify:
         if args.set_target:
             set_targets(args.bundle, args.set_target)
         report = verify(args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads)
-        for line in lines(report):
-            print(printable(line))
-        if args.json is not None:
-            sys.stdout.flush()  # a record that cannot be written must not cost the table
-            write_atomically(args.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        try:  # the record first, for a reader of the table may leave; but a record that fails must not cost the table
+            if args.json is not None:
+                write_atomically(args.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        finally:
+            for line in lines(report):
+                print(printable(line))
         if not report["qualified"]:
             return 1
         return MISSED if report["targets_met"] is False else 0

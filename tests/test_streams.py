@@ -36,7 +36,7 @@ def test_a_reader_that_leaves_ends_the_run_without_a_message(fake_bundle: Path, 
         assert process.stderr is not None
         process.stdout.close()
         err = process.stderr.read()
-    assert process.returncode == 2
+    assert process.returncode == 141
     assert "Traceback" not in err
     assert "BrokenPipe" not in err
 
@@ -200,3 +200,9 @@ def test_a_warning_escapes_control_characters() -> None:
     record = logging.LogRecord("x", logging.WARNING, "", 0, "%s: dark", ("a\nerror: forged\x1b[2J",), None)
     said = cli._Text("%(levelname)s: %(message)s").format(record)
     assert said == "WARNING: a\\nerror: forged\\x1b[2J: dark"
+
+
+def test_abbreviated_options_are_refused(fake_bundle: Path, frames: Path) -> None:
+    done = program("predict", fake_bundle, "--back", "fake", frames)
+    assert done.returncode == 2
+    assert "--back" in done.stderr

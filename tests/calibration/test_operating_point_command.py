@@ -112,8 +112,10 @@ def test_a_file_without_an_operating_point_is_refused(
     assert says in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("target", ["absent", "folder"])
-def test_a_target_that_is_neither_recipe_nor_bundle_is_refused(target: str, tmp_path: Path, capsys: Capture) -> None:
+@pytest.mark.parametrize(("target", "says"), [("absent", "does not exist"), ("folder", "it has no manifest.json")])
+def test_a_target_that_is_neither_recipe_nor_bundle_is_refused(
+    target: str, says: str, tmp_path: Path, capsys: Capture
+) -> None:
     (tmp_path / "folder").mkdir()
     assert operating_point(tmp_path / target) == 2
-    assert "does not exist" in capsys.readouterr().err
+    assert says in capsys.readouterr().err

@@ -160,7 +160,10 @@ def test_verify_ends_with_3_where_only_a_target_is_missed(
     # The target stays with the bundle; one of an engine that does not run here decides nothing.
     assert verify(bundle) == 3
     arguments = ("--set-target", "cpu:fp32:frames_per_s=none", "--set-target", "cuda:fp16:p99_ms=0.001")
-    assert verify(bundle, *arguments) == 0
+    capsys.readouterr()
+    assert verify(bundle, *arguments, "--json", file, "--force") == 0
+    assert "not measured   cuda fp16: its target" in capsys.readouterr().out
+    assert json.loads(file.read_text())["targets_not_measured"] == ["cuda fp16"]
 
 
 @pytest.mark.parametrize(
@@ -186,3 +189,11 @@ def test_a_target_that_is_none_is_refused(fake_bundle: Path, wrong: str, capsys:
         verify(fake_bundle, "--set-target", wrong)
     assert "--set-target" in capsys.readouterr().err
     assert (fake_bundle / "manifest.json").read_bytes() == before
+
+
+def test_a_target_of_an_engine_that_does_not_run_here_is_listed(
+    fake_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_targets(fake_bundle, [("tensorrt-rtx", "fp16", "frames_per_s", 2600.0)])
+    assert main(["inspect", str(fake_bundle)]) == 0
+    assert "target      tensorrt-rtx fp16: frames_per_s 2600" in capsys.readouterr().out
