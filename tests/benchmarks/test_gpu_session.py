@@ -198,7 +198,7 @@ def test_a_wheel_in_parts_is_put_together_and_installed(tmp_path: Path) -> None:
         ("damaged", "is not whole: bring the parts named above again"),
         ("swapped", "was put together and is not the wheel that was cut"),
         ("elsewhere", "is no list of parts of"),
-        ("no list", "beside it: bring that too"),
+        ("no list", "next to it: bring that too"),
     ],
 )
 def test_parts_that_are_not_the_wheel_are_not_installed(harm: str, said: str, tmp_path: Path) -> None:

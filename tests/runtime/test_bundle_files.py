@@ -43,7 +43,7 @@ def test_what_is_not_a_folder_is_not_a_bundle(name: str, tmp_path: Path) -> None
 def test_a_folder_without_a_manifest_is_not_a_bundle(tmp_path: Path) -> None:
     with pytest.raises(BundleError) as caught:
         load_bundle(tmp_path)
-    assert str(caught.value) == f"{tmp_path / 'manifest.json'}: does not exist"
+    assert str(caught.value) == f"{tmp_path}: is not a bundle folder: it has no manifest.json"
 
 
 def test_an_oversized_manifest_is_not_read(fake_bundle: Path) -> None:

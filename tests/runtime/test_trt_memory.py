@@ -50,7 +50,7 @@ def test_with_little_memory_batches_are_smaller_and_a_warning_is_logged(
     assert caplog.text == ""
     small = Opened(tmp_path, device=FakeDevice(room=needed + RESERVE - 1))
     assert small.backend.max_batch == 4
-    assert "batches of 4 for want of memory (it takes 8)" in small.backend.description
+    assert "batches of 4 because memory is short (the engine takes 8)" in small.backend.description
     assert small.backend.description in caplog.text
     check(small.backend, frames(*range(21)), recipe_of(3))
 
