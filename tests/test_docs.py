@@ -161,6 +161,7 @@ def test_fault_of_finds_an_unknown_option(monkeypatch: pytest.MonkeyPatch, capsy
 def test_code_blocks_of_commands_parse(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("torch", reason="the commands that teach and measure import torch")
     asked = [words for words in commands(split_page(page)[0]) if is_ours(words)]
     faults = {shlex.join(words): fault_of(words, monkeypatch, capsys) for words in asked}
     assert {line: fault for line, fault in faults.items() if fault} == {}
@@ -170,6 +171,7 @@ def test_code_blocks_of_commands_parse(
 def test_commands_inside_sentences_parse(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    pytest.importorskip("torch", reason="the commands that teach and measure import torch")
     _, text = split_page(page)
     quoted = [line.strip() for line in INLINE.findall(text.replace("\n", " "))]
     # `sem-clip COMMAND` stands for any command.
