@@ -12,13 +12,18 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from .changing import MANIFEST, changing, commit, free_name, is_relative, is_writers
+from .artifacts import Artifact as Artifact
+from .artifacts import GoldenFile as GoldenFile
+from .artifacts import artifact_field, file_faults, file_field, golden_field, other_hash
+from .artifacts import check_artifact as check_artifact
+from .artifacts import read_artifact as read_artifact
+from .changing import MANIFEST, changing, commit, free_name
 from .encoder import Encoder as Encoder
 from .encoder import read_encoder, sha256_field
 from .errors import BundleError
-from .files import read_bounded, sha256_of
+from .files import read_bounded
 from .jsonfields import Fields, listed, parse_json
 from .recipe import MAX_BYTES as MAX_RECIPE_BYTES
 from .recipe import Recipe
@@ -32,40 +37,10 @@ FILE_NAME = MANIFEST
 MAX_BYTES = 4 * 2**20
 MAX_ARTIFACTS = 64
 MAX_NOTES = 100
-MAX_ARTIFACT_BYTES = 2**40
 MAX_READINGS = 20
 """So often is a bundle read again that another process replaces meanwhile."""
-KINDS = ("onnx", "engine")
 REPLACED_MEANWHILE = "its recipe was replaced by another process meanwhile; nothing was written: run the command again"
 T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Artifact:
-    """One file that an engine can run.
-
-    kind: "onnx" or "engine"; precision: "fp32", "fp16" or "int8".
-    operators: how many nodes of each operator it holds. parity: how far it is from torch, measured at export.
-    target: for an engine, the product, version, device and options it was built for; for an ONNX file that only an
-        engine can be built from, {"engine": "tensorrt"}; else empty.
-    """
-
-    file: str
-    kind: str
-    precision: str
-    sha256: str
-    bytes: int
-    operators: Mapping[str, int]
-    parity: Mapping[str, Any]
-    target: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class GoldenFile:
-    """Frames with the answers of the export (`runtime.golden`). Only `verify` and `check=True` read the file."""
-
-    file: str
-    sha256: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,12 +99,12 @@ class Manifest:
         # A faulty version is one fault: faults of another version's entries would only bury it.
         encoder = read_encoder(fields.inner("encoder"), VERSION if faults else version)
         artifacts = tuple(
-            _read_artifact(Fields(item, f"manifest.artifacts[{index}]", faults))
+            artifact_field(Fields(item, f"manifest.artifacts[{index}]", faults))
             for index, item in enumerate(fields.items("artifacts", MAX_ARTIFACTS))
         )
         recipe = fields.inner("recipe")
         optional = document.keys() & {"golden", "targets"} if isinstance(document, dict) else set()
-        golden = _read_golden(fields.inner("golden")) if "golden" in optional else None
+        golden = golden_field(fields.inner("golden")) if "golden" in optional else None
         targets = read_targets(fields.mapping("targets"), "manifest.targets", faults) if "targets" in optional else {}
         tools = fields.mapping("tools")
         if not all(isinstance(tool, str) for tool in tools.values()):
@@ -137,7 +112,7 @@ class Manifest:
         manifest = cls(
             encoder=encoder,
             artifacts=artifacts,
-            recipe_file=_file_name(recipe, "file"),
+            recipe_file=file_field(recipe, "file"),
             recipe_sha256=sha256_field(recipe, "sha256"),
             smoothing_px=fields.number("smoothing_px", 0, 1000),
             tools=tools,
@@ -213,14 +188,14 @@ def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, 
     manifest = Manifest.from_json(content, where=str(folder / FILE_NAME))
     faults: list[str] = []
     for artifact in manifest.artifacts:
-        faults += _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if verify_all else None)
+        faults += file_faults(folder, artifact.file, artifact.bytes, artifact.sha256 if verify_all else None)
     recipe_path, taught = folder / manifest.recipe_file, b""
-    missing = _file_faults(folder, manifest.recipe_file, None, None)
+    missing = file_faults(folder, manifest.recipe_file, None, None)
     if not missing:
         # Read once: what is parsed is what was hashed.
         taught = read_bounded(recipe_path, MAX_RECIPE_BYTES, BundleError)
         if hashlib.sha256(taught).hexdigest() != manifest.recipe_sha256:
-            missing = [_other_hash(manifest.recipe_file)]
+            missing = [other_hash(manifest.recipe_file)]
     faults += missing
     if faults:
         raise BundleError(folder, faults)
@@ -317,84 +292,4 @@ def _with_recipe_of(folder: Path, new: Manifest, before: Manifest | None, there:
 
 def _is_there(folder: Path, there: Manifest | None, file: str, digest: str) -> bool:
     """Whether the old bundle's manifest names the file and the file itself is intact."""
-    return there is not None and there.files().get(file) == digest and not _file_faults(folder, file, None, digest)
-
-
-def check_artifact(folder: Path, artifact: Artifact) -> Path:
-    """The artifact's path, once its size and SHA-256 agree with the manifest; BundleError otherwise."""
-    faults = _file_faults(folder, artifact.file, artifact.bytes, artifact.sha256)
-    if faults:
-        raise BundleError(folder, faults)
-    return folder / artifact.file
-
-
-def read_artifact(folder: Path, artifact: Artifact, *, most_bytes: int = MAX_ARTIFACT_BYTES) -> bytes:
-    """The artifact's content, read once, of the size and SHA-256 that the manifest records; BundleError otherwise."""
-    if artifact.bytes > most_bytes:
-        raise BundleError(folder, f"{artifact.file} is {artifact.bytes:,} bytes, more than {most_bytes:,}")
-    faults = _file_faults(folder, artifact.file, artifact.bytes, None)
-    if faults:
-        raise BundleError(folder, faults)
-    content = read_bounded(folder / artifact.file, artifact.bytes, BundleError)
-    if hashlib.sha256(content).hexdigest() != artifact.sha256:
-        raise BundleError(folder, _other_hash(artifact.file))
-    return content
-
-
-def _file_faults(folder: Path, file: str, size: int | None, sha256: str | None) -> list[str]:
-    """What is wrong with one file of the bundle; None stands for what is not to be checked."""
-    path = folder / file
-    try:
-        if not path.is_file():
-            return [f"{file} is missing"]
-        if not path.resolve().is_relative_to(folder.resolve()):
-            return [f"{file} is a link that leads out of the bundle: put the file itself there"]
-        found = path.stat().st_size
-        if size is not None and found != size:
-            return [f"{file} is {found:,} bytes, the manifest records {size:,}: copy the bundle again"]
-        if sha256 is not None and sha256_of(path) != sha256:
-            return [_other_hash(file)]
-    except OSError as exc:
-        return [f"{file} cannot be read ({exc.strerror})"]
-    return []
-
-
-def _other_hash(file: str) -> str:
-    return f"{file} does not have the SHA-256 that the manifest records: copy the bundle again"
-
-
-def _read_artifact(fields: Fields) -> Artifact:
-    artifact = Artifact(
-        file=_file_name(fields, "file"),
-        kind=fields.text("kind"),
-        precision=fields.text("precision"),
-        sha256=sha256_field(fields, "sha256"),
-        bytes=fields.whole("bytes", 1, MAX_ARTIFACT_BYTES),
-        operators=fields.mapping("operators"),
-        parity=fields.mapping("parity"),
-        target=fields.mapping("target"),
-    )
-    if artifact.kind and artifact.kind not in KINDS:
-        fields.fault("kind", f"must be one of {', '.join(KINDS)}")
-    if artifact.precision and artifact.precision not in PRECISIONS:
-        fields.fault("precision", f"must be one of {', '.join(PRECISIONS)}")
-    if not all(type(count) is int for count in artifact.operators.values()):
-        fields.fault("operators", "must give a whole number for each operator")
-    fields.finish()
-    return artifact
-
-
-def _read_golden(fields: Fields) -> GoldenFile:
-    golden = GoldenFile(_file_name(fields, "file"), sha256_field(fields, "sha256"))
-    fields.finish()
-    return golden
-
-
-def _file_name(fields: Fields, key: str) -> str:
-    """A relative path that stays inside the bundle."""
-    name = fields.text(key)
-    if name and not is_relative(name):
-        fields.fault(key, f'must be a relative path inside the bundle, not "{name}"')
-    elif name == FILE_NAME or any(is_writers(part) for part in name.split("/")):
-        fields.fault(key, f'must not be "{name}", a name for the manifest and those who write it')
-    return name
+    return there is not None and there.files().get(file) == digest and not file_faults(folder, file, None, digest)

@@ -28,7 +28,7 @@ FORBIDDEN = {
     "benchmarks": {"tests"},
 }
 LAYERS = (
-    {"runtime.errors"},
+    {"runtime.errors", "runtime.fab", "runtime.serving"},
     {"runtime.terminal"},
     {
         "runtime.arguments",
@@ -54,6 +54,7 @@ LAYERS = (
     {"runtime.verdict", "runtime.lifetime"},
     {"runtime.recipe"},
     {"runtime.encoder"},
+    {"runtime.artifacts"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
     {"runtime.prediction", "runtime.folders"},

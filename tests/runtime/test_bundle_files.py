@@ -11,7 +11,7 @@ import pytest
 from conftest import make_encoder, make_recipe, write_bundle
 from manifests import edit_bundle
 
-from runtime import manifest as manifest_module
+from runtime import artifacts as artifacts_module
 from runtime.errors import BundleError, RecipeError
 from runtime.manifest import (
     MAX_BYTES,
@@ -151,7 +151,7 @@ def test_a_file_that_may_not_be_read_is_a_fault(fake_bundle: Path, monkeypatch: 
     def deny(path: Path) -> str:
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(manifest_module, "sha256_of", deny)
+    monkeypatch.setattr(artifacts_module, "sha256_of", deny)
     with pytest.raises(BundleError) as caught:
         load_bundle(fake_bundle, verify_all=True)
     assert caught.value.faults == ("model.onnx cannot be read (Permission denied)",)
@@ -206,7 +206,7 @@ def test_a_recipe_that_is_damaged_though_its_hash_is_right_is_refused(tmp_path: 
     folder = write_bundle(tmp_path / "bundle")
     (folder / "recipe.safetensors").write_bytes(b"nonsense")
     manifest = Manifest.from_json((folder / "manifest.json").read_text())
-    digest = manifest_module.sha256_of(folder / "recipe.safetensors")
+    digest = artifacts_module.sha256_of(folder / "recipe.safetensors")
     (folder / "manifest.json").write_text(replace(manifest, recipe_sha256=digest).to_json())
     with pytest.raises(RecipeError, match=r"recipe\.safetensors: is not a readable safetensors file"):
         load_bundle(folder)

@@ -1,0 +1,1 @@
+"""Frames at scale: archives through Ray Data, and model repositories for Triton."""
