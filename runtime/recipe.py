@@ -7,6 +7,7 @@ One encoder serves any number of recipes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -218,6 +219,16 @@ class Recipe:
             raise RecipeError(where, listed(faults))
         supports = tensors.pop(SUPPORT_FEATURES)
         return cls(classes, tensors, supports, encoder_id, point, text, options, teaching, calibration)
+
+
+def tensors_digest(recipe: Recipe) -> str:
+    """SHA-256 of a recipe's graph tensors. Thresholds and support features do not change it."""
+    digest = hashlib.sha256()
+    for name in TENSORS:
+        array = recipe.tensors[name]
+        digest.update(f"{name} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _read_metadata(content: bytes, faults: list[str]) -> Mapping[str, str]:
