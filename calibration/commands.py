@@ -15,6 +15,7 @@ from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
 from runtime.options import add_bundle_argument, add_engine_arguments
 from runtime.recipe import Recipe
+from runtime.serving.server_options import chosen_backend
 from runtime.terminal import require_stdout
 
 from .calibrate import (
@@ -95,7 +96,11 @@ class Calibrate:
         require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)
         _print_data_notes(fresh, supports, recipe, flat=dataset.flat)
         with Predictor(
-            args.bundle, backend=args.backend, precision=args.precision, recipe=recipe, threads=args.threads
+            args.bundle,
+            backend=chosen_backend(args),
+            precision=args.precision,
+            recipe=recipe,
+            threads=args.threads,
         ) as predictor:
             print(predictor.backend.description, file=sys.stderr)
             scored = score_frames(

@@ -23,6 +23,7 @@ from .options import add_bundle_argument, add_engine_arguments, at_least
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import Recipe
+from .serving.server_options import chosen_backend
 from .terminal import printable, progress_bar, require_stdout
 
 REASONS_SHOWN = 5
@@ -196,7 +197,7 @@ def _refuse_an_input(target: Path, frames: Sequence[str], bundle: Path) -> None:
 def _predictor(args: argparse.Namespace) -> Predictor:
     return Predictor(
         args.bundle,
-        backend=args.backend,
+        backend=chosen_backend(args),
         precision=args.precision,
         recipe=args.recipe,
         batch_size=args.batch_size,

@@ -10,6 +10,7 @@ from typing import Any
 from .arguments import MAX_THREADS
 from .backends import NAMES
 from .manifest import PRECISIONS
+from .serving.server_options import add_server_arguments
 
 
 def add_bundle_argument(parser: argparse.ArgumentParser, note: str = "") -> None:
@@ -28,8 +29,11 @@ def add_engine_arguments(
     Returns the group, for options of one command alone.
     """
     group = parser.add_argument_group("engine")
+    if "backend" not in several:
+        backends = (*backends, "triton")
+    server = "; triton: the inference server at --url" if "triton" in backends else ""
     fake = "; fake: no engine, made-up answers, to test an integration" if "fake" in backends else ""
-    names = f"{', '.join(backends)}{fake}"
+    names = f"{', '.join(backends)}{server}{fake}"
     if "backend" in several:
         _add_list(group, "--backend", backends, f"some of {names} (default: all that run on this host)")
     else:
@@ -48,6 +52,8 @@ def add_engine_arguments(
         metavar="N",
         help=f"CPU threads of the engine, 0 to {MAX_THREADS}; fewer leave cores to other work (default: 0, all cores)",
     )
+    if "backend" not in several:
+        add_server_arguments(group)
     return group
 
 

@@ -29,6 +29,11 @@ def open_backend(
     precision: of the artifact; by default fp16 on a GPU and fp32 on a CPU. threads: for the CPU.
     Raises BackendUnavailable; BundleError for a damaged artifact and BackendError for a failing GPU, also with "auto".
     """
+    if name == "triton":
+        raise BackendUnavailable(
+            'backend "triton" needs a server: give backend=TritonBackend("HOST:PORT", "MODEL") of '
+            "runtime.backends.triton; commands take --backend triton --url HOST:PORT"
+        )
     if name not in NAMES:
         raise BackendUnavailable(f'there is no backend "{name}" in this version; choose one of {", ".join(NAMES)}')
     if name == "fake":

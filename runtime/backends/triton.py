@@ -26,7 +26,7 @@ from .v2_model import CallError, Description, V2Model
 
 RECHECK_S = 5.0
 """How old the last look at the model's parameters may be. A look takes about a millisecond."""
-MAX_TIMEOUT_S = 3600.0
+TIMEOUT_S, MAX_TIMEOUT_S = 30.0, 3600.0
 MAX_IN_FLIGHT = 64
 
 
@@ -62,7 +62,7 @@ class TritonBackend(Backend):
         model: str,
         *,
         version: int | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = TIMEOUT_S,
         in_flight: int = 4,
         ssl_roots: str | Path | None = None,
     ) -> None:

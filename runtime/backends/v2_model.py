@@ -78,7 +78,8 @@ class V2Model:
     """A connection to one model. Calls may come from many threads; each waits at most `timeout_s` seconds.
 
     url: HOST:PORT. ssl_roots: PEM file of the certificates to trust; the connection is encrypted if it is given.
-    Raises BackendUnavailable if the client is not installed, or the url or the file is none. Connects at the first call.
+    It connects at the first call. Raises BackendUnavailable if the client is not installed, and for a faulty url or
+    file.
     """
 
     def __init__(self, url: str, model: str, timeout_s: float, ssl_roots: Path | None) -> None:

@@ -19,6 +19,8 @@ from ..targets import PRECISIONS
 
 PREFIX = "sem_clip_"
 FORMAT = 1
+NAME = "sem_clip"
+"""Of the model that `sem-clip triton-repository` writes, unless told otherwise."""
 MAX_BATCH = 4096
 MAX_VERSIONS = 100
 """Each is a copy of the model in the server's memory."""
@@ -42,7 +44,7 @@ class HeldRecipe:
 class Served:
     """One model of a server.
 
-    encoder_id, value_path: as in `manifest.Encoder`. precision: of the artifact. model_sha256: of the bundle's artifact,
+    encoder_id, value_path: as in `manifest.Encoder`. precision: of the artifact. model_sha256: of the bundle's file
     before a recipe was put into it. max_batch, most_classes: the largest request. bundle: format and version of the
     manifest. recipes: by model version, the recipe in it; empty where each request brings its own.
     """
@@ -88,7 +90,8 @@ class Served:
         texts = {name.removeprefix(PREFIX): text for name, text in parameters.items() if name.startswith(PREFIX)}
         if "format" not in texts:
             raise BackendUnavailable(
-                f"{where} does not say by which encoder and recipe it answers (it has no parameters {PREFIX}...): {WRITE}"
+                f"{where} does not say by which encoder and recipe it answers, for it has no parameters {PREFIX}...: "
+                f"{WRITE}"
             )
         if texts["format"] != str(FORMAT):
             raise BackendUnavailable(
