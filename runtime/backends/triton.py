@@ -228,6 +228,8 @@ class TritonBackend(Backend):
             numbers = [int(version) for version in self._versions if version.isdecimal()]
             return str(self._asked or (max(numbers) if numbers else "") or "")
         held = [v for v, recipe in served.recipes.items() if recipe.tensors_sha256 == digest and self._is_there(v)]
+        if held and not self._versions and len(served.recipes) == 1:
+            return ""  # a server without versions knows no number
         return str(max(held)) if held else None
 
     def _is_there(self, version: int) -> bool:
@@ -260,7 +262,7 @@ class TritonBackend(Backend):
         return outputs
 
     def _unavailable(self, model: V2Model, exc: CallError) -> BackendUnavailable:
-        if exc.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED"):
+        if exc.code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "UNIMPLEMENTED"):
             advice = f"see that the server runs, and that {model.url} is its gRPC service (Triton's port is 8001)"
         elif exc.code == "NOT_FOUND":
             advice = "give the name of a model that is ready, or see the server's log for why this one is not"

@@ -61,8 +61,8 @@ def chosen_backend(args: argparse.Namespace) -> str | Backend:
     if args.precision not in (None, backend.precision):
         backend.close()
         raise BackendUnavailable(
-            f"{backend.where} computes in {backend.precision}, not in {args.precision}: leave --precision out, or write "
-            f"the server's repository with --precision {args.precision}"
+            f"{backend.where} computes in {backend.precision}, not in {args.precision}: leave --precision out, or "
+            f"write the server's repository with --precision {args.precision}"
         )
     return backend
 
