@@ -16,11 +16,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendUnavailable, raised_by_handler
+from ..errors import BackendUnavailable, BundleError, raised_by_handler
+from ..files import read_bounded
 from .base import Signature
 
 MAX_ANSWER_BYTES = 64 * 2**20
 """Of one message from the server: 64 frames of 2048 x 2048 pixels have answers of 7 MB."""
+MAX_ROOTS_BYTES = 16 * 2**20
 _KINDS = {"UINT8": "uint8", "FP32": "float"}
 _TYPES = {"uint8": "UINT8", "float32": "FP32"}
 _PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
@@ -92,12 +94,8 @@ class V2Model:
             ("grpc.max_send_message_length", -1),
             ("grpc.enable_http_proxy", 0),
         ]
-        try:
-            self._server = self._client.InferenceServerClient(
-                url, ssl=ssl_roots is not None, root_certificates=ssl_roots, channel_args=options
-            )
-        except OSError as exc:
-            raise BackendUnavailable(f"{ssl_roots}: cannot be read as certificates ({exc.strerror})") from exc
+        trusted = None if ssl_roots is None else _credentials(ssl_roots)
+        self._server = self._client.InferenceServerClient(url, creds=trusted, channel_args=options)
 
     def describe(self, version: str) -> Description:
         """Ask for everything that a client checks. version: "" lets the server choose. Raises CallError."""
@@ -176,6 +174,16 @@ class V2Model:
             raise CallError(code, _first_line(text)) from exc
 
 
+def _credentials(roots: Path) -> Any:
+    """To trust the certificates of a file. Raises BackendUnavailable."""
+    import grpc
+
+    content = read_bounded(roots, MAX_ROOTS_BYTES, BundleError)
+    if b"-----BEGIN CERTIFICATE-----" not in content:
+        raise BackendUnavailable(f"{roots}: holds no certificate: give a PEM file of those to trust")
+    return grpc.ssl_channel_credentials(root_certificates=content)
+
+
 def _signature(tensors: Any) -> Signature:
     """Types and shapes as in `base.graph_inputs`."""
     return {tensor.name: (_KINDS.get(tensor.datatype, tensor.datatype), tuple(tensor.shape)) for tensor in tensors}
@@ -210,6 +218,8 @@ def _floats(result: Any, index: int) -> NDArray[np.float32]:
         raise CallError("", f"{name} came as {tensor.datatype:.20}, not as FP32")
     raw = result.raw_output_contents
     try:
+        if shape and min(shape) < 0:
+            raise ValueError(shape)
         values = np.frombuffer(raw[index], "<f4") if raw else np.array(tensor.contents.fp32_contents, np.float32)
         return values.reshape(shape)
     except (IndexError, ValueError) as exc:

@@ -1,6 +1,5 @@
 """A model of MLServer, another server of the V2 protocol, that computes with the ONNX file of a model repository."""
 
-import numpy as np
 import onnxruntime
 from mlserver import MLModel
 from mlserver.codecs import NumpyCodec

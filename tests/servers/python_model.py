@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path[:0] = os.environ["PYTHONPATH"].split(os.pathsep)  # which the server's stub leaves out
 
-import numpy as np
-import onnxruntime
-import triton_python_backend_utils as pb_utils
+import numpy as np  # noqa: E402
+import onnxruntime  # noqa: E402
+import triton_python_backend_utils as pb_utils  # noqa: E402
 
 OUTPUTS = ("probabilities", "defect_map", "features")
 
