@@ -10,16 +10,21 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import grpc
 import numpy as np
+from conftest import LinearBackend, make_encoder, make_recipe
 from google.protobuf import text_format
+from numpy.typing import NDArray
 from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
 
+from runtime import Prediction, Predictor
 from runtime.backends import OUTPUTS, Backend
 from runtime.backends.base import graph_inputs, graph_outputs
+from runtime.backends.triton import TritonBackend
 from runtime.manifest import Encoder
 from runtime.recipe import TENSORS, Recipe, tensors_digest
 from runtime.serving.served import HeldRecipe, Served
@@ -166,3 +171,36 @@ def answer(request: Any, arrays: Mapping[str, Any]) -> Any:
 
 def _metadata(kind: Any, tensor: Any, batch: Iterable[int]) -> Any:
     return kind(name=tensor.name, datatype=_KINDS[tensor.data_type], shape=[*batch, *tensor.dims])
+
+
+ENCODER = make_encoder()
+RECIPE = make_recipe()
+MORE_CLASSES = make_recipe(("good", "bridge", "hole", "scratch"))
+OTHER = replace(RECIPE, tensors={**RECIPE.tensors, "head_bias": RECIPE.tensors["head_bias"][::-1].copy()})
+BOTH = {1: RECIPE, 2: OTHER}
+
+
+def some_frames(count: int, seed: int = 1) -> list[NDArray[np.uint8]]:
+    blocks = np.random.default_rng(seed).integers(0, 256, (count, *ENCODER.grid))
+    return list(np.kron(blocks, np.ones((1, 16, 16))).astype(np.uint8))
+
+
+def make_server(recipes: dict[int, Recipe] | None = None, **changes: Any) -> FakeServer:
+    said = served(ENCODER, recipes, **changes)
+    return FakeServer(config_of(ENCODER, said), LinearBackend(ENCODER), recipes)
+
+
+def connect(server: FakeServer, **options: Any) -> TritonBackend:
+    return TritonBackend(server.url, MODEL, **{"timeout_s": 20, **options})
+
+
+def told_apart(found: list[Prediction], wanted: list[Prediction]) -> list[str]:
+    """Names of what differs, to the bit."""
+    names = ("verdict", "probabilities", "score", "features", "patch_map")
+    pairs = list(zip(found, wanted, strict=True))
+    return [name for name in names for a, b in pairs if not np.array_equal(getattr(a, name), getattr(b, name))]
+
+
+def by_hand(bundle: Path, frames: list[NDArray[np.uint8]], recipe: Recipe | None = None) -> list[Prediction]:
+    with Predictor(bundle, backend=LinearBackend(ENCODER), recipe=recipe) as predictor:
+        return predictor.predict(frames)

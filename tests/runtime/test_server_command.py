@@ -113,7 +113,7 @@ def test_other_commands_run_on_a_server_too(
     words += ["--defect-rule", "f1-max"] if command == "calibrate" else []
     status, err = sem_clip(capsys, *words, "--url", server.url)
     assert (status, errors_in(err)) == (0, [])
-    assert sum(server.batches) == 1 + 9
+    assert 8 in server.batches
 
 
 @pytest.mark.parametrize("seconds", ["0", "nan", "1e9", "soon"])

@@ -9,37 +9,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from conftest import LinearBackend, make_encoder, make_recipe, with_scalars, write_bundle
-from numpy.typing import NDArray
+from conftest import make_encoder, make_recipe, with_scalars, write_bundle
 
-from runtime import BackendError, BackendUnavailable, Prediction, Predictor, PredictorError
-from runtime.backends import open_backend, triton, v2_model
+from runtime import BackendUnavailable, Prediction, Predictor, PredictorError
+from runtime.backends import open_backend
 from runtime.backends.triton import TritonBackend
 from runtime.manifest import load_bundle
-from runtime.recipe import Recipe, tensors_digest
 
 pytest.importorskip("tritonclient.grpc")
-import grpc
-from fake_server import MODEL, FakeServer, config_of, served
-from tritonclient.grpc import model_config_pb2, service_pb2
-
-ENCODER = make_encoder()
-RECIPE = make_recipe()
-MORE_CLASSES = make_recipe(("good", "bridge", "hole", "scratch"))
-OTHER = replace(RECIPE, tensors={**RECIPE.tensors, "head_bias": RECIPE.tensors["head_bias"][::-1].copy()})
-BOTH = {1: RECIPE, 2: OTHER}
-
-
-def some_frames(count: int, seed: int = 1) -> list[NDArray[np.uint8]]:
-    blocks = np.random.default_rng(seed).integers(0, 256, (count, *ENCODER.grid))
-    return list(np.kron(blocks, np.ones((1, 16, 16))).astype(np.uint8))
-
-
-def make_server(recipes: dict[int, Recipe] | None = None, **changes: Any) -> FakeServer:
-    said = served(ENCODER, recipes, **changes)
-    return FakeServer(config_of(ENCODER, said), LinearBackend(ENCODER), recipes)
+from fake_server import (
+    BOTH,
+    ENCODER,
+    MODEL,
+    MORE_CLASSES,
+    OTHER,
+    RECIPE,
+    FakeServer,
+    by_hand,
+    config_of,
+    connect,
+    make_server,
+    served,
+    some_frames,
+    told_apart,
+)
+from tritonclient.grpc import model_config_pb2
 
 
 @pytest.fixture
@@ -60,22 +55,6 @@ def open_one() -> Iterator[FakeServer]:
 def server(request: pytest.FixtureRequest) -> FakeServer:
     found: FakeServer = request.getfixturevalue(request.param)
     return found
-
-
-def connect(server: FakeServer, **options: Any) -> TritonBackend:
-    return TritonBackend(server.url, MODEL, **{"timeout_s": 20, **options})
-
-
-def told_apart(found: list[Prediction], wanted: list[Prediction]) -> list[str]:
-    """Names of what differs, to the bit."""
-    names = ("verdict", "probabilities", "score", "features", "patch_map")
-    pairs = list(zip(found, wanted, strict=True))
-    return [name for name in names for a, b in pairs if not np.array_equal(getattr(a, name), getattr(b, name))]
-
-
-def by_hand(bundle: Path, frames: list[NDArray[np.uint8]], recipe: Recipe | None = None) -> list[Prediction]:
-    with Predictor(bundle, backend=LinearBackend(ENCODER), recipe=recipe) as predictor:
-        return predictor.predict(frames)
 
 
 # ---- answers -----------------------------------------------------------------------------------------------------
@@ -343,264 +322,3 @@ def test_without_the_client_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_the_name_alone_is_refused_with_what_to_do(fake_bundle: Path) -> None:
     with pytest.raises(BackendUnavailable, match="needs a server: give backend=TritonBackend"):
         open_backend("triton", fake_bundle, load_bundle(fake_bundle)[0])
-
-
-# ---- servers that fail -------------------------------------------------------------------------------------------
-
-
-def test_no_server_at_the_address(fake_bundle: Path) -> None:
-    server = make_server().start()
-    server.kill()
-    with pytest.raises(BackendUnavailable, match=r"cannot be used \(UNAVAILABLE: .*see that the server runs, and that"):
-        connect(server)
-
-
-def test_a_server_that_dies_in_mid_run_leaves_every_frame_answered_or_named(fake_bundle: Path) -> None:
-    server = make_server(BOTH).start()
-    frames = some_frames(400)
-    names = [f"frame[{index}]" for index in range(400)]
-    drawn = []
-
-    def feed() -> Iterator[NDArray[np.uint8]]:
-        for index, frame in enumerate(frames):
-            if index == 200:
-                server.kill()
-            drawn.append(names[index])
-            yield frame
-
-    answered: list[Prediction] = []
-    with Predictor(fake_bundle, backend=connect(server)) as predictor:
-        with pytest.raises(BackendError, match="without an answer: frame") as caught:
-            answered.extend(predictor.stream(feed()))
-        named = [prediction.source for prediction in answered] + list(caught.value.unanswered)
-        assert named == drawn[: len(named)]
-        assert len(answered) < 200 <= len(named) + 16  # and those that were drawn ahead of the batches
-        assert "and all after it" in str(caught.value)
-        assert told_apart(answered, by_hand(fake_bundle, frames[: len(answered)])) == []
-        with pytest.raises(BackendError, match="cannot be used"):
-            predictor(frames[0])
-
-
-def test_a_server_that_was_started_anew_is_looked_at_before_it_answers(
-    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton, "RECHECK_S", 1e9)
-    server = make_server(BOTH).start()
-    frame = some_frames(1)
-    with Predictor(fake_bundle, backend=connect(server)) as predictor:
-        predictor(frame[0])
-        server.kill()
-        with pytest.raises(BackendError):
-            predictor(frame[0])
-        server.config.parameters["sem_clip_encoder_id"].string_value = "cd" * 32
-        server.start(server.port)
-        wait_for(lambda: "replaced since it was opened (encoder_id)" in error_of(predictor, frame[0]))
-        server.config.parameters["sem_clip_encoder_id"].string_value = ENCODER.id
-        assert told_apart([predictor(frame[0])], by_hand(fake_bundle, frame)) == []
-
-
-def error_of(predictor: Predictor, frame: NDArray[np.uint8]) -> str:
-    with pytest.raises(BackendError) as caught:
-        predictor(frame)
-    return str(caught.value)
-
-
-def wait_for(true: Callable[[], bool]) -> None:
-    """gRPC tries a lost connection again after a second or so."""
-    done = threading.Event()
-    for _ in range(200):
-        if true():
-            return
-        done.wait(0.1)
-    raise AssertionError("it did not become true")
-
-
-def test_a_model_that_is_replaced_under_the_client_is_seen(
-    fake_bundle: Path, held: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton, "RECHECK_S", 0.0)
-    frame = some_frames(1)[0]
-    with Predictor(fake_bundle, backend=connect(held)) as predictor:
-        predictor(frame)
-        # Version 1 now holds the recipe of version 2.
-        held.config = config_of(ENCODER, served(ENCODER, {1: OTHER, 2: OTHER}))
-        assert "does not hold the recipe in use" in error_of(predictor, frame)
-        held.config = config_of(ENCODER, served(ENCODER, BOTH, model_sha256="56" * 32))
-        assert "was replaced since it was opened (model_sha256): open it again" in error_of(predictor, frame)
-        held.config = config_of(ENCODER, served(ENCODER))
-        assert "was replaced since it was opened (signature)" in error_of(predictor, frame)
-        held.config = config_of(ENCODER, served(ENCODER, BOTH))
-        predictor(frame)
-
-
-def test_the_model_is_looked_at_no_more_often_than_asked(
-    fake_bundle: Path, held: FakeServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(triton, "RECHECK_S", 1e9)
-    with Predictor(fake_bundle, backend=connect(held)) as predictor:
-        looks = held.looks
-        predictor.predict(some_frames(40))
-        assert held.looks == looks
-
-
-def test_a_server_that_takes_too_long_is_an_error_that_names_the_frames(fake_bundle: Path, held: FakeServer) -> None:
-    with Predictor(fake_bundle, backend=connect(held, timeout_s=1.0)) as predictor:
-        held.delay_s = 3.0
-        with pytest.raises(BackendError, match="DEADLINE_EXCEEDED: no answer within 1 s") as caught:
-            list(predictor.stream(some_frames(3)))
-        assert caught.value.unanswered == ("frame[0]", "frame[1]", "frame[2]")
-
-
-@pytest.mark.parametrize("code", [grpc.StatusCode.INTERNAL, grpc.StatusCode.RESOURCE_EXHAUSTED])
-def test_an_error_of_the_server_is_told(fake_bundle: Path, held: FakeServer, code: grpc.StatusCode) -> None:
-    with Predictor(fake_bundle, backend=connect(held)) as predictor:
-        held.failure = code, "the stub died\nand more"
-        assert error_of(predictor, some_frames(1)[0]).endswith(f"failed on 1 frames: {code.name}: the stub died")
-        held.failure = None
-        predictor(some_frames(1)[0])
-
-
-def shorter(response: Any) -> None:
-    response.raw_output_contents[0] = response.raw_output_contents[0][:-1]
-
-
-def fewer(response: Any) -> None:
-    del response.raw_output_contents[2]
-
-
-def unnamed(response: Any) -> None:
-    response.outputs[1].name = "map"
-
-
-def doubles(response: Any) -> None:
-    response.outputs[0].datatype = "FP64"
-
-
-def negative(response: Any) -> None:
-    response.outputs[0].shape[0] = -1
-
-
-def huge(response: Any) -> None:
-    response.raw_output_contents[2] = bytes(v2_model.MAX_ANSWER_BYTES)
-
-
-def other_version(response: Any) -> None:
-    response.model_version = "2"
-
-
-def swapped_map(response: Any) -> None:
-    response.outputs[1].shape[:] = [1, 2, 8]
-
-
-def not_numbers(response: Any) -> None:
-    response.raw_output_contents[0] = np.full(3, np.nan, "<f4").tobytes()
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (shorter, "probabilities came with other bytes than those of its shape [1, 3]"),
-        (fewer, "features came with other bytes than those of its shape [1, 385]"),
-        (unnamed, "the answer lacks defect_map"),
-        (doubles, "probabilities came as FP64, not as FP32"),
-        (negative, "probabilities came with other bytes than those of its shape [-1, 3]"),
-        (huge, "RESOURCE_EXHAUSTED"),
-        (other_version, "version 2 has answered in place of version 1"),
-        (swapped_map, "defect_map: float32 [1, 2, 8], not float32 [1, 4, 4]"),
-        (not_numbers, "probabilities of frame[0] is NaN or infinite"),
-    ],
-)
-def test_answers_that_cannot_be_are_errors(
-    fake_bundle: Path, held: FakeServer, change: Callable[[Any], None], words: str
-) -> None:
-    with Predictor(fake_bundle, backend=connect(held)) as predictor:
-        held.change = change
-        with pytest.raises(BackendError) as caught:
-            predictor.predict(some_frames(1))
-        assert words in str(caught.value)
-
-
-def test_a_closed_backend_says_so(held: FakeServer) -> None:
-    backend = connect(held)
-    backend.close()
-    backend.close()
-    with pytest.raises(BackendError, match="is closed"):
-        backend.run(np.zeros((1, 64, 64), np.uint8), RECIPE)
-    with pytest.raises(BackendError, match="is closed"):
-        backend.warm_up(RECIPE)
-
-
-def test_frames_of_another_size_are_not_sent(held: FakeServer) -> None:
-    with connect(held) as backend, pytest.raises(BackendError, match=r"takes frames of \[64, 64\], not of \[64, 32\]"):
-        backend.run(np.zeros((1, 64, 32), np.uint8), RECIPE)
-    assert held.batches == []
-
-
-# ---- other servers -----------------------------------------------------------------------------------------------
-
-
-def entry(kind: Any, name: str, value: Any) -> bytes:
-    """Field 6 of ModelMetadataResponse, which NVIDIA's client does not know."""
-    content = kind(key=name, value=value).SerializeToString()
-    length = len(content)
-    written = bytearray([6 << 3 | 2])
-    while length >= 0x80:
-        written.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes([*written, length]) + content
-
-
-def as_parameters(said: dict[str, str]) -> bytes:
-    """As MLServer: values of several types."""
-    kind = service_pb2.ModelInferRequest.ParametersEntry
-    value = service_pb2.InferParameter
-    texts = [entry(kind, name, value(string_param=text)) for name, text in said.items()]
-    return b"".join([entry(kind, "shards", value(int64_param=3)), *texts])
-
-
-def as_properties(said: dict[str, str]) -> bytes:
-    """As in the protocol: texts."""
-    return b"".join(entry(model_config_pb2.ModelConfig.MetricTagsEntry, name, text) for name, text in said.items())
-
-
-@pytest.mark.parametrize("write", [as_parameters, as_properties])
-def test_a_server_without_configurations_may_say_it_in_the_metadata(
-    fake_bundle: Path, held: FakeServer, write: Callable[[dict[str, str]], bytes]
-) -> None:
-    held.has_config = False
-    held.metadata = write(served(ENCODER, BOTH).parameters())
-    frames = some_frames(5)
-    with Predictor(fake_bundle, backend=connect(held), recipe=OTHER) as predictor:
-        assert told_apart(predictor.predict(frames), by_hand(fake_bundle, frames, OTHER)) == []
-
-
-def test_a_server_without_versions_is_asked_for_none(fake_bundle: Path) -> None:
-    with make_server({1: RECIPE}) as server:
-        server.versions = []
-        with Predictor(fake_bundle, backend=connect(server)) as predictor:
-            predictor.predict(some_frames(2))
-        assert set(server.asked) == {""}
-
-
-@pytest.mark.parametrize("metadata", [b"", b"\x32\x03\xff\xff\xff", b"\x30\x07", as_properties({"platform": "x"})])
-def test_a_server_that_says_nothing_of_its_model_is_refused(held: FakeServer, metadata: bytes) -> None:
-    held.has_config, held.metadata = False, metadata
-    with pytest.raises(BackendUnavailable, match="does not say by which encoder and recipe it answers"):
-        connect(held)
-
-
-def test_answers_may_come_as_lists_of_numbers(fake_bundle: Path, held: FakeServer) -> None:
-    def listed(response: Any) -> None:
-        for tensor, raw in zip(response.outputs, response.raw_output_contents, strict=True):
-            tensor.contents.fp32_contents.extend(np.frombuffer(raw, "<f4").tolist())
-        del response.raw_output_contents[:]
-
-    held.change = listed
-    frames = some_frames(5)
-    with Predictor(fake_bundle, backend=connect(held)) as predictor:
-        assert told_apart(predictor.predict(frames), by_hand(fake_bundle, frames)) == []
-
-
-def test_the_digest_that_is_compared_is_of_the_tensors_alone() -> None:
-    moved = replace(RECIPE, operating_point=replace(RECIPE.operating_point, pixel_threshold=0.9))
-    assert tensors_digest(moved) == tensors_digest(RECIPE) != tensors_digest(OTHER)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from commandline import errors_in, files_in, sem_clip
 from conftest import make_encoder, make_recipe, write_bundle
+from wire import field
 
 from runtime import BackendUnavailable, BundleError, PredictorError, RecipeError
 from runtime.backends.base import graph_inputs, graph_outputs
@@ -27,15 +28,6 @@ from runtime.telemetry import import_onnxruntime
 
 MODELS = ("sem_clip", "sem_clip_any_recipe", "sem_clip_tensorrt")
 MORE_CLASSES = make_recipe(("good", "bridge", "hole", "scratch"))
-
-
-def field(number: int, content: bytes) -> bytes:
-    """One field of a message of Protocol Buffers."""
-    written, length = bytearray([number << 3 | 2]), len(content)
-    while length >= 0x80:
-        written.append(length & 0x7F | 0x80)
-        length >>= 7
-    return bytes([*written, length]) + content
 
 
 def empty_graph(names: tuple[str, ...] = tuple(TENSORS)) -> bytes:
