@@ -204,3 +204,8 @@ def told_apart(found: list[Prediction], wanted: list[Prediction]) -> list[str]:
 def by_hand(bundle: Path, frames: list[NDArray[np.uint8]], recipe: Recipe | None = None) -> list[Prediction]:
     with Predictor(bundle, backend=LinearBackend(ENCODER), recipe=recipe) as predictor:
         return predictor.predict(frames)
+
+
+def with_other_answers(recipe: Recipe) -> Recipe:
+    """A recipe of the same classes that answers otherwise."""
+    return replace(recipe, tensors={**recipe.tensors, "head_bias": recipe.tensors["head_bias"][::-1].copy()})
