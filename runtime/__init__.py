@@ -11,6 +11,7 @@ Importing this package loads no inference engine; `Predictor` does, when it open
 from typing import TYPE_CHECKING
 
 from .backends import Backend, FakeBackend, Outputs
+from .backends.triton import TritonBackend
 from .errors import (
     BackendError,
     BackendUnavailable,
@@ -19,8 +20,10 @@ from .errors import (
     PredictorError,
     QueueFullError,
     RecipeError,
+    RowError,
     SemClipError,
 )
+from .frames import EncodedFrame
 from .maps import Region
 from .operating_point import OperatingPoint
 from .prediction import FailedFrame, Prediction
@@ -32,6 +35,7 @@ __all__ = [
     "BackendError",
     "BackendUnavailable",
     "BundleError",
+    "EncodedFrame",
     "FailedFrame",
     "FakeBackend",
     "FrameError",
@@ -45,7 +49,9 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Region",
+    "RowError",
     "SemClipError",
+    "TritonBackend",
     "__version__",
 ]
 

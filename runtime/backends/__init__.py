@@ -31,8 +31,8 @@ def open_backend(
     """
     if name == "triton":
         raise BackendUnavailable(
-            'backend "triton" needs a server: give backend=TritonBackend("HOST:PORT", "MODEL") of '
-            "runtime.backends.triton; commands take --backend triton --url HOST:PORT"
+            'backend "triton" needs a server: Predictor(bundle, backend=TritonBackend("HOST:PORT", "MODEL")); commands '
+            "take --backend triton --url HOST:PORT"
         )
     if name not in NAMES:
         raise BackendUnavailable(f'there is no backend "{name}" in this version; choose one of {", ".join(NAMES)}')

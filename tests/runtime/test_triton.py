@@ -320,5 +320,5 @@ def test_without_the_client_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_the_name_alone_is_refused_with_what_to_do(fake_bundle: Path) -> None:
-    with pytest.raises(BackendUnavailable, match="needs a server: give backend=TritonBackend"):
+    with pytest.raises(BackendUnavailable, match=r"needs a server: Predictor\(bundle, backend=TritonBackend"):
         open_backend("triton", fake_bundle, load_bundle(fake_bundle)[0])
