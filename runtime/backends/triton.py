@@ -165,8 +165,8 @@ class TritonBackend(Backend):
             raise BackendUnavailable(f"{self.where} takes no frames [batch, height, width] of a fixed size: {WRITE}")
         if served.recipes and not set(map(str, served.recipes)) >= set(found.versions):
             raise BackendUnavailable(
-                f"{self.where} has the versions {', '.join(found.versions)}, and its parameters tell of "
-                f"{', '.join(map(str, served.recipes))}: write its repository anew"
+                f"{self.where} has the versions {', '.join(found.versions)[:200]}, and its parameters tell of "
+                f"{', '.join(map(str, served.recipes))[:200]}: write its repository anew"
             )
         return found, served
 
@@ -273,13 +273,13 @@ class TritonBackend(Backend):
 
 def _differences(found: Signature, needed: Signature) -> list[str]:
     """Where tensors of a model are not those of a bundle: names, types, ranks, sides. A side of -1 varies."""
-    faults = [f"it has {name}, which is not of the bundle's format" for name in found if name not in needed]
+    faults = [f"it has {name:.60}, which is not of the bundle's format" for name in found if name not in needed]
     for name, (kind, shape) in needed.items():
         there = found.get(name)
         if there is None:
             faults.append(f"it lacks {name}")
         elif there[0] != kind or not _agree(name, there[1], shape):
-            faults.append(f"{name} is {there[0]} {list(there[1])}, not {kind} {list(shape)}")
+            faults.append(f"{name} is {there[0]:.20} {list(there[1])[:8]}, not {kind} {list(shape)}")
     return faults
 
 

@@ -107,7 +107,7 @@ class V2Model:
         if parameters is None:
             parameters = _properties(found)
         return Description(
-            server=f"{server.name} {server.version}",
+            server=f"{server.name:.40} {server.version:.40}",
             platform=str(found.platform),
             versions=tuple(found.versions),
             inputs=_signature(found.inputs),
@@ -157,7 +157,7 @@ class V2Model:
             index = self._call(self._server.get_model_repository_index).models
         except CallError:
             return "models that it does not list"
-        names = sorted({entry.name for entry in index if entry.state in ("READY", "")})
+        names = sorted({f"{entry.name:.60}" for entry in index if entry.state in ("READY", "")})
         return ", ".join(f'"{name}"' for name in names[:20]) or "no model that is ready"
 
     def _call(self, call: Callable[..., T], *arguments: Any) -> T:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from conftest import make_encoder, make_recipe, with_scalars, write_bundle
 
-from runtime import BackendUnavailable, Prediction, Predictor, PredictorError
+from runtime import BackendError, BackendUnavailable, Prediction, Predictor, PredictorError
 from runtime.backends import open_backend
 from runtime.backends.triton import TritonBackend
 from runtime.manifest import load_bundle
@@ -149,6 +149,25 @@ def test_the_largest_batch_is_the_smaller_of_what_server_and_parameters_say(fake
         with Predictor(fake_bundle, backend=connect(server), batch_size=64) as predictor:
             assert len(predictor.predict(some_frames(12))) == 12
             assert max(server.batches) == 5
+
+
+def test_golden_frames_are_checked_through_a_server(golden_bundle: Path, server: FakeServer) -> None:
+    with Predictor(golden_bundle, backend=connect(server), check=True) as predictor:
+        assert sum(server.batches) > 1
+        predictor(some_frames(1)[0])
+    if server.recipes:
+        server.recipes[1] = OTHER  # and its parameters say otherwise
+        with pytest.raises(BackendError, match="does not give the export's answers to the golden frames"):
+            Predictor(golden_bundle, backend=connect(server), check=True)
+
+
+def test_rows_of_a_server_are_those_of_this_machine(fake_bundle: Path, held: FakeServer) -> None:
+    frames = some_frames(3)
+    with Predictor(fake_bundle, backend=connect(held)) as predictor:
+        rows = [prediction.to_row() for prediction in predictor.predict(frames)]
+    for row, wanted in zip(rows, by_hand(fake_bundle, frames), strict=True):
+        other = wanted.to_row()
+        assert {name for name in row if row[name] != other[name]} <= {"backend", "timings_ms"}
 
 
 # ---- refusals ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from places import ROOT
 
 from runtime import BackendError, BackendUnavailable, Prediction, Predictor
 from runtime.backends import triton, v2_model
@@ -232,6 +236,62 @@ def test_frames_of_another_size_are_not_sent(held: FakeServer) -> None:
     with connect(held) as backend, pytest.raises(BackendError, match=r"takes frames of \[64, 64\], not of \[64, 32\]"):
         backend.run(np.zeros((1, 64, 32), np.uint8), RECIPE)
     assert held.batches == []
+
+
+PROGRAM = """
+import os, sys
+import numpy as np
+from runtime import BackendUnavailable, Predictor, PredictorError, TritonBackend
+
+bundle, url, roots = sys.argv[1:]
+frame = np.zeros((64, 64), np.uint8)
+predictor = Predictor(bundle, backend=TritonBackend(url, "sem_clip"))
+results = predictor.stream([frame] * 40)
+next(results)
+child = os.fork()
+if child == 0:
+    try:
+        predictor(frame)
+    except PredictorError as exc:
+        print("child:", str(exc)[:42], flush=True)
+    with Predictor(bundle, backend=TritonBackend(url, "sem_clip")) as own:
+        print("child:", own(frame).verdict, flush=True)
+    sys.exit(0)
+print("child left with", os.waitpid(child, 0)[1], "and", len(list(results)), "were left")
+try:
+    TritonBackend(url, "sem_clip", ssl_roots=roots, timeout_s=5)
+except BackendUnavailable:
+    print("no encryption")
+next(predictor.stream([frame] * 100))  # it leaves in the middle
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
+def test_a_program_may_fork_and_leave_and_says_nothing_of_its_own(
+    fake_bundle: Path, tmp_path: Path, held: FakeServer
+) -> None:
+    """gRPC has threads of its own, and writes to stderr what it thinks of forks and of failed handshakes."""
+    roots = tmp_path / "roots.pem"
+    roots.write_text("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n")
+    command = [sys.executable, "-W", "error", "-W", "ignore::DeprecationWarning", "-c", PROGRAM]
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GRPC_")}
+    done = subprocess.run(
+        [*command, str(fake_bundle), held.url, str(roots)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd=ROOT,
+        env=environment,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    verdict = by_hand(fake_bundle, [np.zeros((64, 64), np.uint8)])[0].verdict
+    assert done.stdout.splitlines() == [
+        "child: this Predictor was opened before a fork an",
+        f"child: {verdict}",
+        "child left with 0 and 39 were left",
+        "no encryption",
+    ]
 
 
 # ---- other servers -----------------------------------------------------------------------------------------------
