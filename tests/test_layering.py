@@ -19,7 +19,7 @@ import runtime
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = (
     *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
-    "pyarrow",
+    *("pyarrow", "tritonclient", "grpc"),
 )
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
@@ -51,7 +51,7 @@ LAYERS = (
         "runtime.targets",
         "runtime.telemetry",
     },
-    {"runtime.bmp", "runtime.changing", "runtime.png", "runtime.strips"},
+    {"runtime.bmp", "runtime.changing", "runtime.onnxrecipe", "runtime.png", "runtime.strips"},
     {"runtime.tiff"},
     {"runtime.operating_point", "runtime.crew"},
     {"runtime.verdict", "runtime.lifetime"},

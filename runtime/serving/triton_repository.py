@@ -24,7 +24,8 @@ from ..errors import BundleError, PredictorError, RecipeError
 from ..files import new_folder, read_bounded, require_folder, write_atomically
 from ..manifest import FORMAT, VERSION, Artifact, Encoder, Manifest, read_artifact, use_bundle
 from ..onnxfile import MAX_BYTES as MAX_ONNX_BYTES
-from ..onnxfile import onnx_faults, with_initializers
+from ..onnxfile import onnx_faults
+from ..onnxrecipe import with_initializers
 from ..recipe import MAX_BYTES, MAX_CLASSES, TENSORS, Recipe, tensors_digest
 from .served import MAX_VERSIONS, NAME, PREFIX, HeldRecipe, Served
 from .triton_config import ModelConfig, Tensor
@@ -74,6 +75,8 @@ def write_repository(bundle: Path, out: Path, wishes: Wishes, *, force: bool = F
     if not _NAME.fullmatch(wishes.name):
         raise PredictorError(f'"{wishes.name}" cannot name a model: use letters, digits, "_", "-" and "."')
     refuse_existing(out, force=force)
+    if bundle.resolve() in out.resolve().parents:
+        raise PredictorError(f"{out} lies in the bundle, which holds its own files alone: choose another place")
 
     def write(manifest: Manifest, recipe: Recipe) -> list[str]:
         return _write(bundle, manifest, recipe, out, wishes)

@@ -18,7 +18,7 @@ from runtime.backends.base import graph_inputs, graph_outputs
 from runtime.backends.ort import OrtCpuBackend
 from runtime.cli import main
 from runtime.manifest import Artifact, load_bundle, read_artifact, read_manifest
-from runtime.onnxfile import with_initializers
+from runtime.onnxrecipe import with_initializers
 from runtime.recipe import TENSORS, tensors_digest
 from runtime.serving import triton_repository
 from runtime.serving.served import Served
@@ -342,7 +342,9 @@ def test_a_bundle_that_does_not_hold_what_is_asked_for(bundle: Path, tmp_path: P
     with pytest.raises(BackendUnavailable, match="holds no int8 ONNX artifact"):
         write_repository(bundle, tmp_path / "models", Wishes(precision="int8"))
     with pytest.raises(BundleError, match="is not a bundle folder"):
-        write_repository(tmp_path, tmp_path / "models", Wishes())
+        write_repository(tmp_path / "none", tmp_path / "models", Wishes())
+    with pytest.raises(PredictorError, match="lies in the bundle"):
+        write_repository(bundle, bundle / "models", Wishes())
     (bundle / "model.onnx").write_bytes(empty_graph()[:-1] + b"?")
     with pytest.raises(BundleError, match="does not have the SHA-256"):
         write_repository(bundle, tmp_path / "models", Wishes())
