@@ -29,6 +29,8 @@ _PLACE = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 _PROPERTIES = 6
 """Field of ModelMetadataResponse: `properties` in the protocol, `parameters` in MLServer. NVIDIA's client lacks it."""
 T = TypeVar("T")
+_process: int | None = None
+"""That in which gRPC was used first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +82,8 @@ class V2Model:
     """A connection to one model. Calls may come from many threads; each waits at most `timeout_s` seconds.
 
     url: HOST:PORT. ssl_roots: PEM file of the certificates to trust; the connection is encrypted if it is given.
-    It connects at the first call. Raises BackendUnavailable if the client is not installed, and for a faulty url or
-    file.
+    It connects at the first call. Raises BackendUnavailable if the client is not installed, for a faulty url or file,
+    and in a process forked from one that had a connection.
     """
 
     def __init__(self, url: str, model: str, timeout_s: float, ssl_roots: Path | None) -> None:
@@ -94,6 +96,7 @@ class V2Model:
             ("grpc.max_send_message_length", -1),
             ("grpc.enable_http_proxy", 0),
         ]
+        _require_no_fork()
         trusted = None if ssl_roots is None else _credentials(ssl_roots)
         self._server = self._client.InferenceServerClient(url, creds=trusted, channel_args=options)
 
@@ -172,6 +175,17 @@ class V2Model:
                 raise CallError(code, f"no answer within {self._timeout_s:g} s") from exc
             text = exc.message() if hasattr(exc, "message") else str(exc)
             raise CallError(code, _first_line(text)) from exc
+
+
+def _require_no_fork() -> None:
+    """Raise BackendUnavailable in a process forked since gRPC was used: its threads are gone, and calls may hang."""
+    global _process
+    if _process not in (None, os.getpid()):
+        raise BackendUnavailable(
+            "gRPC was in use before this process was forked, and does not work in it: connect first after the fork, or "
+            'start processes anew (multiprocessing.get_context("spawn"))'
+        )
+    _process = os.getpid()
 
 
 def _credentials(roots: Path) -> Any:

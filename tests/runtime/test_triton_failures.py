@@ -254,8 +254,10 @@ if child == 0:
         predictor(frame)
     except PredictorError as exc:
         print("child:", str(exc)[:42], flush=True)
-    with Predictor(bundle, backend=TritonBackend(url, "sem_clip")) as own:
-        print("child:", own(frame).verdict, flush=True)
+    try:
+        TritonBackend(url, "sem_clip")
+    except BackendUnavailable as exc:
+        print("child:", exc, flush=True)
     sys.exit(0)
 print("child left with", os.waitpid(child, 0)[1], "and", len(list(results)), "were left")
 try:
@@ -285,10 +287,10 @@ def test_a_program_may_fork_and_leave_and_says_nothing_of_its_own(
         env=environment,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    verdict = by_hand(fake_bundle, [np.zeros((64, 64), np.uint8)])[0].verdict
     assert done.stdout.splitlines() == [
         "child: this Predictor was opened before a fork an",
-        f"child: {verdict}",
+        "child: gRPC was in use before this process was forked, and does not work in it: connect first after the fork, "
+        'or start processes anew (multiprocessing.get_context("spawn"))',
         "child left with 0 and 39 were left",
         "no encryption",
     ]
