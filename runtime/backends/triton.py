@@ -129,9 +129,10 @@ class TritonBackend(Backend):
         """As `Backend.run`."""
         model = self._opened()
         try:
-            if time.monotonic() - self._looked_at >= RECHECK_S:
-                self._look_again(model)
-            return self._answer(model, frames, self._route_of(model, recipe))
+            with model.under_way():
+                if time.monotonic() - self._looked_at >= RECHECK_S:
+                    self._look_again(model)
+                return self._answer(model, frames, self._route_of(model, recipe))
         except Exception as exc:
             if raised_by_handler(exc):
                 raise
@@ -142,7 +143,7 @@ class TritonBackend(Backend):
             raise BackendError(str(what)) from exc
 
     def close(self) -> None:
-        """End the connection."""
+        """End the connection once the batches under way are answered."""
         model, self._model, self._route = self._model, None, None
         if model is not None:
             model.close()

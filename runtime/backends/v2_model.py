@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -90,6 +92,8 @@ class V2Model:
         self.url, self.model = require_place(url), model
         self.where = f'model "{model}" of the server at {url}'
         self._timeout_s = timeout_s
+        self._lock = threading.RLock()  # a signal may close it in the middle of a call
+        self._running, self._closing = 0, False
         self._client = import_client()
         options = [
             ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
@@ -140,8 +144,12 @@ class V2Model:
         return [found[name] for name in outputs]
 
     def close(self) -> None:
-        """End the connection; running calls fail."""
-        self._server.close()
+        """End the connection once all blocks of `under_way` have ended. Waits for nothing."""
+        with self._lock:
+            self._closing = True
+            idle = self._running == 0
+        if idle:
+            self._server.close()
 
     def _config(self, version: str) -> tuple[dict[str, str] | None, int | None]:
         """Parameters and the largest batch; (None, None) from servers without this call, which is Triton's own."""
@@ -162,6 +170,20 @@ class V2Model:
             return "models that it does not list"
         names = sorted({f"{entry.name:.60}" for entry in index if entry.state in ("READY", "")})
         return ", ".join(f'"{name}"' for name in names[:20]) or "no model that is ready"
+
+    @contextmanager
+    def under_way(self) -> Iterator[None]:
+        """Keep the connection open for calls in this block, if it is closed meanwhile."""
+        with self._lock:
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running -= 1
+                last = self._closing and self._running == 0
+            if last:
+                self._server.close()
 
     def _call(self, call: Callable[..., T], *arguments: Any) -> T:
         try:

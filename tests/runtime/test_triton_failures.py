@@ -232,6 +232,19 @@ def test_a_closed_backend_says_so(held: FakeServer) -> None:
         backend.warm_up(RECIPE)
 
 
+def test_batches_under_way_are_answered_when_it_closes(fake_bundle: Path, held: FakeServer) -> None:
+    frames = some_frames(1)
+    found: list[Prediction] = []
+    with Predictor(fake_bundle, backend=connect(held)) as predictor:
+        held.delay_s = 0.5
+        thread = threading.Thread(target=lambda: found.append(predictor(frames[0])))
+        before = len(held.batches)
+        thread.start()
+        wait_for(lambda: len(held.batches) > before)
+    thread.join(30)
+    assert told_apart(found, by_hand(fake_bundle, frames)) == []
+
+
 def test_frames_of_another_size_are_not_sent(held: FakeServer) -> None:
     with connect(held) as backend, pytest.raises(BackendError, match=r"takes frames of \[64, 64\], not of \[64, 32\]"):
         backend.run(np.zeros((1, 64, 32), np.uint8), RECIPE)
