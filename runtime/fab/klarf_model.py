@@ -300,7 +300,8 @@ def split_row(row: bytes, *, nested: bool) -> list[bytes]:
 def image_entries(source: Source, cell: bytes, offset: int) -> list[tuple[bytes, bytes, bytes, bytes]]:
     """(path, page, label, format) of each image in a cell of 1.8.
 
-    The cell is `N`, `NA`, or `Images n { path format page label, ... }`. Raises KlarfError, with the line of `offset`, where it is neither.
+    The cell is `N`, `NA`, or `Images n { path format page label, ... }`.
+    Raises KlarfError, with the line of `offset`, where it is neither.
     """
     if cell in (b"N", b"NA"):
         return []
