@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -271,3 +272,39 @@ def test_encodings() -> None:
         parse_klarf(b"\xef\xbb\xbf" + data, "a", encoding="latin-1")
     with pytest.raises(KlarfError, match=r"line 7: byte 0xf6 is not utf-8"):
         parse_klarf(latin, "a", encoding="utf-8")
+
+
+def random_row(columns: list[str], cells: dict[str, str], pages: list[int], counted: bool, rng: random.Random) -> str:
+    """A row with blanks, tabs and, within the list of images, line ends as they come."""
+    words = []
+    for column in columns:
+        if column == "IMAGELIST":
+            listed = [*([str(len(pages))] if counted else []), *(f"{page} {rng.randrange(9)}" for page in pages)]
+            words.append(rng.choice([" ", "  ", "\n "]).join(listed))
+        else:
+            words.append(cells[column])
+    return rng.choice(["", " ", "\t"]) + rng.choice([" ", "\t", "   "]).join(word for word in words if word)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_random_files_are_read_as_they_were_made(counted: bool) -> None:
+    rng = random.Random(5)
+    for _ in range(150):
+        columns = ["DEFECTID", "TEST", "XSIZE", "CLASSNUMBER", "IMAGECOUNT", "IMAGELIST", "NOTE", "OTHER"]
+        rng.shuffle(columns)
+        if not counted and columns.index("IMAGECOUNT") > columns.index("IMAGELIST"):
+            columns.reverse()
+        rows, made = [], []
+        for number in range(rng.randint(1, 12)):
+            found = [rng.randint(1, 40) for _ in range(rng.choice([0, 0, 1, 2, 3, 7]))]
+            note = rng.choice(["NA", '""', '"a b"', '"; 1 2 {"', "x"])
+            cells = {"DEFECTID": str(number), "TEST": "1", "XSIZE": "2.5e-1", "CLASSNUMBER": str(rng.randint(-1, 99)),
+                     "IMAGECOUNT": str(len(found)), "NOTE": note, "OTHER": "-1.5"}  # fmt: skip
+            rows.append(random_row(columns, cells, found, counted, rng))
+            made.append((number, int(cells["CLASSNUMBER"]), note, 250.0, found))
+        file = read(flat(rows, columns=columns, end=rng.choice(["\n", "\r\n"]), last=rng.choice([";", " ;", "\n;"])))
+        read_back = [
+            (d.id, d.class_number, d.cells["NOTE"], d.xsize_nm, [image.page for image in d.images])
+            for d in file.defects
+        ]
+        assert read_back == made, columns
