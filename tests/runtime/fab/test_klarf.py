@@ -205,6 +205,11 @@ def test_one_file_a_defect() -> None:
     assert [defect.images for defect in file.defects] == [(one,), (two,), ()]
     assert file.warnings == ()
     assert file.wafers[0].image_files == ("L 07_1.jpg", "L_07_2.jpg")
+    (defect,) = read(flat(["1"], columns=["DEFECTID"])).defects
+    assert defect.images == (KlarfImage("lot.tif", None, None, None),), "nothing counts its images"
+    second = data.replace(b"DefectList\r\n3 1 0", b"DefectList\r\n3 1 1")
+    assert [len(defect.images) for defect in read(second).defects] == [1, 1, 0], "no file is named for the third"
+    assert len(read(second).warnings) == 1
 
 
 def test_images_that_are_counted_and_not_listed_are_said() -> None:
@@ -226,6 +231,28 @@ def test_values_belong_to_the_wafers_that_follow_them() -> None:
     assert [wafer.slot for wafer in file.wafers] == ["1", "9"]
     shared = read(f'{first}WaferID "B"{second.replace("ClassLookup", "Unknown")}'.encode())
     assert shared.wafers[1].class_names == {0: "Unclassified", 7: "Hole"}
+
+
+def test_values_that_are_stated_twice_or_only_sometimes_mean_something() -> None:
+    twice = flat(ROWS).replace(b"Slot 1;", b"Slot 1;\r\nResultTimestamp 01-01-27 01:00:00;")
+    assert read(twice).result_time == "07-28-2026 09:00:00"
+    for data in (flat(ROWS).replace(b"Size 1 300", b"Size 2 300"), flat(ROWS).replace(b"Size 1 300", b"Size 1 3 3")):
+        assert read(data).wafers[0].diameter_nm is None
+    (rectangle,) = read(nested([nested_row(1)]).replace(b"{300000000, 0}", b"{300000000, 5}")).wafers
+    assert rectangle.diameter_nm is None
+    (unnamed,) = read(nested([nested_row(1, 'Images 1 { "" "JPG" 1 "P" }')])).defects
+    assert unnamed.images == (KlarfImage(None, 1, "P", "JPG"),)
+
+
+def test_a_wafer_may_have_a_class_lookup_of_its_own_and_so_may_the_file() -> None:
+    data = nested([nested_row(1)], wafers=["A", "B"])
+    start, end = data.index(b"    List ClassLookupList"), data.index(b"  }\n  Field FileTimestamp")
+    listed, without = data[start:end], data[:start] + data[end:]
+    assert [wafer.class_names for wafer in read(without).wafers] == [{}, {}]
+    own = data.replace(b"Field SlotNumber 1 {2}", listed.replace(b"Hole", b"Pit"))
+    assert [wafer.class_names[7] for wafer in read(own).wafers] == ["Hole", "Pit"]
+    of_file = without.replace(b"  Field FileTimestamp", listed + b"  Field FileTimestamp")
+    assert [wafer.class_names[7] for wafer in read(of_file).wafers] == ["Hole", "Hole"]
 
 
 def test_odd_but_clear_files_come_with_warnings() -> None:
@@ -259,6 +286,7 @@ def test_encodings() -> None:
     data = flat(ROWS, lot='"Größe"')
     assert read(data).lot == "Größe"
     assert read(b"\xef\xbb\xbf" + data).lot == "Größe"
+    assert "is not utf-8" in reason(b"\xef\xbb\xbf" + data.decode().encode("latin-1"))
     latin = data.decode().encode("latin-1")
     assert (read(latin).lot, read(latin).encoding) == ("Größe", "latin-1")
     windows = flat(ROWS, lot='"‘a’"').decode().encode("cp1252")

@@ -36,6 +36,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "id is text": (flat(["x 1"], columns=["DEFECTID", "TEST"]), "DEFECTID is 'x', which is no number"),
     "id is NA": (flat(["NA 1"], columns=["DEFECTID", "TEST"]), "DEFECTID is NA"),
     "id is no whole number": (flat(["1.5 1"], columns=["DEFECTID", "TEST"]), "no whole number"),
+    "id is not exact": (flat(["1e17 1"], columns=["DEFECTID", "TEST"]), "no whole number"),
     "huge number": (flat(["1 1e999"], columns=["DEFECTID", "XREL"]), "XREL is '1e999', which is no number"),
     "underscore": (flat(["1_0 1"], columns=["DEFECTID", "TEST"]), "which is no number"),
     "not a number": (flat(["1 nan"], columns=["DEFECTID", "XREL"]), "XREL is 'nan'"),
