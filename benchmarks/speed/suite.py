@@ -33,7 +33,8 @@ class Settings:
     batches: sizes for throughput. batch: size for the other sections. rounds: of alternating runs. latency_s: seconds
     for warm latency. children: processes for cold start and import. frames: PNG files to make. stream_frames: frames
     of the two memory probes. repeats: passes over the files in the host section. classes: numbers of classes for the
-    growth section. soak_minutes: 0 for none. threads: 0 for all cores.
+    growth section. soak_minutes: 0 for none. threads: 0 for all cores. device: the GPU of GPU backends, None for
+    the first.
     """
 
     backends: tuple[str, ...] = ()
@@ -50,6 +51,7 @@ class Settings:
     classes: tuple[int, ...] = growth.CLASSES
     soak_minutes: float = 0.0
     threads: int = 0
+    device: int | str | None = None
     quick: bool = False
 
 
@@ -88,7 +90,7 @@ def measure(
     machine = describe_machine()
     with ExitStack() as stack:
         opened, skipped = stack.enter_context(
-            opened_engines(bundle, manifest, settings.backends, settings.precisions, settings.threads)
+            opened_engines(bundle, manifest, settings.backends, settings.precisions, settings.threads, settings.device)
         )
         size = suitable_size(manifest.encoder, recipe.frame)
         paths = find_frames(frames) if frames else write_frames(work / "frames", settings.frames, size)

@@ -51,7 +51,7 @@ def with_engine(manifest: Manifest, **changes: str) -> Manifest:
 
 def choose(manifest: Manifest, *, gpu: Gpu | None = RTX_4090, why: str = "", **more: Any) -> Artifact:
     return engine_artifact(
-        PRODUCT, Path("bundle"), manifest, version_of=lambda name: VERSION, gpu=lambda: (gpu, why), **more
+        PRODUCT, Path("bundle"), manifest, version_of=lambda name: VERSION, gpu=lambda device: (gpu, why), **more
     )
 
 
@@ -124,7 +124,7 @@ def test_without_an_engine_a_gpu_or_the_product(manifest: Manifest, monkeypatch:
         raise metadata.PackageNotFoundError(name)
 
     with pytest.raises(BackendUnavailable, match="needs tensorrt-rtx, which is not installed"):
-        engine_artifact(PRODUCT, Path("bundle"), manifest, version_of=absent, gpu=lambda: (RTX_4090, ""))
+        engine_artifact(PRODUCT, Path("bundle"), manifest, version_of=absent, gpu=lambda device: (RTX_4090, ""))
 
 
 # ---- auto ------------------------------------------------------------------------------------------------------------
