@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 import threading
@@ -283,9 +284,9 @@ def test_the_device_is_current_in_a_block_of_each_thread_and_never_after_it(two:
         thread.join()
     assert seen == [["context 0"], ["context 1"]]
     with devices[1].current():
-        with pytest.raises(BackendError, match="stop"), devices[0].current():
+        with contextlib.suppress(ZeroDivisionError), devices[0].current():
             assert driver.stack == ["context 1", "context 0"]
-            raise BackendError("stop")
+            _ = 1 // 0
         assert driver.stack == ["context 1"]
     assert not any(driver.stacks.values())
 
