@@ -15,6 +15,7 @@ from benchmarks import memory
 from benchmarks.machine import describe_machine, load
 from benchmarks.speed import SECTIONS, growth, host, latency, roofline
 from benchmarks.speed.engines import Skipped, Subject, opened_engines
+from benchmarks.speed.feeding import feeding
 from benchmarks.speed.frames import suitable_size, write_frames
 from benchmarks.speed.soak import soak
 from benchmarks.speed.throughput import Run, throughput, time_split
@@ -171,6 +172,7 @@ def _host(bench: _Bench) -> dict[str, Any]:
     return {
         "limit": host.host_limit(subject, settings.rounds),
         "fake": host.fake_stream(subject, (settings.batch, 2 * settings.batch), settings.rounds, 4 * settings.repeats),
+        "feeding": feeding(subject, settings.batch, settings.rounds, 4 * settings.repeats),
         "end_to_end": host.end_to_end(subject, settings.batch, settings.rounds, settings.repeats),
     }
 

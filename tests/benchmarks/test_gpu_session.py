@@ -269,7 +269,7 @@ def test_packages_that_a_host_lacks_are_named() -> None:
 def test_a_gpu_without_an_engine_is_reported(capability: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     card = Gpu("Some GPU", capability, "13.0", 1 << 34, "0000:01:00.0")
-    monkeypatch.setattr("runtime.host.find_gpu", lambda: (card, ""))
+    monkeypatch.setattr("runtime.host.find_gpu", lambda device=None: (card, ""))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     found = obstacles_here()
     assert (found["project"], found["gpu"], found["tensorrt-rtx"]) == ("", "", expected)
