@@ -72,7 +72,7 @@ def find_gpu(device: int | str | None = None) -> tuple[Gpu | None, str]:
     try:
         from cuda.bindings import runtime as cuda
     except ImportError:
-        return None, "cuda-bindings is not installed"
+        return None, 'cuda-bindings is not installed: pip install "cuda-bindings>=13"'
     try:
         error, version = cuda.cudaDriverGetVersion()
         if int(error) or version == 0:

@@ -228,7 +228,7 @@ def test_without_a_gpu_the_reason_is_named(bindings: Bindings, monkeypatch: pyte
     bindings.cudaDriverGetVersion = broken  # type: ignore[attr-defined]
     assert find_gpu() == (None, "no NVIDIA driver was found (cannot load libcuda.so.1)")
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    assert find_gpu() == (None, "cuda-bindings is not installed")
+    assert find_gpu() == (None, 'cuda-bindings is not installed: pip install "cuda-bindings>=13"')
 
 
 def test_a_gpu_is_found_by_its_index_and_by_what_its_uuid_begins_with(two: Bindings) -> None:
