@@ -64,18 +64,19 @@ def open_backend(
     if name != "auto":
         return _open(name, folder, manifest, precision, threads, device)
     candidates = ENGINES if device is None else GPU_BACKENDS
-    passed_over = []
+    passed_over: dict[str, BackendUnavailable] = {}
     for candidate in candidates:
         try:
             backend = _open(candidate, folder, manifest, precision, threads, device)
         except BackendUnavailable as exc:
-            if candidate == ENGINES[-1]:
-                raise
-            passed_over.append(f"not {candidate}: {exc}")
+            passed_over[candidate] = exc
         else:
-            backend.why = "\n".join(passed_over)
+            backend.why = "\n".join(f"not {skipped}: {why}" for skipped, why in passed_over.items())
             return backend
-    raise BackendUnavailable(f"nothing runs on device {device}: {'; '.join(passed_over)}")
+    if device is None:
+        raise passed_over[ENGINES[-1]]
+    reasons = "; ".join(f"not {skipped}: {why}" for skipped, why in passed_over.items())
+    raise BackendUnavailable(f"nothing runs on device {device}: {reasons}")
 
 
 def uses_gpu(name: str) -> bool:

@@ -75,7 +75,7 @@ class TensorRtBackend(Backend):
             raise BackendUnavailable(
                 f'backend "{product}" needs {exc.name}, which is not installed: pip install "sem-clip[{product}]"'
             ) from exc
-        self._encoder = encoder
+        self._encoder, self._where = encoder, "the GPU" if gpu is None else gpu.label
         self._lock = threading.Lock()
         self._broken: GpuError | None = None
         self._recipe: Recipe | None = None
@@ -123,7 +123,7 @@ class TensorRtBackend(Backend):
                 if not smallest:
                     continue
                 raise BackendError(
-                    f"the GPU has {free / 1e9:.2f} of {there / 1e9:.2f} GB free, batches of {batch} need "
+                    f"{self._where} has {free / 1e9:.2f} of {there / 1e9:.2f} GB free, batches of {batch} need "
                     f"{needed.total / 1e9:.2f} GB in addition to the weights: free memory, or build a smaller engine "
                     "(--batch)"
                 ) from exc
