@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import MAX_THREADS, gpu_device
-from .backends import NAMES
+from .backends import NAMES, require_gpu
 from .manifest import PRECISIONS
 
 
@@ -63,7 +63,12 @@ def add_device_argument(group: argparse._ActionsContainer, what: str = "run on")
 
 
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The arguments of Predictor that `add_engine_arguments` declares for a single engine."""
+    """The arguments of Predictor that `add_engine_arguments` declares for a single engine.
+
+    Raises BackendUnavailable for a device that is not there, or that the backend does not use.
+    """
+    if args.device is not None:  # here, for a backend that Predictor gets opened
+        require_gpu((args.backend,), args.device)
     return {name: getattr(args, name) for name in ("backend", "precision", "device", "threads")}
 
 

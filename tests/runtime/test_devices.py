@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +23,7 @@ from runtime.cli import main
 from runtime.errors import BackendUnavailable
 from runtime.host import Gpu
 from runtime.manifest import load_bundle
+from runtime.options import engine_options
 from runtime.verify import verify
 
 UUID = "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"
@@ -190,6 +192,13 @@ def test_predict_runs_on_the_device_that_it_is_given(
     with pytest.raises(SystemExit):
         main([*command, "cuda:1"])
     assert "device must be the index of a GPU, such as 1, or its UUID, such as" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("backend", ["cpu", "triton"])
+def test_options_refuse_a_device_for_a_backend_that_is_no_gpus(backend: str) -> None:
+    """Also for one that a command opens by itself, as the client of a server."""
+    with pytest.raises(BackendUnavailable, match=f'backend "{backend}" uses no GPU'):
+        engine_options(Namespace(backend=backend, precision=None, device=0, threads=0))
 
 
 @pytest.mark.parametrize("command", ["predict", "verify", "calibrate", "evaluate", "benchmark", "build-engine"])
