@@ -20,12 +20,11 @@ from .frames import SUFFIXES
 from .jsonlines import TO_A_FILE, json_lines
 from .manifest import load_bundle
 from .operating_point import VERDICTS
-from .options import add_bundle_argument, add_engine_arguments, at_least
+from .options import add_bundle_argument, add_engine_arguments, at_least, engine_options
 from .parquet import import_pyarrow, parquet_rows
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import Recipe
-from .serving.server_options import chosen_backend
 from .terminal import printable, progress_bar, require_stdout
 
 REASONS_SHOWN = 5
@@ -246,11 +245,9 @@ def _refuse_an_input(target: Path, frames: Sequence[str], bundle: Path) -> None:
 def _predictor(args: argparse.Namespace) -> Predictor:
     return Predictor(
         args.bundle,
-        backend=chosen_backend(args),
-        precision=args.precision,
+        **engine_options(args),
         recipe=args.recipe,
         batch_size=args.batch_size,
-        threads=args.threads,
         white_level=args.white_level,
     )
 

@@ -42,7 +42,7 @@ def chosen_backend(args: argparse.Namespace) -> str | Backend:
     that computes in another precision than the one asked for.
     """
     if args.backend != TritonBackend.name:
-        given = [option for name, option in _OPTIONS.items() if getattr(args, name) is not None]
+        given = [option for name, option in _OPTIONS.items() if getattr(args, name, None) is not None]
         if given:
             raise PredictorError(f"{given[0]} belongs to --backend triton: add that, or leave {given[0]} out")
         return str(args.backend)

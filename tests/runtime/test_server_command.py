@@ -82,6 +82,7 @@ def test_a_server_that_ends_in_mid_run_is_an_error_with_what_was_answered_kept(
         (["--backend", "triton", "--url", "URL", "--precision", "fp16"], "computes in fp32, not in fp16: leave --prec"),
         (["--backend", "triton", "--url", "URL", "--model", "m"], 'model "m" of the server at URL cannot be used'),
         (["--backend", "triton", "--url", "URL", "--ssl-roots", "f"], "f: does not exist"),
+        (["--backend", "triton", "--url", "URL", "--device", "0"], 'backend "triton" uses no GPU: leave device 0 out'),
         (["--backend", "triton", "--url", "server"], "'server' is no address of an inference server"),
     ],
 )
