@@ -19,7 +19,7 @@ import numpy as np
 from conftest import LinearBackend, make_encoder, make_recipe
 from google.protobuf import text_format
 from numpy.typing import NDArray
-from tritonclient.grpc import model_config_pb2, service_pb2, service_pb2_grpc
+from tritonclient.grpc import model_config_pb2, service_pb2
 
 from runtime import Prediction, Predictor
 from runtime.backends import OUTPUTS, Backend
@@ -31,6 +31,7 @@ from runtime.serving.served import HeldRecipe, Served
 from runtime.serving.triton_config import ModelConfig, Tensor
 
 MODEL = "sem_clip"
+CALLS = ("ServerMetadata", "ModelReady", "RepositoryIndex", "ModelConfig", "ModelMetadata", "ModelInfer")
 _NUMPY = {"UINT8": np.uint8, "FP32": np.dtype("<f4")}
 _KINDS = {model_config_pb2.TYPE_UINT8: "UINT8", model_config_pb2.TYPE_FP32: "FP32"}
 
@@ -61,12 +62,13 @@ def config_of(encoder: Encoder, said: Served, **changes: Any) -> Any:
     return text_format.Parse(replace(config, **changes).text(), model_config_pb2.ModelConfig())
 
 
-class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
+class FakeServer:
     """Serves one model. What is set while it runs holds from the next call on.
 
     config: of the model. recipes: by version, where they are part of the model. backend: gives the answers.
     batches: frames of each request. ready, delay_s, change (of an answer before it is sent), failure (code and text of
-    every request for an answer), metadata: raw fields that ModelMetadata has besides its own.
+    every request for an answer), damage (of the bytes of a call's answer), metadata: raw fields that ModelMetadata has
+    besides its own.
     """
 
     def __init__(self, config: Any, backend: Backend, recipes: Mapping[int, Recipe] | None = None) -> None:
@@ -78,6 +80,7 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.delay_s = 0.0
         self.metadata = b""
         self.change: Callable[[Any], None] = lambda response: None
+        self.damage: Callable[[str, bytes], bytes] = lambda name, content: content
         self.failure: tuple[grpc.StatusCode, str] | None = None
         self.looks = 0
         self._lock = threading.Lock()
@@ -86,10 +89,19 @@ class FakeServer(service_pb2_grpc.GRPCInferenceServiceServicer):
 
     def start(self, port: int = 0) -> FakeServer:
         self._server = grpc.server(ThreadPoolExecutor(16), options=[("grpc.so_reuseport", 0)])
-        service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(self, self._server)
+        calls = {name: self._call(name) for name in CALLS}
+        handler = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", calls)
+        self._server.add_generic_rpc_handlers((handler,))
         self.port = self._server.add_insecure_port(f"127.0.0.1:{port}")
         self._server.start()
         return self
+
+    def _call(self, name: str) -> Any:
+        return grpc.unary_unary_rpc_method_handler(
+            getattr(self, name),
+            request_deserializer=getattr(service_pb2, f"{name}Request").FromString,
+            response_serializer=lambda answer: self.damage(name, answer.SerializeToString()),
+        )
 
     @property
     def url(self) -> str:
