@@ -7,6 +7,7 @@
     │   ├── BackendUnavailable    the engine asked for cannot run here; names the extra to install
     │   ├── BackendError          the engine failed while it ran
     │   ├── FrameError            one frame cannot be used; nothing else is wrong
+    │   ├── BarsError             frames do not tell where their text bars are
     │   └── QueueFullError        `submit` found no room in time
     ├── (calibration.errors: DatasetError, CalibrationError)
     └── (export.errors.ExportError, for teaching and exporting)
@@ -89,6 +90,10 @@ class FrameError(PredictorError):
         self.source = source
         self.reason = reason
         super().__init__(f"{source}: {reason}")
+
+
+class BarsError(PredictorError):
+    """Frames disagree about their text bars, or are too few: the rows must be given."""
 
 
 class QueueFullError(PredictorError):
