@@ -8,7 +8,8 @@
     │   ├── BackendError          the engine failed while it ran
     │   ├── FrameError            one frame cannot be used; nothing else is wrong
     │   ├── BarsError             frames do not tell where their text bars are
-    │   └── QueueFullError        `submit` found no room in time
+    │   ├── QueueFullError        `submit` found no room in time
+    │   └── RowError              a row, or a Parquet file of rows, that is none of this version
     ├── (calibration.errors: DatasetError, CalibrationError)
     └── (export.errors.ExportError, for teaching and exporting)
 
@@ -98,3 +99,7 @@ class BarsError(PredictorError):
 
 class QueueFullError(PredictorError):
     """The queue of `Predictor.submit` stayed full for the whole `timeout_s`."""
+
+
+class RowError(PredictorError):
+    """A row of answers, or a Parquet file of them, is damaged, foreign, or of another version of the schema."""

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from .backends import OUTPUTS, Backend, Outputs
 from .errors import BackendError, FrameError
-from .frames import FrameSource, Prepared, checksum_of, decode_frame, describe, path_of, prepare
+from .fab.sem_metadata import about
+from .frames import FrameSource, Prepared, checksum_of, decode_frame, describe, is_stored, path_of, prepare
 from .lifetime import in_engine
 from .manifest import Encoder
 from .prediction import Prediction, summarize
@@ -27,10 +28,16 @@ _FINISHED_TOGETHER = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setup:
-    """What a frame is judged by. Taken once per frame, so a recipe swap falls between frames, never inside one."""
+    """What a frame is judged by. Taken once per frame, so a recipe swap falls between frames, never inside one.
+
+    recipe_sha256: `recipe.sha256()`; empty where nobody reads it.
+    side_files: whether the tools' text files beside frames are read.
+    """
 
     recipe: Recipe
     options: FrameOptions
+    recipe_sha256: str = ""
+    side_files: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,17 +62,18 @@ class Pipeline:
         began = time.perf_counter()
         name = name or describe(source, index)
         try:
-            frame = decode_frame(source, setup.options, name)
+            frame = decode_frame(source, setup.options, name, setup.side_files)
+            pixel_size_nm, warnings = about(frame, setup.options)
             grey = np.asarray(frame.pixels)
             ready = prepare(grey, self.encoder, setup.options, name)
         except MemoryError as exc:
             raise FrameError(name, "needs more memory than is left") from exc
-        path = path_of(source)
         # Callers know what an array or an image held; a file may have changed before an overlay is drawn.
-        checksum = None if path is None else checksum_of(grey)
+        checksum = checksum_of(grey) if is_stored(source) else None
         seconds = time.perf_counter() - began
         size = (grey.shape[0], grey.shape[1])
-        return Job(Prepared(ready, size, name, path, seconds, checksum, frame.warnings), setup)
+        warnings = (*frame.warnings, *warnings)
+        return Job(Prepared(ready, size, name, path_of(source), seconds, checksum, warnings, pixel_size_nm), setup)
 
     def infer(self, jobs: Sequence[Job]) -> tuple[Outputs, float]:
         """Run the engine on at most `batch_size` jobs of one setup: outputs and seconds.
@@ -176,6 +184,9 @@ class Pipeline:
                 frame_options=options,
                 checksum=job.frame.checksum,
                 warnings=job.frame.warnings,
+                encoder_id=self.encoder.id,
+                recipe_sha256=jobs[0].setup.recipe_sha256,
+                pixel_size_nm=job.frame.pixel_size_nm,
             )
             for row, (job, summary) in enumerate(zip(jobs, summaries, strict=True))
         ]

@@ -8,11 +8,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import TypeAlias
-from xml.etree import ElementTree
+from typing import TYPE_CHECKING, TypeAlias
 
 from .sem_units import LENGTHS_NM, VOLTS_KV, iso_moment, magnification, moment, name, quantity, whole, within
 from .sem_values import Reading
+
+if TYPE_CHECKING:
+    from xml.etree import ElementTree
 
 Sections: TypeAlias = "Mapping[str, Mapping[str, str]]"
 
@@ -235,6 +237,8 @@ def read_xml(text: str, reading: Reading) -> None:
     """
     if _ENTITIES.search(text):
         return reading.warn("XML that declares a type or entities is not read")
+    from xml.etree import ElementTree  # here, since few files have any
+
     try:
         root = ElementTree.fromstring(text.strip().rstrip("\0"))
     except (ElementTree.ParseError, ValueError) as exc:
