@@ -46,40 +46,50 @@ def read_tags(page: TiffPage, file: BinaryIO) -> SemMetadata:
 
 
 def _guarded(tag: TiffTag, page: TiffPage, file: BinaryIO) -> SemMetadata:
-    reading = Reading(f"TIFF tag {tag.code}", (page.imagelength, page.imagewidth))
+    reading = _reading(f"TIFF tag {tag.code}", page)
     try:
         if tag.code in _SIS:
             _read_sis(tag, page, reading)
+        elif int(tag.dtype) not in _TEXTS or not 0 < tag.count <= MOST_BYTES:
+            reading.warn(f"is not read: it is no text of at most {MOST_BYTES:,} bytes")
         else:
-            _read_text(tag, file, reading)
+            file.seek(tag.valueoffset)
+            return _read_text(tag.code, file.read(tag.count), reading, page)
     except Exception as exc:  # damaged beyond what was foreseen; the frame itself is fine
         reading.warn(f"is not read ({type(exc).__name__}: {exc})")
     return reading.result()
 
 
-def _read_text(tag: TiffTag, file: BinaryIO, reading: Reading) -> None:
-    if int(tag.dtype) not in _TEXTS or not 0 < tag.count <= MOST_BYTES:
-        return reading.warn(f"is not read: it is no text of at most {MOST_BYTES:,} bytes")
-    file.seek(tag.valueoffset)
-    data = file.read(tag.count)
-    if tag.code == _ZEISS:
+def _reading(where: str, page: TiffPage) -> Reading:
+    return Reading(where, (page.imagelength, page.imagewidth))
+
+
+def _read_text(code: int, data: bytes, reading: Reading, page: TiffPage) -> SemMetadata:
+    if code == _ZEISS:
         # Latin-1 alone: in UTF-8, the micro sign would be two bytes.
-        return read_zeiss(data.decode("latin-1"), reading)
-    if tag.code == _TESCAN:
+        read_zeiss(data.decode("latin-1"), reading)
+        return reading.result()
+    if code == _TESCAN:
         data = data[data.rfind(b"\xff\xd9") + 2 :] if b"\xff\xd9" in data else data  # the end of its thumbnail
-        return read_tescan(sections_of(data.decode("latin-1")), reading)
-    return _read_fei_text(text_of(data), reading)
+        read_tescan(sections_of(data.decode("latin-1")), reading)
+        return reading.result()
+    return _read_fei_text(text_of(data), reading, page)
 
 
-def _read_fei_text(text: str, reading: Reading) -> None:
+def _read_fei_text(text: str, reading: Reading, page: TiffPage) -> SemMetadata:
     """Sections, XML, or XML after the sections."""
     start = text.find("<?xml")
     start = text.find("<") if start < 0 and text.lstrip("\0 \r\n").startswith("<") else start
     plain, xml = (text, "") if start < 0 else (text[:start], text[start:])
+    found = NOTHING
     if plain.strip("\0 \r\n"):
         read_fei(sections_of(plain), reading)
+        found = reading.result()
     if xml:
-        read_xml(xml, reading)
+        of_xml = _reading(f"{reading.where} (XML)", page)
+        read_xml(xml, of_xml)
+        found = combined(found, of_xml.result())
+    return found
 
 
 def _appended(page: TiffPage, file: BinaryIO) -> SemMetadata:
@@ -93,9 +103,7 @@ def _appended(page: TiffPage, file: BinaryIO) -> SemMetadata:
     start = tail.rfind(_USER)
     if start < 0:
         return NOTHING
-    reading = Reading("text at the end of the file", (page.imagelength, page.imagewidth))
-    _read_fei_text(text_of(tail[start:]), reading)
-    return reading.result()
+    return _read_fei_text(text_of(tail[start:]), _reading("text at the end of the file", page), page)
 
 
 def _read_sis(tag: TiffTag, page: TiffPage, reading: Reading) -> None:
@@ -125,7 +133,7 @@ def _resolution(page: TiffPage) -> SemMetadata:
     unit_nm = LENGTHS_NM.get(_unescaped(named[1].strip())) if named else _UNIT_NM.get(int(unit or _INCH))
     if unit_nm is None:
         return NOTHING
-    reading = Reading("ImageJ's description" if named else "TIFF resolution", (page.imagelength, page.imagewidth))
+    reading = _reading("ImageJ's description" if named else "TIFF resolution", page)
     try:
         sides = [unit_nm * below / above for above, below in (x, y)]
     except (TypeError, ValueError, ZeroDivisionError):
