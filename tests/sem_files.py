@@ -42,9 +42,9 @@ JEOL = (
     "$$SM_MICRON_BAR 20\n$$SM_MICRON_MARKER 1um\n$$SM_WD 10.0\n"
 )
 PHENOM = (
-    '<?xml version="1.0"?><FeiImage version="1"><databarHeight>16</databarHeight><pixelWidth unit="um">0.02</pixelWidth>'
-    '<pixelHeight unit="um">0.02</pixelHeight><workingDistance unit="mm">6.5</workingDistance><instrument>'
-    "<type>PW-100</type><edition>Phenom ProX</edition></instrument><acquisition><scan>"
+    '<?xml version="1.0"?><FeiImage version="1"><databarHeight>16</databarHeight><pixelWidth unit="um">0.02'
+    '</pixelWidth><pixelHeight unit="um">0.02</pixelHeight><workingDistance unit="mm">6.5</workingDistance>'
+    "<instrument><type>PW-100</type><edition>Phenom ProX</edition></instrument><acquisition><scan>"
     '<highVoltage unit="kV">-15</highVoltage><detector>BSD</detector></scan></acquisition></FeiImage>'
 )
 THERMO = (

@@ -138,8 +138,8 @@ def _resolution(page: TiffPage) -> SemMetadata:
         sides = [unit_nm * below / above for above, below in (x, y)]
     except (TypeError, ValueError, ZeroDivisionError):
         return NOTHING
-    if unit_nm >= 1e7 and max(sides) > _FINEST_PRINT_NM:
-        return NOTHING
+    if (unit_nm >= 1e7 and max(sides) > _FINEST_PRINT_NM) or sides == [unit_nm, unit_nm]:
+        return NOTHING  # one pixel per unit is what programs write that know nothing
     reading.take_pixel(lambda: sides[0], lambda: sides[1])
     return reading.result()
 
