@@ -77,9 +77,9 @@ def add_pixel_size(parser: argparse._ActionsContainer, note: str) -> None:
 
 def pixel_sides(text: str) -> tuple[float, float]:
     """A type of arguments: "7.344" or "7.344x9.1" as the sides (x, y) of a pixel in nm."""
-    wide, _, high = text.lower().partition("x")
+    wide, cross, high = text.lower().partition("x")
     try:
-        sides = float(wide), float(high or wide)
+        sides = float(wide), float(high if cross else wide)
     except ValueError:
         raise argparse.ArgumentTypeError(f'"{text}" is no size in nm, such as 7.344 or 7.344x9.1') from None
     if not all(LEAST_PIXEL_NM <= side <= MOST_PIXEL_NM for side in sides):

@@ -88,7 +88,7 @@ class Prediction:
     warnings: tuple[str, ...] = field(default=(), repr=False)
     encoder_id: str = field(default="", repr=False)
     recipe_sha256: str = field(default="", repr=False)
-    pixel_size_nm: tuple[float, float] | None = None
+    pixel_size_nm: tuple[float, float] | None = field(default=None, repr=False)
 
     @property
     def judged_rows(self) -> slice:

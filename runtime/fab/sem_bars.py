@@ -306,6 +306,6 @@ def _is_drawn(bar: Grey, level: int) -> bool:
 
 def _whole_or_none(fields: Fields, key: str, most: int) -> int | None:
     value = fields.number_or_none(key, 0, most)
-    if value is not None and not value.is_integer():
+    if value is not None and not float(value).is_integer():
         fields.fault(key, f"must be a whole number or null, not {value:g}")
     return None if value is None else int(value)
