@@ -35,8 +35,14 @@ _INK = 60
 """Difference of a text's grey value from its background."""
 _MOST_INK, _WORDS, _WORD_ROWS = 0.45, 4, 3
 """Most ink of a bar; and strokes side by side in a row of text, in at least so many rows."""
+_EMPTY, _BETWEEN = 0.015, 0.15
+"""Ink of a row without text; share of such rows in a bar, above, below and between its lines of text."""
 _LINE = 3
-"""Rows of a line that may border a bar, in another grey value."""
+"""Rows of a line that may border a bar, in another grey value; and of the image that may be left over beyond it."""
+_LINE_ROW = 0.95
+"""Share of a line's pixels that are within _FLAT of its grey value, which is the same in all frames."""
+_SAME_INK = 0.2
+"""Ink that two frames of a tool have in common, of all that either has: labels stay, values change."""
 _FITS = 0.5
 """Share of background that a later frame must have where the bar was."""
 _NAMED = 3
@@ -155,11 +161,15 @@ def find_bars(looks: Iterable[Look]) -> Bars:
         )
     shown = [one for one in seen if one.rows != (0, 0)]
     rows = _common(shown, seen) if shown else (0, 0)
+    if shown and shown[0].told is None:
+        _require_same_text(shown, rows)
     levels = _level(shown, "top", rows[0]), _level(shown, "bottom", rows[1])
     _require_fit(seen, rows, levels)
     heights = {one.grey.shape[0] for one in seen}
     height = heights.pop() if len(heights) == 1 else None
     agree = sum(one.rows == rows for one in seen)
+    if len(told) < len(seen):
+        rows = rows[0] and rows[0] + _line(shown, "top", rows[0]), rows[1] and rows[1] + _line(shown, "bottom", rows[1])
     return Bars(*rows, "metadata" if len(told) == len(seen) else "pixels", len(seen), agree, height, levels)
 
 
@@ -206,6 +216,36 @@ def _require_fit(seen: Sequence[Look], rows: tuple[int, int], levels: tuple[int 
         )
 
 
+def _require_same_text(shown: Sequence[Look], rows: tuple[int, int]) -> None:
+    """Raise BarsError if what is written differs altogether from frame to frame: then it is part of the image."""
+    for edge, count in zip(("top", "bottom"), rows, strict=True):
+        bands = [_band(one.grey, edge, count) for one in shown]
+        first = _ink(bands[0])
+        for band in bands[1:] if count else ():
+            if band.shape == first.shape:
+                both, either = np.count_nonzero(first & _ink(band)), np.count_nonzero(first | _ink(band))
+                if both < _SAME_INK * either:
+                    raise BarsError(
+                        f"the {count} rows at the {edge} of frames look like a text bar, and what is on them differs "
+                        f"from frame to frame ({_names([one.name for one in shown])}): {_ADVICE}"
+                    )
+
+
+def _ink(band: Grey) -> NDArray[np.bool_]:
+    ink: NDArray[np.bool_] = np.abs(band.astype(np.int16) - _background(band)) > _INK
+    return ink
+
+
+def _line(shown: Sequence[Look], edge: str, rows: int) -> int:
+    """Rows of a line between bar and image, which is there in all frames."""
+    for line in range(_LINE):
+        outer = [one.grey[rows + line] if edge == "top" else one.grey[-1 - rows - line] for one in shown]
+        level = _background(outer[0])
+        if not all(float((np.abs(row.astype(np.int16) - level) <= _FLAT).mean()) >= _LINE_ROW for row in outer):
+            return line
+    return _LINE
+
+
 def _names(names: Sequence[str]) -> str:
     more = len(names) - _NAMED
     return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
@@ -244,7 +284,7 @@ def _rows_of(grey: Grey) -> int:
     most = int(height * _MOST_SHARE)
     if most < _LEAST_ROWS:
         return 0
-    rows = grey[::-1][: most + _LINE + 2]
+    rows = grey[::-1][: most + 2]
     levels = [_background(row) for row in rows]
     # Some tools draw the bar into the image, and leave a few of its rows below.
     for first in range(max(_LINE, height // 128) + 1):
@@ -268,37 +308,24 @@ def _rows_from(rows: Grey, levels: Sequence[int], first: int, most: int) -> int:
     for last in reversed(blank):  # dark rows of the image may look like more of a dark bar
         if last + 1 - first < _LEAST_ROWS:
             break
-        line = _line_above(rows, levels, last)
-        if _is_edge(rows, last, line, level) and _is_drawn(rows[first : last + 1], level):
-            return last + 1 + line
+        if _is_edge(rows, last, level) and _is_drawn(rows[first : last + 1], level):
+            return last + 1
     return 0
 
 
-def _line_above(rows: Grey, levels: Sequence[int], last: int) -> int:
-    """Rows of a line along the bar: each of one grey value, which is not the bar's."""
-    line = 0
-    while (
-        line < _LINE
-        and last + line + 2 < len(rows)
-        and _share(rows[last + line + 1], levels[last + line + 1]) >= _BLANK_ROW
-        and abs(levels[last + line + 1] - levels[last]) > _INK
-    ):
-        line += 1
-    return line
-
-
-def _is_edge(rows: Grey, last: int, line: int, level: int) -> bool:
-    """Whether the image begins right above the bar, in most columns at once."""
-    inner, outer = rows[last].astype(np.int16), rows[last + 1 + line].astype(np.int16)
-    changed = float((np.abs(inner - outer) > _NEAR).mean())
-    return changed >= _EDGE and _share(rows[last + 1 + line], level) <= _IMAGE_ROW
+def _is_edge(rows: Grey, last: int, level: int) -> bool:
+    """Whether the image, or a line, begins right above row `last` of the bar, in most columns at once."""
+    changed = float((np.abs(rows[last].astype(np.int16) - rows[last + 1]) > _NEAR).mean())
+    return changed >= _EDGE and _share(rows[last + 1], level) <= _IMAGE_ROW
 
 
 def _is_drawn(bar: Grey, level: int) -> bool:
-    """Whether rows are a background of one value with text on it."""
+    """Whether rows are a background of one value with lines of text on it, and nothing between these."""
     away = np.abs(bar.astype(np.int16) - level)
     ink = away > _INK
     if float(ink.mean()) > _MOST_INK or float((away <= _FLAT).mean()) < _DRAWN * float((away <= _NEAR).mean()):
+        return False
+    if float((ink.mean(axis=1) <= _EMPTY).mean()) < _BETWEEN:
         return False
     strokes = np.count_nonzero(ink[:, 1:] & ~ink[:, :-1], axis=1)
     return int(np.count_nonzero(strokes >= _WORDS)) >= _WORD_ROWS
