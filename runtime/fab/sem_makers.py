@@ -1,4 +1,4 @@
-"""The texts that the makers of SEMs write into their files and beside them, field by field.
+"""The texts that the makers of microscopes write into their files and beside them, field by field.
 
 All texts are of bounded length and of others: nothing in them is followed, evaluated or trusted to be there.
 """
