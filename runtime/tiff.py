@@ -27,6 +27,7 @@ from tifffile import PHOTOMETRIC, SAMPLEFORMAT, TIFF, TiffFile, TiffPage
 from . import strips
 from .errors import FrameError
 from .fab.sem_tags import read_tags
+from .fab.sem_values import NOTHING
 from .pixels import Stored, check_bytes, check_pixels
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -114,7 +115,8 @@ def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, 
         page = page or _page(file, index.offsets[place])
         _check(page, name)
         stored = _meaning(page, strips.read(page, file, name, part if index.slices > 1 else None), name)
-        return replace(stored, sem=read_tags(page, file))
+        sem = read_tags(page, file)
+        return stored if sem is NOTHING else replace(stored, sem=sem)
 
 
 def _look(file: BinaryIO, name: str, key: Hashable) -> tuple[_Index, TiffPage | None]:
