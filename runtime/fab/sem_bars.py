@@ -36,7 +36,7 @@ _INK = 60
 _MOST_INK, _WORDS, _WORD_ROWS = 0.45, 4, 3
 """Most ink of a bar; and strokes side by side in a row of text, in at least so many rows."""
 _EMPTY, _BETWEEN = 0.03, 0.15
-"""Ink of a row without text, which borders of cells may cross; share of such rows in a bar, around its lines of text."""
+"""Ink of a row without text, which borders of cells may cross; share of such rows in a bar, around its text."""
 _LINE = 3
 """Rows of a line along a bar or across it, in another grey value; and of the image that may be left over beyond it."""
 _LINE_ROW = 0.95

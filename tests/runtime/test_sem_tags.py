@@ -285,4 +285,5 @@ def test_a_tag_of_metadata_that_is_damaged_itself_never_costs_the_frame(maker: s
             hostile[place] = rng.choice((0, 1, 2, 4, 7, 12, 16, 127, 255))
         sem = read_sem_metadata(bytes(hostile))
         assert sem.pixel_size_nm is None or min(sem.pixel_size_nm) > 0
+        assert sem.source or sem.warnings
         np.testing.assert_array_equal(read_frame(bytes(hostile)), grey())
