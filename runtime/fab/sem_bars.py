@@ -76,7 +76,9 @@ class Bars:
         """In one line, for people."""
         edges = [f"{rows} rows at the {edge}" for rows, edge in ((self.top, "top"), (self.bottom, "bottom")) if rows]
         by = "by the tool's metadata" if self.how == "metadata" else "by the pixels"
-        return f"text bars: {' and '.join(edges) or 'none'}, {by} of {self.agree} of {self.seen} frames"
+        unseen = any(rows and level is None for rows, level in zip((self.top, self.bottom), self.levels, strict=True))
+        doubt = "; the pixels show no background of one grey value there: look at a frame" if unseen else ""
+        return f"text bars: {' and '.join(edges) or 'none'}, {by} of {self.agree} of {self.seen} frames{doubt}"
 
     def disagreement(self, grey: Grey, told: tuple[int, int] | None) -> str:
         """Why a frame is not like those the bars were found in; "" if it is. told: rows by its own metadata."""

@@ -141,6 +141,9 @@ def test_the_tools_word_counts_and_is_enough_for_one_frame() -> None:
     bars = found(with_bar(frames()[0], 40), told=(0, 40))
     assert (bars.top, bars.bottom, bars.how, bars.sure, bars.levels) == (0, 40, "metadata", 1, (None, 0))
     assert bars.summary() == "text bars: 40 rows at the bottom, by the tool's metadata of 1 of 1 frames"
+    doubtful = found(*frames(2), told=(0, 40))
+    assert (doubtful.bottom, doubtful.levels) == (40, (None, None))
+    assert doubtful.summary().endswith("; the pixels show no background of one grey value there: look at a frame")
     looks = [look("a", with_bar(grey(*SIZE), 40), (0, 40)), look("b", grey(*SIZE), (0, 0))]
     with pytest.raises(BarsError, match=r"1 of 2 frames do not have the text bar of the others.*\(b\)"):
         find_bars(looks)
