@@ -1,0 +1,108 @@
+"""Lots made for tests: KLARF 1.2 files with stacks of frames that the fake backend answers as it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+CODES = """
+[codes]
+good = 0
+bridge = 12
+hole = 13
+unknown = 98
+"cannot decide" = 99
+
+[names]
+good = "Unclassified"
+"""
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A defect to write. pages: (image number, type) of each image."""
+
+    id: int
+    pages: Sequence[tuple[int, int]]
+    manual: int = 0
+    x_um: float = 0.0
+    y_um: float = 0.0
+
+
+def frame(label: int, *, defect: bool, shade: int = 0) -> np.ndarray:
+    """A frame that the fake backend calls class `label` modulo 3; of a defect, its score is near 1, else `shade`/255."""
+    pixels = np.full((64, 64), shade, np.uint8)
+    pixels[0, 0] = label
+    if defect:
+        pixels[16:48, 16:48] = 255
+    return pixels
+
+
+def write_stack(path: Path, frames: Sequence[np.ndarray]) -> Path:
+    """One TIFF page a frame."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tifffile.TiffWriter(path) as writer:
+        for pixels in frames:
+            writer.write(pixels, photometric="minisblack", metadata=None, contiguous=False)
+    return path
+
+
+def klarf_text(wafers: Sequence[tuple[str, str, Sequence[Spot]]], *, lot: str = "L7") -> str:
+    """KLARF 1.2. wafers: name, file of its images, and defects."""
+    lines = [
+        "FileVersion 1 2;",
+        "FileTimestamp 07-07-26 10:17:07;",
+        'InspectionStationID "maker" "model" "tool-1";',
+        "SampleType WAFER;",
+        "ResultTimestamp 07-07-26 10:07:07;",
+        f'LotID "{lot}";',
+        "SampleSize 1 300;",
+        'DeviceID "device";',
+        'SetupID "setup" 07-07-26 09:07:07;',
+        'StepID "step";',
+        "DiePitch 1.0e+004 1.0e+004;",
+        "ClassLookup 1",
+        ' 0 "Unclassified";',
+    ]
+    columns = "DEFECTID XREL YREL XINDEX YINDEX XSIZE YSIZE CLASSNUMBER TEST MANSEMCLASS AUTOOFFSEMCLASS IMAGECOUNT"
+    for slot, (wafer, stack, spots) in enumerate(wafers, 1):
+        lines += [f'WaferID "{wafer}";', f"Slot {slot};", "SampleCenterLocation 0.0 0.0;", f"TiffFileName {stack};"]
+        lines += [f"DefectRecordSpec 13 {columns} IMAGELIST ;", "DefectList"]
+        for spot in spots:
+            pages = "".join(f" {page} {kind}" for page, kind in spot.pages)
+            count = len(spot.pages)
+            lines.append(
+                f" {spot.id} {spot.x_um} {spot.y_um} 0 0 1.5 1.5 0 1 {spot.manual} 0 {count} {count}{pages}"
+                + (";" if spot is spots[-1] else "")
+            )
+    return "\n".join([*lines, "EndOfFile;"]) + "\n"
+
+
+def write_lot(folder: Path, defects: int = 500, *, lot: str = "L7", name: str = "lot7.klarf") -> Path:
+    """A lot of three wafers with one stack each, in `folder`; returns its KLARF file.
+
+    Every third defect is a bridge, every third a hole, the others show nothing; each tenth has a second image.
+    """
+    rng = np.random.default_rng(5)
+    wafers = []
+    for wafer in range(3):
+        frames: list[np.ndarray] = []
+        spots = []
+        for number in range(wafer, defects, 3):
+            label = number // 3 % 3
+            frames.append(frame(label, defect=label > 0, shade=int(rng.integers(20, 90))))
+            pages = [(len(frames), 1)]
+            if number % 10 == 0:
+                frames.append(frame(0, defect=False))
+                pages.append((len(frames), 2))
+            x, y = rng.uniform(-1e5, 1e5, 2).round(3)
+            spots.append(Spot(number + 1, pages, manual=(0, 12, 13)[label] if number % 4 else 0, x_um=x, y_um=y))
+        write_stack(folder / f"stack{wafer + 1}.tif", frames)
+        wafers.append((f"W{wafer + 1}", f"stack{wafer + 1}.tif", spots))
+    path = folder / name
+    path.write_text(klarf_text(wafers, lot=lot), encoding="ascii")
+    return path
