@@ -34,7 +34,7 @@ class Spot:
 
 
 def frame(label: int, *, defect: bool, shade: int = 0) -> np.ndarray:
-    """A frame that the fake backend calls class `label` modulo 3; of a defect, its score is near 1, else `shade`/255."""
+    """A frame that the fake backend calls class `label` modulo 3; a defect scores near 1, others `shade`/255."""
     pixels = np.full((64, 64), shade, np.uint8)
     pixels[0, 0] = label
     if defect:
