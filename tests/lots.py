@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tifffile
+from conftest import write_bundle
+
+from runtime.cli import main
+from runtime.recipe import Recipe
 
 CODES = """
 [codes]
@@ -106,3 +112,47 @@ def write_lot(folder: Path, defects: int = 500, *, lot: str = "L7", name: str = 
     path = folder / name
     path.write_text(klarf_text(wafers, lot=lot), encoding="ascii")
     return path
+
+
+@dataclass(frozen=True)
+class LotCase:
+    """A bundle, a lot and its codes in one folder, and the command on them."""
+
+    folder: Path
+    bundle: Path
+    lot: Path
+
+    @property
+    def out(self) -> Path:
+        return self.folder / "out"
+
+    def words(self, *more: object, lots: Sequence[Path] | None = None, out: Path | None = None) -> list[str]:
+        """The command line."""
+        options = ["--images", self.lot.parent, "--codes", self.folder / "codes.toml", "--out", out or self.out]
+        lots = [self.lot] if lots is None else lots
+        return ["classify-lot", *map(str, [self.bundle, *lots, *options, "--backend", "fake", *more])]
+
+    def run(self, *more: object, lots: Sequence[Path] | None = None, out: Path | None = None) -> int:
+        return main(self.words(*more, lots=lots, out=out))
+
+    def lines(self) -> list[dict[str, Any]]:
+        """The side file."""
+        text = (self.out / f"{self.lot.name}.jsonl").read_text(encoding="utf-8")
+        return [json.loads(line) for line in text.splitlines()]
+
+
+def make_case(folder: Path, defects: int = 30, *, recipe: Recipe | None = None) -> LotCase:
+    """A bundle for the fake backend, a lot of `write_lot` and its codes."""
+    (folder / "codes.toml").write_text(CODES, encoding="utf-8")
+    return LotCase(folder, write_bundle(folder / "bundle", recipe=recipe), write_lot(folder / "in", defects))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def changed_lines(before: Path, after: Path) -> list[tuple[str, str]]:
+    """The lines that differ, of two files with as many lines."""
+    pairs = zip(before.read_text().splitlines(), after.read_text().splitlines(), strict=True)
+    return [(old, new) for old, new in pairs if old != new]

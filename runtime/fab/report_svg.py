@@ -13,6 +13,8 @@ OTHERS, PLAIN = "#707070", "#d0d3d4"
 """Colours of verdicts beyond COLOURS, and of good frames and defects without a verdict."""
 _BINS = 200
 """Places across a wafer map: defects of one verdict in one place are one dot, so that a map of any lot stays small."""
+_LABEL = 120.0
+"""Room on the right for the last name, which is turned."""
 _SIZE, _RADIUS = 240.0, 112.0
 
 
@@ -35,7 +37,7 @@ def pareto_chart(counts: Sequence[tuple[str, int]], colour: Mapping[str, str]) -
     if not total:
         return ""
     step, height, left = max(14.0, min(60.0, 640 / len(shown))), 180.0, 40.0
-    width = left + step * len(shown) + 50
+    width = left + step * len(shown) + _LABEL
     parts, points, so_far = [], [], 0
     for index, (name, count) in enumerate(shown):
         so_far += count
@@ -51,7 +53,7 @@ def pareto_chart(counts: Sequence[tuple[str, int]], colour: Mapping[str, str]) -
         points.append(f"{x + step / 2:.1f},{10 + height * (1 - so_far / total):.1f}")
     axis = "".join(
         f'<text x="{left - 6:.0f}" y="{14 + height * (1 - share):.1f}" text-anchor="end">{share:.0%}</text>'
-        f'<line x1="{left:.0f}" x2="{width - 50:.1f}" y1="{10 + height * (1 - share):.1f}" '
+        f'<line x1="{left:.0f}" x2="{width - _LABEL:.1f}" y1="{10 + height * (1 - share):.1f}" '
         f'y2="{10 + height * (1 - share):.1f}" class="grid"/>'
         for share in (0, 0.5, 1)
     )
