@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import FrameError
 from ..operating_point import VERDICTS
 from ..prediction import Prediction
+from ..rows import printed
 from .codes import NO_IMAGE, NOT_READ
 
 GOOD = "good"
@@ -62,7 +63,7 @@ class Fusion:
 
     def fail(self, image: str, kind: str | None, error: FrameError | str) -> None:
         """Take in an image that could not be read."""
-        reason = error.reason if isinstance(error, FrameError) else error
+        reason = printed(error.reason if isinstance(error, FrameError) else error)  # it may quote the name of a folder
         self.images.append({"image": image, "type": kind, "error": reason})
         self.unread.append(f"{image}: {reason}")
 

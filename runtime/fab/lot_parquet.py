@@ -8,7 +8,6 @@ from typing import Any
 
 from ..files import OutputFile
 from ..parquet import import_pyarrow
-from ..rows import printed
 
 SCHEMA_VERSION = "1"
 ROW_GROUP = 1000
@@ -60,7 +59,7 @@ class LotRows:
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in one defect."""
-        self._rows.append(_printed(record))
+        self._rows.append(record)
         if len(self._rows) >= ROW_GROUP:
             self._write()
 
@@ -73,15 +72,6 @@ class LotRows:
     def _write(self) -> None:
         self._writer.write_table(self._pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows = []
-
-
-def _printed(value: Any) -> Any:
-    """The same with texts that Arrow takes, as the JSON lines have them."""
-    if isinstance(value, str):
-        return printed(value)
-    if isinstance(value, Mapping):
-        return {name: _printed(inner) for name, inner in value.items()}
-    return [_printed(inner) for inner in value] if isinstance(value, list) else value
 
 
 class _Sink(io.RawIOBase):
