@@ -49,7 +49,7 @@ class KlarfImage:
     format: str | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """What the rows of one defect list have in common.
 
@@ -77,7 +77,7 @@ class Table:
         return bool(self.types)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Defect:
     """One row of a defect list.
 
@@ -216,7 +216,7 @@ class Defect:
         return die * pitch[axis] + rest - center[axis]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Lookup:
     """A list of classes in the file, and where it may be extended.
 
@@ -234,7 +234,7 @@ class Lookup:
     columns: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Wafer:
     """One wafer of a file. Lengths are pairs (x, y); None is unknown.
 
@@ -256,7 +256,7 @@ class Wafer:
     defects: tuple[Defect, ...] = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class KlarfFile:
     """One KLARF file. Texts are as written, None where the file does not say; times keep the file's own order of parts.
 
@@ -300,7 +300,8 @@ def split_row(row: bytes, *, nested: bool) -> list[bytes]:
 def image_entries(source: Source, cell: bytes, offset: int) -> list[tuple[bytes, bytes, bytes, bytes]]:
     """(path, page, label, format) of each image in a cell of 1.8.
 
-    The cell is `N`, `NA`, or `Images n { path format page label, ... }`. Raises KlarfError, with the line of `offset`, where it is neither.
+    The cell is `N`, `NA`, or `Images n { path format page label, ... }`.
+    Raises KlarfError, with the line of `offset`, where it is neither.
     """
     if cell in (b"N", b"NA"):
         return []

@@ -45,7 +45,10 @@ _VALUE = re.compile(STRING + rb'|[^ \t\r\n\f\v;"{},]++')
 
 
 class _List(NamedTuple):
-    """A list before its rows: columns as (name, type) in capitals, the stated count of rows and its bytes, the first byte."""
+    """A list before its rows.
+
+    columns: (name, type) in capitals. stated: the count of rows. place: its bytes. start: the rows' first byte.
+    """
 
     columns: list[tuple[str, str]]
     stated: int
