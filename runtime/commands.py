@@ -6,7 +6,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,18 +20,19 @@ from .frames import SUFFIXES
 from .jsonlines import TO_A_FILE, json_lines
 from .manifest import load_bundle
 from .operating_point import VERDICTS
-from .options import add_bundle_argument, add_engine_arguments, at_least
+from .options import add_bundle_argument, add_engine_arguments, add_pixel_size, at_least
+from .parquet import import_pyarrow, parquet_rows
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import Recipe
 from .terminal import printable, progress_bar, require_stdout
 
 REASONS_SHOWN = 5
-"""How many unreadable frames the summary names with their reasons; the JSON lines name all."""
+"""How many unreadable frames the summary names with their reasons; the JSON lines and rows name all."""
 
 
 class Predict:
-    """Frames in, one JSON line each and overlays out. The field to act on is `verdict`."""
+    """Frames in, one JSON line or row each and overlays out. The field to act on is `verdict`."""
 
     help = "Classify and segment frames with a bundle. Act on the field `verdict` of each JSON line."
     example = "sem-clip predict bundle frames/ --json verdicts.jsonl --overlays overlays/"
@@ -44,26 +46,25 @@ class Predict:
             metavar="PATH",
             help="frame files, and folders to search for frames; file.tif#3 is page 3 of a stack",
         )
-        frames = parser.add_argument_group("frames")
-        frames.add_argument(
-            "--recipe",
-            type=Path,
-            metavar="FILE",
-            help="judge by this recipe, as `sem-clip teach` writes it (default: the bundle's own)",
-        )
-        frames.add_argument(
-            "--white-level",
-            type=at_least(1, 65535),
-            metavar="VALUE",
-            help="grey value that counts as white in 16-bit frames, 1 to 65535; 4095 where the tool stores 12 bits "
-            "(default: the recipe's)",
-        )
+        add_frame_options(parser)
         output = parser.add_argument_group("output")
         output.add_argument(
             "--json",
             type=Path,
             metavar="FILE",
             help="write one JSON line per frame to FILE instead of stdout; a run that ends early leaves FILE.partial",
+        )
+        output.add_argument(
+            "--parquet",
+            type=Path,
+            metavar="FILE",
+            help="write one row per frame to a Parquet FILE, with the map, and nothing to stdout; a run that ends "
+            "early leaves FILE.partial (default: none)",
+        )
+        output.add_argument(
+            "--features",
+            action="store_true",
+            help="fill the column of features in the Parquet file, the largest by far (default: leave it empty)",
         )
         output.add_argument(
             "--overlays",
@@ -90,22 +91,47 @@ class Predict:
         unread: list[FrameError] = []
         frames = find_frames(args.paths, unread)
         _refuse_inputs(args, frames)
-        with _predictor(args) as predictor, json_lines(args.json) as write:
+        with open_predictor(args) as predictor, _results(args) as write:
             draw = _overlay_writer(args.overlays, frames)
             print(predictor.backend.description, file=sys.stderr)
-            tally = Tally(predictor.recipe.classes)
+            tally = Tally(predictor.recipe.classes, _kept_in(args))
             for error in unread:
-                write(FailedFrame(error.source, error).to_dict())
+                write(FailedFrame(error.source, error))
                 tally.failures.add(error)
             answers = zip(frames, predictor.stream(frames), strict=True)
             for frame, result in progress_bar(answers, len(frames)):
-                write(result.to_dict())
+                write(result)
                 tally.add(result)
                 if isinstance(result, Prediction) and (reason := draw(frame, result)):
                     tally.undrawn.add(reason)
         for line in tally.lines():
             print(line, file=sys.stderr)
         return 1 if tally.failures.count or tally.undrawn.count else 0
+
+
+def add_frame_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what frames are judged by, and how they are read."""
+    frames = parser.add_argument_group("frames")
+    frames.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="judge by this recipe, as `sem-clip teach` writes it (default: the bundle's own)",
+    )
+    frames.add_argument(
+        "--white-level",
+        type=at_least(1, 65535),
+        metavar="VALUE",
+        help="grey value that counts as white in 16-bit frames, 1 to 65535; 4095 where the tool stores 12 bits "
+        "(default: the recipe's)",
+    )
+    add_pixel_size(frames, "default: the recipe's, if it has one")
+    frames.add_argument(
+        "--no-side-files",
+        action="store_true",
+        help="leave the tools' texts beside the frames (.txt, .hdr) alone, which saves look-ups on a slow share "
+        "(default: read them, for the size of a pixel)",
+    )
 
 
 @dataclass(slots=True)
@@ -127,9 +153,13 @@ class _Reasons:
 
 
 class Tally:
-    """The outcome of a run: how often each verdict was given, and what failed."""
+    """The outcome of a run: how often each verdict was given, and what failed.
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    kept_in: what names all frames of which the summary names a few.
+    """
+
+    def __init__(self, classes: Sequence[str], kept_in: str = "JSON lines") -> None:
+        self._kept_in = kept_in
         self.verdicts: dict[str, int] = dict.fromkeys((*classes, *VERDICTS), 0)
         self.failures, self.warnings, self.undrawn = _Reasons(), _Reasons(), _Reasons()
 
@@ -149,18 +179,48 @@ class Tally:
         return [
             f"{sum(count for _, count in counts)} frames",
             *(f"  {name:<{width}}  {count:6}" for name, count in counts),
-            *self.failures.lines("", "; the JSON lines give every reason"),
-            *self.warnings.lines("warning: ", "; the JSON lines give every warning"),
+            *self.failures.lines("", f"; the {self._kept_in} give every reason"),
+            *self.warnings.lines("warning: ", f"; the {self._kept_in} give every warning"),
             *self.undrawn.lines("no overlay: ", " without an overlay"),
         ]
 
 
+@contextmanager
+def _results(args: argparse.Namespace) -> Iterator[Callable[[Prediction | FailedFrame], None]]:
+    """A function that writes one result: as a JSON line, as a row, or as both."""
+    with ExitStack() as files:
+        line = files.enter_context(json_lines(args.json)) if _writes_json(args) else None
+        row = files.enter_context(parquet_rows(args.parquet)) if args.parquet is not None else None
+
+        def write(result: Prediction | FailedFrame) -> None:
+            if line is not None:
+                line(result.to_dict())
+            if row is not None:
+                row(result.to_row(features=args.features))
+
+        yield write
+
+
+def _writes_json(args: argparse.Namespace) -> bool:
+    return args.json is not None or args.parquet is None
+
+
+def _kept_in(args: argparse.Namespace) -> str:
+    return "JSON lines" if _writes_json(args) else "rows"
+
+
 def _check_outputs(args: argparse.Namespace) -> None:
     """Raise PredictorError where results cannot or may not be written: before a frame is read."""
-    if args.json is None:
+    if _writes_json(args) and args.json is None:
         require_stdout(TO_A_FILE)
-    else:
-        require_files([args.json], force=args.force)
+    if args.parquet is not None:
+        import_pyarrow()
+    elif args.features:
+        raise PredictorError("--features fills a column of a Parquet file: name one with --parquet")
+    files = [path for path in (args.json, args.parquet) if path is not None]
+    require_files(files, force=args.force)
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise PredictorError(f"--json and --parquet are one file, {args.json}: give two names")
     if args.overlays is not None:
         require_folder(args.overlays)
         if args.overlays.exists() and any(args.overlays.iterdir()) and not args.force:
@@ -171,8 +231,9 @@ def _refuse_inputs(args: argparse.Namespace, frames: Sequence[str]) -> None:
     """Raise PredictorError where an output would replace an input, or be taken for one."""
     if args.overlays is not None:
         _refuse_among_frames(args.overlays, frames)
-    if args.json is not None and args.json.is_file():
-        _refuse_an_input(args.json, frames, args.bundle)
+    for path in (args.json, args.parquet):
+        if path is not None and path.is_file():
+            _refuse_an_input(path, frames, args.bundle)
 
 
 def _refuse_among_frames(overlays: Path, frames: Sequence[str]) -> None:
@@ -193,7 +254,8 @@ def _refuse_an_input(target: Path, frames: Sequence[str], bundle: Path) -> None:
         raise PredictorError(f"{target} is a frame that is judged: choose another place for the results")
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
+def open_predictor(args: argparse.Namespace) -> Predictor:
+    """By the bundle, and the options of `add_frame_options` and `add_engine_arguments`, with --batch-size."""
     return Predictor(
         args.bundle,
         backend=args.backend,
@@ -202,6 +264,8 @@ def _predictor(args: argparse.Namespace) -> Predictor:
         batch_size=args.batch_size,
         threads=args.threads,
         white_level=args.white_level,
+        pixel_size_nm=args.pixel_size,
+        side_files=not args.no_side_files,
     )
 
 

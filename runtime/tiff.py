@@ -16,7 +16,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -26,6 +26,7 @@ from tifffile import PHOTOMETRIC, SAMPLEFORMAT, TIFF, TiffFile, TiffPage
 
 from . import strips
 from .errors import FrameError
+from .fab.sem_tags import read_tags
 from .pixels import Stored, check_bytes, check_pixels
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -112,7 +113,8 @@ def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, 
         place, part = divmod((number or 1) - 1, index.slices)
         page = page or _page(file, index.offsets[place])
         _check(page, name)
-        return _meaning(page, strips.read(page, file, name, part if index.slices > 1 else None), name)
+        stored = _meaning(page, strips.read(page, file, name, part if index.slices > 1 else None), name)
+        return replace(stored, sem=read_tags(page, file))
 
 
 def _look(file: BinaryIO, name: str, key: Hashable) -> tuple[_Index, TiffPage | None]:

@@ -33,6 +33,12 @@ LAYERS = (
     {"runtime.fab.lot_errors"},
     {
         "runtime.arguments",
+        "runtime.fab.sem_bars",
+        "runtime.fab.sem_makers",
+        "runtime.fab.sem_sides",
+        "runtime.fab.sem_tags",
+        "runtime.fab.sem_units",
+        "runtime.fab.sem_values",
         "runtime.files",
         "runtime.host",
         "runtime.inflate",
@@ -68,7 +74,7 @@ LAYERS = (
     {"runtime.artifacts"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
-    {"runtime.rows"},
+    {"runtime.rows", "runtime.fab.sem_metadata"},
     {"runtime.prediction", "runtime.folders"},
     {"runtime.parquet"},
     {"runtime.fab.lot_fusion", "runtime.fab.lot_parquet"},
@@ -90,8 +96,8 @@ LAYERS = (
     {"runtime.fab.lot_results"},
     {"runtime.fab.lot", "runtime.fab.lot_watch"},
     {"runtime.options", "runtime.describe"},
-    {"runtime.fab.lot_command"},
     {"runtime.commands", "runtime.verify"},
+    {"runtime.fab.lot_command"},
     {"runtime.cli"},
 )
 """The modules of runtime from the bottom up; each imports its own layer and those below."""

@@ -6,11 +6,12 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
+from ..commands import add_frame_options, open_predictor
 from ..errors import BackendError, PredictorError
 from ..options import add_bundle_argument, add_engine_arguments, at_least
 from ..parquet import import_pyarrow
-from ..predictor import Predictor
 from ..terminal import message, printable
 from .codes import Codes
 from .lot import COLUMN, LotClassifier, lots_of_one_name
@@ -35,6 +36,7 @@ class ClassifyLot:
             "lots", nargs="*", type=Path, metavar="LOT.klarf", help="KLARF files, version 1.1, 1.2 or 1.8"
         )
         _add_lot_arguments(parser)
+        add_frame_options(parser)
         watch = parser.add_argument_group("watching a folder")
         watch.add_argument(
             "--watch",
@@ -67,18 +69,10 @@ class ClassifyLot:
     def run(self, args: argparse.Namespace) -> int:
         """Classify; 1 if some images were not read, 2 if a lot could not be classified."""
         _check(args)
-        with Predictor(
-            args.bundle,
-            backend=args.backend,
-            precision=args.precision,
-            recipe=args.recipe,
-            batch_size=args.batch_size,
-            threads=args.threads,
-            white_level=args.white_level,
-        ) as predictor:
+        with open_predictor(args) as predictor:
             classifier = LotClassifier(
                 predictor=predictor,
-                engine=Engine.of(predictor, args.batch_size, args.white_level),
+                engine=Engine.of(predictor, args.batch_size, _frame_options(args)),
                 codes=Codes.load(args.codes, predictor.recipe.classes),
                 images=args.images,
                 out=args.out,
@@ -127,13 +121,6 @@ def _add_lot_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="leave the class lookup of the lot as it is (default: add the codes that it lacks, with their names)",
     )
-    lots.add_argument("--recipe", type=Path, metavar="FILE", help="judge by this recipe (default: the bundle's own)")
-    lots.add_argument(
-        "--white-level",
-        type=at_least(1, 65535),
-        metavar="VALUE",
-        help="grey value that counts as white in 16-bit frames, 1 to 65535 (default: the recipe's)",
-    )
     lots.add_argument(
         "--no-parquet",
         dest="parquet",
@@ -157,6 +144,12 @@ def _check(args: argparse.Namespace) -> None:
         raise PredictorError("; ".join(faults))
     if args.parquet:
         import_pyarrow()
+
+
+def _frame_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options of frames are, JSON-ready."""
+    sides = None if args.pixel_size is None else list(args.pixel_size)
+    return {"white_level": args.white_level, "pixel_size_nm": sides, "side_files": not args.no_side_files}
 
 
 def _one(classifier: LotClassifier, path: Path) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..files import OutputFile
+from ..maps import SIZES_NM
 from ..parquet import import_pyarrow
 
 SCHEMA_VERSION = "1"
@@ -44,7 +45,7 @@ def lot_schema() -> Any:
     return pa.schema(columns, {"sem_clip.lot_schema": SCHEMA_VERSION})
 
 
-SIZES = ("pixel_width_nm", "pixel_height_nm", "width_nm", "height_nm", "equivalent_diameter_nm", "area_nm2")
+SIZES = ("pixel_width_nm", "pixel_height_nm", *SIZES_NM)
 """The size of a pixel of the deciding image, and of its strongest region."""
 
 

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from ..maps import SIZES_NM
 from ..prediction import FailedFrame, Prediction
 from ..predictor import Predictor
 from .codes import NO_IMAGE
 from .lot_fusion import Fusion
 from .lot_journal import Journal
-from .lot_parquet import SIZES
 from .lot_plan import Entry, Lot, Stamp
 
 FORMAT = 1
@@ -23,8 +22,9 @@ FORMAT = 1
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What answers depend on, apart from the frame. batch: frames of an engine run. white_level: None for the recipe's.
+    """What answers depend on, apart from the frame.
 
+    batch: frames of an engine run. options: of frames, instead of the recipe's: JSON-ready, None where not given.
     Answers may differ in the last digit with the size of the batch, so a run is taken up with the same batches.
     """
 
@@ -32,14 +32,14 @@ class Engine:
     recipe_sha256: str
     backend: str
     batch: int
-    white_level: int | None
+    options: Mapping[str, Any]
 
     @classmethod
-    def of(cls, predictor: Predictor, batch_size: int, white_level: int | None) -> Engine:
-        """That of an open Predictor, which was made with these two arguments."""
+    def of(cls, predictor: Predictor, batch_size: int, options: Mapping[str, Any]) -> Engine:
+        """That of an open Predictor, which was made with this batch size and these options of frames."""
         batch = min(batch_size, predictor.backend.max_batch)
         backend = predictor.backend.description
-        return cls(predictor.manifest.encoder.id, predictor.recipe.sha256(), backend, batch, white_level)
+        return cls(predictor.manifest.encoder.id, predictor.recipe.sha256(), backend, batch, options)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
@@ -48,7 +48,7 @@ class Engine:
             "recipe_sha256": self.recipe_sha256,
             "backend": self.backend,
             "batch": self.batch,
-            "white_level": self.white_level,
+            **self.options,
         }
 
 
@@ -136,19 +136,10 @@ def record_of(lot: Lot, entry: Entry, fusion: Fusion, engine: Engine) -> dict[st
 
 def _sizes(best: Prediction | None) -> dict[str, float | None]:
     """The strongest region of the deciding image in nanometres; None where there is none, or its scale is unknown."""
-    found: dict[str, float | None] = dict.fromkeys(SIZES)
-    pixel = getattr(best, "pixel_size_nm", None)
-    if best is None or pixel is None:
-        return found
-    width, height = pixel
-    found |= {"pixel_width_nm": width, "pixel_height_nm": height}
-    if best.regions:
-        region = best.regions[0]
-        area = region.area * width * height
-        found |= {
-            "width_nm": region.width * width,
-            "height_nm": region.height * height,
-            "equivalent_diameter_nm": 2 * math.sqrt(area / math.pi),
-            "area_nm2": area,
-        }
-    return found
+    width, height = (best and best.pixel_size_nm) or (None, None)
+    region = best.regions[0] if best is not None and best.regions else None
+    return {
+        "pixel_width_nm": width,
+        "pixel_height_nm": height,
+        **{name: None if region is None else getattr(region, name) for name in SIZES_NM},
+    }

@@ -85,7 +85,7 @@ class BatchBackend(FakeBackend):
 
 def classifier(case: LotCase, predictor: Predictor, out: Path, batch: int) -> LotClassifier:
     codes = Codes.load(case.folder / "codes.toml", predictor.recipe.classes)
-    return LotClassifier(predictor, Engine.of(predictor, batch, None), codes, case.lot.parent, out)
+    return LotClassifier(predictor, Engine.of(predictor, batch, {}), codes, case.lot.parent, out)
 
 
 class Interrupted(Exception):
