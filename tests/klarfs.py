@@ -114,32 +114,7 @@ def nested(
 ) -> bytes:
     """A file of version 1.8; each wafer has the same rows, and the lot's fields follow them."""
     body = list(rows)
-    records = "".join(
-        f"""    Record WaferRecord "{wafer}"
-    {{
-      Field SampleCenterLocation 2 {{500000, -1000000}}
-      Field SlotNumber 1 {{{slot}}}
-      List DefectList
-      {{
-        Columns {columns.count(",") + 1} {{ {columns} }}
-        Data {len(body)}
-        {{
-          {(chr(10) + "          ").join(body)}
-        }}
-      }}
-      Record TestRecord "1"
-      {{
-        Field AreaPerTest 1 {{2.0e+015}}
-        List Unknown
-        {{
-          Columns 1 {{ string TEXT }}
-          Data 1 {{ "a;}}b"; }}
-        }}
-      }}
-    }}
-"""
-        for slot, wafer in enumerate(wafers, start=1)
-    )
+    records = "".join(_wafer_record(wafer, slot, columns, body) for slot, wafer in enumerate(wafers, start=1))
     text = f"""Record FileRecord  "1.8"
 {{
   Record LotRecord "L7"
@@ -167,3 +142,29 @@ def nested(
 EndOfFile;
 """
     return text.replace("\n", end).encode()
+
+
+def _wafer_record(wafer: str, slot: int, columns: str, rows: list[str]) -> str:
+    return f"""    Record WaferRecord "{wafer}"
+    {{
+      Field SampleCenterLocation 2 {{500000, -1000000}}
+      Field SlotNumber 1 {{{slot}}}
+      List DefectList
+      {{
+        Columns {columns.count(",") + 1} {{ {columns} }}
+        Data {len(rows)}
+        {{
+          {(chr(10) + "          ").join(rows)}
+        }}
+      }}
+      Record TestRecord "1"
+      {{
+        Field AreaPerTest 1 {{2.0e+015}}
+        List Unknown
+        {{
+          Columns 1 {{ string TEXT }}
+          Data 1 {{ "a;}}b"; }}
+        }}
+      }}
+    }}
+"""

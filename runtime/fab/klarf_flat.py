@@ -178,6 +178,8 @@ class _Reader:
         elif self.wafer is None or keyword in _RUNNING:
             self.lot[keyword] = (start, end)
             if keyword == "CLASSLOOKUP":
+                if len(self.lookups) >= MAX_WAFERS:
+                    self.source.fail(f"more than {MAX_WAFERS:,} class lookups in one file", start)
                 self.lookups[start, end] = read_lookup(self.source, self.warnings, (start, end))
         else:
             (self.next if self.wafer.lists else self.wafer.values)[keyword] = (start, end)
@@ -185,6 +187,8 @@ class _Reader:
     def finished(self) -> KlarfFile:
         """The model, after the last statement."""
         self._close_wafer()
+        if not self.wafers:
+            self.warnings.add("the file names no wafer", 0)
         return KlarfFile(
             source=self.source,
             version=self.version,

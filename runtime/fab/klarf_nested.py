@@ -44,6 +44,24 @@ _REST = re.compile(rb'(?:[^{}"]++|' + STRING + rb"|" + _BRACED + rb")*+\}")
 _VALUE = re.compile(STRING + rb'|[^ \t\r\n\f\v;"{},]++')
 
 
+_KEPT = {
+    "DEVICEID",
+    "STEPID",
+    "RECIPEID",
+    "INSPECTIONSTATIONID",
+    "FILETIMESTAMP",
+    "RESULTTIMESTAMP",
+    "DIEPITCH",
+    "DIEORIGIN",
+    "SAMPLECENTERLOCATION",
+    "SAMPLESIZE",
+    "SLOTNUMBER",
+    "ORIENTATIONMARKLOCATION",
+    "SAMPLEORIENTATIONMARKTYPE",
+}
+"""The fields that are read; the others are passed over."""
+
+
 class _List(NamedTuple):
     """A list before its rows.
 
@@ -117,6 +135,8 @@ class _Reader:
         """The model, after EndOfFile."""
         if self.file is None:
             self.source.fail("there is no FileRecord", 0)
+        if not self.wafers:
+            self.warnings.add("the file names no wafer", self.file.at)
         lot, nothing = self.lot, _Record("", None, 0)
         return KlarfFile(
             source=self.source,
@@ -172,8 +192,9 @@ class _Reader:
     def _field(self, position: int) -> int:
         found = self._match(_FIELD, position, "a field, `Name n {value, ...}`, belongs")
         record = self.open[-1] if self.open else None
-        if record is not None and record in (self.file, self.lot, *self.wafers[-1:]):
-            record.fields[word(found[1])] = found.span(3)
+        name = word(found[1])
+        if name in _KEPT and record is not None and record in (self.file, self.lot, *self.wafers[-1:]):
+            record.fields[name] = found.span(3)
         return found.end()
 
     def _list(self, position: int) -> int:
@@ -264,6 +285,8 @@ class _Reader:
             before=before or b" ",
             columns=tuple(listed.columns),
         )
+        if len(self.lookups) >= MAX_WAFERS:
+            source.fail(f"more than {MAX_WAFERS:,} class lookups in one file", listed.start)
         self.lookups.append(record.lookup)
         return end
 

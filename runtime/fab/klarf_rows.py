@@ -66,6 +66,8 @@ class Rows:
         cells: list[bytes] = []
         begin = 0
         for match in _LINE.finditer(data, start, end):
+            if match.end() - (begin if cells else match.start()) > MAX_ROW_BYTES:  # before it is taken apart
+                self.source.fail(f"a row is longer than {MAX_ROW_BYTES:,} bytes", match.start())
             line = match[0]
             more = split_row(line, nested=False)
             if not more:
@@ -74,8 +76,6 @@ class Rows:
                 begin = match.end() - len(line.lstrip())
             cells += more
             stop = match.start() + len(line.rstrip())
-            if stop - begin > MAX_ROW_BYTES:
-                self.source.fail(f"a row is longer than {MAX_ROW_BYTES:,} bytes", begin)
             width = self._full_width(cells, begin, listed)
             if width is None or len(cells) < width:
                 continue

@@ -240,6 +240,8 @@ def test_odd_but_clear_files_come_with_warnings() -> None:
         "a class lookup counts 3 classes and holds 2",
     ]
     assert told(nested([nested_row(1)], classes=5)) == ["a class lookup counts 5 classes and holds 2"]
+    assert told(flat([], wafers=[])) == told(nested([], wafers=[])) == ["the file names no wafer"]
+    assert told(flat([flat_row(1)]).replace(b"DefectList", b"Other")) == ["wafer 'W1' has no DefectList"]
     many = read(flat([flat_row(1)] * (MAX_WARNINGS + 30))).warnings
     assert (len(many), many[-1]) == (MAX_WARNINGS + 1, "and 29 more warnings")
 

@@ -140,4 +140,8 @@ def test_too_many_defects_and_wafers_are_refused(monkeypatch: pytest.MonkeyPatch
     assert "wafers in one file" in reason(
         flat(["1"], columns=["DEFECTID"], wafers="abc").replace(b"List\r\n1", b"List")
     )
+    more = b'ClassLookup 1\r\n 1 "a";\r\n' * 2
+    assert "class lookups in one file" in reason(
+        flat(["1"], columns=["DEFECTID"]).replace(b"EndOfFile", more + b"EndOfFile")
+    )
     assert "one of over 2" in reason(nested([], wafers="abc", columns=NESTED_COLUMNS))
