@@ -24,6 +24,8 @@ from .codes import NO_IMAGE, NOT_READ
 
 GOOD = "good"
 """The first class of every recipe."""
+NAMED = 5
+"""Images that could not be read which the reason of a defect names; its list of images has all."""
 
 
 def rank(verdict: str) -> int:
@@ -38,11 +40,12 @@ class Fusion:
     """The verdict of one defect, as its images come in.
 
     best: the prediction that decides, and the name of its image; None as long as none was read.
-    images: what each image says, JSON-ready. unread: the images that could not be read.
+    images: what each image says, JSON-ready. failed: how many could not be read. unread: the first NAMED of them.
     """
 
     best: tuple[str, Prediction] | None = None
     images: list[dict[str, Any]] = field(default_factory=list)
+    failed: int = 0
     unread: list[str] = field(default_factory=list)
 
     def add(self, image: str, kind: str | None, prediction: Prediction) -> None:
@@ -65,11 +68,14 @@ class Fusion:
         """Take in an image that could not be read."""
         reason = printed(error.reason if isinstance(error, FrameError) else error)  # it may quote the name of a folder
         self.images.append({"image": image, "type": kind, "error": reason})
-        self.unread.append(f"{image}: {reason}")
+        self.failed += 1
+        if self.failed <= NAMED:
+            self.unread.append(f"{image}: {reason}")
 
     def verdict(self) -> tuple[str, str]:
         """The verdict and its reason."""
-        unread = f"not read: {'; '.join(self.unread)}" if self.unread else ""
+        more = f"; and {self.failed - NAMED} more" if self.failed > NAMED else ""
+        unread = f"not read: {'; '.join(self.unread)}{more}" if self.failed else ""
         if self.best is None:
             return (NOT_READ, unread) if unread else (NO_IMAGE, "the lot names no image of it to judge")
         image, best = self.best

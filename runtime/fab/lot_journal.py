@@ -15,7 +15,7 @@ from typing import Any
 
 from ..files import open_plain
 
-MAX_LINE = 1 << 26
+MAX_LINE = 1 << 28
 """Bytes of a line: a defect with its images and what was said of each."""
 Key = tuple[str, int, int | None]
 """Wafer, DEFECTID and TEST of a defect."""

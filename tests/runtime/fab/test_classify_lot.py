@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from commandline import names_in
+from commandline import names_in, write_frame
 from conftest import make_recipe
 from lots import CODES, LotCase, Spot, changed_lines, contents, frame, klarf_text, make_case, write_stack
 
@@ -177,3 +177,65 @@ def test_a_defect_that_was_not_read_takes_its_code_if_there_is_one(case: LotCase
     assert case.run() == 1
     assert {line["code"] for line in case.lines() if line["wafer"] == "W2"} == {97}
     assert {d.class_number for d in read_klarf(case.out / NAME).defects if d.wafer == "W2"} == {97}
+
+
+LOT_18 = """Record FileRecord "1.8"
+{
+  Record LotRecord "L18"
+  {
+    Record WaferRecord "W1"
+    {
+      Field SlotNumber 1 {3}
+      List DefectList
+      {
+        Columns 6 { int32 DEFECTID, int32 TEST, int32 CLASSNUMBER, int32 AUTOOFFSEMCLASS, int32 MANSEMCLASS,
+          ImageList IMAGEINFO }
+        Data 3
+        {
+          7 1 0 NA 12 Images 2 { "D:\\lots\\l18\\7.png" "PNG" 1 "Patch", "D:\\lots\\l18\\7-sem.png" "PNG" 1 "SEM" };
+          8 1 0 0 NA N;
+          9 1 0 0 0 Images 1 { "D:\\lots\\l18\\9-sem.png" "PNG" 1 "SEM" };
+        }
+      }
+    }
+    List ClassLookupList
+    {
+      Columns 3 { int32 CLASSNUMBER, string CLASSNAME, string CLASSCODE }
+      Data 1
+      {
+        0 "Unclassified" "";
+      }
+    }
+  }
+}
+EndOfFile;
+"""
+
+
+def test_klarf_1_8_with_one_file_an_image_and_paths_of_the_tool(case: LotCase) -> None:
+    for name, number, defect in (("7.png", 0, False), ("7-sem.png", 1, True), ("9-sem.png", 2, True)):
+        write_frame(case.lot.parent / name, number, defect=defect)
+    case.lot.write_text(LOT_18)
+    assert case.run("--column", "AUTOOFFSEMCLASS", "--column", "CLASSNUMBER") == 0
+    first, second, third = case.lines()
+    assert (first["verdict"], first["code"], first["manual"]) == ("bridge", 12, 12)
+    assert [image["type"] for image in first["images"]] == ["Patch", "SEM"]
+    assert (second["verdict"], third["verdict"], third["slot"]) == ("no image", "hole", "3")
+    text = (case.out / NAME).read_text()
+    assert "7 1 12 12 12 Images 2" in text
+    assert "8 1 0 0 NA N;" in text
+    assert "9 1 13 13 0 Images 1" in text
+    assert '12 "bridge" "";' in text
+    assert case.run("--image-types", "Patch", out=case.folder / "patches") == 0
+
+
+def test_regions_have_sizes_where_the_pixel_is_known(case: LotCase) -> None:
+    assert case.run("--pixel-size", "2x4") == 0
+    for line in case.lines():
+        assert (line["pixel_width_nm"], line["pixel_height_nm"]) == (2, 4)
+        assert (line["area_nm2"] is None) == (line["verdict"] == "good")
+        if line["area_nm2"]:
+            assert line["width_nm"] % 2 == 0
+            assert line["height_nm"] % 4 == 0
+            assert 0 < line["area_nm2"] <= line["width_nm"] * line["height_nm"]
+    assert case.run() == 2  # other options are other settings

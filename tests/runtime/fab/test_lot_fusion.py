@@ -57,3 +57,13 @@ def test_a_good_image_does_not_speak_for_one_that_was_not_read() -> None:
     fusion.add("a", None, make_prediction(verdict="good", score=0.1))
     fusion.fail("b", None, "no such file")
     assert fusion.verdict() == ("not read", "not read: b: no such file; the other images show nothing")
+
+
+def test_a_reason_stays_short_however_many_images_were_not_read() -> None:
+    fusion = Fusion()
+    for number in range(1000):
+        fusion.fail(f"s.tif#{number}", "1", "no such file")
+    verdict, reason = fusion.verdict()
+    assert verdict == "not read"
+    assert reason.endswith("s.tif#4: no such file; and 995 more")
+    assert len(fusion.images) == 1000
