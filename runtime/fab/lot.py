@@ -100,10 +100,10 @@ class LotClassifier:
         return done
 
     def _require_writable(self, lot: Lot) -> None:
-        """Raise KlarfError before any image is judged if a column is missing or a code has another name in the file."""
-        code = next(iter(self.codes.numbers.values()))
-        first = {wafer.defects[0].key: dict.fromkeys(self.columns, code) for wafer in lot.file.wafers if wafer.defects}
-        with_classes(lot.file, first, self.codes.names if self.lookup and lot.file.lookups else None)
+        """Raise KlarfError before any image is judged if a cell cannot take a code, or a code has another name."""
+        cells = dict.fromkeys(self.columns, next(iter(self.codes.numbers.values())))
+        judged = {entry.defect.key: cells for entry in lot.entries() if entry.images}
+        with_classes(lot.file, judged, self.codes.names if self.lookup and lot.file.lookups else None)
 
 
 def lots_of_one_name(paths: Sequence[Path]) -> list[str]:

@@ -25,14 +25,21 @@ SUFFIXES = re.compile(r".+\.(?:klarf|kla|[0-9]{3})", re.IGNORECASE)
 IDLE_S = 30.0
 """The folder is looked through this often, even without an event: a share may pass none on."""
 SETTLE_S = 5.0
+LONGEST_S = 60.0
+"""A lot that is not whole is read again at least this often."""
 
 
 @dataclass(slots=True)
 class _Waiting:
-    """A lot that is not whole yet. since: when it was last seen to change. told: what was last said of it."""
+    """A lot that is not whole yet.
+
+    since: when it was last seen to change, or was read. pause: how long it then is left alone; it grows with each
+    reading that finds nothing new. told: what was last said of it.
+    """
 
     stamp: Stamp
     since: float
+    pause: float
     images: Mapping[str, Stamp] | None = None
     told: str = ""
 
@@ -68,29 +75,28 @@ class LotWatch:
         return bool(self._waiting)
 
     def _consider(self, path: Path, seen: Stamp, now: float) -> None:
-        waiting = self._waiting.setdefault(path, _Waiting(seen, now))
+        waiting = self._waiting.setdefault(path, _Waiting(seen, now, self.settle_s))
         if waiting.stamp != seen:
-            self._waiting[path] = waiting = _Waiting(seen, now, told=waiting.told)
-        if now - waiting.since < self.settle_s:
+            self._waiting[path] = waiting = _Waiting(seen, now, self.settle_s, told=waiting.told)
+        if now - waiting.since < waiting.pause:
             return
         try:
             images = self.open_lot(path).stamps()
         except KlarfIncomplete as exc:
-            waiting.since = now
-            self._tell(waiting, f"waiting: {exc}")
+            self._wait_longer(waiting, now, f"waiting: {exc}")
             return
         except PredictorError as exc:
             self._leave(path, seen, exc)
             return
-        if waiting.images != images:  # first seen, or changed since
-            waiting.images, waiting.since = images, now
         missing = [file for file, there in images.items() if there is None]
+        still, waiting.images = waiting.images == images, images
         if missing:
-            self._tell(
-                waiting, f"waiting: {path}: {len(missing)} of its images are not there yet, such as {missing[0]}"
-            )
-        elif now - waiting.since >= self.settle_s:
+            some = f"{len(missing)} of its images are not there yet, such as {missing[0]}"
+            self._wait_longer(waiting, now, f"waiting: {path}: {some}")
+        elif still:
             self._take(path, seen)
+        else:  # first seen, or changed since
+            waiting.since, waiting.pause = now, self.settle_s
 
     def _take(self, path: Path, seen: Stamp) -> None:
         try:
@@ -108,7 +114,8 @@ class LotWatch:
         self._waiting.pop(path, None)
         self._taken[path] = seen
 
-    def _tell(self, waiting: _Waiting, text: str) -> None:
+    def _wait_longer(self, waiting: _Waiting, now: float, text: str) -> None:
+        waiting.since, waiting.pause = now, min(2 * waiting.pause, max(LONGEST_S, self.settle_s))
         if waiting.told != text:
             waiting.told = text
             print(printable(text), file=sys.stderr)
@@ -126,7 +133,7 @@ class LotWatch:
             while True:
                 wake.clear()
                 waits = self.look(time.monotonic())
-                wake.wait(min(IDLE_S, max(self.settle_s / 4, 0.05)) if waits else IDLE_S)
+                wake.wait(min(IDLE_S, max(self.settle_s / 4, 0.1)) if waits else IDLE_S)
         finally:
             observer.stop()
             observer.join()

@@ -75,7 +75,7 @@ def test_a_lot_without_its_end_waits_and_says_so_once(case: LotCase, capsys: Cap
         assert watched.look(now)
     assert capsys.readouterr().err.count("waiting: ") == 1
     case.lot.write_text(whole)
-    for now in range(100, 120):
+    for now in range(100, 200):
         watched.look(now)
     assert taken == [case.lot]
 
@@ -93,12 +93,26 @@ def test_a_lot_waits_for_its_images_and_for_those_that_still_grow(case: LotCase,
     assert "11 of its images are not there yet, such as stack2.tif#1" in err
     for size in (1000, 2000):
         stack.write_bytes(content[:size])
-        assert watched.look(50 + size / 100)
+        assert watched.look(100 + size / 100)
     stack.write_bytes(content)
-    assert watched.look(80)
+    assert watched.look(130)
     assert taken == []
-    watched.look(85)
+    watched.look(135)
     assert taken == [case.lot]
+
+
+def test_a_lot_that_stays_incomplete_is_read_more_and_more_rarely(case: LotCase) -> None:
+    opened = []
+
+    def open_lot(path: Path) -> Lot:
+        opened.append(path)
+        return Lot.open(path, case.lot.parent)
+
+    (case.lot.parent / "stack2.tif").unlink()
+    watched = LotWatch(case.lot.parent, Taken().classify, open_lot, settle_s=5)
+    for now in range(600):
+        watched.look(now)
+    assert 10 <= len(opened) <= 15
 
 
 def test_a_lot_that_fails_is_left_until_it_changes(case: LotCase, capsys: Capture) -> None:
