@@ -70,6 +70,7 @@ class LotClassifier:
         with locked(self.out / f".{path.name}.lock", path):
             before = None if self.force else read_summary(outputs)
             if before is not None and before["settings"] == settings:
+                outputs.journal.unlink(missing_ok=True)  # of a run that was killed at its very end
                 return _done_before(outputs, before["status"])
             return self._judge(lot, outputs, order)
 

@@ -17,8 +17,8 @@ from .lot_errors import LotError
 from .lot_tally import MANUAL_COLUMNS, UNCLASSIFIED, WaferFacts
 
 _LIKE_A_PAGE = re.compile(r".+#[0-9]{1,9}")
-Stamp = tuple[int, int, int] | None
-"""Inode, size and time of change of an image file; None where it is missing."""
+Stamp = tuple[int, int] | None
+"""Size and time of change of an image file; None where it is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +164,9 @@ def manual_class(defect: Defect) -> int | None:
 
 
 def stamp(file: str) -> Stamp:
+    """What tells that a file has changed."""
     try:
         about = os.stat(file)  # noqa: PTH116
     except (OSError, ValueError):
         return None
-    return about.st_ino, about.st_size, about.st_mtime_ns
+    return about.st_size, about.st_mtime_ns

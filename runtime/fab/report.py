@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -158,8 +159,31 @@ def _agreement(facts: Facts, tally: Tally, codes: Codes) -> list[str]:
         "<h2>Agreement with manual classes</h2>",
         f"<p>{total} judged defects have a manual class (other than 0 and -1); "
         f"{tally.agreed} of them have the same code here ({_share(tally.agreed, total)}).</p>",
+        "<p>Accuracy is the share of a manual class that has its code here; purity the share of a code that people gave "
+        "too. Rejects count for neither.</p>",
+        _table(("code", "manual", "here", "both", "accuracy", "purity"), _rates_by_code(tally, codes)[:MOST_PAIRS]),
         _table(("manual", "here", "code", "defects"), rows[:MOST_PAIRS]),
         more,
+    ]
+
+
+def _rates_by_code(tally: Tally, codes: Codes) -> list[tuple[object, ...]]:
+    """Of each code: defects that people gave it, that have it here, and both. Defects without a manual class are out."""
+    by_hand, here, both = Counter[int](), Counter[int](), Counter[int]()
+    for (manual, verdict), count in tally.manual.items():
+        by_hand[manual] += count
+        here[codes.numbers[verdict]] += count
+        both[manual] += count if manual == codes.numbers[verdict] else 0
+    return [
+        (
+            f"{code} {codes.names.get(code, '')}".strip(),
+            by_hand[code],
+            here[code],
+            both[code],
+            _share(both[code], by_hand[code]),
+            _share(both[code], here[code]),
+        )
+        for code in sorted({*by_hand, *here}, key=lambda code: (-by_hand[code], code))
     ]
 
 

@@ -169,3 +169,16 @@ def test_an_interrupted_run_says_that_its_answers_are_kept(
     monkeypatch.setattr(Journal, "add", interrupt)
     assert case.run() == 130
     assert f"{case.lot}: what was judged is kept; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_run_that_was_killed_at_its_very_end_leaves_no_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    case = make_case(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "remove", lambda self: None)
+        assert case.run() == 0
+    whole = contents(case.out)
+    assert f"{NAME}.journal" in whole
+    assert case.run() == 0
+    assert contents(case.out) == {name: content for name, content in whole.items() if name != f"{NAME}.journal"}

@@ -113,6 +113,8 @@ def test_agreement_counts_codes_and_names_both_sides(codes: Codes) -> None:
     assert ["12 Bridge", "bridge", "12", "3"] in found.rows
     assert ["12 Bridge", "hole", "13", "1"] in found.rows
     assert any("4 judged defects have a manual class" in text and "3 of them" in text for text in found.texts)
+    assert ["12 bridge", "4", "3", "3", "75.0%", "100.0%"] in found.rows
+    assert ["13 hole", "0", "1", "0", "-", "0.0%"] in found.rows
     without = page(tally_of((0, record("good", 0), None)), codes)
     assert not any("Agreement" in text for text in without.texts)
 
