@@ -21,6 +21,7 @@ MAX_ROW_BYTES = 1 << 20
 MAX_DEFECTS = 2_000_000
 MAX_WAFERS = 10_000
 MAX_WARNINGS = 100
+_BLOCK = 1 << 16
 SHOWN = 60
 """Characters of the file's text that a message repeats."""
 _NUMBER = re.compile(rb"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,5})?")
@@ -29,18 +30,29 @@ _EXACT = 2.0**53
 """Whole numbers up to here are exact as float64."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Source:
     """The bytes of one KLARF file, its name for messages, and the encoding of its texts."""
 
     name: str
     data: bytes = field(repr=False)
     encoding: str
+    _lines: list[int] = field(default_factory=list, repr=False)
 
     def line_of(self, offset: int) -> int:
         """The line, from 1, of a byte. CRLF, LF and CR each end a line."""
-        feeds, returns, both = (self.data.count(end, 0, offset) for end in (b"\n", b"\r", b"\r\n"))
-        return feeds + returns - both + 1
+        if not self._lines:  # the lines of each block's first byte, so that a report of many defects stays fast
+            line = 1
+            for start in range(0, len(self.data) + 1, _BLOCK):
+                self._lines.append(line)
+                line += self._ends(start, start + _BLOCK)
+        block = offset // _BLOCK
+        return self._lines[block] + self._ends(block * _BLOCK, offset)
+
+    def _ends(self, start: int, end: int) -> int:
+        """Line ends between two bytes; a CRLF that began before `start` was counted with its CR."""
+        feeds, returns = self.data.count(b"\n", start, end), self.data.count(b"\r", start, end)
+        return feeds + returns - self.data.count(b"\r\n", max(0, start - 1), end)
 
     def fail(self, reason: str, offset: int) -> NoReturn:
         """Raise KlarfError with the line of `offset`."""

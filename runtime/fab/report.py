@@ -159,8 +159,8 @@ def _agreement(facts: Facts, tally: Tally, codes: Codes) -> list[str]:
         "<h2>Agreement with manual classes</h2>",
         f"<p>{total} judged defects have a manual class (other than 0 and -1); "
         f"{tally.agreed} of them have the same code here ({_share(tally.agreed, total)}).</p>",
-        "<p>Accuracy is the share of a manual class that has its code here; purity the share of a code that people gave "
-        "too. Rejects count for neither.</p>",
+        "<p>Accuracy is the share of a manual class that has its code here; purity the share of a code that people "
+        "gave too. A reject has a code of its own.</p>",
         _table(("code", "manual", "here", "both", "accuracy", "purity"), _rates_by_code(tally, codes)[:MOST_PAIRS]),
         _table(("manual", "here", "code", "defects"), rows[:MOST_PAIRS]),
         more,
@@ -168,7 +168,7 @@ def _agreement(facts: Facts, tally: Tally, codes: Codes) -> list[str]:
 
 
 def _rates_by_code(tally: Tally, codes: Codes) -> list[tuple[object, ...]]:
-    """Of each code: defects that people gave it, that have it here, and both. Defects without a manual class are out."""
+    """Of each code: defects that people gave it, that have it here, and both; of those with a manual class alone."""
     by_hand, here, both = Counter[int](), Counter[int](), Counter[int]()
     for (manual, verdict), count in tally.manual.items():
         by_hand[manual] += count

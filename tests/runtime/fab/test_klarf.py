@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -204,6 +205,11 @@ def test_one_file_a_defect() -> None:
     assert [defect.images for defect in file.defects] == [(one,), (two,), ()]
     assert file.warnings == ()
     assert file.wafers[0].image_files == ("L 07_1.jpg", "L_07_2.jpg")
+    (defect,) = read(flat(["1"], columns=["DEFECTID"])).defects
+    assert defect.images == (KlarfImage("lot.tif", None, None, None),), "nothing counts its images"
+    second = data.replace(b"DefectList\r\n3 1 0", b"DefectList\r\n3 1 1")
+    assert [len(defect.images) for defect in read(second).defects] == [1, 1, 0], "no file is named for the third"
+    assert len(read(second).warnings) == 1
 
 
 def test_images_that_are_counted_and_not_listed_are_said() -> None:
@@ -225,6 +231,28 @@ def test_values_belong_to_the_wafers_that_follow_them() -> None:
     assert [wafer.slot for wafer in file.wafers] == ["1", "9"]
     shared = read(f'{first}WaferID "B"{second.replace("ClassLookup", "Unknown")}'.encode())
     assert shared.wafers[1].class_names == {0: "Unclassified", 7: "Hole"}
+
+
+def test_values_that_are_stated_twice_or_only_sometimes_mean_something() -> None:
+    twice = flat(ROWS).replace(b"Slot 1;", b"Slot 1;\r\nResultTimestamp 01-01-27 01:00:00;")
+    assert read(twice).result_time == "07-28-2026 09:00:00"
+    for data in (flat(ROWS).replace(b"Size 1 300", b"Size 2 300"), flat(ROWS).replace(b"Size 1 300", b"Size 1 3 3")):
+        assert read(data).wafers[0].diameter_nm is None
+    (rectangle,) = read(nested([nested_row(1)]).replace(b"{300000000, 0}", b"{300000000, 5}")).wafers
+    assert rectangle.diameter_nm is None
+    (unnamed,) = read(nested([nested_row(1, 'Images 1 { "" "JPG" 1 "P" }')])).defects
+    assert unnamed.images == (KlarfImage(None, 1, "P", "JPG"),)
+
+
+def test_a_wafer_may_have_a_class_lookup_of_its_own_and_so_may_the_file() -> None:
+    data = nested([nested_row(1)], wafers=["A", "B"])
+    start, end = data.index(b"    List ClassLookupList"), data.index(b"  }\n  Field FileTimestamp")
+    listed, without = data[start:end], data[:start] + data[end:]
+    assert [wafer.class_names for wafer in read(without).wafers] == [{}, {}]
+    own = data.replace(b"Field SlotNumber 1 {2}", listed.replace(b"Hole", b"Pit"))
+    assert [wafer.class_names[7] for wafer in read(own).wafers] == ["Hole", "Pit"]
+    of_file = without.replace(b"  Field FileTimestamp", listed + b"  Field FileTimestamp")
+    assert [wafer.class_names[7] for wafer in read(of_file).wafers] == ["Hole", "Hole"]
 
 
 def test_odd_but_clear_files_come_with_warnings() -> None:
@@ -258,6 +286,7 @@ def test_encodings() -> None:
     data = flat(ROWS, lot='"Größe"')
     assert read(data).lot == "Größe"
     assert read(b"\xef\xbb\xbf" + data).lot == "Größe"
+    assert "is not utf-8" in reason(b"\xef\xbb\xbf" + data.decode().encode("latin-1"))
     latin = data.decode().encode("latin-1")
     assert (read(latin).lot, read(latin).encoding) == ("Größe", "latin-1")
     windows = flat(ROWS, lot='"‘a’"').decode().encode("cp1252")
@@ -271,3 +300,39 @@ def test_encodings() -> None:
         parse_klarf(b"\xef\xbb\xbf" + data, "a", encoding="latin-1")
     with pytest.raises(KlarfError, match=r"line 7: byte 0xf6 is not utf-8"):
         parse_klarf(latin, "a", encoding="utf-8")
+
+
+def random_row(columns: list[str], cells: dict[str, str], pages: list[int], counted: bool, rng: random.Random) -> str:
+    """A row with blanks, tabs and, within the list of images, line ends as they come."""
+    words = []
+    for column in columns:
+        if column == "IMAGELIST":
+            listed = [*([str(len(pages))] if counted else []), *(f"{page} {rng.randrange(9)}" for page in pages)]
+            words.append(rng.choice([" ", "  ", "\n "]).join(listed))
+        else:
+            words.append(cells[column])
+    return rng.choice(["", " ", "\t"]) + rng.choice([" ", "\t", "   "]).join(word for word in words if word)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_random_files_are_read_as_they_were_made(counted: bool) -> None:
+    rng = random.Random(5)
+    for _ in range(150):
+        columns = ["DEFECTID", "TEST", "XSIZE", "CLASSNUMBER", "IMAGECOUNT", "IMAGELIST", "NOTE", "OTHER"]
+        rng.shuffle(columns)
+        if not counted and columns.index("IMAGECOUNT") > columns.index("IMAGELIST"):
+            columns.reverse()
+        rows, made = [], []
+        for number in range(rng.randint(1, 12)):
+            found = [rng.randint(1, 40) for _ in range(rng.choice([0, 0, 1, 2, 3, 7]))]
+            note = rng.choice(["NA", '""', '"a b"', '"; 1 2 {"', "x"])
+            cells = {"DEFECTID": str(number), "TEST": "1", "XSIZE": "2.5e-1", "CLASSNUMBER": str(rng.randint(-1, 99)),
+                     "IMAGECOUNT": str(len(found)), "NOTE": note, "OTHER": "-1.5"}  # fmt: skip
+            rows.append(random_row(columns, cells, found, counted, rng))
+            made.append((number, int(cells["CLASSNUMBER"]), note, 250.0, found))
+        file = read(flat(rows, columns=columns, end=rng.choice(["\n", "\r\n"]), last=rng.choice([";", " ;", "\n;"])))
+        read_back = [
+            (d.id, d.class_number, d.cells["NOTE"], d.xsize_nm, [image.page for image in d.images])
+            for d in file.defects
+        ]
+        assert read_back == made, columns

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from klarfs import NESTED_COLUMNS, flat, flat_row, nested, nested_row, reason
+from klarfs import NESTED_COLUMNS, flat, flat_row, nested, nested_row, read, reason
 
 from runtime.errors import KlarfError, KlarfIncomplete
-from runtime.fab import klarf
+from runtime.fab import klarf, klarf_tokens
 from runtime.fab.klarf import read_klarf
 from runtime.fab.klarf_tokens import MAX_ROW_BYTES
 
@@ -36,6 +36,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "id is text": (flat(["x 1"], columns=["DEFECTID", "TEST"]), "DEFECTID is 'x', which is no number"),
     "id is NA": (flat(["NA 1"], columns=["DEFECTID", "TEST"]), "DEFECTID is NA"),
     "id is no whole number": (flat(["1.5 1"], columns=["DEFECTID", "TEST"]), "no whole number"),
+    "id is not exact": (flat(["1e17 1"], columns=["DEFECTID", "TEST"]), "no whole number"),
     "huge number": (flat(["1 1e999"], columns=["DEFECTID", "XREL"]), "XREL is '1e999', which is no number"),
     "underscore": (flat(["1_0 1"], columns=["DEFECTID", "TEST"]), "which is no number"),
     "not a number": (flat(["1 nan"], columns=["DEFECTID", "XREL"]), "XREL is 'nan'"),
@@ -127,6 +128,16 @@ def test_counts_of_the_file_take_no_memory() -> None:
     assert "ends after" in reason(flat([flat_row(1).replace("0 0", "999999999 999999999")]))
     assert "999999999 rows" in reason(nested([nested_row(1)]).replace(b"Data 1\n", b"Data 999999999\n", 1))
     assert "999999999 images" in reason(nested([nested_row(1, "Images 999999999 {}")]))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("block", [1, 2, 7, 1 << 16])
+def test_lines_are_counted_in_blocks(end: str, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(klarf_tokens, "_BLOCK", block)
+    data = flat(ROWS, end=end)
+    lines = data.decode().split(end)
+    for defect, row in zip(read(data).defects, ROWS, strict=True):
+        assert lines[defect.line - 1].strip(" ;") == row.strip()
 
 
 def test_too_many_defects_and_wafers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

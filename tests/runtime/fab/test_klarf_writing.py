@@ -122,7 +122,18 @@ def test_an_empty_lookup_gets_its_first_number(end: str) -> None:
         file = read(after)
         assert file.wafers[0].class_names == {5: "Scratch"}
         assert file.warnings == ()
+        row = next(line for line in after.decode().split(end) if "Scratch" in line)
+        assert row.strip(" ;").startswith('5 "Scratch"'), "it has a line of its own"
         assert after.count(b"\r\n") == (after.count(b"\n") if end == "\r\n" else 0)
+
+
+def test_cells_and_names_in_one_go() -> None:
+    wanted = {"AUTOOFFSEMCLASS": 8, "CLASSNUMBER": 9}  # not in the file's order
+    for key in (("W2", 1, 1), ("W1", 2, 1)):
+        both = with_classes(read(NESTED), {key: wanted}, {9: "Scratch"})
+        assert both == with_classes(read(with_classes(read(NESTED), {}, {9: "Scratch"})), {key: wanted})
+        flat_one = with_classes(read(FLAT), {key: {"CLASSNUMBER": 9}}, {9: "Scratch"})
+        assert flat_one == with_classes(read(with_classes(read(FLAT), {}, {9: "Scratch"})), {key: {"CLASSNUMBER": 9}})
 
 
 def test_lookups_on_one_line_stay_on_one_line() -> None:
