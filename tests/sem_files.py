@@ -1,4 +1,4 @@
-"""Files as the makers of SEMs write them: tags of TIFF files, texts beside frames, and frames with text bars."""
+"""Files as the makers of microscopes write them: tags of TIFF files, texts beside frames, and frames with text bars."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The texts that the makers of SEMs write into their files and beside them, field by field.
+"""The texts that the makers of microscopes write into their files and beside them, field by field.
 
 All texts are of bounded length and of others: nothing in them is followed, evaluated or trusted to be there.
 """
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 Sections: TypeAlias = "Mapping[str, Mapping[str, str]]"
 
+_MOST_LINES = 20_000
+"""Of a text with sections, counted twice where lines end in two characters. Real ones have 300."""
 _MM = 1e-6
 """Millimetres in a nanometre."""
 _ZEISS_KEYS = (
@@ -41,7 +43,12 @@ def text_of(data: bytes) -> str:
 
 
 def sections_of(text: str) -> Sections:
-    """`[section]` and `key=value`, as FEI, Hitachi and Tescan write them. What precedes the first section is in ""."""
+    """`[section]` and `key=value`, as FEI, Hitachi and Tescan write them. What precedes the first section is in "".
+
+    Raises ValueError for more lines than any tool writes.
+    """
+    if text.count("\n") + text.count("\r") + text.count("\0") > _MOST_LINES:
+        raise ValueError(f"it has more than {_MOST_LINES:,} lines")
     found: dict[str, dict[str, str]] = {"": {}}
     section = found[""]
     for line in text.replace("\0", "\n").splitlines():

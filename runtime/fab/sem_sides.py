@@ -58,16 +58,24 @@ def _read(side: str, size: tuple[int, int]) -> SemMetadata:
     except (OSError, FrameError) as exc:
         reading.warn(f"cannot be read ({getattr(exc, 'strerror', None) or exc})")
         return reading.result()
-    text = text_of(data[:MOST_BYTES])
-    sections = sections_of(text) if "[" in text else {}
-    if _HITACHI in sections:
-        read_hitachi(sections[_HITACHI], reading)
-    elif "MAIN" in sections and "PixelSizeX" in sections["MAIN"]:
-        read_tescan(sections, reading)
-    elif text.startswith("$") or "\n$CM_" in text:
-        read_jeol(text, reading)
-    else:
-        return NOTHING
+    try:
+        if not _read_text(text_of(data[:MOST_BYTES]), reading):
+            return NOTHING
+    except ValueError as exc:
+        reading.warn(f"is not read ({exc})")
     if len(data) > MOST_BYTES:
         reading.warn(f"is longer than {MOST_BYTES:,} bytes; the rest is not read")
     return reading.result()
+
+
+def _read_text(text: str, reading: Reading) -> bool:
+    """Read the text of a tool; False if it is none."""
+    if f"[{_HITACHI}]" in text:
+        read_hitachi(sections_of(text).get(_HITACHI, {}), reading)
+    elif "[MAIN]" in text and "PixelSizeX=" in text:
+        read_tescan(sections_of(text), reading)
+    elif "$CM_" in text or "$$SM_" in text:
+        read_jeol(text, reading)
+    else:
+        return False
+    return True

@@ -111,6 +111,7 @@ def test_file_and_side_file_must_agree(tmp_path: Path) -> None:
         ("a.txt", JEOL.replace("1um", "1"), "pixel_size_nm is not read"),
         ("a.txt", JEOL.replace("SIZE 128 80", "SIZE 128 10"), "a text bar of 86 rows is not possible"),
         ("a.hdr", TESCAN.replace("4.1e-008", "4.1"), "pixel_size_nm is not read"),
+        ("a.txt", HITACHI + "[a]\n" * 20_000, "it has more than 20,000 lines"),
         ("a.txt", HITACHI + " " * MOST_BYTES, f"is longer than {MOST_BYTES:,} bytes"),
     ],
 )

@@ -12,6 +12,7 @@ from sem_files import FEI, grey, tiff, with_bar
 
 from calibration.dataset import load_dataset
 from export import teach
+from export.teaching import text_bars
 from export.teaching.text_bars import MOST_FRAMES, find_text_bars
 from runtime.errors import BarsError
 from runtime.recipe import FrameOptions, Recipe
@@ -32,10 +33,16 @@ def test_the_bars_of_a_set_are_found(tmp_path: Path) -> None:
     assert (bars.top, bars.bottom, bars.seen, bars.how) == (0, 20, 6, "pixels")
 
 
-def test_a_large_set_is_looked_at_in_samples_of_all_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_set_is_looked_at_in_samples_of_all_classes(tmp_path: Path) -> None:
     dataset = load_dataset(data_folder(tmp_path, (0,) * (MOST_FRAMES + 6)))
     bars = find_text_bars(dataset, FrameOptions())
     assert bars.seen == (MOST_FRAMES + 6) / 2
+
+
+def test_fewer_large_frames_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_bars, "MOST_PIXELS", 10 * 120 * 200)
+    bars = find_text_bars(load_dataset(data_folder(tmp_path, (0,) * 20)), FrameOptions())
+    assert bars.seen == 10
 
 
 def test_metadata_beside_and_in_the_frames_count(tmp_path: Path) -> None:
