@@ -9,7 +9,7 @@ import pytest
 from parquets import answers, rewritten, write
 
 from runtime import Prediction, RowError
-from runtime.parquet import check_schema, read_results, read_rows
+from runtime.parquet import check_schema, read_results, read_rows, table_of
 from runtime.rows import NAMES
 
 pa = pytest.importorskip("pyarrow")
@@ -43,12 +43,13 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
     [
         (lambda table: table.drop_columns(["score"]), r"score; judge the frames again"),
         (lambda table: table.append_column("score", table["score"]), r"score; judge"),
+        (lambda table: table.set_column(0, "source", pa.array([1, 2, 3], pa.int64())), r"source \(int64, not string\)"),
         (
-            lambda table: table.set_column(0, "source", pa.array([1, 2, 3], pa.int64())),
-            r"source \(int64, not string\)",
+            lambda table: table.set_column(0, pa.field("source", pa.string(), nullable=False), table["source"]),
+            r"source \(string not null, not string\)",
         ),
     ],
-    ids=["missing", "twice", "another type"],
+    ids=["missing", "twice", "another type", "not null"],
 )
 def test_columns_that_are_not_those_of_the_schema_are_named(change: Any, told: str, file: Path) -> None:
     changed = change(pq.read_table(file))
@@ -83,6 +84,16 @@ def of_a_damaged_index(file: Path) -> None:
     file.write_bytes(content)
 
 
+def with_a_page_of_no_values(file: Path) -> None:
+    """pyarrow ends there as if the file had no rows: the count of values has no checksum."""
+    content = bytearray(file.read_bytes())
+    index = pq.ParquetFile(file).metadata.row_group(0).column(NAMES.index("score"))
+    start = index.data_page_offset
+    at = content.index(b"\x1c\x15\x06", start)  # the struct of a data page, whose first number is 3, doubled
+    content[at + 2] = 0
+    file.write_bytes(content)
+
+
 def gone(file: Path) -> None:
     file.unlink()
 
@@ -101,6 +112,7 @@ def a_folder(file: Path) -> None:
         (without_its_start, "is damaged"),
         (of_a_huge_index, "states an index of 2,147,483,647 bytes: it is damaged"),
         (of_a_damaged_index, "is damaged"),
+        (with_a_page_of_no_values, "its rows are not as many as its index says"),
         (gone, "does not exist"),
         (a_folder, "cannot be read"),
     ],
@@ -133,6 +145,23 @@ def test_a_row_group_beyond_all_bounds_is_refused_before_it_is_read(
         RowError, match=r"row group 0 has 3 rows and [\d,]+ bytes, more than .*: write smaller row groups"
     ):
         next(read_rows(file))
+
+
+@pytest.mark.parametrize("column", ["source", "features"])
+def test_a_small_file_that_unpacks_to_a_huge_table_is_refused(
+    column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text or a list is stored once and repeated by each row."""
+    monkeypatch.setattr("runtime.parquet._MAX_GROUP_BYTES", 1 << 22)
+    monkeypatch.setattr("runtime.parquet._MAX_BATCH_BYTES", 1 << 21)
+    value = {"source": "x" * (1 << 18), "features": [0.5] * (1 << 15)}[column]
+    table = table_of([answers(1)[0].to_row() | {column: value}])
+    table = pa.concat_tables([table] * 300).combine_chunks()
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 1 << 17
+    with pytest.raises(RowError, match=r"of its rows are [\d,]+ bytes, which no rows are|write smaller row groups"):
+        next(read_rows(path))
 
 
 def test_a_damaged_row_of_a_sound_file_is_told(file: Path) -> None:
