@@ -85,7 +85,7 @@ class LotClassifier:
                 "add --force to replace it",
             )
         outputs.summary.unlink(missing_ok=True)  # until all files are of this run
-        keys = (entry.defect.key for entry in lot.entries())
+        keys = (defect.key for defect in lot.file.defects)
         with Journal(outputs.journal, header, keys) as journal:
             _say_where_it_begins(lot, journal)
             left = sum(len(wafer.defects) for wafer in lot.file.wafers) - journal.resumed

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..errors import FrameError, KlarfError
+from ..errors import FrameError
 from .klarf import read_klarf
 from .klarf_images import ImageFolder, image_files
 from .klarf_model import Defect, KlarfFile, KlarfImage
@@ -61,6 +61,8 @@ class Lot:
     folder: ImageFolder
     types: tuple[str, ...] = ()
     _found: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    _files: set[str] = field(default_factory=set, repr=False)
+    _missing: dict[str, None] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: Path, images: Path, types: Sequence[str] = (), encoding: str | None = None) -> Lot:
@@ -92,15 +94,10 @@ class Lot:
 
     def stamps(self) -> dict[str, Stamp]:
         """Every image file of the lot as it is now; of a missing one, its name in the lot and None."""
-        images = [image for entry in self.entries() for image in entry.images]
-        files = {image.file for image in images if image.file}
-        return {file: stamp(file) for file in sorted(files)} | {i.name: None for i in images if i.missing}
+        return {file: stamp(file) for file in sorted(self._files)} | dict.fromkeys(self._missing)
 
     def _entry(self, wafer: int, defect: Defect) -> Entry:
-        try:
-            images = defect.images
-        except KlarfError as exc:
-            return Entry(wafer, defect, (LotImage("its list of images", None, fault=str(exc)),), 0)
+        images = defect.images
         chosen = [image for image in images if not self.types or image.type in self.types]
         return Entry(wafer, defect, tuple(map(self._image, chosen)), len(images) - len(chosen))
 
@@ -126,32 +123,26 @@ class Lot:
         return file, ""
 
     def _check(self) -> None:
-        types: dict[str, None] = {}
+        """Note all image files, and raise LotError for what cannot be judged."""
         seen: set[tuple[str, int, int | None]] = set()
-        twice: list[str] = []
+        twice: list[Defect] = []
         for entry in self.entries():
-            key = entry.defect.key
-            if key in seen:
-                twice.append(
-                    f"line {entry.defect.line}: wafer {key[0]}, DEFECTID {key[1]}, TEST {key[2]} is there twice"
-                )
-            seen.add(key)
-            if self.types and len(types) < 100:
-                types |= dict.fromkeys(_types_of(entry.defect))
-        absent = [name for name in self.types if name not in types]
-        if self.types and absent:
-            had = ", ".join(types) or "no types"
-            raise LotError(self.path, f"no image is of type {', '.join(absent)}; its images have {had}")
+            if entry.defect.key in seen:
+                twice.append(entry.defect)
+            seen.add(entry.defect.key)
+            self._files.update(image.file for image in entry.images if image.file)
+            self._missing.update((image.name, None) for image in entry.images if image.missing)
         if twice:
-            more = [f"and {len(twice) - 20} more"] if len(twice) > 20 else []
-            raise LotError(self.path, [*twice[:20], *more])
-
-
-def _types_of(defect: Defect) -> list[str]:
-    try:
-        return [image.type for image in defect.images if image.type is not None]
-    except KlarfError:  # which the defect's own line of the results says
-        return []
+            named = [
+                f"line {d.line}: wafer {d.wafer}, DEFECTID {d.id}, TEST {d.test} is there twice" for d in twice[:20]
+            ]
+            raise LotError(self.path, named + ([f"and {len(twice) - 20} more"] if len(twice) > 20 else []))
+        if self.types:
+            there = {image.type or "" for defect in self.file.defects for image in defect.images}
+            absent = [name for name in self.types if name not in there]
+            if absent:
+                had = ", ".join(sorted(there - {""})[:20]) or "no types"
+                raise LotError(self.path, f"no image is of type {', '.join(absent)}; its images have {had}")
 
 
 def manual_class(defect: Defect) -> int | None:
