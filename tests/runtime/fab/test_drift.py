@@ -50,6 +50,8 @@ def test_p_values_are_those_of_the_textbook_tests() -> None:
         x, y = rng.normal(size=a), rng.normal(0.4, size=b)
         assert kolmogorov_smirnov(x, y) == pytest.approx(stats.ks_2samp(x, y, method="asymp").pvalue, rel=0.35)
         assert kolmogorov_smirnov(y, x) == kolmogorov_smirnov(x, y)
+        same = rng.normal(size=b)
+        assert kolmogorov_smirnov(x, same) == pytest.approx(stats.ks_2samp(x, same, method="asymp").pvalue, abs=0.08)
     for table in ((3, 50, 12, 60), (0, 20, 5, 10), (10, 100, 10, 100), (0, 50, 0, 30), (20, 20, 10, 10)):
         r, n, x, m = table
         expected = stats.fisher_exact([[x, m - x], [r, n - r]], alternative="greater").pvalue

@@ -182,3 +182,16 @@ def test_a_run_that_was_killed_at_its_very_end_leaves_no_journal(
     assert f"{NAME}.journal" in whole
     assert case.run() == 0
     assert contents(case.out) == {name: content for name, content in whole.items() if name != f"{NAME}.journal"}
+
+
+def test_results_that_are_being_replaced_are_not_taken_for_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    case = make_case(tmp_path)
+    assert case.run() == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", lambda self, record: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert case.run("--force") == 130
+    capsys.readouterr()
+    assert case.run() == 0
+    assert "was judged before" not in capsys.readouterr().err

@@ -158,6 +158,17 @@ def test_drift_is_said_with_its_numbers(codes: Codes) -> None:
     assert any("None found" in text for text in calm.texts)
 
 
+def test_of_each_defect_the_first_image_that_was_read_counts_for_drift() -> None:
+    images = [
+        {"image": "a", "type": "1", "error": "gone"},
+        {"image": "b", "type": "1", "verdict": "unknown", "label": "hole", "score": 0.25, "novelty": 0.5},
+        {"image": "c", "type": "1", "verdict": "hole", "label": "hole", "score": 0.75, "novelty": 0.125},
+    ]
+    (group,) = tally_of((0, record("hole", 13, images=images), None)).frames.groups().values()
+    assert (group.frames, group.rejected) == (1, 1)
+    assert (group.score.tolist(), group.novelty.tolist()) == ([0.25], [0.5])
+
+
 def test_hostile_texts_stay_texts(codes: Codes) -> None:
     line = record("hole", 13, wafer=HOSTILE, images=[{"image": HOSTILE, "type": HOSTILE, "error": HOSTILE}])
     tally = tally_of((0, line, 12), name=HOSTILE)
