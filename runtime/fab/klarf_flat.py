@@ -125,7 +125,7 @@ def _statements(source: Source, start: int) -> Iterator[_Statement]:
             source.end_too_soon(f"inside {keyword}")
         if data[end : end + 1] != b";":
             source.fail("a text has no closing quote on its line", end)
-        inside = _INSIDE.search(data, begin, end) if keyword not in ("DEFECTRECORDSPEC", "DEFECTLIST") else None
+        inside = _INSIDE.search(data, begin, end) if keyword != "DEFECTRECORDSPEC" else None
         if inside is not None:
             source.fail(f"{inside[1].decode()} begins before {keyword} has ended with `;`", inside.start(1))
         yield _Statement(keyword, at, begin, end)

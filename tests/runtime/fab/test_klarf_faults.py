@@ -26,6 +26,7 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "two lots nested": (nested([nested_row(1)], wafers=['W"\n{}\nRecord LotRecord "b']), "a second lot begins"),
     "open quote": (flat(ROWS, lot='"L7'), "line 7: a text has no closing quote on its line"),
     "missing semicolon": (flat(ROWS).replace(b'"L7";', b'"L7"'), "line 8: SampleSize begins before LOTID has ended"),
+    "rows without an end": (flat(ROWS, last=""), "SummarySpec begins before DEFECTLIST has ended with `;`"),
     "comment": (flat(ROWS).replace(b"Slot 1;", b"# Slot 1;"), "stands where a keyword belongs"),
     "value too much": (flat([flat_row(1) + " 5"]), "a row has 13 values where its columns need 12"),
     "value too few": (flat([" 1 2 3"]), "a row ends after 3 values"),
