@@ -24,7 +24,7 @@ from . import bmp, inflate, jpeg, png, tiff
 from .arguments import whole_number
 from .errors import FrameError, raised_by_handler
 from .fab.sem_sides import read_sides
-from .fab.sem_values import combined
+from .fab.sem_values import NOTHING, combined
 from .files import open_plain
 from .manifest import Encoder
 from .pixels import MAX_PIXELS, MAX_SIDE, Decoded, Pixels, Stored, check_pixels, decoded
@@ -249,7 +249,8 @@ def _from_file(path: str, options: FrameOptions, name: str, sides: bool) -> Deco
     if not sides:
         return frame
     size = frame.pixels.size[::-1] if isinstance(frame.pixels, Image.Image) else frame.pixels.shape
-    return replace(frame, sem=combined(frame.sem, read_sides(path, (size[0], size[1]))))
+    beside = read_sides(path, (size[0], size[1]))
+    return frame if beside is NOTHING else replace(frame, sem=combined(frame.sem, beside))
 
 
 def _from_page(path: str, page: int | None, options: FrameOptions, name: str) -> Decoded:

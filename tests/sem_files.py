@@ -76,9 +76,16 @@ def tiff(*tags: tuple[int, str | bytes], frame: np.ndarray | None = None, end: b
 
 
 def with_bar(
-    frame: np.ndarray, rows: int, *, edge: str = "bottom", dark: bool = True, line: int = 0, left_over: int = 0
+    frame: np.ndarray,
+    rows: int,
+    *,
+    edge: str = "bottom",
+    dark: bool = True,
+    line: int = 0,
+    left_over: int = 0,
+    cells: bool = False,
 ) -> np.ndarray:
-    """A frame with a text bar drawn over it: settings, a scale bar, perhaps a line between bar and image."""
+    """A frame with a text bar drawn over it: settings, a scale bar, perhaps a line between bar and image, or cells."""
     paper, ink = (0, 255) if dark else (255, 0)
     width = frame.shape[1]
     bar = Image.new("L", (width, rows), paper)
@@ -88,6 +95,11 @@ def with_bar(
     draw.line([(width - 60, rows - 4), (width - 8, rows - 4)], fill=ink, width=2)
     if line:
         draw.rectangle([(0, 0), (width, line - 1)], fill=ink)
+    if cells:
+        draw.rectangle([(0, 0), (width - 1, rows - 1)], outline=ink)
+        draw.line([(0, rows // 4), (width, rows // 4)], fill=ink, width=2)
+        for column in range(width // 4, width, width // 4):
+            draw.line([(column, 0), (column, rows)], fill=ink)
     drawn = np.asarray(bar)
     drawn = drawn if edge == "bottom" else drawn[::-1]
     found = frame.copy()

@@ -35,10 +35,10 @@ _INK = 60
 """Difference of a text's grey value from its background."""
 _MOST_INK, _WORDS, _WORD_ROWS = 0.45, 4, 3
 """Most ink of a bar; and strokes side by side in a row of text, in at least so many rows."""
-_EMPTY, _BETWEEN = 0.015, 0.15
-"""Ink of a row without text; share of such rows in a bar, above, below and between its lines of text."""
+_EMPTY, _BETWEEN = 0.03, 0.15
+"""Ink of a row without text, which borders of cells may cross; share of such rows in a bar, around its text."""
 _LINE = 3
-"""Rows of a line that may border a bar, in another grey value; and of the image that may be left over beyond it."""
+"""Rows of a line along a bar or across it, in another grey value; and of the image that may be left over beyond it."""
 _LINE_ROW = 0.95
 """Share of a line's pixels that are within _FLAT of its grey value, which is the same in all frames."""
 _SAME_INK = 0.2
@@ -299,9 +299,11 @@ def _rows_from(rows: Grey, levels: Sequence[int], first: int, most: int) -> int:
     if _share(rows[first], level) < _BLANK_ROW:
         return 0
     blank: list[int] = []
+    others = 0  # rows in another grey value: a few are a line between cells of the bar, more are the image
     for index in range(first, most):
         share = _share(rows[index], level)
-        if share < _TEXT_ROW:
+        others = 0 if share >= _TEXT_ROW else others + 1
+        if others > _LINE:
             break
         if share >= _BLANK_ROW:
             blank.append(index)

@@ -26,6 +26,9 @@ _ZEISS_KEYS = (
     *("AP_IMAGE_PIXEL_SIZE", "DP_IMAGE_STORE", "AP_MAG", "AP_ACTUALKV", "AP_WD", "DP_DETECTOR_TYPE"),
     *("DP_DETECTOR_CHANNEL", "DP_SEM", "AP_DATE", "AP_TIME"),
 )
+_ZEISS_HEAD, _ZEISS_SCALE, _ZEISS_COLUMNS = 200, 3, 1024
+"""Where older files have the size of a pixel alone: the fourth line, without a name, in m, of an image of 1024 columns.
+AP_PIXEL_SIZE is that of the screen."""
 _ZEISS_VALUE = re.compile(r"[^=:]{1,80}[=:](.{0,400})")
 _ENTITIES = re.compile(r"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
@@ -89,11 +92,13 @@ def read_zeiss(text: str, reading: Reading) -> None:
     """SmartSEM (TIFF tag 34118): a line with the key, then a line with label, mark, value and unit."""
     values = {key: value for key in _ZEISS_KEYS if (value := _zeiss_value(text, key))}
     get = values.get
+    unnamed = text[:_ZEISS_HEAD].splitlines()[_ZEISS_SCALE : _ZEISS_SCALE + 1]
     if "AP_IMAGE_PIXEL_SIZE" in values:
         reading.take_pixel(lambda: quantity(values["AP_IMAGE_PIXEL_SIZE"], LENGTHS_NM))
-        stored = re.fullmatch(r"(\d{1,6}) \* (\d{1,6})", get("DP_IMAGE_STORE", ""))
-        if stored:
-            reading.require_width(int(stored[1]))
+    elif unnamed:
+        reading.take_pixel(lambda: quantity(unnamed[0], LENGTHS_NM, "m") * _ZEISS_COLUMNS / reading.width)
+    if stored := re.fullmatch(r"(\d{1,6}) \* (\d{1,6})", get("DP_IMAGE_STORE", "")):
+        reading.require_width(int(stored[1]))
     reading.take("magnification", get("AP_MAG"), _enlarged)
     reading.take("voltage_kv", get("AP_ACTUALKV"), _kv)
     reading.take("working_distance_mm", get("AP_WD"), _mm)

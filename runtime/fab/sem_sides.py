@@ -42,11 +42,8 @@ def read_sides(path: str, size: tuple[int, int]) -> SemMetadata:
     """
     found = NOTHING
     for side in side_files(path):
-        try:
-            os.stat(side)  # noqa: PTH116  most frames have none, and this is the cheapest way to know
-        except (OSError, ValueError):
-            continue
-        found = combined(found, _read(side, size))
+        if os.access(side, os.F_OK):  # most frames have none, and this is the cheapest way to know
+            found = combined(found, _read(side, size))
     return found
 
 

@@ -7,6 +7,7 @@ such tags costs a few look-ups in a table, and one short read at its end.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any, BinaryIO
 
 from tifffile import TiffPage, TiffTag
@@ -18,6 +19,8 @@ from .sem_values import NOTHING, Reading, SemMetadata, combined
 MOST_BYTES = 1 << 20
 """Of one text. Real ones hold 4 to 66 kB; Tescan's follows a thumbnail."""
 _ZEISS, _FEI, _FEI_XML, _TESCAN, _SIS = 34118, (34680, 34682), 34683, 50431, (33560, 33471)
+MAKERS = (_ZEISS, *_FEI, _FEI_XML, _TESCAN, *_SIS)
+"""Tags that are read, in this order."""
 _X_RESOLUTION, _Y_RESOLUTION, _UNIT = 282, 283, 296
 _INCH, _CENTIMETRE = 2, 3
 _UNIT_NM = {_INCH: 2.54e7, _CENTIMETRE: 1e7}
@@ -32,13 +35,20 @@ _IMAGEJ_UNIT = re.compile(r"^unit=(.{1,20})$", re.MULTILINE)
 _ESCAPED = re.compile(r"\\u([0-9A-Fa-f]{4})")
 
 
-def read_tags(page: TiffPage, file: BinaryIO) -> SemMetadata:
-    """What is known of a page's tool. Never raises: what cannot be read is a warning."""
-    tags, found = page.tags, NOTHING
-    for code in (_ZEISS, *_FEI, _FEI_XML, _TESCAN, *_SIS):
-        tag = tags.get(code)
+def read_tags(page: TiffPage, file: BinaryIO, named: Collection[int] = ()) -> SemMetadata:
+    """What is known of a page's tool. Never raises: what cannot be read is a warning.
+
+    named: those of MAKERS in the page's table. tifffile leaves out a tag whose type or place is damaged.
+    """
+    found = NOTHING
+    for code in MAKERS if named else ():
+        tag = page.tags.get(code)
         if tag is not None:
             found = combined(found, _guarded(tag, page, file))
+        elif code in named:
+            reading = _reading(f"TIFF tag {code}", page)
+            reading.warn("is damaged, and not read")
+            found = combined(found, reading.result())
     if found is not NOTHING:
         return found
     found = _appended(page, file)
@@ -48,16 +58,24 @@ def read_tags(page: TiffPage, file: BinaryIO) -> SemMetadata:
 def _guarded(tag: TiffTag, page: TiffPage, file: BinaryIO) -> SemMetadata:
     reading = _reading(f"TIFF tag {tag.code}", page)
     try:
-        if tag.code in _SIS:
-            _read_sis(tag, page, reading)
-        elif int(tag.dtype) not in _TEXTS or not 0 < tag.count <= MOST_BYTES:
-            reading.warn(f"is not read: it is no text of at most {MOST_BYTES:,} bytes")
-        else:
-            file.seek(tag.valueoffset)
-            return _read_text(tag.code, file.read(tag.count), reading, page)
+        found = _read(tag, page, file, reading)
+        if found.source or found.warnings:
+            return found
+        reading.warn("is not read: it names nothing that is known")
     except Exception as exc:  # damaged beyond what was foreseen; the frame itself is fine
         reading.warn(f"is not read ({type(exc).__name__}: {exc})")
     return reading.result()
+
+
+def _read(tag: TiffTag, page: TiffPage, file: BinaryIO, reading: Reading) -> SemMetadata:
+    if tag.code in _SIS:
+        _read_sis(tag, page, reading)
+        return reading.result()
+    if int(tag.dtype) not in _TEXTS or not 0 < tag.count <= MOST_BYTES:
+        reading.warn(f"is not read: it is no text of at most {MOST_BYTES:,} bytes")
+        return reading.result()
+    file.seek(tag.valueoffset)
+    return _read_text(tag.code, file.read(tag.count), reading, page)
 
 
 def _reading(where: str, page: TiffPage) -> Reading:
@@ -94,7 +112,7 @@ def _read_fei_text(text: str, reading: Reading, page: TiffPage) -> SemMetadata:
 
 def _appended(page: TiffPage, file: BinaryIO) -> SemMetadata:
     """The text after the data, as FEI tools wrote it before they had a tag."""
-    size = file.seek(0, 2)
+    size = page.parent.filehandle.size  # no seek to the end, which would empty the buffer
     file.seek(max(0, size - _LAST))
     if not _KEY_VALUE.search(file.read(_LAST)):
         return NOTHING

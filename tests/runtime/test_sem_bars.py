@@ -64,6 +64,12 @@ def test_a_line_along_the_bar_belongs_to_it(line: int) -> None:
     assert found(*(with_bar(one, 40, line=line) for one in frames())).bottom == 40
 
 
+@pytest.mark.parametrize("dark", [True, False])
+def test_lines_across_a_bar_do_not_end_it(dark: bool) -> None:
+    bars = found(*(with_bar(one, 60, dark=dark, cells=True) for one in frames()))
+    assert bars.bottom == 60
+
+
 def test_frames_of_several_sizes_may_have_one_bar() -> None:
     bars = found(*(with_bar(grey(height, 320, height), 40) for height in (240, 256, 300)))
     assert (bars.bottom, bars.height) == (40, None)

@@ -108,6 +108,14 @@ def test_each_maker_is_read_completely(maker: str) -> None:
     assert read_sem_metadata(EncodedFrame("a.tif", data)) == sem
 
 
+def test_older_zeiss_files_have_the_size_of_a_pixel_without_a_name() -> None:
+    older = ZEISS.replace("AP_IMAGE_PIXEL_SIZE", "AP_OTHER")
+    assert read_sem_metadata(tiff((34118, older))).pixel_size_nm == pytest.approx((7.34375 * 8, 7.34375 * 8))
+    broken = read_sem_metadata(tiff((34118, older.replace("7.343750e-009", "none"))))
+    assert broken.pixel_size_nm is None
+    assert "pixel_size_nm is not read" in broken.warnings[0]
+
+
 def test_fei_is_read_from_its_older_tag_and_from_the_end_of_the_file() -> None:
     expected = known(read_sem_metadata(tiff((34682, FEI))))
     assert known(read_sem_metadata(tiff((34680, FEI)))) == expected
@@ -262,3 +270,20 @@ def test_another_reader_gives_the_same_size_of_a_pixel(shared: Any) -> None:
 def test_no_frame_is_an_error() -> None:
     with pytest.raises(FrameError, match="is not a readable"):
         read_sem_metadata(b"no image")
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_a_tag_of_metadata_that_is_damaged_itself_never_costs_the_frame(maker: str) -> None:
+    """Its type, count and place are changed, in the table of the page."""
+    data = MAKERS[maker][0]
+    code = next(code for code in (34118, 34682, 34683, 50431) if struct.pack("<HH", code, 2) in data or code == 50431)
+    entry = data.index(struct.pack("<H", code), int.from_bytes(data[4:8], "little"))
+    rng = random.Random(3)
+    for _ in range(60):
+        hostile = bytearray(data)
+        for place in rng.sample(range(entry + 2, entry + 12), rng.randrange(1, 5)):
+            hostile[place] = rng.choice((0, 1, 2, 4, 7, 12, 16, 127, 255))
+        sem = read_sem_metadata(bytes(hostile))
+        assert sem.pixel_size_nm is None or min(sem.pixel_size_nm) > 0
+        assert sem.source or sem.warnings
+        np.testing.assert_array_equal(read_frame(bytes(hostile)), grey())
