@@ -16,6 +16,7 @@ from PIL import Image
 from calibration import plots
 from calibration.commands import Calibrate
 from runtime import Predictor, Recipe
+from runtime.commands import Inspect
 from runtime.fab.drift import Collector, find_drift, read_reference
 from runtime.manifest import load_bundle
 
@@ -158,7 +159,7 @@ def test_without_matplotlib_pictures_are_refused_before_any_work(
     assert digests(fake_bundle) == before
 
 
-def test_the_recipe_keeps_what_lots_are_compared_with(fake_bundle: Path, data: Path) -> None:
+def test_the_recipe_keeps_what_lots_are_compared_with(fake_bundle: Path, data: Path, capsys: Capture) -> None:
     assert calibrate(fake_bundle, data, "--defect-rule", "f1-max", "--max-reject", "0.2") == 0
     frames = Collector()
     with Predictor(fake_bundle, backend="fake") as predictor:
@@ -173,3 +174,6 @@ def test_the_recipe_keeps_what_lots_are_compared_with(fake_bundle: Path, data: P
     drift = find_drift(frames.groups(), reference)
     assert drift.changes
     assert all(change.p > 0.5 for change in drift.changes)
+    capsys.readouterr()
+    assert command(Inspect, fake_bundle) == 0
+    assert "drift of lots: tested against 70 calibration frames" in capsys.readouterr().out
