@@ -46,7 +46,7 @@ class Predict:
             metavar="PATH",
             help="frame files, and folders to search for frames; file.tif#3 is page 3 of a stack",
         )
-        _add_frame_options(parser)
+        add_frame_options(parser)
         output = parser.add_argument_group("output")
         output.add_argument(
             "--json",
@@ -91,7 +91,7 @@ class Predict:
         unread: list[FrameError] = []
         frames = find_frames(args.paths, unread)
         _refuse_inputs(args, frames)
-        with _predictor(args) as predictor, _results(args) as write:
+        with open_predictor(args) as predictor, _results(args) as write:
             draw = _overlay_writer(args.overlays, frames)
             print(predictor.backend.description, file=sys.stderr)
             tally = Tally(predictor.recipe.classes, _kept_in(args))
@@ -109,7 +109,7 @@ class Predict:
         return 1 if tally.failures.count or tally.undrawn.count else 0
 
 
-def _add_frame_options(parser: argparse.ArgumentParser) -> None:
+def add_frame_options(parser: argparse.ArgumentParser) -> None:
     """Declare what frames are judged by, and how they are read."""
     frames = parser.add_argument_group("frames")
     frames.add_argument(
@@ -254,7 +254,8 @@ def _refuse_an_input(target: Path, frames: Sequence[str], bundle: Path) -> None:
         raise PredictorError(f"{target} is a frame that is judged: choose another place for the results")
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
+def open_predictor(args: argparse.Namespace) -> Predictor:
+    """By the bundle, and the options of `add_frame_options` and `add_engine_arguments`, with --batch-size."""
     return Predictor(
         args.bundle,
         **engine_options(args),

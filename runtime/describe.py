@@ -7,6 +7,7 @@ from pathlib import Path
 
 from .backends import obstacles
 from .errors import BundleError
+from .fab.drift import read_reference
 from .golden import load_golden
 from .manifest import Artifact, Encoder, Manifest
 from .operating_point import CHANGED_BY_HAND
@@ -124,7 +125,16 @@ def _operating_point_lines(recipe: Recipe) -> list[str]:
     for name, section in recipe.calibration.items():
         if name not in edited and isinstance(section, dict) and "rule" in section:
             lines.append(f"            {name} by {show(section['rule'])}: {show(section.get('promise'))}")
-    return lines if recipe.calibration else [*lines, "            as taught, never calibrated"]
+    if not recipe.calibration:
+        return [*lines, "            as taught, never calibrated"]
+    return [*lines, f"            drift of lots: {_drift_line(recipe)}"]
+
+
+def _drift_line(recipe: Recipe) -> str:
+    reference = read_reference(recipe)
+    if isinstance(reference, str):
+        return f"not tested: {reference}"
+    return f"tested against {sum(group.frames for group in reference.values())} calibration frames"
 
 
 def _target_lines(manifest: Manifest) -> list[str]:

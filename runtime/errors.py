@@ -10,6 +10,7 @@
     │   ├── BarsError             frames do not tell where their text bars are
     │   ├── KlarfError            a KLARF file that cannot be read, or may not be changed as asked
     │   │   └── KlarfIncomplete   a KLARF file that is not whole yet
+    │   ├── (runtime.fab.lot_errors.LotError, for lots and their codes)
     │   ├── QueueFullError        `submit` found no room in time
     │   └── RowError              a row, or a Parquet file of rows, that is none of this version
     ├── (calibration.errors: DatasetError, CalibrationError)
