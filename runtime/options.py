@@ -9,6 +9,7 @@ from typing import Any
 
 from .arguments import MAX_THREADS, gpu_device
 from .backends import NAMES, require_gpu
+from .fab.sem_values import LEAST_PIXEL_NM, MOST_PIXEL_NM
 from .manifest import PRECISIONS
 from .serving.server_options import add_server_arguments, chosen_backend
 
@@ -97,6 +98,29 @@ def _add_list(group: argparse._ArgumentGroup, option: str, known: Sequence[str],
     group.add_argument(
         option, type=names_of(option[2:], known), action=_Collect, default=(), metavar="NAME,...", help=text
     )
+
+
+def add_pixel_size(parser: argparse._ActionsContainer, note: str) -> None:
+    """Declare --pixel-size. note: what holds without it."""
+    parser.add_argument(
+        "--pixel-size",
+        type=pixel_sides,
+        metavar="NM",
+        help="side of a pixel in nm, or WIDTHxHEIGHT of one, for frames whose files do not tell; with it, regions have "
+        f"sizes in nm ({note})",
+    )
+
+
+def pixel_sides(text: str) -> tuple[float, float]:
+    """A type of arguments: "7.344" or "7.344x9.1" as the sides (x, y) of a pixel in nm."""
+    wide, cross, high = text.lower().partition("x")
+    try:
+        sides = float(wide), float(high if cross else wide)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is no size in nm, such as 7.344 or 7.344x9.1') from None
+    if not all(LEAST_PIXEL_NM <= side <= MOST_PIXEL_NM for side in sides):
+        raise argparse.ArgumentTypeError(f"must lie in {LEAST_PIXEL_NM:g} to {MOST_PIXEL_NM:g} nm, not {text}")
+    return sides
 
 
 def add_removed(parser: argparse.ArgumentParser, option: str, instead: str) -> None:
