@@ -32,7 +32,7 @@ def add_engine_arguments(
     group = parser.add_argument_group("engine")
     if "backend" not in several:
         backends = (*backends, "triton")
-    server = "; triton: the inference server at --url" if "triton" in backends else ""
+    server = "; triton: the inference server at --url, no engine of this host" if "triton" in backends else ""
     fake = "; fake: no engine, made-up answers, to test an integration" if "fake" in backends else ""
     names = f"{', '.join(backends)}{server}{fake}"
     if "backend" in several:

@@ -95,6 +95,7 @@ LAYERS = (
     {"runtime.speed"},
     {"runtime.qualification"},
     {"runtime.predictor", "runtime.peak", "runtime.verification"},
+    {"runtime.serving.verify_server"},
     {"runtime.fab.lot_run"},
     {"runtime.fab.lot_results"},
     {"runtime.fab.lot", "runtime.fab.lot_watch"},

@@ -50,6 +50,8 @@ class TritonBackend(Backend):
     in_flight: how many batches are on their way at once; the server computes one while others travel.
     ssl_roots: PEM file of the certificates to trust. By default the connection is not encrypted.
 
+    served: what the model says of itself. where: its name and address, for messages.
+
     Raises BackendUnavailable, with what to do: for a server that is gone, a model that is not there, not ready, or does
     not say which encoder and recipe it holds. `check_encoder` and `warm_up` raise it for those of another bundle.
     """
@@ -77,11 +79,11 @@ class TritonBackend(Backend):
         self._model: V2Model | None = V2Model(url, model, timeout_s, None if ssl_roots is None else Path(ssl_roots))
         self.where = self._model.where
         try:
-            found, self._served = self._look(self._model)
+            found, self.served = self._look(self._model)
             self._signature: tuple[Signature, Signature] = found.inputs, found.outputs
             self._versions = found.versions
-            self.max_batch = min(self._served.max_batch, found.max_batch or self._served.max_batch)
-            self.precision = self._served.precision
+            self.max_batch = min(self.served.max_batch, found.max_batch or self.served.max_batch)
+            self.precision = self.served.precision
             self._title = f"{found.server} at {url}, model {model}"
             self.description = f"{self._title} ({self.precision})"
         except BaseException:
@@ -90,15 +92,15 @@ class TritonBackend(Backend):
 
     def check_encoder(self, encoder: Encoder) -> None:
         """As `Backend.check_encoder`."""
-        if self._served.encoder_id != encoder.id:
+        if self.served.encoder_id != encoder.id:
             raise BackendUnavailable(
-                f"{self.where} computes with encoder {self._served.encoder_id[:12]}, this bundle holds "
+                f"{self.where} computes with encoder {self.served.encoder_id[:12]}, this bundle holds "
                 f"{encoder.id[:12]} ({encoder.architecture}): open the bundle that the server's repository was written "
                 "from, or write the repository from this one"
             )
         inputs, outputs = self._signature
         needed = graph_inputs(encoder)
-        if self._served.recipes:
+        if self.served.recipes:
             needed = {"frames": needed["frames"]}
         faults = [*_differences(inputs, needed), *_differences(outputs, graph_outputs(encoder))]
         if faults:
@@ -176,20 +178,20 @@ class TritonBackend(Backend):
         self._looked_at = time.monotonic()  # other threads need not look as well
         found, served = self._look(model)
         same = ("encoder_id", "value_path", "precision", "model_sha256", "max_batch")
-        changed = [name for name in same if getattr(served, name) != getattr(self._served, name)]
+        changed = [name for name in same if getattr(served, name) != getattr(self.served, name)]
         if changed or (found.inputs, found.outputs) != self._signature or bool(served.recipes) != self._holds_recipes:
             raise BackendUnavailable(
                 f"{self.where} was replaced since it was opened ({', '.join(changed) or 'signature'}): open it again"
             )
         with self._lock:
-            self._served, self._versions = served, found.versions
+            self.served, self._versions = served, found.versions
             route = self._route
             if route is not None and served.recipes and self._holder(served, route.tensors_sha256) != route.version:
                 self._route = None
 
     @property
     def _holds_recipes(self) -> bool:
-        return bool(self._served.recipes)
+        return bool(self.served.recipes)
 
     def _route_of(self, model: V2Model, recipe: Recipe) -> _Route:
         """Raises BackendUnavailable for a recipe that the server cannot answer by."""
@@ -198,15 +200,15 @@ class TritonBackend(Backend):
             if route is None or route.recipe is not recipe:
                 self._require(recipe)
                 digest = tensors_digest(recipe)
-                version = self._holder(self._served, digest)
+                version = self._holder(self.served, digest)
                 if version is None:
                     raise BackendUnavailable(self._not_held(recipe))
-                sent = {} if self._served.recipes else {name: recipe.tensors[name] for name in TENSORS}
+                sent = {} if self.served.recipes else {name: recipe.tensors[name] for name in TENSORS}
                 self._route = route = _Route(recipe, version, digest, model.inputs(sent))
             return route
 
     def _require(self, recipe: Recipe) -> None:
-        served = self._served
+        served = self.served
         if recipe.encoder_id != served.encoder_id:
             raise BackendUnavailable(
                 f"{self.where} computes with encoder {served.encoder_id[:12]}, the recipe was taught on "
@@ -239,7 +241,7 @@ class TritonBackend(Backend):
     def _not_held(self, recipe: Recipe) -> str:
         held = "; ".join(
             f"version {version}: recipe {found.sha256[:12]} of {len(found.classes)} classes"
-            for version, found in sorted(self._served.recipes.items())[:10]
+            for version, found in sorted(self.served.recipes.items())[:10]
         )
         return (
             f"{self.where} does not hold the recipe in use, of {len(recipe.classes)} classes "

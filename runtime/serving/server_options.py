@@ -38,14 +38,27 @@ def add_server_arguments(group: argparse._ArgumentGroup) -> None:
 def chosen_backend(args: argparse.Namespace) -> str | Backend:
     """The backend as `Predictor` takes it: a name, or the connection to the server.
 
+    Raises as `require_no_server` and `connect`.
+    """
+    if args.backend == TritonBackend.name:
+        return connect(args)
+    require_no_server(args)
+    return str(args.backend)
+
+
+def require_no_server(args: argparse.Namespace) -> None:
+    """Raise PredictorError if an option for a server is given; call it where another backend is chosen."""
+    given = [option for name, option in _OPTIONS.items() if getattr(args, name, None) is not None]
+    if given:
+        raise PredictorError(f"{given[0]} belongs to --backend triton: add that, or leave {given[0]} out")
+
+
+def connect(args: argparse.Namespace) -> TritonBackend:
+    """The connection to the server that the options name.
+
     Raises PredictorError for options that do not go together, BackendUnavailable as TritonBackend, and for a server
     that computes in another precision than the one asked for.
     """
-    if args.backend != TritonBackend.name:
-        given = [option for name, option in _OPTIONS.items() if getattr(args, name, None) is not None]
-        if given:
-            raise PredictorError(f"{given[0]} belongs to --backend triton: add that, or leave {given[0]} out")
-        return str(args.backend)
     if args.url is None:
         raise PredictorError("--backend triton needs the address of a server: --url HOST:PORT of its gRPC service")
     if args.threads:

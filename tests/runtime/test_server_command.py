@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 from commandline import errors_in, lines_of, sem_clip, three_frames, write_frame
-from conftest import make_encoder, make_recipe
+from conftest import LinearBackend, make_encoder, make_recipe
 
 from runtime import FakeBackend
 from runtime.cli import main
@@ -54,15 +56,15 @@ def test_predict_prints_what_it_prints_without_a_server(
 def test_a_server_that_ends_in_mid_run_is_an_error_with_what_was_answered_kept(
     fake_bundle: Path, tmp_path: Path, server: FakeServer, capsys: Any
 ) -> None:
-    frames = three_frames(tmp_path / "frames")
-    answered = server.change
+    for number in range(16):
+        write_frame(tmp_path / f"frames/{number:02}.png", number)
+    frames, answered = tmp_path / "frames", itertools.count()
 
-    def die_at_the_second(response: Any) -> None:
-        answered(response)
-        if len(server.batches) > 2:
+    def die(_: Any) -> None:
+        if next(answered) > 8:  # the black frame, and eight: with four on their way, the first is among them
             raise RuntimeError("it fails")
 
-    server.change = die_at_the_second
+    server.change = die
     words = ["predict", fake_bundle, frames, "--backend", "triton", "--url", server.url, "--batch-size", "1"]
     status, err = sem_clip(capsys, *words, "--json", tmp_path / "out.jsonl")
     assert status == 2
@@ -115,6 +117,48 @@ def test_other_commands_run_on_a_server_too(
     status, err = sem_clip(capsys, *words, "--url", server.url)
     assert (status, errors_in(err)) == (0, [])
     assert 8 in server.batches
+
+
+@pytest.fixture
+def any_recipe() -> Any:
+    """A server of a few lines of numpy, whose model takes a recipe with each request."""
+    with FakeServer(config_of(ENCODER, served(ENCODER)), LinearBackend(ENCODER)) as running:
+        yield running
+
+
+def test_verify_proves_a_server(golden_bundle: Path, tmp_path: Path, any_recipe: FakeServer, capsys: Any) -> None:
+    record = tmp_path / "record.json"
+    words = ["verify", str(golden_bundle), "--backend", "triton", "--url", any_recipe.url, "--time", "0.5"]
+    assert main([*words, "--json", str(record)]) == 0
+    assert "triton" in capsys.readouterr().out
+    found = json.loads(record.read_text())
+    (engine,) = found["backends"]
+    assert (engine["backend"], engine["precision"], engine["verdict"]) == ("triton", "fp32", "qualified")
+    assert engine["artifact_sha256"] == "12" * 32
+    any_recipe.change = lambda response: response.raw_output_contents.__setitem__(1, bytes(4 * 16))
+    assert main(words) == 1
+    assert "NOT QUALIFIED" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--backend", "triton"], "--backend triton needs the address of a server"),
+        (["--backend", "triton,cpu", "--url", "URL"], "--backend triton stands alone"),
+        (["--url", "URL"], "--url belongs to --backend triton"),
+        (["--backend", "triton", "--url", "URL", "--device", "0"], 'backend "triton" uses no GPU'),
+        (
+            ["--backend", "triton", "--url", "URL"],
+            "holds its recipes, so it cannot be asked by others: verify the model",
+        ),
+    ],
+)
+def test_verify_refuses_what_it_cannot_prove(
+    golden_bundle: Path, server: FakeServer, capsys: Any, words: list[str], error: str
+) -> None:
+    status, err = sem_clip(capsys, "verify", golden_bundle, *(word.replace("URL", server.url) for word in words))
+    assert status == 2
+    assert error in errors_in(err)[0]
 
 
 @pytest.mark.parametrize("seconds", ["0", "nan", "1e9", "soon"])
