@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..arguments import real_number, whole_number
+from ..encoder import MAX_SIDE
 from ..errors import BackendError, BackendUnavailable, raised_by_handler
 from ..manifest import Encoder
 from ..recipe import TENSORS, Recipe, tensors_digest
@@ -164,7 +165,7 @@ class TritonBackend(Backend):
             raise self._unavailable(model, exc) from exc
         served = Served.read(found.parameters, self.where)
         shape = found.inputs.get("frames", ("", ()))[1]
-        if len(shape) != 3 or min(shape[1:]) < 1:
+        if len(shape) != 3 or not all(1 <= side <= MAX_SIDE for side in shape[1:]):
             raise BackendUnavailable(f"{self.where} takes no frames [batch, height, width] of a fixed size: {WRITE}")
         if served.recipes and not set(map(str, served.recipes)) >= set(found.versions):
             raise BackendUnavailable(

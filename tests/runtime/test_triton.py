@@ -188,6 +188,10 @@ def other_size(server: FakeServer) -> None:
     server.config.input[0].dims[0] = 32
 
 
+def huge_size(server: FakeServer) -> None:
+    server.config.input[0].dims[0] = 2**40
+
+
 def other_type(server: FakeServer) -> None:
     server.config.input[0].data_type = model_config_pb2.TYPE_FP32
 
@@ -235,6 +239,7 @@ def no_map(server: FakeServer) -> None:
         (with_parameter("recipes", '{"1": {}}'), "parameters.recipes.1.tensors_sha256 is missing"),
         (with_parameter("more", "1"), "parameters.more is not known"),
         (other_size, "frames is uint8 [-1, 32, 64], not uint8 [-1, 64, 64]"),
+        (huge_size, "takes no frames [batch, height, width] of a fixed size"),
         (other_type, "frames is float [-1, 64, 64], not uint8 [-1, 64, 64]"),
         (other_name, "takes no frames [batch, height, width] of a fixed size"),
         (other_rank, "takes no frames [batch, height, width] of a fixed size"),
