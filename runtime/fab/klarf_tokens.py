@@ -7,7 +7,6 @@ need it.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -28,6 +27,8 @@ _NUMBER = re.compile(rb"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[
 _WHOLE = re.compile(rb"[+-]?[0-9]{1,18}")
 _EXACT = 2.0**53
 """Whole numbers up to here are exact as float64."""
+_LARGEST = 1e100
+"""Of any number, so that lengths and positions, which are products of these, are finite too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,12 +71,13 @@ class Source:
         return token.decode(self.encoding, "replace")
 
     def number(self, token: bytes, what: str, offset: int) -> float | None:
-        """A finite number, None for NA. Raises KlarfError with the line of `offset`."""
+        """A number up to _LARGEST, None for NA. Raises KlarfError with the line of `offset`."""
         if _NUMBER.fullmatch(token):
             value = float(token)
-            if math.isfinite(value):
-                return value
-        elif token == b"NA":
+            if abs(value) > _LARGEST:
+                self.fail(f"{what} is {shown(token)}, which is too large", offset)
+            return value
+        if token == b"NA":
             return None
         self.fail(f"{what} is {shown(token)}, which is no number", offset)
 
