@@ -93,7 +93,6 @@ class _Open:
     values: dict[str, _Span]
     lists: int = 0
     defects: list[Defect] = field(default_factory=list)
-    files: dict[str, None] = field(default_factory=dict)
 
 
 def read_flat(source: Source, start: int) -> KlarfFile:
@@ -245,7 +244,6 @@ class _Reader:
                 orientation=self._lot_text("ORIENTATIONMARKLOCATION"),
                 mark=self._lot_text("SAMPLEORIENTATIONMARKTYPE"),
                 class_names=self._names(),
-                image_files=tuple(wafer.files),
                 defects=tuple(wafer.defects),
             )
         )
@@ -298,8 +296,6 @@ class _Reader:
                 if defect.whole("IMAGECOUNT"):
                     self.warnings.add(f"defect {defect.id} counts images that the file does not list", defect.start)
         self.wafer.defects += defects
-        if self.tiff is not None and defects:
-            self.wafer.files[self.tiff] = None
         self.tiff_is_new = self.tiff_is_new and not defects
 
     def _spec(self, statement: _Statement) -> _Spec:

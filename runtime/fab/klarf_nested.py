@@ -321,7 +321,6 @@ class _Reader:
             orientation=self._text(lot, "ORIENTATIONMARKLOCATION"),
             mark=self._text(lot, "SAMPLEORIENTATIONMARKTYPE"),
             class_names=self._names(record, lot),
-            image_files=(),
             defects=tuple(defects),
         )
 
