@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import FrameError
 from .klarf import read_klarf
-from .klarf_images import ImageFolder, image_files
+from .klarf_images import ImageFolder, ImageMissing, image_files
 from .klarf_model import Defect, KlarfFile, KlarfImage
 from .lot_errors import LotError
 from .lot_tally import MANUAL_COLUMNS, UNCLASSIFIED, WaferFacts
@@ -60,7 +60,7 @@ class Lot:
     sha256: str
     folder: ImageFolder
     types: tuple[str, ...] = ()
-    _found: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
+    _found: dict[str, tuple[str, str, bool]] = field(default_factory=dict, repr=False)
     _files: set[str] = field(default_factory=set, repr=False)
     _missing: dict[str, None] = field(default_factory=dict, repr=False)
 
@@ -107,20 +107,20 @@ class Lot:
         name = image.file if image.page is None else f"{image.file}#{image.page}"
         if image.file not in self._found:
             self._found[image.file] = self._find(image)
-        file, fault = self._found[image.file]
+        file, fault, missing = self._found[image.file]
         if fault:
-            return LotImage(name, image.type, fault=fault, missing=True)
+            return LotImage(name, image.type, fault=fault, missing=missing)
         return LotImage(name, image.type, file if image.page is None else f"{file}#{image.page}", file)
 
-    def _find(self, image: KlarfImage) -> tuple[str, str]:
-        """The image's file, and why there is none."""
+    def _find(self, image: KlarfImage) -> tuple[str, str, bool]:
+        """The image's file, why there is none, and whether it is missing."""
         try:
             file = str(self.folder.find(image))
         except FrameError as exc:
-            return "", exc.reason
+            return "", exc.reason, isinstance(exc, ImageMissing)
         if _LIKE_A_PAGE.fullmatch(file):
-            return "", "a file name that ends in # and a number means a page of a stack; rename it"
-        return file, ""
+            return "", "a file name that ends in # and a number means a page of a stack; rename it", False
+        return file, "", False
 
     def _check(self) -> None:
         """Note all image files, and raise LotError for what cannot be judged."""

@@ -101,6 +101,21 @@ def test_a_lot_waits_for_its_images_and_for_those_that_still_grow(case: LotCase,
     assert taken == [case.lot]
 
 
+@pytest.mark.parametrize("name", ["../stack2.tif", "link.tif", "twin.tif", "stack#3"])
+def test_a_lot_does_not_wait_for_images_that_can_never_come(case: LotCase, name: str) -> None:
+    folder = case.lot.parent
+    (case.folder / "outside.tif").touch()
+    (folder / "link.tif").symlink_to(case.folder / "outside.tif")
+    for other in ("Twin.tif", "TWIN.tif", "stack#3"):
+        (folder / other).touch()
+    case.lot.write_text(case.lot.read_text().replace("TiffFileName stack2.tif", f"TiffFileName {name}"))
+    taken = Taken()
+    watched = watch(case, taken)
+    for now in (0, 5, 10):
+        watched.look(now)
+    assert taken == [case.lot]
+
+
 def test_a_lot_that_stays_incomplete_is_read_more_and_more_rarely(case: LotCase) -> None:
     opened = []
 
