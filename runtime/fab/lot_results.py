@@ -82,6 +82,7 @@ class Order:
         """What the results depend on, apart from the images: kept in the summary, to know them again."""
         return {
             "klarf_sha256": lot.sha256,
+            "encoding": lot.file.encoding,
             "types": list(lot.types),
             **self.engine.to_dict(),
             "codes_sha256": self.codes.sha256,
@@ -102,7 +103,7 @@ def read_summary(outputs: Outputs) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     sound = isinstance(found, dict) and found.get("format") == FORMAT and found.get("version") == VERSION
-    return found if sound and found.get("status") in (0, 1) else None
+    return found if sound and {"settings", "status"} <= found.keys() and found["status"] in (0, 1) else None
 
 
 def write_results(lot: Lot, outputs: Outputs, journal: Journal, order: Order, stamps: Mapping[str, Stamp]) -> Done:
