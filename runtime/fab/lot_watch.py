@@ -7,6 +7,7 @@ watch is known by its results.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -140,7 +141,7 @@ class LotWatch:
 
 
 def _observer(folder: Path, wake: threading.Event, poll_s: float | None) -> Any:
-    """Sets `wake` at each event in the folder."""
+    """Sets `wake` at each event of a lot in the folder."""
     try:
         from watchdog.events import FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
@@ -150,9 +151,18 @@ def _observer(folder: Path, wake: threading.Event, poll_s: float | None) -> Any:
 
     class Wake(FileSystemEventHandler):
         def on_any_event(self, event: FileSystemEvent) -> None:
-            if event.event_type not in ("opened", "closed_no_write"):  # our own reading
+            if wakes(event.event_type, event.src_path, event.dest_path):
                 wake.set()
 
     observer: Any = Observer() if poll_s is None else PollingObserver(timeout=poll_s)
     observer.schedule(Wake(), str(folder))
     return observer
+
+
+def wakes(kind: str, *paths: str | bytes) -> bool:
+    """Whether an event is one of a lot's file, apart from our own reading of it.
+
+    A hundred thousand images may come into the folder; a lot that waits for them is looked at by the clock.
+    """
+    of_lot = any(SUFFIXES.fullmatch(os.path.basename(os.fsdecode(path))) for path in paths)  # noqa: PTH119
+    return of_lot and kind not in ("opened", "closed_no_write")

@@ -14,7 +14,7 @@ from lots import LotCase, make_case
 
 from runtime.errors import BackendError, KlarfError
 from runtime.fab.lot_plan import Lot
-from runtime.fab.lot_watch import LotWatch
+from runtime.fab.lot_watch import LotWatch, wakes
 
 Capture = pytest.CaptureFixture[str]
 
@@ -180,6 +180,15 @@ def test_a_lot_that_goes_and_comes_back_is_considered_again(case: LotCase) -> No
     for now in (20, 25, 30):
         watched.look(now)
     assert taken == [case.lot, case.lot]  # whose results are there: classifying it costs no engine
+
+
+def test_images_that_come_do_not_wake_the_watch() -> None:
+    assert wakes("created", "in/lot7.klarf", "")
+    assert wakes("moved", "in/lot7.tmp", "in/LOT7.001")
+    assert wakes("modified", b"in/lot7.kla", b"")
+    assert not wakes("created", "in/1.tif", "")
+    assert not wakes("opened", "in/lot7.klarf", "")
+    assert not wakes("modified", "in", "")
 
 
 def test_watching_needs_watchdog(case: LotCase, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
