@@ -52,7 +52,7 @@ class _Places:
 
 
 class Tally:
-    """Counts of one lot. A defect of 200,000 takes 16 bytes for its place, and 17 for drift."""
+    """Counts of one lot. A defect takes 16 bytes for its place and 16 for drift, so that a large lot stays small."""
 
     def __init__(self, wafers: Sequence[WaferFacts], classes: Sequence[str]) -> None:
         self.wafers = tuple(wafers)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..operating_point import VERDICTS
 from .codes import NO_IMAGE, NOT_READ, Codes
-from .drift import Drift
+from .drift import Change, Drift
 from .lot_fusion import GOOD
 from .lot_tally import Reasons, Tally
 from .report_svg import COLOURS, OTHERS, colours, pareto_chart, text, wafer_map
@@ -95,8 +95,8 @@ def _drift(drift: Drift) -> list[str]:
     return found
 
 
-def _short(change: object, value: float) -> str:
-    return f"{value:.1%}" if getattr(change, "what", "") == "rejects" else f"{value:.4g}"
+def _short(change: Change, value: float) -> str:
+    return f"{value:.1%}" if change.what == "rejects" else f"{value:.4g}"
 
 
 def _rates(tally: Tally) -> list[str]:

@@ -197,9 +197,7 @@ def test_results_that_are_being_replaced_are_not_taken_for_finished(
     assert "was judged before" not in capsys.readouterr().err
 
 
-def test_texts_of_another_encoding_begin_anew(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
-) -> None:
+def test_texts_of_another_encoding_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
     case = make_case(tmp_path)
     case.lot.write_bytes(case.lot.read_bytes().replace(b"L7", "Lé".encode()))
     add, count = Journal.add, [0]
