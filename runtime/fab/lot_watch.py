@@ -92,7 +92,7 @@ class LotWatch:
         missing = [file for file, there in images.items() if there is None]
         still, waiting.images = waiting.images == images, images
         if missing:
-            some = f"{len(missing)} of its images are not there yet, such as {missing[0]}"
+            some = f"{len(missing)} of its image files are not there yet, such as {missing[0]}"
             self._wait_longer(waiting, now, f"waiting: {path}: {some}")
         elif still:
             self._take(path, seen)

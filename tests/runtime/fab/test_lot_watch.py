@@ -90,7 +90,7 @@ def test_a_lot_waits_for_its_images_and_for_those_that_still_grow(case: LotCase,
         assert watched.look(now)
     err = capsys.readouterr().err
     assert err.count("waiting: ") == 1
-    assert "11 of its images are not there yet, such as stack2.tif#1" in err
+    assert "1 of its image files are not there yet, such as stack2.tif" in err
     for size in (1000, 2000):
         stack.write_bytes(content[:size])
         assert watched.look(100 + size / 100)
