@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import BackendError, BackendUnavailable, KlarfIncomplete, PredictorError
+from ..errors import BackendError, BackendUnavailable, BundleError, KlarfIncomplete, PredictorError
 from ..terminal import message, printable
 from .lot_plan import Lot, Stamp, stamp
 
@@ -50,6 +50,7 @@ class LotWatch:
     """The lots of one folder, without its sub-folders.
 
     classify: called with each lot when it is whole; its PredictorError is said, and the lot is left until it changes.
+        After a BundleError, by which another process judges the lot, it is called again.
     open_lot: reads a lot and finds its images. settle_s: for how long all must have stayed as it is.
     """
 
@@ -95,15 +96,17 @@ class LotWatch:
             some = f"{len(missing)} of its image files are not there yet, such as {missing[0]}"
             self._wait_longer(waiting, now, f"waiting: {path}: {some}")
         elif still:
-            self._take(path, seen)
+            self._take(path, seen, waiting, now)
         else:  # first seen, or changed since
             waiting.since, waiting.pause = now, self.settle_s
 
-    def _take(self, path: Path, seen: Stamp) -> None:
+    def _take(self, path: Path, seen: Stamp, waiting: _Waiting, now: float) -> None:
         try:
             self.classify(path)
         except BackendError:
             raise
+        except BundleError as exc:  # another process judges it, and may be killed
+            self._wait_longer(waiting, now, f"waiting: {exc}")
         except PredictorError as exc:
             self._leave(path, seen, exc)
         else:

@@ -12,7 +12,7 @@ import pytest
 from commandline import posix
 from lots import LotCase, make_case
 
-from runtime.errors import BackendError, KlarfError
+from runtime.errors import BackendError, BundleError, KlarfError
 from runtime.fab.lot_plan import Lot
 from runtime.fab.lot_watch import LotWatch, wakes
 
@@ -142,6 +142,21 @@ def test_a_lot_that_fails_is_left_until_it_changes(case: LotCase, capsys: Captur
     for now in range(60, 120, 5):
         watched.look(now)
     assert len(taken) == 2
+
+
+def test_a_lot_that_another_process_judges_is_tried_again(case: LotCase, capsys: Capture) -> None:
+    taken = Taken()
+    taken.error = BundleError(str(case.lot), "is locked by process 7")
+    watched = watch(case, taken)
+    for now in range(0, 60, 5):
+        assert watched.look(now)
+    assert len(taken) > 1
+    assert capsys.readouterr().err.count("is locked by process 7") == 1
+    taken.error = None
+    tries = len(taken)
+    for now in range(60, 300, 5):
+        watched.look(now)
+    assert len(taken) == tries + 1
 
 
 def test_a_file_that_is_no_lot_is_said_once_and_others_are_not_lots(case: LotCase, capsys: Capture) -> None:
