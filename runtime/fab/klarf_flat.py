@@ -26,6 +26,7 @@ from .klarf_rows import Row, Rows, read_lookup, warn_of_twins
 from .klarf_tokens import (
     MAX_DEFECTS,
     MAX_ROW_BYTES,
+    MAX_TEXT_BYTES,
     MAX_WAFERS,
     SPACE,
     STRING,
@@ -162,8 +163,9 @@ class _Reader:
             "DEFECTRECORDSPEC",
         }:
             return
-        if end - start > MAX_ROW_BYTES:
-            self.source.fail(f"{keyword} is longer than {MAX_ROW_BYTES:,} bytes", statement.at)
+        most = MAX_ROW_BYTES if keyword in ("CLASSLOOKUP", "DEFECTRECORDSPEC") else MAX_TEXT_BYTES
+        if end - start > most:
+            self.source.fail(f"{keyword} is longer than {most:,} bytes", statement.at)
         if keyword == "FILEVERSION":
             self._take_version(statement)
         elif keyword == "WAFERID":

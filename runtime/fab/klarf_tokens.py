@@ -17,6 +17,8 @@ STRING = rb'"(?:[^"\r\n]|"")*+"'
 SPACE = rb"[ \t\r\n\f\v]"
 MAX_ROW_BYTES = 1 << 20
 """The longest row of a list, and the longest statement that is taken apart."""
+MAX_TEXT_BYTES = 4096
+"""The longest name of a lot, a wafer or an image file, or value of a field: results repeat them for each defect."""
 MAX_DEFECTS = 2_000_000
 MAX_WAFERS = 10_000
 MAX_WARNINGS = 100

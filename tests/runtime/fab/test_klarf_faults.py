@@ -12,7 +12,7 @@ from klarfs import NESTED_COLUMNS, flat, flat_row, nested, nested_row, read, rea
 from runtime.errors import KlarfError, KlarfIncomplete
 from runtime.fab import klarf, klarf_tokens
 from runtime.fab.klarf import read_klarf
-from runtime.fab.klarf_tokens import MAX_ROW_BYTES
+from runtime.fab.klarf_tokens import MAX_ROW_BYTES, MAX_TEXT_BYTES
 
 ROWS = [flat_row(1, [(3, 0), (4, 1)], code=7), flat_row(2), flat_row(3, [(5, 0)])]
 IMAGES = 'Images 2 { "a.tif" "TIFF" 3 "Patch", "b/2.jpg" "JPG" 1 "SEM" }'
@@ -71,7 +71,9 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "class number": (nested([nested_row(1)], lookup='NA "a" "";', classes=1), "CLASSNUMBER of a class is NA"),
     "long row": (nested([nested_row(1, note=f'"{"x" * MAX_ROW_BYTES}"')]), "a row is longer than"),
     "long row, flat": (flat(["1 " + "x" * MAX_ROW_BYTES], columns=["DEFECTID", "A"]), "a row is longer than"),
-    "long text": (flat(ROWS, lot="x" * MAX_ROW_BYTES), "LOTID is longer than"),
+    "long text": (flat(ROWS, lot="x" * MAX_TEXT_BYTES), "LOTID is longer than"),
+    "long wafer": (nested([nested_row(1)], wafers=["W" * (MAX_TEXT_BYTES + 1)]), "the name of a record is longer than"),
+    "long field": (nested([nested_row(1)]).replace(b"{1000000", b"{" + b" " * MAX_TEXT_BYTES + b"1"), "DIEPITCH is"),
 }  # fmt: skip
 
 
