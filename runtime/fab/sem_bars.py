@@ -240,7 +240,7 @@ def _ink(band: Grey) -> NDArray[np.bool_]:
 
 def _line(shown: Sequence[Look], edge: str, rows: int) -> int:
     """Rows of a line between bar and image, which is there in all frames."""
-    most = min(_LINE, *(one.grey.shape[0] - rows for one in shown))
+    most: int = min(_LINE, *(one.grey.shape[0] - rows for one in shown))
     for line in range(most):
         outer = [one.grey[rows + line] if edge == "top" else one.grey[-1 - rows - line] for one in shown]
         level = _background(outer[0])
