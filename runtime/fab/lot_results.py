@@ -206,12 +206,8 @@ def _warnings(lot: Lot, tally: Tally, drift: Drift, order: Order) -> list[str]:
     found = list(lot.file.warnings)
     if order.lookup and not lot.file.lookups:
         found.append("the file has no class lookup, so the codes are written without their names")
-    found += [f"not read: {text}" for text in tally.unread.first]
-    left = tally.unread.count - len(tally.unread.first)
-    found += [f"and {left} more images not read; the side file names all"] if left else []
-    found += tally.warnings.first
-    left = tally.warnings.count - len(tally.warnings.first)
-    found += [f"and {left} more warnings; the side file has all"] if left else []
+    found += tally.unread.lines("not read: ", " images not read; the side file names all")
+    found += tally.warnings.lines("", " warnings; the side file has all")
     found += [f"lot {lot.name} drifts: {text}" for text in drift.sentences()]
     return found + ([f"drift not tested: {drift.why_not}"] if drift.why_not else [])
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..operating_point import VERDICTS
+from ..terminal import Reasons
 from .codes import NO_IMAGE, NOT_READ
 from .drift import Collector
 
@@ -27,20 +28,6 @@ class WaferFacts:
     id: str
     slot: str | None
     diameter_nm: float | None
-
-
-@dataclass(slots=True)
-class Reasons:
-    """How many there were, and the first few in words."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, reason: str) -> None:
-        """Take in one."""
-        self.count += 1
-        if self.count <= SHOWN:
-            self.first.append(reason)
 
 
 @dataclass(slots=True, eq=False)
@@ -62,8 +49,8 @@ class Tally:
         self.places: list[dict[str, _Places]] = [defaultdict(_Places) for _ in wafers]
         self.manual: Counter[tuple[int, str]] = Counter()
         self.agreed = 0
-        self.unread = Reasons()
-        self.warnings = Reasons()
+        self.unread = Reasons(SHOWN)
+        self.warnings = Reasons(SHOWN)
         self.frames = Collector()
 
     def add(self, wafer: int, record: Mapping[str, Any], manual: int | None) -> None:
