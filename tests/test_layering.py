@@ -17,7 +17,12 @@ from places import ROOT
 import runtime
 
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
+# fmt: off
+HEAVY = (
+    "torch", "onnx", "onnxruntime", "openvino", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy",
+    "matplotlib",
+)
+# fmt: on
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
 """Packages that a module imports where they are installed, and does without elsewhere."""
@@ -45,6 +50,7 @@ LAYERS = (
         "runtime.jpeg",
         "runtime.locking",
         "runtime.onnxfile",
+        "runtime.onnxinputs",
         "runtime.targets",
         "runtime.telemetry",
     },
@@ -61,7 +67,12 @@ LAYERS = (
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.trt_kernels", "runtime.backends.trt_slots"},
     {"runtime.backends.trt_engine"},
-    {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.trt"},
+    {
+        "runtime.backends.fake",
+        "runtime.backends.openvino",
+        "runtime.backends.ort",
+        "runtime.backends.trt",
+    },
     {"runtime.backends.choice"},
     {"runtime.backends"},
     {"runtime.pipeline"},

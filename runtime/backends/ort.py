@@ -16,7 +16,7 @@ from ..manifest import Artifact, Encoder, read_artifact
 from ..onnxfile import MAX_BYTES, onnx_faults
 from ..recipe import TENSORS, Recipe
 from ..telemetry import import_onnxruntime
-from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
+from .base import OUTPUTS, Backend, Outputs, graph_inputs, signature_faults
 
 _FATAL_ONLY = 4
 _CUDA = "CUDAExecutionProvider"
@@ -125,11 +125,7 @@ class _OrtBackend(Backend):
         except Exception as exc:  # ONNX Runtime's exception types are not public
             raise self._unopened(folder, artifact, exc) from exc
         inputs = graph_inputs(encoder)
-        faults = [
-            f"{artifact.file}: {name} is {found.get(name, 'missing')}, not {needed} of the bundle's format"
-            for name, needed in (inputs | graph_outputs(encoder)).items()
-            if name not in found or not _agree(found[name], needed)
-        ]
+        faults = [f"{artifact.file}: {fault}" for fault in signature_faults(found, encoder)]
         extra = [name for name in asked if name not in inputs]
         faults += [f"{artifact.file}: asks for {name}, which is not in the bundle's format" for name in extra]
         if faults:
@@ -256,14 +252,6 @@ def _left_to_others(session: Any) -> list[str]:
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != _CUDA]
     return sorted({node.op_type for part in parts for node in part.get_nodes()} - _OF_SHAPES)
-
-
-def _agree(found: tuple[str, tuple[Any, ...]], needed: tuple[str, tuple[int, ...]]) -> bool:
-    """Whether type, rank and every fixed side agree; names stand for sides that vary."""
-    (kind, shape), (needed_kind, needed_shape) = found, needed
-    sides = zip(shape, needed_shape, strict=False)
-    known = [(side, needed_side) for side, needed_side in sides if isinstance(side, int) and needed_side >= 0]
-    return kind == needed_kind and len(shape) == len(needed_shape) and all(a == b for a, b in known)
 
 
 def _first_line(exc: Exception) -> str:
