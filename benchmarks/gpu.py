@@ -46,12 +46,12 @@ from runtime.host import find_gpu
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
 from runtime.stream import stream
+from runtime.targets import GPU_BACKENDS
 from runtime.terminal import markdown_text, require_stdout
 
 if TYPE_CHECKING:
     from benchmarks.speed.torch_runs import Repeated
 
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FRAMES_A_RUN, LEAST_BATCHES = 512, 16
 """Frames, and least number of batches, of one timed run: filling the pipeline then takes a small share."""

@@ -11,7 +11,9 @@ from typing import Any
 
 from .jsonfields import Fields
 
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
+ENGINE_PRODUCTS = ("tensorrt", "tensorrt-rtx")
+"""Backends that run engines built from the bundle's ONNX files."""
+GPU_BACKENDS = (*ENGINE_PRODUCTS, "cuda")
 CPU_BACKENDS = ("cpu", "openvino")
 BACKENDS = (*GPU_BACKENDS, *CPU_BACKENDS)
 STORED_PRECISIONS = ("fp32", "fp16", "int8")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.backends import NAMES, Backend, open_backend
+from runtime.backends.choice import precisions_held
 from runtime.errors import BackendUnavailable, BundleError, PredictorError
 from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline, Setup
@@ -104,6 +105,9 @@ def open_engine(name: EngineName, folder: Path, manifest: Manifest, threads: int
 
 def _names(manifest: Manifest, backends: Sequence[str], precisions: Sequence[str]) -> list[EngineName]:
     tried = backends or [name for name in NAMES if name not in _NO_ENGINES_OF_THEIR_OWN]
-    held = precisions or sorted({artifact.precision for artifact in manifest.artifacts}, reverse=True)
-    names = [EngineName(backend, None if backend == "fake" else precision) for backend in tried for precision in held]
-    return list(dict.fromkeys(names))
+    held = sorted({artifact.precision for artifact in manifest.artifacts}, reverse=True)
+    found = []
+    for backend in tried:
+        own = precisions_held(backend, manifest) if backend == "openvino" else held
+        found += [EngineName(backend, None if backend == "fake" else precision) for precision in precisions or own]
+    return list(dict.fromkeys(found))

@@ -12,10 +12,11 @@ from typing import Any
 from ..errors import BackendError, BundleError
 from ..manifest import Artifact, Encoder, read_artifact
 from ..recipe import TENSORS
+from ..targets import ENGINE_PRODUCTS
 from .base import graph_inputs, graph_outputs
 from .trt_kernels import KernelFile
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {product: product.replace("-", "_") for product in ENGINE_PRODUCTS}
 """Python module by product; the product is also the name of the backend and of the extra that installs it."""
 _log = logging.getLogger("sem_clip")
 

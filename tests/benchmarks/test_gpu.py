@@ -23,11 +23,12 @@ from runtime.frames import prepare
 from runtime.host import find_gpu
 from runtime.manifest import load_bundle
 from runtime.recipe import FrameOptions, Recipe
+from runtime.targets import GPU_BACKENDS
 
 GPU, WHY = find_gpu()
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPU is None, reason=f"needs a GPU: {WHY}")]
 
-NAMES = ("cuda", "tensorrt", "tensorrt-rtx")
+NAMES = GPU_BACKENDS
 CALLS = 10_000
 GROWTH_MB = 16.0
 TOLERANCE = 1e-2
