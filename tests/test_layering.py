@@ -17,12 +17,11 @@ from places import ROOT
 import runtime
 
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-# fmt: off
 HEAVY = (
-    "torch", "onnx", "onnxruntime", "openvino", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy",
-    "matplotlib",
+    *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
+    "pyarrow",
+    "openvino",
 )
-# fmt: on
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
 """Packages that a module imports where they are installed, and does without elsewhere."""
@@ -63,7 +62,9 @@ LAYERS = (
     {"runtime.artifacts"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
+    {"runtime.rows"},
     {"runtime.prediction", "runtime.folders"},
+    {"runtime.parquet"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.trt_kernels", "runtime.backends.trt_slots"},
     {"runtime.backends.trt_engine"},
@@ -91,6 +92,7 @@ PUBLIC = [
     "BackendError",
     "BackendUnavailable",
     "BundleError",
+    "EncodedFrame",
     "FailedFrame",
     "FakeBackend",
     "FrameError",
@@ -104,6 +106,7 @@ PUBLIC = [
     "Recipe",
     "RecipeError",
     "Region",
+    "RowError",
     "SemClipError",
     "__version__",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,6 +35,12 @@ def graph_outputs(encoder: Encoder) -> Signature:
     """Outputs of the encoder's graph, by the names in OUTPUTS."""
     shapes = ((-1, -1), (-1, *encoder.grid), (-1, encoder.features))
     return {name: ("float", shape) for name, shape in zip(OUTPUTS, shapes, strict=True)}
+
+
+def older(version: str, least: str) -> bool:
+    """Whether a version, by its numbers, comes before `least`; False for one that begins with none."""
+    found = re.match(r"\d+(\.\d+)+", version)
+    return found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split(".")))
 
 
 def signature_faults(found: Mapping[str, tuple[str, tuple[Any, ...]]], encoder: Encoder) -> list[str]:

@@ -22,7 +22,7 @@ from ..onnxfile import MAX_BYTES, onnx_faults
 from ..onnxinputs import without_defaults
 from ..recipe import TENSORS, Recipe
 from ..telemetry import import_openvino
-from .base import OUTPUTS, Backend, Outputs, Signature, graph_inputs, signature_faults
+from .base import OUTPUTS, Backend, Outputs, Signature, graph_inputs, older, signature_faults
 from .buckets import pieces
 
 FILES = {"fp32": "fp32", "bf16": "fp32", "int8": "int8", "int8-bf16": "int8"}
@@ -51,8 +51,7 @@ def check_openvino() -> Any:
         version = metadata.version("openvino")
     except metadata.PackageNotFoundError:  # what an installation left behind is importable
         raise BackendUnavailable(_NOT_INSTALLED) from None
-    found = re.match(r"\d+(\.\d+)+", version)
-    if found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, LEAST_VERSION.split("."))):
+    if older(version, LEAST_VERSION):
         raise BackendUnavailable(
             f'backend "openvino" needs OpenVINO {LEAST_VERSION} or newer, and here is {version}: '
             f'pip install --upgrade "openvino>={LEAST_VERSION}"'

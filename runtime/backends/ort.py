@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,17 @@ from ..manifest import Artifact, Encoder, read_artifact
 from ..onnxfile import MAX_BYTES, onnx_faults
 from ..recipe import TENSORS, Recipe
 from ..telemetry import import_onnxruntime
-from .base import OUTPUTS, Backend, Outputs, graph_inputs, signature_faults
+from .base import OUTPUTS, Backend, Outputs, graph_inputs, older, signature_faults
 
 _FATAL_ONLY = 4
 _CUDA = "CUDAExecutionProvider"
 _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 LEAST_VERSION = {"cpu": "1.24.1", "cuda": "1.30"}
 """As in the extras of pyproject.toml: older versions lack operators and, on CUDA, kernels."""
+SPIN_US = 20
+"""Microseconds that a thread without work keeps its core busy for the next operator, before it sleeps. ONNX Runtime's
+own default is milliseconds, which on a busy host are taken from the threads that would give it that work."""
+_SPINS_SO_LONG_SINCE = "1.26"
 # fmt: off
 _OF_SHAPES = frozenset({
     "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Max",
@@ -68,12 +71,18 @@ def check_provider(backend: str) -> Any:
 def _check_version(backend: str, version: str) -> None:
     """Raise BackendUnavailable for an ONNX Runtime that cannot run this project's graphs."""
     least = LEAST_VERSION[backend]
-    found = re.match(r"\d+(\.\d+)+", version)
-    if found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split("."))):
+    if older(version, least):
         raise BackendUnavailable(
             f'backend "{backend}" needs ONNX Runtime {least} or newer, and here is {version}: '
             f'pip install --upgrade "{_PACKAGES[backend]}>={least}"'
         )
+
+
+def spinning(version: str) -> tuple[str, str]:
+    """The session's entry that bounds for how long threads spin; an ONNX Runtime that cannot, does not spin at all."""
+    if older(version, _SPINS_SO_LONG_SINCE):
+        return "session.intra_op.allow_spinning", "0"
+    return "session.intra_op.spin_duration_us", str(SPIN_US)
 
 
 def _raise_interrupt(exc: BaseException) -> None:
@@ -109,6 +118,7 @@ class _OrtBackend(Backend):
             raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry(*spinning(onnxruntime.__version__))
         # The engine warns of inputs with defaults, which the recipe's inputs are by design. It also prints errors that
         # it raises anyway, with names of an untrusted graph that could control a terminal.
         options.log_severity_level = _FATAL_ONLY
