@@ -108,7 +108,13 @@ class _OrtBackend(Backend):
     """An ONNX Runtime session with exactly one provider."""
 
     def __init__(
-        self, folder: Path, artifact: Artifact, encoder: Encoder, providers: list[Any], threads: int = 0
+        self,
+        folder: Path,
+        artifact: Artifact,
+        encoder: Encoder,
+        providers: list[Any],
+        threads: int = 0,
+        spin: tuple[str, str] | None = None,
     ) -> None:
         self._ort = onnxruntime = check_provider(self.name)
         self.precision = artifact.precision
@@ -118,7 +124,7 @@ class _OrtBackend(Backend):
             raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.add_session_config_entry(*spinning(onnxruntime.__version__))
+        options.add_session_config_entry(*(spin or spinning(onnxruntime.__version__)))
         # The engine warns of inputs with defaults, which the recipe's inputs are by design. It also prints errors that
         # it raises anyway, with names of an untrusted graph that could control a terminal.
         options.log_severity_level = _FATAL_ONLY
@@ -169,15 +175,24 @@ class _OrtBackend(Backend):
 class OrtCpuBackend(_OrtBackend):
     """Runs an ONNX artifact on the CPU.
 
-    threads: how many threads one batch may use; 0 lets the engine take every core.
+    threads: how many threads one batch may use; 0 lets the engine take every core. spin: the session's entry on how
+    threads wait, for measurements; by default that of `spinning`.
     Raises BackendUnavailable if ONNX Runtime is not installed, BundleError if the artifact cannot be loaded.
     """
 
     name = "cpu"
     max_batch = 64
 
-    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder, *, threads: int = 0) -> None:
-        super().__init__(folder, artifact, encoder, ["CPUExecutionProvider"], threads)
+    def __init__(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        encoder: Encoder,
+        *,
+        threads: int = 0,
+        spin: tuple[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder, artifact, encoder, ["CPUExecutionProvider"], threads, spin)
         version = self._ort.__version__
         self.description = f"ONNX Runtime {version} on the CPU, {artifact.file} ({artifact.precision})"
 
