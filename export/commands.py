@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.backends.ort import check_provider
 from runtime.files import require_files
 from runtime.manifest import Artifact, Encoder, Manifest, bundle_of_recipe, load_bundle
-from runtime.options import add_bundle_argument, add_removed
+from runtime.options import add_bundle_argument, add_device_argument, add_removed
 
 from .errors import CheckpointError, ExportError, OutputExistsError
 from .options import (
@@ -182,6 +182,7 @@ class BuildEngine:
         """Declare the arguments."""
         add_bundle_argument(parser, "it must hold model.fp16.onnx")
         add_target_arguments(parser, required=True)
+        add_device_argument(parser, "build for")
         add_profile_arguments(parser)
         parser.add_argument(
             "--force", action="store_true", help="build even if an equal engine is there (default: keep that one)"
@@ -198,7 +199,7 @@ class BuildEngine:
             accumulate=args.accumulate,
             precision=args.precision,
         )
-        artifact, built = _add_engine(args.bundle, _builder(target), Stages(), force=args.force)
+        artifact, built = _add_engine(args.bundle, _builder(target, args.device), Stages(), force=args.force)
         _describe_engine(artifact)
         if not built:
             print("          it was there already, with the same key; --force builds it again")
@@ -211,10 +212,10 @@ def _target(args: argparse.Namespace, **limits: Any) -> EngineTarget:
     return EngineTarget(args.engine, args.compute_capability, **limits)
 
 
-def _builder(target: EngineTarget) -> Builder:
+def _builder(target: EngineTarget, device: int | str | None = None) -> Builder:
     from .artifacts.engine_target import Builder
 
-    return Builder.find(target)
+    return Builder.find(target, device)
 
 
 def _add_engine(bundle: Path, builder: Builder, stages: Stages, *, force: bool = False) -> tuple[Artifact, bool]:

@@ -20,7 +20,7 @@ from .frames import SUFFIXES
 from .jsonlines import TO_A_FILE, json_lines
 from .manifest import load_bundle
 from .operating_point import VERDICTS
-from .options import add_bundle_argument, add_engine_arguments, at_least
+from .options import add_bundle_argument, add_engine_arguments, at_least, engine_options
 from .parquet import import_pyarrow, parquet_rows
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
@@ -245,11 +245,9 @@ def _refuse_an_input(target: Path, frames: Sequence[str], bundle: Path) -> None:
 def _predictor(args: argparse.Namespace) -> Predictor:
     return Predictor(
         args.bundle,
-        backend=args.backend,
-        precision=args.precision,
+        **engine_options(args),
         recipe=args.recipe,
         batch_size=args.batch_size,
-        threads=args.threads,
         white_level=args.white_level,
     )
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from .arguments import MAX_THREADS
-from .backends import NAMES
+from .arguments import MAX_THREADS, gpu_device
+from .backends import NAMES, require_gpu
 from .manifest import PRECISIONS
 
 
@@ -21,7 +21,7 @@ def add_bundle_argument(parser: argparse.ArgumentParser, note: str = "") -> None
 def add_engine_arguments(
     parser: argparse.ArgumentParser, *, backends: Sequence[str] = NAMES, several: Collection[str] = ()
 ) -> argparse._ArgumentGroup:
-    """Declare --backend, --precision and --threads: the same for every command that runs a bundle.
+    """Declare --backend, --precision, --device and --threads: the same for every command that runs a bundle.
 
     backends: the names to accept. several: those of ("backend", "precision") that take a list. A list is a tuple of
     names, empty by default, which means all; a single backend is "auto" by default, a single precision None.
@@ -33,7 +33,7 @@ def add_engine_arguments(
     if "backend" in several:
         _add_list(group, "--backend", backends, f"some of {names} (default: all that run on this host)")
     else:
-        text = f"one of {names} (default: auto, the fastest that runs on this host)"
+        text = f"one of {names} (default: auto, the first of the others that runs on this host)"
         _add_name(group, "--backend", backends, text, "auto")
     known = ", ".join(PRECISIONS)
     if "precision" in several:
@@ -42,6 +42,7 @@ def add_engine_arguments(
         default = "all" if "backend" in several else "fp16 on a GPU, else fp32"
         text = f"one of {known}; the bundle must hold it; bf16: openvino alone, from other files (default: {default})"
         _add_name(group, "--precision", PRECISIONS, text, None)
+    add_device_argument(group)
     group.add_argument(
         "--threads",
         type=at_least(0, MAX_THREADS),
@@ -50,6 +51,33 @@ def add_engine_arguments(
         help=f"CPU threads of the engine, 0 to {MAX_THREADS}; fewer leave cores to other work (default: 0, all cores)",
     )
     return group
+
+
+def add_device_argument(group: argparse._ActionsContainer, what: str = "run on") -> None:
+    """Declare --device, one of this host's GPUs."""
+    group.add_argument(
+        "--device",
+        type=_device,
+        metavar="GPU",
+        help=f"GPU to {what}: its index, or its UUID as `nvidia-smi -L` prints it (default: the first that CUDA shows)",
+    )
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of Predictor that `add_engine_arguments` declares for a single engine.
+
+    Raises BackendUnavailable for a device that is not there, or that the backend does not use.
+    """
+    if args.device is not None:  # here, for a backend that Predictor gets opened
+        require_gpu((args.backend,), args.device)
+    return {name: getattr(args, name) for name in ("backend", "precision", "device", "threads")}
+
+
+def _device(text: str) -> int | str | None:
+    try:
+        return gpu_device(text)
+    except ValueError as exc:
+        raise argparse.ArgumentTypeError(str(exc)) from None
 
 
 def _add_name(

@@ -27,6 +27,8 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "RecipeError": ("recipe.safetensors", "a fault"),
     "DatasetError": ("data/", ["a fault"] * 30),
     "FrameError": ("a.png", "is empty"),
+    "KlarfError": ("a.klarf", "has no column TEST", 3),
+    "KlarfIncomplete": ("a.klarf", "has no EndOfFile"),
     "BackendError": ("failed", ["a.png", "b.png"]),
     "GpuError": ("failed", ["a.png"]),
     "OutOfDeviceMemory": ("no room",),
