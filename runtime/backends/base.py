@@ -84,7 +84,7 @@ class Backend(ABC):
     name: what the caller asks for ("cpu"). description: engine, version and artifact, for people.
     precision: what it computes in, one of PRECISIONS; it bounds how far answers may differ from the export's.
     max_batch: the most frames that one `run` takes. `run` may be called from several threads.
-    why: why "auto" skipped each faster backend, one per line; empty if this one was named.
+    why: why "auto" skipped each backend before it, one per line; empty if this one was named.
     in_flight: how many concurrent calls of `run` keep the engine busy: 1 if one call uses all of it, more if copies
         overlap with its work.
     """
