@@ -108,6 +108,9 @@ class OpenVinoBackend(Backend):
             raise BundleError(folder, f"{artifact.file} cannot be opened by OpenVINO: {_reason(exc)}") from exc
         if faults:
             raise BundleError(folder, listed([f"{artifact.file}: {fault}" for fault in faults]))
+        computes = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
+        if computes != hint:
+            raise BackendUnavailable(f'backend "openvino" would compute in {computes} here, not in {hint}')
         # On processors with two threads per core, OpenVINO may take fewer than it is given.
         self.in_flight = max(1, int(compiled.get_property("NUM_STREAMS")))
         requests = [compiled.create_infer_request() for _ in range(self.in_flight)]
