@@ -27,6 +27,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
+    from runtime.recipe import FrameOptions
 
     from .artifacts.engine_target import Builder, EngineTarget
     from .model.checkpoint import LoadedModel
@@ -253,9 +254,21 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, args.random_weights or None)
     dataset = _dataset(args.data, stages, out)
     say_left_out(dataset)
+    if args.ignore == "auto":
+        options = _with_bars(args, dataset, options)
     prompts = load_prompts(args.prompts)
     settings, _ = METHODS[args.method]
     return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings, views=args.views)
+
+
+def _with_bars(args: argparse.Namespace, dataset: Dataset, options: FrameOptions) -> FrameOptions:
+    """The options with the rows of text bars that were found, which go to `args`, too: the frame size needs them."""
+    from .teaching.text_bars import find_text_bars
+
+    bars = find_text_bars(dataset, options)
+    print(bars.summary(), file=sys.stderr)
+    args.ignore_top, args.ignore_bottom = bars.top, bars.bottom
+    return replace(options, ignore_top=bars.top, ignore_bottom=bars.bottom, bars=bars)
 
 
 def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:

@@ -9,7 +9,9 @@ from typing import Any
 
 from .arguments import MAX_THREADS, gpu_device
 from .backends import NAMES, require_gpu
+from .fab.sem_values import LEAST_PIXEL_NM, MOST_PIXEL_NM
 from .manifest import PRECISIONS
+from .serving.server_options import add_server_arguments, chosen_backend
 
 
 def add_bundle_argument(parser: argparse.ArgumentParser, note: str = "") -> None:
@@ -28,8 +30,11 @@ def add_engine_arguments(
     Returns the group, for options of one command alone.
     """
     group = parser.add_argument_group("engine")
+    if "backend" not in several:
+        backends = (*backends, "triton")
+    server = "; triton: the inference server at --url, no engine of this host" if "triton" in backends else ""
     fake = "; fake: no engine, made-up answers, to test an integration" if "fake" in backends else ""
-    names = f"{', '.join(backends)}{fake}"
+    names = f"{', '.join(backends)}{server}{fake}"
     if "backend" in several:
         _add_list(group, "--backend", backends, f"some of {names} (default: all that run on this host)")
     else:
@@ -50,6 +55,8 @@ def add_engine_arguments(
         metavar="N",
         help=f"CPU threads of the engine, 0 to {MAX_THREADS}; fewer leave cores to other work (default: 0, all cores)",
     )
+    if "backend" not in several:
+        add_server_arguments(group)
     return group
 
 
@@ -66,11 +73,13 @@ def add_device_argument(group: argparse._ActionsContainer, what: str = "run on")
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of Predictor that `add_engine_arguments` declares for a single engine.
 
-    Raises BackendUnavailable for a device that is not there, or that the backend does not use.
+    Raises BackendUnavailable for a device that is not there, or that the backend does not use; for --backend triton as
+    `chosen_backend`.
     """
     if args.device is not None:  # here, for a backend that Predictor gets opened
         require_gpu((args.backend,), args.device)
-    return {name: getattr(args, name) for name in ("backend", "precision", "device", "threads")}
+    options = {name: getattr(args, name) for name in ("precision", "device", "threads")}
+    return {"backend": chosen_backend(args), **options}
 
 
 def _device(text: str) -> int | str | None:
@@ -90,6 +99,29 @@ def _add_list(group: argparse._ArgumentGroup, option: str, known: Sequence[str],
     group.add_argument(
         option, type=names_of(option[2:], known), action=_Collect, default=(), metavar="NAME,...", help=text
     )
+
+
+def add_pixel_size(parser: argparse._ActionsContainer, note: str) -> None:
+    """Declare --pixel-size. note: what holds without it."""
+    parser.add_argument(
+        "--pixel-size",
+        type=pixel_sides,
+        metavar="NM",
+        help="side of a pixel in nm, or WIDTHxHEIGHT of one, for frames whose files do not tell; with it, regions have "
+        f"sizes in nm ({note})",
+    )
+
+
+def pixel_sides(text: str) -> tuple[float, float]:
+    """A type of arguments: "7.344" or "7.344x9.1" as the sides (x, y) of a pixel in nm."""
+    wide, cross, high = text.lower().partition("x")
+    try:
+        sides = float(wide), float(high if cross else wide)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f'"{text}" is no size in nm, such as 7.344 or 7.344x9.1') from None
+    if not all(LEAST_PIXEL_NM <= side <= MOST_PIXEL_NM for side in sides):
+        raise argparse.ArgumentTypeError(f"must lie in {LEAST_PIXEL_NM:g} to {MOST_PIXEL_NM:g} nm, not {text}")
+    return sides
 
 
 def add_removed(parser: argparse.ArgumentParser, option: str, instead: str) -> None:

@@ -13,7 +13,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from PIL import Image
@@ -56,6 +56,9 @@ class Predictor:
     batch_size: frames per engine run; longer inputs are split. threads: cores for the engine, 0 for all.
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
     white_level: the value of 16-bit frames that is white, instead of the recipe's (4095 where a tool stores 12 bits).
+    pixel_size_nm: sides (x, y) of a pixel in nm, or one for both, for frames whose files do not tell.
+    side_files: read the texts of tools beside each frame that is a path (.txt, .hdr), for the size of its pixels. False
+        saves three look-ups per frame.
     max_delay_ms, queue_size: for `submit`: how long a frame may wait for a batch to fill, and how many may wait.
     check: run one batch of the bundle's golden frames first, by its own recipe, and refuse a backend that disagrees
         with the export. `sem-clip verify` checks far more.
@@ -78,6 +81,8 @@ class Predictor:
         ignore_top: int | None = None,
         ignore_bottom: int | None = None,
         white_level: int | None = None,
+        pixel_size_nm: float | tuple[float, float] | None = None,
+        side_files: bool = True,
         max_delay_ms: float = 2.0,
         queue_size: int = 64,
         check: bool = False,
@@ -93,7 +98,13 @@ class Predictor:
             raise ValueError(f"backend must be a name or a Backend, not {backend!r:.60}")
         if gpu_device(device) is not None and isinstance(backend, Backend):
             raise ValueError("device chooses the GPU of a named backend; open your own Backend on the GPU it is for")
-        self._frame = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom, "white_level": white_level}
+        self._frame: dict[str, Any] = {
+            "ignore_top": ignore_top,
+            "ignore_bottom": ignore_bottom,
+            "white_level": white_level,
+            "pixel_size_nm": pixel_size_nm,
+        }
+        self._side_files = side_files
         self._batcher: MicroBatcher | None = None
         self._lock = threading.RLock()  # a signal may close it in the middle of `submit`
         self._closed = False
@@ -202,7 +213,10 @@ class Predictor:
         return batcher.submit(self._pipeline.prepare(frame, self._setup), timeout_s)
 
     def use(self, recipe: str | Path | Recipe) -> None:
-        """Judge by another recipe from the next frame on. A bad recipe raises RecipeError and changes nothing."""
+        """Judge by another recipe from the next frame on.
+
+        A bad recipe raises RecipeError, and one that the engine does not run BackendUnavailable; then nothing changes.
+        """
         self._check_open()
         setup = self._set_up(recipe)
         with in_engine():
@@ -245,7 +259,7 @@ class Predictor:
         loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         self.manifest.encoder.check(loaded, where)
         given = {name: value for name, value in self._frame.items() if value is not None}
-        return Setup(loaded, replace(loaded.frame, **given), loaded.sha256())
+        return Setup(loaded, replace(loaded.frame, **given), loaded.sha256(), self._side_files)
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:
         """Raise BackendError if the backend's answers to golden frames are not those of the export."""
@@ -288,6 +302,7 @@ def _open(
     def open_all(manifest: Manifest, recipe: Recipe) -> _Opened:
         golden = load_golden(folder, manifest, recipe) if check else None
         if not isinstance(backend, str):
+            backend.check_encoder(manifest.encoder)
             return _Opened(manifest, recipe, golden, backend)
         with in_engine():
             opened = open_backend(backend, folder, manifest, precision=precision, threads=threads, device=device)
