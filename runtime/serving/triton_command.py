@@ -43,7 +43,7 @@ class TritonRepository:
             "--precision",
             type=name_of("precision", STORED_PRECISIONS),
             metavar="NAME",
-            help=f"one of {', '.join(STORED_PRECISIONS)}; the bundle must hold it (default: fp16 with --gpu, else fp32)",
+            help=f"one of {', '.join(STORED_PRECISIONS)}, held by the bundle (default: fp16 with --gpu, else fp32)",
         )
         server = parser.add_argument_group("server")
         server.add_argument(
