@@ -45,6 +45,7 @@ LAYERS = (
         "runtime.jpeg",
         "runtime.locking",
         "runtime.onnxfile",
+        "runtime.serving.ray_session",
         "runtime.targets",
         "runtime.telemetry",
     },
@@ -72,8 +73,10 @@ LAYERS = (
     {"runtime.speed"},
     {"runtime.qualification"},
     {"runtime.predictor", "runtime.peak", "runtime.verification"},
+    {"runtime.serving.answer_folder", "runtime.serving.frame_rows"},
+    {"runtime.serving.archive", "runtime.serving.ray_data"},
     {"runtime.options", "runtime.describe"},
-    {"runtime.commands", "runtime.verify"},
+    {"runtime.commands", "runtime.serving.ray_command", "runtime.verify"},
     {"runtime.cli"},
 )
 """The modules of runtime from the bottom up; each imports its own layer and those below."""
