@@ -18,10 +18,12 @@ from .terminal import printable
 
 VERSION_KEY = "sem_clip.schema"
 ROW_GROUP = 1000
-"""Rows of a row group: a megabyte or two, and what a reader holds at once."""
+"""Rows of a row group: a megabyte or two without features."""
 _TOGETHER = 50
 """Rows that are turned into Arrow's form at once: as Python's numbers, features take ten times the memory."""
+_READ_TOGETHER = 200
 _MAX_INDEX_BYTES = 1 << 26
+_MAX_GROUP_ROWS, _MAX_GROUP_BYTES = 1 << 20, 1 << 29
 _BUFFER = 1 << 20
 _BY_NAME = tuple(column.name for column in COLUMNS if column.kind == "numbers by name")
 
@@ -113,7 +115,8 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
                 file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
             )
             check_schema(parquet.schema_arrow, where)
-            batches = parquet.iter_batches(ROW_GROUP, columns=list(columns or NAMES), use_threads=False)
+            _check_sizes(parquet.metadata, where)
+            batches = parquet.iter_batches(_READ_TOGETHER, columns=list(columns or NAMES), use_threads=False)
         while True:
             with _reading(pa, where):
                 batch = next(batches, None)
@@ -121,6 +124,17 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
                     return
                 rows = [_row(pairs) for pairs in batch.to_pylist()]
             yield from rows
+
+
+def _check_sizes(index: Any, where: str) -> None:
+    """Raise RowError for row groups that would unpack to what no writer of rows makes, by the file's own account."""
+    for number in range(index.num_row_groups):
+        group = index.row_group(number)
+        if group.num_rows > _MAX_GROUP_ROWS or group.total_byte_size > _MAX_GROUP_BYTES:
+            raise RowError(
+                f"{where}: row group {number} has {group.num_rows:,} rows and {group.total_byte_size:,} bytes, more "
+                f"than {_MAX_GROUP_ROWS:,} or {_MAX_GROUP_BYTES:,}: write smaller row groups"
+            )
 
 
 def read_results(path: str | Path) -> Iterator[Prediction | FailedFrame]:
@@ -161,24 +175,30 @@ def parquet_rows(path: Path) -> Iterator[Callable[[Row], None]]:
 
 
 class _Rows:
-    """Writes rows in row groups. count: how many were added.
+    """Writes rows in row groups.
 
     All writing is done in a thread of its own, since Ctrl-C strikes in the main thread alone: in the middle of a row
     group it would ruin all before it.
     """
 
     def __init__(self, out: OutputFile) -> None:
-        self.count = 0
         self._path = out.path
+        self._taken = 0
         self._pa = import_pyarrow()
         self._waiting: list[Row] = []
         self._tables: list[Any] = []
         self._sound = True
         self._finished = False
+        self._out, self._sink = out, _Sink()
         self._writer = self._pa.parquet.ParquetWriter(
-            _Sink(out), arrow_schema(), compression="zstd", write_page_checksum=True
+            self._sink, arrow_schema(), compression="zstd", write_page_checksum=True
         )
         self._aside = ThreadPoolExecutor(1, "sem-clip-parquet")
+
+    @property
+    def count(self) -> int:
+        """How many rows were added."""
+        return self._taken + len(self._waiting)
 
     def add(self, row: Row) -> None:
         """Add a row; each thousandth writes a row group."""
@@ -210,8 +230,8 @@ class _Rows:
         rows = self._waiting[:]
         if rows:
             self._tables.append(table_of(rows))
+            self._taken += len(rows)
             del self._waiting[: len(rows)]
-            self.count += len(rows)
         if sum(table.num_rows for table in self._tables) >= ROW_GROUP:
             self._write_group()
 
@@ -221,29 +241,39 @@ class _Rows:
         self._take()
         if self._tables:
             self._write_group()
-        self._sound = False
         self._writer.close()
-        self._sound = self._finished = True
+        self._put()
+        self._finished = True
 
     def _write_group(self) -> None:
-        self._sound = False  # until all of it is written: Arrow goes on after no error
         self._writer.write_table(self._pa.concat_tables(self._tables).combine_chunks())
         self._tables = []
+        self._put()
+
+    def _put(self) -> None:
+        self._sound = False  # for ever, if it fails: a Parquet file with a gap is none
+        self._out.write(self._sink.taken())
         self._sound = True
 
 
 class _Sink(io.RawIOBase):
-    """What Arrow writes to."""
+    """What Arrow writes to. It never fails, because Arrow's writer does not take an error in each of its calls."""
 
-    def __init__(self, out: OutputFile) -> None:
-        self._out = out
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
 
     def writable(self) -> bool:
         return True
 
     def write(self, content: Any) -> int:
-        self._out.write(content)
+        self._parts.append(bytes(content))
         return len(content)
+
+    def taken(self) -> bytes:
+        """What was written since the last call."""
+        content = b"".join(self._parts)
+        self._parts.clear()
+        return content
 
 
 @contextmanager
