@@ -76,6 +76,7 @@ LAYERS = (
     {"runtime.serving.answer_folder", "runtime.serving.frame_rows"},
     {"runtime.serving.archive", "runtime.serving.ray_data"},
     {"runtime.options", "runtime.describe"},
+    {"runtime.serving.ray_options"},
     {"runtime.commands", "runtime.serving.ray_command", "runtime.verify"},
     {"runtime.cli"},
 )
