@@ -28,10 +28,8 @@ from .ray_session import import_ray
 
 ROWS_TOGETHER = 256
 """Answers that a worker holds before it hands them to Ray."""
-MOST_RETRIES = 5
-"""So often is a block judged again whose worker died: a frame that kills its worker must not go round for ever."""
-MOST_RESTARTS = 20
-"""So often is each worker started again."""
+MOST_RESTARTS = 10
+"""So often is each worker started again, here or on another machine: a frame that kills it must not do so for ever."""
 GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 
 
@@ -143,7 +141,8 @@ def judged(dataset: Any, options: WorkerOptions, *, workers: int, features: bool
         num_cpus=options.threads,
         num_gpus=1 if options.backend in GPU_BACKENDS else 0,
         max_restarts=MOST_RESTARTS,
-        max_task_retries=MOST_RETRIES,
+        # Without a bound of its own: until Ray knows that a machine is lost, each call of its workers counts as a try.
+        max_task_retries=-1,
     )
 
 
