@@ -89,9 +89,9 @@ def check_schema(schema: Any, where: str) -> None:
     wanted = arrow_schema()
     wrong = [name for name in NAMES if len(schema.get_all_field_indices(name)) != 1]
     wrong += [
-        f"{name} ({schema.field(name).type}, not {wanted.field(name).type})"
-        for name in NAMES
-        if name not in wrong and schema.field(name).type != wanted.field(name).type
+        f"{name} ({found.type}{'' if found.nullable else ' not null'}, not {wanted.field(name).type})"
+        for name, found in ((name, schema.field(name)) for name in NAMES if name not in wrong)
+        if found.type != wanted.field(name).type or not found.nullable
     ]
     if wrong:
         raise RowError(f"{where}: columns are missing or of another type: {', '.join(wrong)}; judge the frames again")
@@ -116,18 +116,25 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
             )
             check_schema(parquet.schema_arrow, where)
             _check_sizes(parquet.metadata, where)
+            groups = range(parquet.metadata.num_row_groups)
+            # Some versions of pyarrow take "no row group" for an error.
             batches = parquet.iter_batches(_READ_TOGETHER, columns=list(columns or NAMES), use_threads=False)
-        while True:
+            batches = batches if groups else iter(())
+        left = parquet.metadata.num_rows
+        while left > 0:
             with _reading(pa, where):
                 batch = next(batches, None)
-                if batch is None:
-                    return
-                rows = [_row(pairs) for pairs in batch.to_pylist()]
+                rows = [] if batch is None else [_row(pairs) for pairs in batch.to_pylist()]
+            left -= len(rows)
+            if not rows or left < 0:  # no checksum covers the sizes of pages, and pyarrow ends at one of 0
+                raise RowError(f"{where}: is damaged (its rows are not as many as its index says); copy it again")
             yield from rows
 
 
 def _check_sizes(index: Any, where: str) -> None:
     """Raise RowError for row groups that would unpack to what no writer of rows makes, by the file's own account."""
+    if sum(index.row_group(number).num_rows for number in range(index.num_row_groups)) != index.num_rows:
+        raise RowError(f"{where}: is damaged (its index contradicts itself); copy it again")
     for number in range(index.num_row_groups):
         group = index.row_group(number)
         if group.num_rows > _MAX_GROUP_ROWS or group.total_byte_size > _MAX_GROUP_BYTES:

@@ -43,12 +43,13 @@ def test_a_foreign_parquet_file_is_refused(tmp_path: Path) -> None:
     [
         (lambda table: table.drop_columns(["score"]), r"score; judge the frames again"),
         (lambda table: table.append_column("score", table["score"]), r"score; judge"),
+        (lambda table: table.set_column(0, "source", pa.array([1, 2, 3], pa.int64())), r"source \(int64, not string\)"),
         (
-            lambda table: table.set_column(0, "source", pa.array([1, 2, 3], pa.int64())),
-            r"source \(int64, not string\)",
+            lambda table: table.set_column(0, pa.field("source", pa.string(), nullable=False), table["source"]),
+            r"source \(string not null, not string\)",
         ),
     ],
-    ids=["missing", "twice", "another type"],
+    ids=["missing", "twice", "another type", "not null"],
 )
 def test_columns_that_are_not_those_of_the_schema_are_named(change: Any, told: str, file: Path) -> None:
     changed = change(pq.read_table(file))
@@ -83,6 +84,16 @@ def of_a_damaged_index(file: Path) -> None:
     file.write_bytes(content)
 
 
+def with_a_page_of_no_values(file: Path) -> None:
+    """pyarrow ends there as if the file had no rows: the count of values has no checksum."""
+    content = bytearray(file.read_bytes())
+    index = pq.ParquetFile(file).metadata.row_group(0).column(NAMES.index("score"))
+    start = index.data_page_offset
+    at = content.index(b"\x1c\x15\x06", start)  # the struct of a data page, whose first number is 3, doubled
+    content[at + 2] = 0
+    file.write_bytes(content)
+
+
 def gone(file: Path) -> None:
     file.unlink()
 
@@ -101,6 +112,7 @@ def a_folder(file: Path) -> None:
         (without_its_start, "is damaged"),
         (of_a_huge_index, "states an index of 2,147,483,647 bytes: it is damaged"),
         (of_a_damaged_index, "is damaged"),
+        (with_a_page_of_no_values, "its rows are not as many as its index says"),
         (gone, "does not exist"),
         (a_folder, "cannot be read"),
     ],

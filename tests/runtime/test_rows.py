@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commandline import write_frame
+from places import ROOT
 from predictions import frame, make_prediction
 
 from runtime import FailedFrame, FrameError, FrameOptions, Prediction, Predictor, RowError
@@ -212,3 +214,8 @@ def test_all_faults_of_a_row_are_told() -> None:
 def test_what_is_no_row_is_refused(row: Any) -> None:
     with pytest.raises(RowError, match=r"a row is a mapping|source"):
         read_result(row)
+
+
+def test_the_docs_list_these_columns_in_this_order() -> None:
+    page = (ROOT / "docs" / "archives.md").read_text(encoding="utf-8")
+    assert tuple(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == NAMES
