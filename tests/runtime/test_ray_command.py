@@ -1,4 +1,4 @@
-"""`sem-clip predict --engine ray`: the answers of `predict`, written once each, whatever dies, and completed by a second run."""
+"""`sem-clip predict --engine ray`: the answers of `predict`, once each whatever dies; a second run completes them."""
 
 from __future__ import annotations
 
