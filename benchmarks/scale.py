@@ -59,7 +59,7 @@ def of_ray(ray: Any, bundle: Path, paths: Sequence[str], block: int, options: di
     began = time.perf_counter()
     tables = [pa.table({"path": paths[start : start + block]}) for start in range(0, len(paths), block)]
     answers = judge(ray.data.from_arrow(tables), bundle, workers=1, **options)
-    blocks = answers.iter_batches(batch_size=None, batch_format="pyarrow")
+    blocks = answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     return rates((table.num_rows for table in blocks), began)
 
 

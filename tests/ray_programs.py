@@ -62,8 +62,8 @@ def run(bundle: Path, program: str, *arguments: object) -> subprocess.CompletedP
 
 
 def assert_all_ended(bundle: Path) -> None:
-    """No process of a program lives, after a few seconds at most."""
-    until = time.monotonic() + 20
+    """No process of a program lives, after a minute at most: Ray's wait for their centre."""
+    until = time.monotonic() + 60
     while (left := processes(bundle)) and time.monotonic() < until:
         time.sleep(0.2)
     assert left == {}

@@ -110,7 +110,7 @@ def _judge(args: argparse.Namespace, options: WorkerOptions, missing: Any, answe
 def _rows(ray: Any, dataset: Any, answers: AnswerFolder, tally: Tally) -> Iterator[None]:
     """Once for each answer, after it was taken."""
     try:
-        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        for table in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             _take(answers, tally, table)
             yield from (None for _ in range(table.num_rows))
     except ray.exceptions.RayError as exc:

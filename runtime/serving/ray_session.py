@@ -1,7 +1,8 @@
 """Ray for one run: started on this machine alone, or reached where a cluster runs. Imports Ray, with its telemetry off.
 
 On this machine, Ray listens on the loopback interface alone and demands a token that only its own processes know.
-All of its processes and files are gone when the run ends, also after Ctrl-C and after `kill -9`.
+Its processes and files are gone when the run ends. After `kill -9` processes end within a minute, and the next run
+removes the files.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ import tempfile
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from ..errors import BackendUnavailable, PredictorError
 
@@ -26,6 +30,7 @@ OBJECT_STORE_BYTES = 256 * 2**20
 """Frames do not pass through the object store, only their names and answers; what does not fit goes to disk."""
 _OF_THIS_MACHINE = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # off, Ray takes 127.0.0.1 for its address, on Linux as well
+    "RAY_gcs_rpc_server_reconnect_timeout_s": "20",  # so long its processes outlive a command that was killed
     "RAY_AUTH_MODE": "token",
     "RAY_AUTH_TOKEN": secrets.token_hex(32),
 }
@@ -37,6 +42,7 @@ _SPARE_CPUS = 1
 """For Ray's own small tasks, so that they never wait for a worker to end."""
 _SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """No reports to Ray's makers, and no lines of its C++ parts on stderr."""
+_PREFIX, _LOCK = "sem-clip-ray-", "run.lock"
 _LONGEST_FOLDER = 24
 """Bytes of the folder of Ray's files: its sockets have longer names below it, and a socket's path ends at 107."""
 
@@ -137,14 +143,30 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def _files() -> Iterator[str]:
-    """A folder for the sockets and logs of one run."""
-    parent = tempfile.gettempdir()
-    parent = parent if len(os.fsencode(parent)) <= _LONGEST_FOLDER else "/tmp"
-    folder = tempfile.mkdtemp(prefix="sem-clip-ray-", dir=parent)
+    """A folder for the sockets and logs of one run, locked while it lasts. Those of runs that were killed go."""
+    parent = Path(tempfile.gettempdir())
+    parent = parent if len(os.fsencode(parent)) <= _LONGEST_FOLDER else Path("/tmp")
+    for left in parent.glob(f"{_PREFIX}*/{_LOCK}"):
+        with suppress(OSError):  # of another user, or removed meanwhile
+            if left.stat().st_uid == os.getuid() and _locked(left):
+                shutil.rmtree(left.parent, ignore_errors=True)
+    folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+    lock = Path(folder, _LOCK)
+    lock.touch()
     try:
-        yield folder
+        with FileLock(lock):
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _locked(file: Path) -> bool:
+    """Whether nobody else holds the lock."""
+    try:
+        with FileLock(file, timeout=0):
+            return True
+    except Timeout:
+        return False
 
 
 @contextmanager
