@@ -148,7 +148,7 @@ def _read(path: Path, columns: Sequence[str] | None) -> Any:
     """Columns of a file of answers, by default all. Raises RowError for another schema, PredictorError for damage."""
     parquet = import_pyarrow().parquet
     try:
-        with parquet.ParquetFile(path) as opened:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as opened:
             check_schema(opened.schema_arrow, str(path))
             return opened.read(columns=None if columns is None else list(columns))
     except (OSError, ValueError) as exc:  # of pyarrow, whose own errors are ValueErrors

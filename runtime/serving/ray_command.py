@@ -114,7 +114,10 @@ def _rows(ray: Any, dataset: Any, answers: AnswerFolder, tally: Tally) -> Iterat
             _take(answers, tally, table)
             yield from (None for _ in range(table.num_rows))
     except ray.exceptions.RayError as exc:
-        raise _error_of(exc) from exc
+        error = _error_of(ray, exc)
+        if error is None:
+            raise
+        raise error from exc
 
 
 def _take(answers: AnswerFolder, tally: Tally, table: Any) -> None:
@@ -151,14 +154,16 @@ def _require_room(ray: Any, options: WorkerOptions) -> None:
         raise PredictorError(f"no machine of the cluster has a GPU for the backend {options.backend}")
 
 
-def _error_of(error: Any) -> SemClipError:
-    """This project's error inside one of Ray's, without Ray's words; else a PredictorError."""
+def _error_of(ray: Any, error: Any) -> SemClipError | None:
+    """This project's error inside one of Ray's, without Ray's words; None for a bug in a worker."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, SemClipError):
-        own = copy.copy(cause)
+        own: SemClipError = copy.copy(cause)
         own.args = (str(cause).partition(_RAYS_WORDS)[0],)
         return own
-    line = (str(cause or error).strip() or type(error).__name__).splitlines()[0]
+    if isinstance(error, ray.exceptions.RayTaskError):
+        return None
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
     return PredictorError(
         f"Ray gave up ({type(error).__name__}: {line}). Workers that die again and again at the same frames end a run. "
         "Answers so far are kept: run the same command again to continue, with fewer --workers if memory was short"

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -42,6 +43,8 @@ _SPARE_CPUS = 1
 """For Ray's own small tasks, so that they never wait for a worker to end."""
 _SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """No reports to Ray's makers, and no lines of its C++ parts on stderr."""
+_NO_CLUSTER = "{}: no Ray cluster answers ({}); start one with: ray start --head"
+_ANSWER_S = 10.0
 _PREFIX, _LOCK = "sem-clip-ray-", "run.lock"
 _LONGEST_FOLDER = 24
 """Bytes of the folder of Ray's files: its sockets have longer names below it, and a socket's path ends at 107."""
@@ -76,6 +79,8 @@ def ray_session(address: str | None, cpus: int, gpus: int = 0) -> Iterator[Any]:
         raise PredictorError(
             f"{address}: Ray clients are not supported; run this on a machine of the cluster, with the address auto"
         )
+    if address not in (None, "auto"):
+        _require_answer(address)
     global _guarded
     if address is None and "ray" in sys.modules and not _guarded:
         raise PredictorError(
@@ -110,9 +115,7 @@ def _connect(ray: Any, address: str | None, here: Mapping[str, Any]) -> None:
     except (OSError, RuntimeError, ValueError) as exc:  # ConnectionError is an OSError
         if address is None:
             raise PredictorError(f"Ray cannot be started on this machine ({_line(exc)})") from exc
-        raise PredictorError(
-            f"{address}: no Ray cluster answers ({_line(exc)}); start one with: ray start --head"
-        ) from exc
+        raise PredictorError(_NO_CLUSTER.format(address, _line(exc))) from exc
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, handler)  # Ray's own would end the program without its clean-up
@@ -120,6 +123,19 @@ def _connect(ray: Any, address: str | None, here: Mapping[str, Any]) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+
+
+def _require_answer(address: str) -> None:
+    """Raise PredictorError if nothing listens at HOST:PORT: Ray would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise PredictorError(
+            f"{address}: is no address of a Ray cluster; give HOST:PORT as `ray start` prints it, or auto"
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_S).close()
+    except (OSError, OverflowError) as exc:
+        raise PredictorError(_NO_CLUSTER.format(address, _line(exc))) from exc
 
 
 def _line(error: BaseException) -> str:
