@@ -23,7 +23,7 @@ _TOGETHER = 50
 """Rows that are turned into Arrow's form at once: as Python's numbers, features take ten times the memory."""
 _READ_TOGETHER = 200
 _MAX_INDEX_BYTES = 1 << 26
-_MAX_GROUP_ROWS, _MAX_GROUP_BYTES = 1 << 20, 1 << 29
+_MAX_GROUP_ROWS, _MAX_GROUP_BYTES, _MAX_BATCH_BYTES = 1 << 20, 1 << 29, 1 << 28
 _BUFFER = 1 << 20
 _BY_NAME = tuple(column.name for column in COLUMNS if column.kind == "numbers by name")
 
@@ -116,14 +116,16 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
             )
             check_schema(parquet.schema_arrow, where)
             _check_sizes(parquet.metadata, where)
-            groups = range(parquet.metadata.num_row_groups)
-            # Some versions of pyarrow take "no row group" for an error.
-            batches = parquet.iter_batches(_READ_TOGETHER, columns=list(columns or NAMES), use_threads=False)
-            batches = batches if groups else iter(())
+            together = _rows_at_once(parquet.metadata)
+            batches = parquet.iter_batches(together, columns=list(columns or NAMES), use_threads=False)
         left = parquet.metadata.num_rows
         while left > 0:
             with _reading(pa, where):
                 batch = next(batches, None)
+                if batch is not None and batch.nbytes > _MAX_BATCH_BYTES:
+                    raise RowError(
+                        f"{where}: {batch.num_rows} of its rows are {batch.nbytes:,} bytes, which no rows are"
+                    )
                 rows = [] if batch is None else [_row(pairs) for pairs in batch.to_pylist()]
             left -= len(rows)
             if not rows or left < 0:  # no checksum covers the sizes of pages, and pyarrow ends at one of 0
@@ -133,15 +135,28 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
 
 def _check_sizes(index: Any, where: str) -> None:
     """Raise RowError for row groups that would unpack to what no writer of rows makes, by the file's own account."""
-    if sum(index.row_group(number).num_rows for number in range(index.num_row_groups)) != index.num_rows:
+    groups = [index.row_group(number) for number in range(index.num_row_groups)]
+    if sum(group.num_rows for group in groups) != index.num_rows:
         raise RowError(f"{where}: is damaged (its index contradicts itself); copy it again")
+    for number, group in enumerate(groups):
+        # A value that is repeated takes no room in the file, and some in memory.
+        values = max(group.column(place).num_values for place in range(group.num_columns))
+        size = max(group.total_byte_size, 4 * values)
+        if group.num_rows > _MAX_GROUP_ROWS or size > _MAX_GROUP_BYTES:
+            raise RowError(
+                f"{where}: row group {number} has {group.num_rows:,} rows and {size:,} bytes, more than "
+                f"{_MAX_GROUP_ROWS:,} or {_MAX_GROUP_BYTES:,}: write smaller row groups"
+            )
+
+
+def _rows_at_once(index: Any) -> int:
+    """How many rows to read at once, if each might repeat all texts and bytes of its row group."""
+    largest = 1
     for number in range(index.num_row_groups):
         group = index.row_group(number)
-        if group.num_rows > _MAX_GROUP_ROWS or group.total_byte_size > _MAX_GROUP_BYTES:
-            raise RowError(
-                f"{where}: row group {number} has {group.num_rows:,} rows and {group.total_byte_size:,} bytes, more "
-                f"than {_MAX_GROUP_ROWS:,} or {_MAX_GROUP_BYTES:,}: write smaller row groups"
-            )
+        chunks = [group.column(place) for place in range(group.num_columns)]
+        largest = max(largest, sum(one.total_uncompressed_size for one in chunks if one.physical_type == "BYTE_ARRAY"))
+    return max(1, min(_READ_TOGETHER, _MAX_GROUP_BYTES // largest))
 
 
 def read_results(path: str | Path) -> Iterator[Prediction | FailedFrame]:

@@ -17,7 +17,10 @@ from places import ROOT
 import runtime
 
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
+HEAVY = (
+    *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
+    "pyarrow",
+)
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
 """Packages that a module imports where they are installed, and does without elsewhere."""

@@ -9,7 +9,7 @@ import pytest
 from parquets import answers, rewritten, write
 
 from runtime import Prediction, RowError
-from runtime.parquet import check_schema, read_results, read_rows
+from runtime.parquet import check_schema, read_results, read_rows, table_of
 from runtime.rows import NAMES
 
 pa = pytest.importorskip("pyarrow")
@@ -145,6 +145,23 @@ def test_a_row_group_beyond_all_bounds_is_refused_before_it_is_read(
         RowError, match=r"row group 0 has 3 rows and [\d,]+ bytes, more than .*: write smaller row groups"
     ):
         next(read_rows(file))
+
+
+@pytest.mark.parametrize("column", ["source", "features"])
+def test_a_small_file_that_unpacks_to_a_huge_table_is_refused(
+    column: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A text or a list is stored once and repeated by each row."""
+    monkeypatch.setattr("runtime.parquet._MAX_GROUP_BYTES", 1 << 22)
+    monkeypatch.setattr("runtime.parquet._MAX_BATCH_BYTES", 1 << 21)
+    value = {"source": "x" * (1 << 18), "features": [0.5] * (1 << 15)}[column]
+    table = table_of([answers(1)[0].to_row() | {column: value}])
+    table = pa.concat_tables([table] * 300).combine_chunks()
+    path = tmp_path / "bomb.parquet"
+    pq.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30)
+    assert path.stat().st_size < 1 << 17
+    with pytest.raises(RowError, match=r"of its rows are [\d,]+ bytes, which no rows are|write smaller row groups"):
+        next(read_rows(path))
 
 
 def test_a_damaged_row_of_a_sound_file_is_told(file: Path) -> None:
