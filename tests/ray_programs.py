@@ -21,6 +21,7 @@ from runtime.cli import main
 from runtime.serving import answer_folder, ray_command, ray_data
 
 def predict(*words):
+    # A later --backend counts.
     return main(["predict", sys.argv[1], "--backend", "fake", "--engine", "ray", *map(str, words)])
 
 def first(file):

@@ -34,20 +34,19 @@ def list_archive(paths: Sequence[str], unread: list[FrameError]) -> Any:
 
     parts = []
     files: list[str] = []
-    for name in paths:
-        for found in _remote(name, unread) if is_uri(name) else _here(name, unread):
-            if PurePosixPath(found).suffix.lower() != PARQUET_SUFFIX:
-                files.append(found)
-                continue
-            try:
-                parts.append(_members(found))
-            except FrameError as exc:
-                unread.append(exc)
-            except (OSError, ValueError) as exc:  # of pyarrow
-                unread.append(FrameError(found, f"cannot be read as Parquet ({exc})"))
-    files = list(dict.fromkeys(files))
+    listed = (found for name in paths for found in (_remote(name, unread) if is_uri(name) else _here(name, unread)))
+    for found in dict.fromkeys(listed):
+        if PurePosixPath(found).suffix.lower() != PARQUET_SUFFIX:
+            files.append(found)
+            continue
+        try:
+            parts.append(_members(found))
+        except FrameError as exc:
+            unread.append(exc)
+        except (OSError, ValueError) as exc:  # of pyarrow
+            unread.append(FrameError(found, f"cannot be read as Parquet ({exc})"))
     names = pa.array([printed(file) for file in files], pa.large_string())
-    opened = pa.array([os.fsencode(file) for file in files], pa.binary())
+    opened = pa.array([os.fsencode(file) for file in files], pa.large_binary())
     parts.append(pa.table({"source": names, "path": opened, "row": pa.nulls(len(files), pa.int64())}))
     table = pa.concat_tables(parts)
     _refuse_twins(table)
@@ -121,7 +120,7 @@ def _members(file: str) -> Any:
     return pa.table(
         {
             "source": names,
-            "path": pa.array([os.fsencode(file)], pa.binary()).take(pa.array([0] * len(names), pa.int64())),
+            "path": pa.array([os.fsencode(file)], pa.large_binary()).take(pa.array([0] * len(names), pa.int64())),
             "row": pa.array(range(len(names)), pa.int64()),
         }
     )

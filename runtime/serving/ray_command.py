@@ -94,10 +94,10 @@ def _judge(args: argparse.Namespace, options: WorkerOptions, missing: Any, answe
     with ray_session(args.address, local) as ray:
         workers = args.workers or _workers(ray, options, args.address)
         _require_room(ray, options)
-        rows = min(MOST_ROWS, max(LEAST_ROWS, -(-missing.num_rows // (workers * _BLOCKS_PER_WORKER))))
+        rows = _rows_of_a_block(missing.num_rows, workers, options.batch_size)
         blocks = [missing.slice(start, rows).combine_chunks() for start in range(0, missing.num_rows, rows)]
         workers = min(workers, len(blocks))
-        print(f"{workers} workers of Ray {ray.__version__}, {options.threads} threads each", file=sys.stderr)
+        print(f"Ray {ray.__version__}: {workers} x {options.backend} with {options.threads} threads", file=sys.stderr)
         dataset = judged(ray.data.from_arrow(blocks), options, workers=workers, features=args.features)
         for _ in progress_bar(_rows(ray, dataset, answers, tally), missing.num_rows):
             pass
@@ -105,6 +105,12 @@ def _judge(args: argparse.Namespace, options: WorkerOptions, missing: Any, answe
     lost = answers.missing(missing).num_rows
     if lost:
         raise PredictorError(f"{lost} frames got no answer: run the same command again, which judges them alone")
+
+
+def _rows_of_a_block(frames: int, workers: int, batch: int) -> int:
+    """Some blocks for each worker, of whole batches: so that frames meet in an engine as they do in `stream`."""
+    rows = min(MOST_ROWS, max(LEAST_ROWS, -(-frames // (workers * _BLOCKS_PER_WORKER))))
+    return -(-rows // batch) * batch
 
 
 def _rows(ray: Any, dataset: Any, answers: AnswerFolder, tally: Tally) -> Iterator[None]:
@@ -163,8 +169,9 @@ def _error_of(ray: Any, error: Any) -> SemClipError | None:
         return own
     if isinstance(error, ray.exceptions.RayTaskError):
         return None
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    told = " ... ".join(dict.fromkeys((*lines[:1], *lines[-1:])))
     return PredictorError(
-        f"Ray gave up ({type(error).__name__}: {line}). Workers that die again and again at the same frames end a run. "
+        f"Ray gave up ({type(error).__name__}: {told}). Workers that die again and again at the same frames end a run. "
         "Answers so far are kept: run the same command again to continue, with fewer --workers if memory was short"
     )

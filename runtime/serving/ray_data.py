@@ -131,10 +131,7 @@ def judged(dataset: Any, options: WorkerOptions, *, workers: int, features: bool
     return dataset.map_batches(
         Judge,
         fn_constructor_kwargs={"options": options, "features": features},
-        # Each worker answers one block at a time, in the thread of its task.
-        compute=ray.data.ActorPoolStrategy(
-            size=workers, max_concurrent_calls_per_actor=1, enable_true_multi_threading=True
-        ),
+        compute=ray.data.ActorPoolStrategy(size=workers),
         batch_size=None,
         batch_format="pyarrow",
         zero_copy_batch=True,

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import ray_programs
-from commandline import errors_in, files_in, predict, sem_clip, write_frame
+from commandline import errors_in, files_in, predict, program, sem_clip, write_frame
 from conftest import make_recipe
 
 from runtime.parquet import read_rows
@@ -75,7 +75,7 @@ def test_answers_equal_those_of_predict_and_a_second_run_adds_what_is_missing(
     again = ray_programs.run(fake_bundle, RUN, frames, "--parquet", out, "--workers", 2)
     assert again.returncode == 1
     assert again.stderr.startswith(
-        f"{out} holds the answers of 1 of these frames; 1 that were not read are tried again\n2 workers of Ray "
+        f"{out} holds the answers of 1 of these frames; 1 that were not read are tried again\nRay "
     )
     assert "39 frames\n" in again.stderr
     assert rows(out) == wanted
@@ -98,6 +98,41 @@ def test_uris_and_parquet_files_of_bytes_give_the_answers_of_files(
     assert [row["source"] for row in found] == sorted([f"{uri}/{f.name}" for f in files] + [f.name for f in files])
     wanted = {Path(row["source"]).name: row for row in expected(fake_bundle, frames, to=tmp_path / "wanted.parquet")}
     assert found == [{**wanted[Path(row["source"]).name], "source": row["source"]} for row in found]
+
+
+@pytest.mark.slow
+def test_a_real_engine_answers_to_the_bit_as_in_one_process(toy_bundle: Path, toy_frames: Path, tmp_path: Path) -> None:
+    out, one = tmp_path / "out", tmp_path / "one.parquet"
+    words = ["--backend", "cpu", "--threads", 1]
+    done = ray_programs.run(toy_bundle, RUN, toy_frames, *words, "--engine", "ray", "--parquet", out, "--workers", 2)
+    assert done.returncode == 0, done.stderr
+    assert program("predict", toy_bundle, toy_frames, *words, "--parquet", one).returncode == 0
+    assert len(rows(one)) == 28
+    assert rows(out) == rows(one)
+
+
+@pytest.mark.slow
+def test_a_dataset_of_the_caller_is_judged(fake_bundle: Path, frames: Path, tmp_path: Path) -> None:
+    code = """
+    import ray
+    ray.init("local", num_cpus=3, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False)
+    frames = ray.data.read_binary_files(sys.argv[2], include_paths=True)
+    answers = ray_data.judge(frames, sys.argv[1], backend="fake", features=True)
+    rows = list(answers.iter_rows())
+    print(sorted((os.path.basename(row["source"]), row["verdict"], len(row["features"] or ())) for row in rows))
+    try:
+        ray_data.judge(ray.data.range(1), sys.argv[1], backend="fake").take_all()
+    except ray_command.PredictorError as exc:
+        print(str(exc.cause).splitlines()[0])
+    ray.shutdown()
+    """
+    done = ray_programs.run(fake_bundle, code, frames)
+    assert done.returncode == 0, done.stderr
+    answered, refused = done.stdout.splitlines()
+    wanted = expected(fake_bundle, frames, to=tmp_path / "wanted.parquet")
+    found = [(Path(row["source"]).name, row["verdict"], 0 if row["error"] else 385) for row in wanted]
+    assert answered == str(found)
+    assert refused.startswith("the dataset has the columns id; frames need a column path")
 
 
 @pytest.mark.slow
