@@ -126,7 +126,7 @@ def test_a_dataset_of_the_caller_is_judged(fake_bundle: Path, frames: Path, tmp_
         print(str(exc.cause).splitlines()[0])
     ray.shutdown()
     """
-    done = ray_programs.run(fake_bundle, code, frames)
+    done = ray_programs.run(fake_bundle, code, frames, words_of_ray=True)
     assert done.returncode == 0, done.stderr
     answered, refused = done.stdout.splitlines()
     wanted = expected(fake_bundle, frames, to=tmp_path / "wanted.parquet")
