@@ -49,6 +49,7 @@ LAYERS = (
         "runtime.locking",
         "runtime.onnxfile",
         "runtime.serving.ray_session",
+        "runtime.serving.stores",
         "runtime.targets",
         "runtime.telemetry",
     },

@@ -16,7 +16,8 @@ from ..errors import FrameError, PredictorError
 from ..folders import MASK_SUFFIX, SYSTEM_FOLDERS, find_frames, is_folder
 from ..frames import SUFFIXES
 from ..rows import printed
-from .frame_rows import filesystem_of, frame_columns, is_uri, parquet_file
+from .frame_rows import frame_columns, parquet_file
+from .stores import Stored, is_uri
 
 PARQUET_SUFFIX = ".parquet"
 _SHOWN = 3
@@ -36,7 +37,7 @@ def list_archive(paths: Sequence[str], unread: list[FrameError]) -> Any:
     files: list[str] = []
     listed = (found for name in paths for found in (_remote(name, unread) if is_uri(name) else _here(name, unread)))
     for found in dict.fromkeys(listed):
-        if PurePosixPath(found).suffix.lower() != PARQUET_SUFFIX:
+        if not _is_packed(found):
             files.append(found)
             continue
         try:
@@ -53,6 +54,11 @@ def list_archive(paths: Sequence[str], unread: list[FrameError]) -> Any:
     return table
 
 
+def _is_packed(name: str) -> bool:
+    path = Stored.of(name).path if is_uri(name) else name
+    return PurePosixPath(path).suffix.lower() == PARQUET_SUFFIX
+
+
 def _here(name: str, unread: list[FrameError]) -> list[str]:
     if not name:
         raise FrameError(name, "an empty name is no path; the current folder is .")
@@ -67,7 +73,8 @@ def _remote(uri: str, unread: list[FrameError]) -> list[str]:
     """The frames, or the Parquet files, below a URI; the URI itself where it is no folder."""
     from pyarrow import fs
 
-    filesystem, root = filesystem_of(uri.partition("#")[0])
+    stored = Stored.of(uri)
+    filesystem, root = stored.open()
     try:
         if filesystem.get_file_info(root).type != fs.FileType.Directory:
             return [uri]  # a worker opens it, and says what is wrong with it
@@ -80,7 +87,7 @@ def _remote(uri: str, unread: list[FrameError]) -> list[str]:
     frames = packed or _frames(below)
     if not frames:
         raise FrameError(uri, f"holds no frames ({', '.join(SUFFIXES)}) and no Parquet files")
-    return [f"{uri.rstrip('/')}/{path}" for path in frames]
+    return [str(stored.below(str(path))) for path in frames]
 
 
 def _frames(files: Sequence[PurePosixPath]) -> list[PurePosixPath]:

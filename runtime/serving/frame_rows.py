@@ -7,19 +7,18 @@ read ahead by a few threads; what cannot be read becomes the answer of that row.
 from __future__ import annotations
 
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import groupby
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from ..errors import FrameError, PredictorError
 from ..frames import MAX_FILE_BYTES, EncodedFrame
 from ..prediction import FailedFrame, Prediction
 from ..predictor import Predictor
+from .stores import Stored, is_uri
 
 READERS = 8
 """Threads that fetch frames over the network, and how many frames they hold."""
@@ -29,7 +28,6 @@ NAMES, CONTENTS = ("path", "name", "source"), ("bytes", "data", "content")
 """Columns of a Parquet file of frames: the first of each that is there counts."""
 OTHERS = "holds another frame by now in its row"
 _BUFFER = 1 << 20
-_PAGE = re.compile(r"(?P<file>.+)#(?P<page>[1-9][0-9]{0,8})")
 Entry: TypeAlias = "str | EncodedFrame | FailedFrame"
 
 
@@ -78,22 +76,6 @@ def failed(name: str, reason: str) -> FailedFrame:
     return FailedFrame(name, FrameError(name, reason))
 
 
-def filesystem_of(uri: str) -> tuple[Any, str]:
-    """The file system of pyarrow for a URI or a local path, and the path in it. Raises FrameError."""
-    from pyarrow import fs
-
-    try:
-        found: tuple[Any, str] = fs.FileSystem.from_uri(uri if is_uri(uri) else Path(uri).absolute().as_posix())
-    except (OSError, ValueError, NotImplementedError) as exc:
-        raise FrameError(uri, f"is no URI that can be read here ({exc})") from exc
-    return found
-
-
-def is_uri(name: str) -> bool:
-    """Whether a name is a URI, such as s3://bucket/frame.png, and no path."""
-    return "://" in name
-
-
 def _contents(names: Any, contents: Any) -> Iterator[Entry]:
     for number, (name, data) in enumerate(zip(names, contents, strict=True)):
         known = name.as_py() or f"row {number}"
@@ -130,9 +112,9 @@ def _fetched(uris: Iterable[str]) -> Iterator[Entry]:
 
 
 def _fetch(uri: str) -> Entry:
-    file, page = _split_page(uri)
     try:
-        filesystem, path = filesystem_of(file)
+        stored = Stored.of(uri)
+        filesystem, path = stored.open()
         info = filesystem.get_file_info(path)
         if info.type.name == "NotFound":
             return failed(uri, "no such file")
@@ -141,9 +123,9 @@ def _fetch(uri: str) -> Entry:
         if info.size is not None and info.size > MAX_FILE_BYTES:
             return failed(uri, f"is {info.size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed here")
         with filesystem.open_input_stream(path) as stream:
-            return EncodedFrame(uri, stream.read(MAX_FILE_BYTES), page)
+            return EncodedFrame(uri, stream.read(MAX_FILE_BYTES), stored.page)
     except FrameError as exc:
-        return FailedFrame(uri, exc)
+        return FailedFrame(exc.source, exc)
     except OSError as exc:
         return failed(uri, f"cannot be read ({exc})")
 
@@ -195,9 +177,9 @@ def _batches(file: str, first: int, last: int) -> Iterator[tuple[int, Any, Any]]
 @contextmanager
 def parquet_file(file: str) -> Iterator[Any]:
     """A Parquet file opened by a path or a URI, and read in pieces. Raises FrameError, and errors of pyarrow."""
-    from pyarrow import parquet
+    from pyarrow import fs, parquet
 
-    filesystem, path = filesystem_of(file)
+    filesystem, path = Stored.of(file).open() if is_uri(file) else (fs.LocalFileSystem(), file)
     with filesystem.open_input_file(path) as stream, parquet.ParquetFile(stream, buffer_size=_BUFFER) as opened:
         yield opened
 
@@ -220,8 +202,3 @@ def frame_columns(opened: Any, file: str) -> tuple[str, str]:
 
 def _is(types: Any, kind: Any, wanted: str) -> bool:
     return bool(getattr(types, f"is_{wanted}")(kind) or getattr(types, f"is_large_{wanted}")(kind))
-
-
-def _split_page(uri: str) -> tuple[str, int | None]:
-    match = _PAGE.fullmatch(uri)
-    return (uri, None) if match is None else (match["file"], int(match["page"]))

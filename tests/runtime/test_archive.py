@@ -94,7 +94,8 @@ def test_a_uri_may_name_a_file_a_page_or_parquet_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "message"), [("nowhere://bucket/a.png", "is no URI that can be read here"), ("{}/empty", "holds no frames")]
+    ("uri", "message"),
+    [("nowhere://bucket/a.png", "is in a store that cannot be read here"), ("{}/empty", "holds no frames")],
 )
 def test_a_uri_without_frames_is_an_error(uri: str, message: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()

@@ -101,7 +101,7 @@ def test_what_cannot_be_fetched_is_the_answer_of_its_row(tmp_path: Path, monkeyp
         (f"{uri}/large.png", "is 5 bytes, more than the 4 allowed here"),
     ]
     ((name, reason),) = told({"path": ["nowhere://a.png"]})  # type: ignore[misc]
-    assert (name, reason.split(" (")[0]) == ("nowhere://a.png", "is no URI that can be read here")
+    assert (name, reason.split(" (")[0]) == ("nowhere://a.png", "is in a store that cannot be read here")
 
 
 def test_rows_of_parquet_files_and_files_come_in_the_order_of_the_table(packed: Path, tmp_path: Path) -> None:
