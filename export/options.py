@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runtime.options import add_pixel_size
+
 from .errors import ExportError
 
 if TYPE_CHECKING:
@@ -34,6 +36,13 @@ def add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
         "--shots", type=int, default=DEMO_SHOTS, metavar="K", help=f"support frames per class (default: {DEMO_SHOTS})"
     )
     add_frame_arguments(data)
+    data.add_argument(
+        "--ignore",
+        choices=("auto",),
+        help="auto: find the rows of text bars, by the tool's metadata or in the frames themselves, and fix them in "
+        "the recipe; later frames that deny them get a warning (default: --ignore-top and --ignore-bottom)",
+    )
+    add_pixel_size(data, "default: what the frames' files say")
     teaching = parser.add_argument_group("teaching")
     teaching.add_argument(
         "--method",
@@ -111,8 +120,11 @@ def frame_options(args: argparse.Namespace) -> FrameOptions:
     """The values of `add_frame_arguments`. Raises ExportError for one that is out of range."""
     from runtime.recipe import FrameOptions
 
+    if getattr(args, "ignore", None) and (args.ignore_top or args.ignore_bottom):
+        raise ExportError("--ignore auto finds the rows: leave out --ignore-top and --ignore-bottom")
+    size = getattr(args, "pixel_size", None)
     try:
-        return FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
+        return FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level, size)
     except ValueError as exc:
         name, _, rest = str(exc).partition(" ")
         raise ExportError(f"--{name.replace('_', '-')} {rest}") from None

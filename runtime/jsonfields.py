@@ -116,6 +116,10 @@ class Fields:
             return default
         return value
 
+    def has(self, key: str) -> bool:
+        """Whether an entry that may be left out is there."""
+        return key in self._values
+
     def text(self, key: str, default: object = _MISSING) -> str:
         """A string, not empty, of at most MAX_TEXT characters."""
         value = self._take(key, default)

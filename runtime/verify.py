@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .backends import ENGINES, open_backend
+from .backends import ENGINES, open_backend, require_gpu, uses_gpu
 from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
 from .backends.ort import check_provider
 from .backends.trt import MODULES
@@ -91,7 +91,9 @@ class Verify:
             require_files([args.json], force=args.force)
         if args.set_target:
             set_targets(args.bundle, args.set_target)
-        report = verify(args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads)
+        report = verify(
+            args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads, device=args.device
+        )
         try:  # the record first, for a reader of the table may leave; but a record that fails must not cost the table
             if args.json is not None:
                 write_atomically(args.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
@@ -104,9 +106,15 @@ class Verify:
 
 
 def verify(
-    folder: Path, backends: Sequence[str] = (), precision: str | None = None, *, seconds: float, threads: int = 0
+    folder: Path,
+    backends: Sequence[str] = (),
+    precision: str | None = None,
+    *,
+    seconds: float,
+    threads: int = 0,
+    device: int | str | None = None,
 ) -> dict[str, Any]:
-    """The record, JSON-ready. backends: none stands for all.
+    """The record, JSON-ready. backends: none stands for all. device: the GPU of those that use one.
 
     Raises BundleError for a bundle without sound golden frames, BackendUnavailable if no engine runs here, or not one
     that was asked for.
@@ -115,8 +123,10 @@ def verify(
     def load(manifest: Manifest, recipe: Recipe) -> _Bundle:
         return _Bundle(folder, manifest, recipe, load_golden(folder, manifest, recipe))
 
+    if device is not None:
+        require_gpu(backends or ENGINES, device)
     bundle = use_bundle(folder, load)
-    found = {pair: _artifact(bundle, *pair) for pair in _wanted(bundle.manifest, backends, precision)}
+    found = {pair: _artifact(bundle, *pair, device) for pair in _wanted(bundle.manifest, backends, precision)}
     _require_any(folder, [why for why in found.values() if isinstance(why, str)], len(found), asked=bool(backends))
     runnable = sum(isinstance(artifact, Artifact) for artifact in found.values())
     peak = _peak(found, threads)
@@ -126,10 +136,10 @@ def verify(
             results.append(Result(name, of, "", "", "", (), artifact))
             continue
         _say(f"{name} {of} ...")
-        results.append(_result(bundle, name, of, artifact, seconds / runnable, threads))
+        results.append(_result(bundle, name, of, artifact, seconds / runnable, threads, device))
     idle = [result.why_not for result in results if not result.checks]
     _require_any(folder, idle, len(results), asked=bool(backends))
-    return record(folder, bundle.manifest, bundle.golden, results, peak)
+    return record(folder, bundle.manifest, bundle.golden, results, peak, device)
 
 
 def set_targets(folder: Path, changes: Sequence[Change]) -> None:
@@ -173,11 +183,11 @@ def _wanted(manifest: Manifest, backends: Sequence[str], precision: str | None) 
     return found
 
 
-def _artifact(bundle: _Bundle, name: str, precision: str) -> Artifact | str:
+def _artifact(bundle: _Bundle, name: str, precision: str, device: int | str | None) -> Artifact | str:
     """The artifact that the backend would run, or why the backend does not run here."""
     try:
         if name in MODULES:
-            return engine_artifact(name, bundle.folder, bundle.manifest, precision)
+            return engine_artifact(name, bundle.folder, bundle.manifest, precision, device=device)
         check_provider(name)
         return onnx_artifact(bundle.folder, bundle.manifest, precision)
     except BackendUnavailable as exc:
@@ -192,12 +202,21 @@ def _peak(found: Mapping[tuple[str, str], Artifact | str], threads: int) -> Peak
     return Peak(None, 0, "", "measured for CPUs alone; on a GPU `python -m benchmarks.gpu` measures it")
 
 
-def _result(bundle: _Bundle, name: str, precision: str, artifact: Artifact, seconds: float, threads: int) -> Result:
+def _result(
+    bundle: _Bundle,
+    name: str,
+    precision: str,
+    artifact: Artifact,
+    seconds: float,
+    threads: int,
+    device: int | str | None,
+) -> Result:
     """Open the engine and qualify it. seconds: for the timed parts. threads: of an engine on a CPU."""
+    options: dict[str, Any] = {"precision": precision, "threads": threads, "device": device if uses_gpu(name) else None}
     about = (name, precision, artifact.file, artifact.sha256)
     try:
         with in_engine():
-            backend = open_backend(name, bundle.folder, bundle.manifest, precision=precision, threads=threads)
+            backend = open_backend(name, bundle.folder, bundle.manifest, **options)
     except BackendUnavailable as exc:
         return Result(*about, "", (), str(exc))
     except PredictorError as exc:  # it should run here, but it is damaged or its GPU fails

@@ -33,10 +33,11 @@ def engine_artifact(
     manifest: Manifest,
     precision: str | None = None,
     *,
+    device: int | str | None = None,
     version_of: Callable[[str], str] = metadata.version,
-    gpu: Callable[[], tuple[Gpu | None, str]] = find_gpu,
+    gpu: Callable[[int | str | None], tuple[Gpu | None, str]] = find_gpu,
 ) -> Artifact:
-    """The engine of `product` that this host can run. precision: fp16 by default.
+    """The engine of `product` that this host can run, on the GPU `device`. precision: fp16 by default.
 
     Raises BackendUnavailable if the product or the GPU is missing, or with what keeps the nearest engine from running.
     """
@@ -50,7 +51,7 @@ def engine_artifact(
         raise BackendUnavailable(missing % product) from None
     if util.find_spec(MODULES[product]) is None:
         raise BackendUnavailable(missing % product)
-    found, why = gpu()
+    found, why = gpu(device)
     if found is None:
         raise BackendUnavailable(f'backend "{product}" cannot run here: {why}')
     engines = [
@@ -59,6 +60,8 @@ def engine_artifact(
         if a.kind == "engine" and a.precision == precision and a.target.get("product") == product
     ]
     command = f"build one on this machine with: sem-clip build-engine {folder} --engine {product}"
+    if device is not None:
+        command += f" --device {device}"
     if precision != ENGINE_PRECISIONS[0]:
         command += f" --precision {precision}"
     if not engines:

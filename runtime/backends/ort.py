@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError, raised_by_handler
+from ..host import Gpu
 from ..jsonfields import listed
 from ..manifest import Artifact, Encoder, read_artifact
 from ..onnxfile import MAX_BYTES, onnx_faults
@@ -88,11 +89,11 @@ def _raise_interrupt(exc: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def cuda_provider(precision: str) -> tuple[str, dict[str, Any]]:
-    """The CUDA provider and its options for an artifact of a precision."""
+def cuda_provider(precision: str, device: int = 0) -> tuple[str, dict[str, Any]]:
+    """The CUDA provider and its options for an artifact of a precision. device: CUDA's number of the GPU."""
     # TF32 has the mantissa of fp16, so fp32 must not use it. The fp32 parts of fp16 artifacts lose little by it.
     tf32 = "0" if precision == "fp32" else "1"
-    return _CUDA, {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
+    return _CUDA, {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
 
 
 class _OrtBackend(Backend):
@@ -177,7 +178,9 @@ class OrtCpuBackend(_OrtBackend):
 
 
 class OrtCudaBackend(_OrtBackend):
-    """Runs an ONNX artifact on the first NVIDIA GPU. The recipe's tensors stay there until another recipe comes.
+    """Runs an ONNX artifact on an NVIDIA GPU. The recipe's tensors stay there until another recipe comes.
+
+    gpu: where; None for the first that CUDA shows. ONNX Runtime makes it current in each thread that calls.
 
     Raises BackendUnavailable if ONNX Runtime or its CUDA provider is not installed, finds no usable GPU, or would
     compute a part of the graph on the CPU. ONNX Runtime itself would fall back to the CPU in each case. Raises
@@ -188,12 +191,13 @@ class OrtCudaBackend(_OrtBackend):
     max_batch = 256
     in_flight = 2
 
-    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder) -> None:
+    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder, *, gpu: Gpu | None = None) -> None:
         if artifact.precision == "int8":
             raise BackendUnavailable('backend "cuda" runs fp16 and fp32; int8 is for the CPU')
         self._lock = threading.Lock()
         self._resident: tuple[Recipe, dict[str, Any]] | None = None
-        super().__init__(folder, artifact, encoder, [cuda_provider(artifact.precision)])
+        self._device = 0 if gpu is None else gpu.index
+        super().__init__(folder, artifact, encoder, [cuda_provider(artifact.precision, self._device)])
         version = self._ort.__version__
         running = self._session.get_providers()
         if not running or running[0] != _CUDA:
@@ -206,7 +210,8 @@ class OrtCudaBackend(_OrtBackend):
                 f'backend "cuda" cannot run {artifact.file} here: ONNX Runtime {version} has no CUDA kernel for '
                 f"{', '.join(elsewhere)} and would go to the CPU for it: pip install --upgrade onnxruntime-gpu"
             )
-        self.description = f"ONNX Runtime {version} on CUDA, {artifact.file} ({artifact.precision})"
+        where = "" if gpu is None else f" on {gpu.label}"
+        self.description = f"ONNX Runtime {version} on CUDA{where}, {artifact.file} ({artifact.precision})"
 
     def _not_started(self, why: str) -> BackendUnavailable:
         return BackendUnavailable(
@@ -235,7 +240,7 @@ class OrtCudaBackend(_OrtBackend):
         with self._lock:
             if self._resident is None or self._resident[0] is not recipe:
                 of = self._ort.OrtValue.ortvalue_from_numpy
-                self._resident = recipe, {name: of(recipe.tensors[name], "cuda", 0) for name in TENSORS}
+                self._resident = recipe, {name: of(recipe.tensors[name], "cuda", self._device) for name in TENSORS}
             return self._resident[1]
 
     def close(self) -> None:

@@ -206,7 +206,7 @@ def test_a_defect_is_what_has_regions() -> None:
 def test_all_faults_of_a_row_are_told() -> None:
     with pytest.raises(RowError) as caught:
         Prediction.from_row({"source": "a.png", "verdict": 1})
-    assert str(caught.value).count(" is missing") == len(COLUMNS) - 2 - 3  # two are there, three may be absent
+    assert str(caught.value).count(" is missing") == len(COLUMNS) - 2 - 5  # two are there, five may be absent
     assert "verdict must be str" in str(caught.value)
 
 

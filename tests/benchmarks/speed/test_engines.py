@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def host(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Mani
     manifest = replace(manifest, artifacts=(*manifest.artifacts, replace(manifest.artifacts[0], precision="int8")))
     opened: list[FakeBackend] = []
 
-    def open_backend(name: str, folder: Path, found: Manifest, *, precision: str | None, threads: int) -> Backend:
+    def open_backend(name: str, folder: Path, found: Manifest, *, precision: str | None, **more: Any) -> Backend:
         if (name, precision) not in {("cpu", "fp32"), ("vector", "fp32"), ("vector", "int8"), ("fake", None)}:
             raise BackendUnavailable(f"{name} cannot run {precision} here")
         opened.append(FakeBackend(found.encoder))
