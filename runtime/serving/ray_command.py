@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ..backends import GPU_BACKENDS
 from ..commands import Tally
 from ..errors import FrameError, PredictorError, SemClipError
 from ..host import usable_cores
@@ -20,7 +21,7 @@ from ..prediction import FailedFrame
 from ..terminal import progress_bar
 from .answer_folder import AnswerFolder, answer_folder
 from .archive import list_archive
-from .ray_data import GPU_BACKENDS, WorkerOptions, judged, worker_options
+from .ray_data import WorkerOptions, judged, worker_options
 from .ray_session import ray_session, require_ray
 
 MOST_ROWS, LEAST_ROWS = 512, 16
@@ -41,6 +42,8 @@ def run_ray(args: argparse.Namespace) -> int:
         batch_size=args.batch_size,
         threads=args.threads or 1,
         white_level=args.white_level,
+        pixel_size_nm=args.pixel_size,
+        side_files=not args.no_side_files,
     )
     unread: list[FrameError] = []
     frames = list_archive(args.paths, unread)
@@ -51,6 +54,8 @@ def run_ray(args: argparse.Namespace) -> int:
         "backend": options.backend,
         "precision": options.precision,
         "white_level": options.white_level,
+        "pixel_size_nm": None if args.pixel_size is None else list(args.pixel_size),
+        "side_files": options.side_files,
         "features": args.features,
     }
     tally = Tally(recipe.classes, "rows")
@@ -76,6 +81,8 @@ def _check(args: argparse.Namespace) -> None:
             raise PredictorError(
                 f"{option} is not for --engine ray, which writes and continues the folder of --parquet"
             )
+    if args.device is not None:
+        raise PredictorError("--device is not for --engine ray, which gives each worker a GPU of its own: leave it out")
     if args.parquet.exists() and not args.parquet.is_dir():
         raise PredictorError(f"{args.parquet} is a file; --engine ray writes a folder: choose another name")
     import_pyarrow()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..arguments import MAX_THREADS, whole_number
-from ..backends import NAMES
+from ..backends import GPU_BACKENDS, NAMES
 from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError
 from ..manifest import Manifest, load_bundle
 from ..parquet import table_of
@@ -30,7 +30,6 @@ ROWS_TOGETHER = 256
 """Answers that a worker holds before it hands them to Ray."""
 MOST_RESTARTS = 10
 """So often is each worker started again, here or on another machine: a frame that kills it must not do so for ever."""
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +48,8 @@ class WorkerOptions:
     batch_size: int
     threads: int
     white_level: int | None
+    pixel_size_nm: float | tuple[float, float] | None
+    side_files: bool
 
 
 def worker_options(
@@ -60,6 +61,8 @@ def worker_options(
     batch_size: int = 8,
     threads: int = 1,
     white_level: int | None = None,
+    pixel_size_nm: float | tuple[float, float] | None = None,
+    side_files: bool = True,
 ) -> tuple[WorkerOptions, Manifest, Recipe]:
     """Check the bundle and the recipe here, before any worker does. The recipe is the one to judge by.
 
@@ -75,7 +78,16 @@ def worker_options(
     manifest.encoder.check(used, "recipe" if isinstance(recipe, Recipe) else str(recipe or folder))
     content = None if recipe is None else used.to_bytes()
     options = WorkerOptions(
-        str(folder), digest_of(manifest), content, backend, precision, batch_size, threads, white_level
+        bundle=str(folder),
+        digest=digest_of(manifest),
+        recipe=content,
+        backend=backend,
+        precision=precision,
+        batch_size=batch_size,
+        threads=threads,
+        white_level=white_level,
+        pixel_size_nm=pixel_size_nm,
+        side_files=side_files,
     )
     return options, manifest, used
 
@@ -96,6 +108,8 @@ def judge(
     batch_size: int = 8,
     threads: int = 1,
     white_level: int | None = None,
+    pixel_size_nm: float | tuple[float, float] | None = None,
+    side_files: bool = True,
     features: bool = False,
 ) -> Any:
     """A ray.data.Dataset with a row of `parquet.arrow_schema()` for each frame of another dataset.
@@ -120,6 +134,8 @@ def judge(
         batch_size=batch_size,
         threads=threads,
         white_level=white_level,
+        pixel_size_nm=pixel_size_nm,
+        side_files=side_files,
     )
     return judged(dataset, options, workers=workers, features=features)
 
@@ -180,6 +196,8 @@ def _opened(options: WorkerOptions) -> Predictor:
         batch_size=options.batch_size,
         threads=options.threads,
         white_level=options.white_level,
+        pixel_size_nm=options.pixel_size_nm,
+        side_files=options.side_files,
     )
     # Of the manifest that was opened: each artifact's hash was checked against it as the engine read the file.
     if digest_of(predictor.manifest) != options.digest:

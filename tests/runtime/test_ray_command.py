@@ -346,6 +346,7 @@ def test_on_one_machine_ray_is_closed_to_others_and_reports_nothing(
             "127.0.0.1:1: no Ray cluster answers (",
         ),
         (["--engine", "ray", "--parquet", "{}/out", "--address", "host"], "host: is no address of a Ray cluster; give"),
+        (["--engine", "ray", "--parquet", "{}/out", "--device", "0"], "--device is not for --engine ray, which gives"),
         (["--workers", "2"], "--workers is an option of --engine ray alone: add that, or leave it out"),
         (["--address", "auto"], "--address is an option of --engine ray alone: add that, or leave it out"),
     ],

@@ -73,6 +73,14 @@ def test_a_recipe_of_the_caller_goes_to_the_workers(fake_bundle: Path, block: An
     assert {row["defect_threshold"] for row in rows if row["error"] is None} == {0.75}
 
 
+def test_frame_options_of_the_caller_go_to_the_workers(fake_bundle: Path, block: Any) -> None:
+    rows = judged_by(options_of(fake_bundle, white_level=4095, pixel_size_nm=(2.0, 3.0)), block)
+    found = [
+        (row["white_level"], row["pixel_width_nm"], row["pixel_height_nm"]) for row in rows if row["error"] is None
+    ]
+    assert found == [(4095, 2.0, 3.0)] * 6
+
+
 def test_a_worker_without_the_bundle_says_so_and_where_at_its_first_block(fake_bundle: Path, block: Any) -> None:
     worker = ray_data.Judge(replace(options_of(fake_bundle), bundle="/nowhere"), False)
     with pytest.raises(
