@@ -104,7 +104,10 @@ def _judge(args: argparse.Namespace, options: WorkerOptions, missing: Any, answe
         rows = _rows_of_a_block(missing.num_rows, workers, options.batch_size)
         blocks = [missing.slice(start, rows).combine_chunks() for start in range(0, missing.num_rows, rows)]
         workers = min(workers, len(blocks))
-        print(f"Ray {ray.__version__}: {workers} x {options.backend} with {options.threads} threads", file=sys.stderr)
+        print(
+            f"Ray {ray.__version__}; workers: {workers}; backend: {options.backend}; threads: {options.threads}",
+            file=sys.stderr,
+        )
         dataset = judged(ray.data.from_arrow(blocks), options, workers=workers, features=args.features)
         for _ in progress_bar(_rows(ray, dataset, answers, tally), missing.num_rows):
             pass
