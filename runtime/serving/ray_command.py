@@ -109,12 +109,13 @@ def _judge(args: argparse.Namespace, options: WorkerOptions, missing: Any, answe
             file=sys.stderr,
         )
         dataset = judged(ray.data.from_arrow(blocks), options, workers=workers, features=args.features)
-        for _ in progress_bar(_rows(ray, dataset, answers, tally), missing.num_rows):
-            pass
+        given = sum(1 for _ in progress_bar(_rows(ray, dataset, answers, tally), missing.num_rows))
         answers.flush()
     lost = answers.missing(missing).num_rows
     if lost:
         raise PredictorError(f"{lost} frames got no answer: run the same command again, which judges them alone")
+    if given > missing.num_rows:
+        raise PredictorError(f"Ray gave {given} answers to {missing.num_rows} frames: judge them into another folder")
 
 
 def _rows_of_a_block(frames: int, workers: int, batch: int) -> int:
