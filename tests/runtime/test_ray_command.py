@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import time
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray_programs
-from commandline import errors_in, files_in, predict, program, sem_clip, write_frame
-from conftest import make_recipe
+from commandline import errors_in, files_in, predict, program, write_frame
 
 from runtime.parquet import read_rows
-from runtime.serving import ray_session
 
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
@@ -184,7 +180,8 @@ def test_a_node_that_dies_loses_no_frame_and_answers_none_twice(
                 yield table
 
     node = lost.node_id
-    ray_data.Judge, ray_data.ROWS_TOGETHER = Dying, 8
+    # Seven blocks, more than one worker takes ahead.
+    ray_data.Judge, ray_data.ROWS_TOGETHER, ray_command.LEAST_ROWS = Dying, 2, 1
 
     def kill():
         wait_for(began)
@@ -198,7 +195,8 @@ def test_a_node_that_dies_loses_no_frame_and_answers_none_twice(
     sys.exit(status)
     """
     out = tmp_path / "out"
-    done = ray_programs.run(fake_bundle, code, tmp_path, frames, "--parquet", out, "--workers", 2)
+    words = [frames, "--parquet", out, "--workers", 2, "--batch-size", 2]
+    done = ray_programs.run(fake_bundle, code, tmp_path, *words)
     assert done.returncode == 1, done.stderr
     assert (tmp_path / "gone").exists()
     assert rows(out) == expected(fake_bundle, frames, to=tmp_path / "wanted.parquet")
@@ -327,73 +325,3 @@ def test_on_one_machine_ray_is_closed_to_others_and_reports_nothing(
     assert first == "0 token"
     assert len(addresses) > 3
     assert set(addresses) <= {"0100007F", "0000000000000000FFFF00000100007F"}
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--engine", "ray"], "--engine ray writes a folder of Parquet files: name it with --parquet DIR"),
-        (["--engine", "ray", "--parquet", "{}/out", "--json", "v"], "--json is not for --engine ray, which writes"),
-        (["--engine", "ray", "--parquet", "{}/out", "--force"], "--force is not for --engine ray, which writes"),
-        (["--engine", "ray", "--parquet", "{}/frames/00.png"], "frames/00.png is a file; --engine ray writes a folder"),
-        (["--engine", "ray", "--parquet", "{}/frames"], "frames holds other files (00.png): choose an empty folder"),
-        (
-            ["--engine", "ray", "--parquet", "{}/out", "--precision", "int8", "--address", "ray://x:1"],
-            "ray://x:1: Ray ",
-        ),
-        (
-            ["--engine", "ray", "--parquet", "{}/out", "--address", "127.0.0.1:1"],
-            "127.0.0.1:1: no Ray cluster answers (",
-        ),
-        (["--engine", "ray", "--parquet", "{}/out", "--address", "host"], "host: is no address of a Ray cluster; give"),
-        (["--engine", "ray", "--parquet", "{}/out", "--device", "0"], "--device is not for --engine ray, which gives"),
-        (["--workers", "2"], "--workers is an option of --engine ray alone: add that, or leave it out"),
-        (["--address", "auto"], "--address is an option of --engine ray alone: add that, or leave it out"),
-    ],
-)
-def test_options_that_do_not_go_together_are_errors(
-    words: Sequence[str], message: str, fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    words = [word.format(tmp_path) for word in words]
-    status, err = sem_clip(capsys, "predict", fake_bundle, frames, "--backend", "fake", *words)
-    (error,) = errors_in(err)
-    assert status == 2
-    assert message in error
-
-
-def test_without_ray_the_error_names_the_extra(
-    fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ray_session, "find_spec", lambda _: None)
-    words = ["--backend", "fake", "--engine", "ray", "--parquet", tmp_path / "out"]
-    assert sem_clip(capsys, "predict", fake_bundle, frames, *words) == (
-        2,
-        'error: Ray is not installed: pip install "sem-clip[ray]"\n',
-    )
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_run_with_nothing_left_to_judge_starts_no_ray(fake_bundle: Path, tmp_path: Path, capsys: Capture) -> None:
-    from runtime.serving import answer_folder
-
-    write_frame(tmp_path / "a.png")
-    out, words = tmp_path / "out", ["--backend", "fake", "--engine", "ray", "--parquet", tmp_path / "out"]
-    predict(fake_bundle, tmp_path / "a.png", "--parquet", tmp_path / "v.parquet")
-    status, err = sem_clip(capsys, "predict", fake_bundle, tmp_path / "a.png", *words, "--address", "ray://x:1")
-    assert status == 2
-    shutil.copy(tmp_path / "v.parquet", out / "part-000001.parquet")
-    status, err = sem_clip(capsys, "predict", fake_bundle, tmp_path / "a.png", *words, "--address", "ray://x:1")
-    assert status == 0
-    assert err.startswith(f"{out} holds the answers of 1 of these frames\n0 frames\n")
-    assert answer_folder.SETTINGS in files_in(out)
-
-
-def test_another_recipe_is_refused_in_the_same_folder(
-    fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture
-) -> None:
-    (tmp_path / "other.safetensors").write_bytes(make_recipe(defect_threshold=0.75).to_bytes())
-    words = ["predict", fake_bundle, frames, "--backend", "fake", "--engine", "ray", "--parquet", tmp_path / "out"]
-    assert sem_clip(capsys, *words, "--address", "ray://x:1")[0] == 2
-    status, err = sem_clip(capsys, *words, "--address", "ray://x:1", "--recipe", tmp_path / "other.safetensors")
-    assert status == 2
-    assert "holds answers by other settings (recipe_sha256 was" in errors_in(err)[0]
