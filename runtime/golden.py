@@ -32,7 +32,8 @@ from .manifest import PRECISIONS, Encoder, Manifest
 from .operating_point import OperatingPoint, same_name_key
 from .pipeline import Job, Pipeline, Setup
 from .prediction import Prediction
-from .recipe import MAX_CLASSES, MAX_HEADER_BYTES, MIN_CLASSES, TENSORS, FrameOptions, Recipe
+from .recipe import MAX_CLASSES, MAX_HEADER_BYTES, MIN_CLASSES, FrameOptions, Recipe
+from .recipe import tensors_digest as tensors_digest
 
 FORMAT = "sem-clip-golden"
 VERSION = 1
@@ -203,16 +204,6 @@ def png_file(frame: Frames) -> bytes:
     content = io.BytesIO()
     Image.fromarray(frame).save(content, "PNG", optimize=True)
     return content.getvalue()
-
-
-def tensors_digest(recipe: Recipe) -> str:
-    """SHA-256 of a recipe's graph tensors. Thresholds and support features do not change it."""
-    digest = hashlib.sha256()
-    for name in TENSORS:
-        array = recipe.tensors[name]
-        digest.update(f"{name} {list(array.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
-    return digest.hexdigest()
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:

@@ -11,6 +11,7 @@ from .arguments import MAX_THREADS, gpu_device
 from .backends import NAMES, require_gpu
 from .fab.sem_values import LEAST_PIXEL_NM, MOST_PIXEL_NM
 from .manifest import PRECISIONS
+from .serving.server_options import add_server_arguments, chosen_backend
 
 
 def add_bundle_argument(parser: argparse.ArgumentParser, note: str = "") -> None:
@@ -29,8 +30,11 @@ def add_engine_arguments(
     Returns the group, for options of one command alone.
     """
     group = parser.add_argument_group("engine")
+    if "backend" not in several:
+        backends = (*backends, "triton")
+    server = "; triton: the inference server at --url, no engine of this host" if "triton" in backends else ""
     fake = "; fake: no engine, made-up answers, to test an integration" if "fake" in backends else ""
-    names = f"{', '.join(backends)}{fake}"
+    names = f"{', '.join(backends)}{server}{fake}"
     if "backend" in several:
         _add_list(group, "--backend", backends, f"some of {names} (default: all that run on this host)")
     else:
@@ -50,6 +54,8 @@ def add_engine_arguments(
         metavar="N",
         help=f"CPU threads of the engine, 0 to {MAX_THREADS}; fewer leave cores to other work (default: 0, all cores)",
     )
+    if "backend" not in several:
+        add_server_arguments(group)
     return group
 
 
@@ -66,11 +72,13 @@ def add_device_argument(group: argparse._ActionsContainer, what: str = "run on")
 def engine_options(args: argparse.Namespace) -> dict[str, Any]:
     """The arguments of Predictor that `add_engine_arguments` declares for a single engine.
 
-    Raises BackendUnavailable for a device that is not there, or that the backend does not use.
+    Raises BackendUnavailable for a device that is not there, or that the backend does not use; for --backend triton as
+    `chosen_backend`.
     """
     if args.device is not None:  # here, for a backend that Predictor gets opened
         require_gpu((args.backend,), args.device)
-    return {name: getattr(args, name) for name in ("backend", "precision", "device", "threads")}
+    options = {name: getattr(args, name) for name in ("precision", "device", "threads")}
+    return {"backend": chosen_backend(args), **options}
 
 
 def _device(text: str) -> int | str | None:

@@ -213,7 +213,10 @@ class Predictor:
         return batcher.submit(self._pipeline.prepare(frame, self._setup), timeout_s)
 
     def use(self, recipe: str | Path | Recipe) -> None:
-        """Judge by another recipe from the next frame on. A bad recipe raises RecipeError and changes nothing."""
+        """Judge by another recipe from the next frame on.
+
+        A bad recipe raises RecipeError, and one that the engine does not run BackendUnavailable; then nothing changes.
+        """
         self._check_open()
         setup = self._set_up(recipe)
         with in_engine():
@@ -299,6 +302,7 @@ def _open(
     def open_all(manifest: Manifest, recipe: Recipe) -> _Opened:
         golden = load_golden(folder, manifest, recipe) if check else None
         if not isinstance(backend, str):
+            backend.check_encoder(manifest.encoder)
             return _Opened(manifest, recipe, golden, backend)
         with in_engine():
             opened = open_backend(backend, folder, manifest, precision=precision, threads=threads, device=device)

@@ -268,6 +268,16 @@ class Recipe:
         return cls(classes, tensors, supports, encoder_id, point, text, options, teaching, calibration)
 
 
+def tensors_digest(recipe: Recipe) -> str:
+    """SHA-256 of a recipe's graph tensors. Thresholds and support features do not change it."""
+    digest = hashlib.sha256()
+    for name in TENSORS:
+        array = recipe.tensors[name]
+        digest.update(f"{name} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()
+
+
 def _read_metadata(content: bytes, faults: list[str]) -> Mapping[str, str]:
     """The metadata of a safetensors file, whose own header is bounded first. Raises ValueError, RecursionError."""
     length = int.from_bytes(content[:8], "little")

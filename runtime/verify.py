@@ -14,6 +14,7 @@ from typing import Any
 from .backends import ENGINES, open_backend, require_gpu, uses_gpu
 from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
 from .backends.ort import check_provider
+from .backends.triton import TritonBackend
 from .backends.trt import MODULES
 from .changing import changing
 from .errors import BackendUnavailable, PredictorError
@@ -26,6 +27,8 @@ from .options import add_bundle_argument, add_engine_arguments
 from .peak import Peak, measured_peak
 from .qualification import Check, Subject, qualify
 from .recipe import MAX_CLASSES, Recipe
+from .serving.server_options import add_server_arguments, connect, require_no_server
+from .serving.verify_server import verify_server
 from .targets import BOUNDS, NO_TARGET, Target
 from .terminal import printable
 from .verification import Result, lines, record
@@ -83,7 +86,9 @@ class Verify:
             f"(image file to verdict; =none removes it; may be repeated); exit status {MISSED} if an engine misses one "
             "(default: no change)",
         )
-        add_engine_arguments(parser, backends=ENGINES, several=("backend",))
+        add_server_arguments(
+            add_engine_arguments(parser, backends=(*ENGINES, TritonBackend.name), several=("backend",))
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Verify, print the table; returns 1 if an engine is not qualified, MISSED if one misses its target."""
@@ -91,9 +96,7 @@ class Verify:
             require_files([args.json], force=args.force)
         if args.set_target:
             set_targets(args.bundle, args.set_target)
-        report = verify(
-            args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads, device=args.device
-        )
+        report = _report(args)
         try:  # the record first, for a reader of the table may leave; but a record that fails must not cost the table
             if args.json is not None:
                 write_atomically(args.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
@@ -103,6 +106,20 @@ class Verify:
         if not report["qualified"]:
             return 1
         return MISSED if report["targets_met"] is False else 0
+
+
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    """The record of the server that is asked for, or else of this host's engines."""
+    if TritonBackend.name not in args.backend:
+        require_no_server(args)
+        return verify(
+            args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads, device=args.device
+        )
+    if len(args.backend) > 1:
+        raise PredictorError("--backend triton stands alone: verify the engines of this host in another run")
+    if args.device is not None:
+        require_gpu(args.backend, args.device)
+    return verify_server(args.bundle, connect(args), seconds=args.time)
 
 
 def verify(

@@ -19,7 +19,7 @@ import runtime
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = (
     *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
-    "pyarrow",
+    *("pyarrow", "tritonclient", "grpc"),
 )
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
@@ -66,7 +66,7 @@ LAYERS = (
     {"runtime.fab.klarf_rows"},
     {"runtime.fab.klarf_flat", "runtime.fab.klarf_nested"},
     {"runtime.fab.klarf", "runtime.fab.klarf_images", "runtime.fab.klarf_writing"},
-    {"runtime.bmp", "runtime.changing", "runtime.png", "runtime.strips"},
+    {"runtime.bmp", "runtime.changing", "runtime.onnxrecipe", "runtime.png", "runtime.strips"},
     {"runtime.tiff"},
     {"runtime.operating_point", "runtime.crew"},
     {"runtime.verdict", "runtime.lifetime"},
@@ -76,7 +76,7 @@ LAYERS = (
     {"runtime.fab.lot_tally"},
     {"runtime.fab.report_svg"},
     {"runtime.encoder"},
-    {"runtime.artifacts"},
+    {"runtime.artifacts", "runtime.serving.served", "runtime.serving.triton_config"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
     {"runtime.rows", "runtime.fab.sem_metadata"},
@@ -86,25 +86,25 @@ LAYERS = (
     {"runtime.fab.report"},
     {"runtime.fab.lot_plan"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
-    {"runtime.backends.trt_kernels", "runtime.backends.trt_slots"},
+    {"runtime.backends.trt_kernels", "runtime.backends.trt_slots", "runtime.backends.v2_model"},
     {"runtime.backends.trt_engine"},
-    {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.trt"},
+    {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.triton", "runtime.backends.trt"},
     {"runtime.backends.choice"},
-    {"runtime.backends"},
+    {"runtime.backends", "runtime.serving.triton_repository"},
     {"runtime.pipeline"},
     {"runtime.stream", "runtime.batching", "runtime.agreement"},
     {"runtime.golden"},
     {"runtime.speed"},
     {"runtime.qualification"},
     {"runtime.predictor", "runtime.peak", "runtime.verification"},
-    {"runtime.serving.answer_folder", "runtime.serving.frame_rows"},
+    {"runtime.serving.answer_folder", "runtime.serving.frame_rows", "runtime.serving.verify_server"},
     {"runtime.serving.archive", "runtime.serving.ray_data"},
     {"runtime.fab.lot_run"},
     {"runtime.fab.lot_results"},
     {"runtime.fab.lot", "runtime.fab.lot_watch"},
-    {"runtime.options", "runtime.describe"},
+    {"runtime.options", "runtime.describe", "runtime.serving.server_options"},
     {"runtime.serving.ray_options"},
-    {"runtime.commands", "runtime.serving.ray_command", "runtime.verify"},
+    {"runtime.commands", "runtime.serving.ray_command", "runtime.serving.triton_command", "runtime.verify"},
     {"runtime.fab.lot_command"},
     {"runtime.cli"},
 )
@@ -130,6 +130,7 @@ PUBLIC = [
     "Region",
     "RowError",
     "SemClipError",
+    "TritonBackend",
     "__version__",
 ]
 

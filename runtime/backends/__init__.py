@@ -54,6 +54,11 @@ def open_backend(
     Raises ValueError for a device that is none; BackendUnavailable; BundleError for a damaged artifact and
     BackendError for a failing GPU, also with "auto".
     """
+    if name == "triton":
+        raise BackendUnavailable(
+            'backend "triton" needs a server: Predictor(bundle, backend=TritonBackend("HOST:PORT", "MODEL")); commands '
+            "take --backend triton --url HOST:PORT"
+        )
     if name not in NAMES:
         raise BackendUnavailable(f'there is no backend "{name}" in this version; choose one of {", ".join(NAMES)}')
     device = gpu_device(device)

@@ -72,8 +72,14 @@ class Backend(ABC):
         Raises BackendError in place of any error of the engine.
         """
 
+    def check_encoder(self, encoder: Encoder) -> None:  # noqa: B027 - optional: for those opened without the bundle
+        """Compare the engine with the encoder of the bundle that it is to run. Raises BackendUnavailable."""
+
     def warm_up(self, recipe: Recipe) -> None:  # noqa: B027 - optional: not every engine has anything to prepare
-        """Prepare for a recipe, so that its first batches do not wait. Raises BackendError."""
+        """Prepare for a recipe, so that its first batches do not wait.
+
+        Raises BackendError; BackendUnavailable for a recipe that this engine does not run.
+        """
 
     def close(self) -> None:  # noqa: B027 - optional: not every engine holds something
         """Free the engine. Later calls of `run` are not allowed; closing twice is."""

@@ -17,7 +17,6 @@ from runtime.parquet import read_rows
 
 pytest.importorskip("pyarrow")
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-Capture = pytest.CaptureFixture[str]
 RUN = "sys.exit(predict(*sys.argv[2:]))"
 DYING = """
 class Dying(ray_data.Judge):
