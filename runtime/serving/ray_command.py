@@ -23,6 +23,7 @@ from .answer_folder import AnswerFolder, answer_folder
 from .archive import list_archive
 from .ray_data import WorkerOptions, judged, worker_options
 from .ray_session import ray_session, require_ray
+from .server_options import require_no_server
 
 MOST_ROWS, LEAST_ROWS = 512, 16
 """Frames of a block: few enough that little is judged again when a worker dies, and enough to keep its engine busy."""
@@ -81,6 +82,10 @@ def _check(args: argparse.Namespace) -> None:
             raise PredictorError(
                 f"{option} is not for --engine ray, which writes and continues the folder of --parquet"
             )
+    if args.backend == "triton":
+        raise PredictorError(
+            "--backend triton is not for --engine ray, whose workers compute themselves: leave one out"
+        )
     if args.device is not None:
         raise PredictorError("--device is not for --engine ray, which gives each worker a GPU of its own: leave it out")
     if args.parquet.exists() and not args.parquet.is_dir():

@@ -42,6 +42,8 @@ def frames(tmp_path: Path) -> Path:
         ),
         (["--engine", "ray", "--parquet", "{}/out", "--address", "host"], "host: is no address of a Ray cluster; give"),
         (["--engine", "ray", "--parquet", "{}/out", "--device", "0"], "--device is not for --engine ray, which gives"),
+        (["--engine", "ray", "--parquet", "{}/out", "--backend", "triton"], "--backend triton is not for --engine ray"),
+        (["--engine", "ray", "--parquet", "{}/out", "--url", "x:1"], "--url belongs to --backend triton: add that"),
         (["--workers", "2"], "--workers is an option of --engine ray alone: add that, or leave it out"),
         (["--address", "auto"], "--address is an option of --engine ray alone: add that, or leave it out"),
     ],
