@@ -86,6 +86,7 @@ def _check(args: argparse.Namespace) -> None:
         raise PredictorError(
             "--backend triton is not for --engine ray, whose workers compute themselves: leave one out"
         )
+    require_no_server(args)
     if args.device is not None:
         raise PredictorError("--device is not for --engine ray, which gives each worker a GPU of its own: leave it out")
     if args.parquet.exists() and not args.parquet.is_dir():
