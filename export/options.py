@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from runtime.options import add_pixel_size
+from runtime.targets import ENGINE_PRODUCTS
 
 from .errors import ExportError
 
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ARCH = "sem_tiny"
 DEMO_SHOTS = 10
-ENGINES = ("tensorrt", "tensorrt-rtx")
 METHOD_NAMES = ("default", "paper")
 """Those of teach.METHODS, which costs torch to import."""
 BATCH = (1, 32, 64)
@@ -158,7 +158,7 @@ def add_target_arguments(parser: argparse._ActionsContainer, *, required: bool) 
     """Declare which product's engine to build, and for which GPU."""
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
+        choices=ENGINE_PRODUCTS,
         required=required,
         help="product that builds and runs the engine"
         if required

@@ -38,13 +38,14 @@ def add_engine_arguments(
     if "backend" in several:
         _add_list(group, "--backend", backends, f"some of {names} (default: all that run on this host)")
     else:
-        text = f"one of {names} (default: auto, the fastest that runs on this host)"
+        text = f"one of {names} (default: auto, the first of the others that runs on this host)"
         _add_name(group, "--backend", backends, text, "auto")
+    known = ", ".join(PRECISIONS)
     if "precision" in several:
-        _add_list(group, "--precision", PRECISIONS, "some of fp32, fp16, int8 (default: all that the bundle holds)")
+        _add_list(group, "--precision", PRECISIONS, f"some of {known} (default: all that the bundle holds)")
     else:
         default = "all" if "backend" in several else "fp16 on a GPU, else fp32"
-        text = f"one of fp32, fp16, int8; the bundle must hold it (default: {default})"
+        text = f"one of {known}; the bundle must hold it; bf16: openvino alone, from other files (default: {default})"
         _add_name(group, "--precision", PRECISIONS, text, None)
     add_device_argument(group)
     group.add_argument(

@@ -47,9 +47,9 @@ class Predictor:
     process, for a pool of processes in its initializer. Errors and results pass between processes.
 
     bundle: the folder that `export/build_engine.py` wrote.
-    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own. A named backend never falls
-        back: it runs or raises. "auto": the first that this host can run; `backend.why` has why others were skipped.
-    precision: of the artifact ("fp32", "fp16", "int8"); by default fp16 on a GPU and fp32 on a CPU.
+    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "openvino", "fake", or a Backend of your own. A named backend
+        runs or raises. "auto": the first that this host can run; `backend.why` has why those before were skipped.
+    precision: "fp32", "fp16", "int8", with "openvino" also "bf16", "int8-bf16"; default fp16 on a GPU, fp32 on a CPU.
     device: the GPU of a GPU backend: its index from 0, as CUDA numbers those of CUDA_VISIBLE_DEVICES, or (the
         beginning of) its UUID, "GPU-8932f937". By default the first. "auto" then takes no CPU.
     recipe: a recipe file or Recipe to start with instead of the bundle's own.

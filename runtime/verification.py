@@ -18,7 +18,7 @@ from .host import find_gpu, operating_system, processor, usable_cores
 from .manifest import FILE_NAME, MAX_BYTES, Manifest
 from .peak import Peak
 from .qualification import TARGET, Check
-from .targets import targets_to_json
+from .targets import CPU_BACKENDS, targets_to_json
 
 FORMAT = "sem-clip-verification"
 VERSION = 1
@@ -34,6 +34,7 @@ _PACKAGES = (
     "pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "cuda-bindings",
@@ -142,7 +143,7 @@ def record(
 def _entry(result: Result, gflop_per_frame: float | None, peak: Peak) -> dict[str, Any]:
     speed: Mapping[str, Any] = next((c.figures for c in result.checks if c.name == "speed"), {})
     share = None
-    if speed and gflop_per_frame and peak.gflops and result.backend == "cpu":
+    if speed and gflop_per_frame and peak.gflops and result.backend in CPU_BACKENDS:
         share = speed["engine_frames_per_second"] * gflop_per_frame / peak.gflops
     return {
         "backend": result.backend,

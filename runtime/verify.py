@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from .backends import ENGINES, open_backend, require_gpu, uses_gpu
-from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
+from .backends.choice import MEANT, engine_artifact, onnx_artifact, precisions_held
+from .backends.openvino import check_openvino, stored_precision
 from .backends.ort import check_provider
 from .backends.triton import TritonBackend
 from .backends.trt import MODULES
@@ -29,7 +30,7 @@ from .qualification import Check, Subject, qualify
 from .recipe import MAX_CLASSES, Recipe
 from .serving.server_options import add_server_arguments, connect, require_no_server
 from .serving.verify_server import verify_server
-from .targets import BOUNDS, NO_TARGET, Target
+from .targets import BOUNDS, CPU_BACKENDS, NO_TARGET, Target
 from .terminal import printable
 from .verification import Result, lines, record
 
@@ -144,7 +145,7 @@ def verify(
         require_gpu(backends or ENGINES, device)
     bundle = use_bundle(folder, load)
     found = {pair: _artifact(bundle, *pair, device) for pair in _wanted(bundle.manifest, backends, precision)}
-    _require_any(folder, [why for why in found.values() if isinstance(why, str)], len(found), asked=bool(backends))
+    _require_any(folder, {pair: a if isinstance(a, str) else "" for pair, a in found.items()}, asked=bool(backends))
     runnable = sum(isinstance(artifact, Artifact) for artifact in found.values())
     peak = _peak(found, threads)
     results = []
@@ -154,8 +155,7 @@ def verify(
             continue
         _say(f"{name} {of} ...")
         results.append(_result(bundle, name, of, artifact, seconds / runnable, threads, device))
-    idle = [result.why_not for result in results if not result.checks]
-    _require_any(folder, idle, len(results), asked=bool(backends))
+    _require_any(folder, {(r.backend, r.precision): r.why_not for r in results}, asked=bool(backends))
     return record(folder, bundle.manifest, bundle.golden, results, peak, device)
 
 
@@ -187,17 +187,11 @@ def batches_of(name: str, artifact: Artifact, most: int) -> tuple[int, ...]:
 
 def _wanted(manifest: Manifest, backends: Sequence[str], precision: str | None) -> list[tuple[str, str]]:
     """Backends and precisions to try: those that the bundle holds and that are meant to run on each backend."""
-    meant = {"cpu": ("fp32", "int8"), "cuda": ("fp16", "fp32"), **dict.fromkeys(MODULES, ENGINE_PRECISIONS)}
-    held = {
-        "onnx": {a.precision for a in manifest.artifacts if a.kind == "onnx" and not a.target},
-        "engine": {a.precision for a in manifest.artifacts if a.kind == "engine"},
-    }
-    found = []
-    for name in backends or ENGINES:
-        kind = "engine" if name in MODULES else "onnx"
-        taken = [precision] if precision else [p for p in meant[name] if p in held[kind]] or [meant[name][0]]
-        found += [(name, one) for one in taken]
-    return found
+    return [
+        (name, one)
+        for name in backends or ENGINES
+        for one in ([precision] if precision else precisions_held(name, manifest) or MEANT[name][:1])
+    ]
 
 
 def _artifact(bundle: _Bundle, name: str, precision: str, device: int | str | None) -> Artifact | str:
@@ -205,6 +199,9 @@ def _artifact(bundle: _Bundle, name: str, precision: str, device: int | str | No
     try:
         if name in MODULES:
             return engine_artifact(name, bundle.folder, bundle.manifest, precision, device=device)
+        if name == "openvino":
+            check_openvino()
+            return onnx_artifact(bundle.folder, bundle.manifest, stored_precision(precision))
         check_provider(name)
         return onnx_artifact(bundle.folder, bundle.manifest, precision)
     except BackendUnavailable as exc:
@@ -213,7 +210,7 @@ def _artifact(bundle: _Bundle, name: str, precision: str, device: int | str | No
 
 def _peak(found: Mapping[tuple[str, str], Artifact | str], threads: int) -> Peak:
     """The peak of this host's CPU, where an engine runs on it."""
-    if any(name == "cpu" and isinstance(artifact, Artifact) for (name, _), artifact in found.items()):
+    if any(name in CPU_BACKENDS and isinstance(artifact, Artifact) for (name, _), artifact in found.items()):
         _say("peak of matrix products ...")
         return measured_peak(threads or usable_cores())
     return Peak(None, 0, "", "measured for CPUs alone; on a GPU `python -m benchmarks.gpu` measures it")
@@ -260,12 +257,19 @@ def _checks(subject: Subject, seconds: float) -> list[Check]:
     return qualify(subject, seconds)
 
 
-def _require_any(folder: Path, reasons: Sequence[str], tried: int, *, asked: bool) -> None:
-    """Raise BackendUnavailable where no engine runs, or not one that was asked for. reasons: of those that do not."""
-    if asked and reasons:
-        raise BackendUnavailable(reasons[0])
-    if len(reasons) == tried:
-        why = "; ".join(dict.fromkeys(reasons))
+def _require_any(folder: Path, why_not: Mapping[tuple[str, str], str], *, asked: bool) -> None:
+    """Raise BackendUnavailable where nothing runs, or nothing of a backend that was asked for.
+
+    why_not: by backend and precision; "" where it runs.
+    """
+    of_backend: dict[str, list[str]] = {}
+    for (name, _), why in why_not.items():
+        of_backend.setdefault(name, []).append(why)
+    idle = [reasons for reasons in of_backend.values() if all(reasons)]
+    if asked and idle:
+        raise BackendUnavailable(idle[0][0])
+    if len(idle) == len(of_backend):
+        why = "; ".join(dict.fromkeys(reason for reasons in idle for reason in reasons))
         raise BackendUnavailable(f"{folder}: no engine of this bundle runs on this host: {why}")
 
 

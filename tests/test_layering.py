@@ -19,7 +19,7 @@ import runtime
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = (
     *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
-    *("pyarrow", "tritonclient", "grpc"),
+    *("pyarrow", "tritonclient", "grpc", "openvino"),
 )
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
@@ -55,6 +55,9 @@ LAYERS = (
         "runtime.jpeg",
         "runtime.locking",
         "runtime.onnxfile",
+        "runtime.onnxinputs",
+        "runtime.serving.ray_session",
+        "runtime.serving.stores",
         "runtime.targets",
         "runtime.telemetry",
     },
@@ -86,7 +89,13 @@ LAYERS = (
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.trt_kernels", "runtime.backends.trt_slots", "runtime.backends.v2_model"},
     {"runtime.backends.trt_engine"},
-    {"runtime.backends.fake", "runtime.backends.ort", "runtime.backends.triton", "runtime.backends.trt"},
+    {
+        "runtime.backends.fake",
+        "runtime.backends.openvino",
+        "runtime.backends.ort",
+        "runtime.backends.triton",
+        "runtime.backends.trt",
+    },
     {"runtime.backends.choice"},
     {"runtime.backends", "runtime.serving.triton_repository"},
     {"runtime.pipeline"},
@@ -95,12 +104,14 @@ LAYERS = (
     {"runtime.speed"},
     {"runtime.qualification"},
     {"runtime.predictor", "runtime.peak", "runtime.verification"},
-    {"runtime.serving.verify_server"},
+    {"runtime.serving.answer_folder", "runtime.serving.frame_rows", "runtime.serving.verify_server"},
+    {"runtime.serving.archive", "runtime.serving.ray_data"},
     {"runtime.fab.lot_run"},
     {"runtime.fab.lot_results"},
     {"runtime.fab.lot", "runtime.fab.lot_watch"},
     {"runtime.options", "runtime.describe", "runtime.serving.server_options"},
-    {"runtime.commands", "runtime.serving.triton_command", "runtime.verify"},
+    {"runtime.serving.ray_options"},
+    {"runtime.commands", "runtime.serving.ray_command", "runtime.serving.triton_command", "runtime.verify"},
     {"runtime.fab.lot_command"},
     {"runtime.cli"},
 )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runtime.backends import NAMES, Backend, open_backend, require_gpu, uses_gpu
+from runtime.backends.choice import precisions_held
 from runtime.errors import BackendUnavailable, BundleError, PredictorError
 from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline, Setup
@@ -114,10 +115,12 @@ def _names(
     manifest: Manifest, backends: Sequence[str], precisions: Sequence[str], device: int | str | None
 ) -> list[EngineName]:
     tried = backends or [name for name in NAMES if name not in _NO_ENGINES_OF_THEIR_OWN]
-    held = precisions or sorted({artifact.precision for artifact in manifest.artifacts}, reverse=True)
-    names = [
-        EngineName(backend, None if backend == "fake" else precision, device if uses_gpu(backend) else None)
-        for backend in tried
-        for precision in held
-    ]
-    return list(dict.fromkeys(names))
+    held = sorted({artifact.precision for artifact in manifest.artifacts}, reverse=True)
+    found = []
+    for backend in tried:
+        own = precisions_held(backend, manifest) if backend == "openvino" else held
+        found += [
+            EngineName(backend, None if backend == "fake" else precision, device if uses_gpu(backend) else None)
+            for precision in precisions or own
+        ]
+    return list(dict.fromkeys(found))

@@ -223,6 +223,7 @@ def _torch(subject: Subject, options: TorchOptions, settings: Settings) -> tuple
         options.weights,
         settings.threads,
         compiled=not settings.quick,
+        bf16=any(backend.precision.endswith("bf16") for backend in subject.engines.values()),
     )
 
 

@@ -9,10 +9,11 @@ from ..arguments import gpu_device
 from ..errors import BackendUnavailable
 from ..host import find_gpu
 from ..manifest import Manifest
-from ..targets import BACKENDS
+from ..targets import BACKENDS, GPU_BACKENDS
 from .base import OUTPUTS, Backend, Outputs
-from .choice import engine_artifact, onnx_artifact
+from .choice import MEANT, engine_artifact, onnx_artifact
 from .fake import FakeBackend
+from .openvino import OpenVinoBackend, check_openvino, stored_precision
 from .ort import OrtCpuBackend, OrtCudaBackend, check_provider
 from .trt import MODULES, TensorRtBackend
 
@@ -31,9 +32,10 @@ __all__ = [
 ]
 
 ENGINES = BACKENDS
-"""Fastest first; "auto" takes the first that this host can run."""
-GPU_BACKENDS = tuple(name for name in ENGINES if name in MODULES or name == "cuda")
-"""Those that run on an NVIDIA GPU."""
+"""In the order in which "auto" tries them. On a CPU, ONNX Runtime comes before OpenVINO: with OpenVINO more frames are
+judged in a second, but a frame alone is computed by one core."""
+EMBEDDED = "cpu"
+"""The backend whose obstacle is reported where "auto" finds none: it needs nothing but a processor."""
 NAMES = ("auto", *ENGINES, "fake")
 
 
@@ -48,8 +50,9 @@ def open_backend(
 ) -> Backend:
     """Open the backend `name` on a bundle. A named backend never falls back to another.
 
-    "auto" opens the first of ENGINES that this host can run; its `why` lists why each faster one was skipped.
-    precision: of the artifact; by default fp16 on a GPU and fp32 on a CPU. threads: for the CPU. device: the GPU, as
+    "auto" opens the first of ENGINES that this host can run; its `why` lists why each one before it was skipped. What
+    is installed and what the bundle holds decide, never a measurement.
+    precision: to compute in; by default fp16 on a GPU and fp32 on a CPU. threads: for the CPU. device: the GPU, as
     `arguments.gpu_device` takes it; with it, "auto" tries GPU_BACKENDS alone.
     Raises ValueError for a device that is none; BackendUnavailable; BundleError for a damaged artifact and
     BackendError for a failing GPU, also with "auto".
@@ -79,7 +82,7 @@ def open_backend(
             backend.why = "\n".join(f"not {skipped}: {why}" for skipped, why in passed_over.items())
             return backend
     if device is None:
-        raise passed_over[ENGINES[-1]]
+        raise passed_over[EMBEDDED]
     reasons = "; ".join(f"not {skipped}: {why}" for skipped, why in passed_over.items())
     raise BackendUnavailable(f"nothing runs on device {device}: {reasons}")
 
@@ -107,8 +110,11 @@ def obstacles(folder: Path, manifest: Manifest) -> dict[str, str]:
         try:
             if name in MODULES:
                 engine_artifact(name, folder, manifest)
+            elif name == "openvino":
+                onnx_artifact(folder, manifest, stored_precision(MEANT[name][0]))
+                check_openvino()
             else:
-                onnx_artifact(folder, manifest, "fp32" if name == "cpu" else "fp16")
+                onnx_artifact(folder, manifest, MEANT[name][0])
                 check_provider(name)
             found[name] = ""
         except BackendUnavailable as exc:
@@ -122,6 +128,10 @@ def _open(
     if name == "cpu":
         artifact = onnx_artifact(folder, manifest, precision or "fp32")
         return OrtCpuBackend(folder, artifact, manifest.encoder, threads=threads)
+    if name == "openvino":
+        precision = precision or "fp32"
+        artifact = onnx_artifact(folder, manifest, stored_precision(precision))
+        return OpenVinoBackend(folder, artifact, manifest.encoder, precision=precision, threads=threads)
     if name == "cuda":
         artifact = onnx_artifact(folder, manifest, precision or "fp16")
         return OrtCudaBackend(folder, artifact, manifest.encoder, gpu=find_gpu(device)[0])

@@ -9,10 +9,25 @@ from pathlib import Path
 from ..errors import BackendUnavailable
 from ..host import Gpu, find_gpu, operating_system
 from ..manifest import Artifact, Manifest
+from .openvino import FILES
 from .trt import MODULES
 
 ENGINE_PRECISIONS = ("fp16", "int8")
 """The first is the default."""
+MEANT = {
+    "cpu": ("fp32", "int8"),
+    "openvino": tuple(FILES),
+    "cuda": ("fp16", "fp32"),
+    **dict.fromkeys(MODULES, ENGINE_PRECISIONS),
+}
+"""Precisions that each backend is meant to compute in; the first is its default."""
+
+
+def precisions_held(backend: str, manifest: Manifest) -> tuple[str, ...]:
+    """Those of MEANT for which the bundle holds a file; whether this host can run it is another question."""
+    kind = "engine" if backend in MODULES else "onnx"
+    held = {a.precision for a in manifest.artifacts if a.kind == kind and (kind == "engine" or not a.target)}
+    return tuple(p for p in MEANT[backend] if (FILES[p] if backend == "openvino" else p) in held)
 
 
 def onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,17 @@ from ..manifest import Artifact, Encoder, read_artifact
 from ..onnxfile import MAX_BYTES, onnx_faults
 from ..recipe import TENSORS, Recipe
 from ..telemetry import import_onnxruntime
-from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
+from .base import OUTPUTS, Backend, Outputs, graph_inputs, older, signature_faults
 
 _FATAL_ONLY = 4
 _CUDA = "CUDAExecutionProvider"
 _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 LEAST_VERSION = {"cpu": "1.24.1", "cuda": "1.30"}
 """As in the extras of pyproject.toml: older versions lack operators and, on CUDA, kernels."""
+SPIN_US = 20
+"""Microseconds that a thread without work keeps its core busy for the next operator, before it sleeps. ONNX Runtime's
+own default is milliseconds, which on a busy host are taken from the threads that would give it that work."""
+_SPINS_SO_LONG_SINCE = "1.26"
 # fmt: off
 _OF_SHAPES = frozenset({
     "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Max",
@@ -69,12 +72,18 @@ def check_provider(backend: str) -> Any:
 def _check_version(backend: str, version: str) -> None:
     """Raise BackendUnavailable for an ONNX Runtime that cannot run this project's graphs."""
     least = LEAST_VERSION[backend]
-    found = re.match(r"\d+(\.\d+)+", version)
-    if found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split("."))):
+    if older(version, least):
         raise BackendUnavailable(
             f'backend "{backend}" needs ONNX Runtime {least} or newer, and here is {version}: '
             f'pip install --upgrade "{_PACKAGES[backend]}>={least}"'
         )
+
+
+def spinning(version: str) -> tuple[str, str]:
+    """The session's entry that bounds for how long threads spin; an ONNX Runtime that cannot, does not spin at all."""
+    if older(version, _SPINS_SO_LONG_SINCE):
+        return "session.intra_op.allow_spinning", "0"
+    return "session.intra_op.spin_duration_us", str(SPIN_US)
 
 
 def _raise_interrupt(exc: BaseException) -> None:
@@ -100,7 +109,13 @@ class _OrtBackend(Backend):
     """An ONNX Runtime session with exactly one provider."""
 
     def __init__(
-        self, folder: Path, artifact: Artifact, encoder: Encoder, providers: list[Any], threads: int = 0
+        self,
+        folder: Path,
+        artifact: Artifact,
+        encoder: Encoder,
+        providers: list[Any],
+        threads: int = 0,
+        spin: tuple[str, str] | None = None,
     ) -> None:
         self._ort = onnxruntime = check_provider(self.name)
         self.precision = artifact.precision
@@ -110,6 +125,7 @@ class _OrtBackend(Backend):
             raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry(*(spin or spinning(onnxruntime.__version__)))
         # The engine warns of inputs with defaults, which the recipe's inputs are by design. It also prints errors that
         # it raises anyway, with names of an untrusted graph that could control a terminal.
         options.log_severity_level = _FATAL_ONLY
@@ -126,11 +142,7 @@ class _OrtBackend(Backend):
         except Exception as exc:  # ONNX Runtime's exception types are not public
             raise self._unopened(folder, artifact, exc) from exc
         inputs = graph_inputs(encoder)
-        faults = [
-            f"{artifact.file}: {name} is {found.get(name, 'missing')}, not {needed} of the bundle's format"
-            for name, needed in (inputs | graph_outputs(encoder)).items()
-            if name not in found or not _agree(found[name], needed)
-        ]
+        faults = [f"{artifact.file}: {fault}" for fault in signature_faults(found, encoder)]
         extra = [name for name in asked if name not in inputs]
         faults += [f"{artifact.file}: asks for {name}, which is not in the bundle's format" for name in extra]
         if faults:
@@ -164,15 +176,24 @@ class _OrtBackend(Backend):
 class OrtCpuBackend(_OrtBackend):
     """Runs an ONNX artifact on the CPU.
 
-    threads: how many threads one batch may use; 0 lets the engine take every core.
+    threads: how many threads one batch may use; 0 lets the engine take every core. spin: the session's entry on how
+    threads wait, for measurements; by default that of `spinning`.
     Raises BackendUnavailable if ONNX Runtime is not installed, BundleError if the artifact cannot be loaded.
     """
 
     name = "cpu"
     max_batch = 64
 
-    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder, *, threads: int = 0) -> None:
-        super().__init__(folder, artifact, encoder, ["CPUExecutionProvider"], threads)
+    def __init__(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        encoder: Encoder,
+        *,
+        threads: int = 0,
+        spin: tuple[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder, artifact, encoder, ["CPUExecutionProvider"], threads, spin)
         version = self._ort.__version__
         self.description = f"ONNX Runtime {version} on the CPU, {artifact.file} ({artifact.precision})"
 
@@ -261,14 +282,6 @@ def _left_to_others(session: Any) -> list[str]:
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != _CUDA]
     return sorted({node.op_type for part in parts for node in part.get_nodes()} - _OF_SHAPES)
-
-
-def _agree(found: tuple[str, tuple[Any, ...]], needed: tuple[str, tuple[int, ...]]) -> bool:
-    """Whether type, rank and every fixed side agree; names stand for sides that vary."""
-    (kind, shape), (needed_kind, needed_shape) = found, needed
-    sides = zip(shape, needed_shape, strict=False)
-    known = [(side, needed_side) for side, needed_side in sides if isinstance(side, int) and needed_side >= 0]
-    return kind == needed_kind and len(shape) == len(needed_shape) and all(a == b for a, b in known)
 
 
 def _first_line(exc: Exception) -> str:

@@ -13,10 +13,11 @@ from ..errors import BackendError, BundleError
 from ..host import Gpu
 from ..manifest import Artifact, Encoder, read_artifact
 from ..recipe import TENSORS
+from ..targets import ENGINE_PRODUCTS
 from .base import graph_inputs, graph_outputs
 from .trt_kernels import KernelFile
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {product: product.replace("-", "_") for product in ENGINE_PRODUCTS}
 """Python module by product; the product is also the name of the backend and of the extra that installs it."""
 _log = logging.getLogger("sem_clip")
 

@@ -15,7 +15,7 @@ from ..encoder import sha256_field
 from ..errors import BackendUnavailable
 from ..jsonfields import Fields, listed, parse_json
 from ..recipe import MAX_CLASSES, MIN_CLASSES
-from ..targets import PRECISIONS
+from ..targets import STORED_PRECISIONS
 
 PREFIX = "sem_clip_"
 FORMAT = 1
@@ -111,8 +111,8 @@ class Served:
             bundle=fields.text("bundle"),
             recipes=_recipes(fields.mapping("recipes"), faults),
         )
-        if served.precision not in PRECISIONS:
-            fields.fault("precision", f"must be one of {', '.join(PRECISIONS)}")
+        if served.precision not in STORED_PRECISIONS:
+            fields.fault("precision", f"must be one of {', '.join(STORED_PRECISIONS)}")
         fields.finish()
         if faults:
             raise BackendUnavailable(f"{where} has faulty parameters ({'; '.join(listed(faults)[:5])}): {WRITE}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..arguments import MAX_THREADS
 from ..options import add_bundle_argument, at_least, name_of
-from ..targets import PRECISIONS
+from ..targets import STORED_PRECISIONS
 from ..terminal import printable
 from .served import NAME
 from .triton_repository import Wishes, write_repository
@@ -41,9 +41,9 @@ class TritonRepository:
         )
         models.add_argument(
             "--precision",
-            type=name_of("precision", PRECISIONS),
+            type=name_of("precision", STORED_PRECISIONS),
             metavar="NAME",
-            help=f"one of {', '.join(PRECISIONS)}; the bundle must hold it (default: fp16 with --gpu, else fp32)",
+            help=f"one of {', '.join(STORED_PRECISIONS)}, held by the bundle (default: fp16 with --gpu, else fp32)",
         )
         server = parser.add_argument_group("server")
         server.add_argument(

@@ -26,12 +26,13 @@ from runtime.host import Gpu, find_gpu
 from runtime.manifest import load_bundle
 from runtime.packages import child_environment
 from runtime.recipe import FrameOptions, Recipe
+from runtime.targets import GPU_BACKENDS
 
 GPU, WHY = find_gpu()
 SECOND, WHY_NO_SECOND = find_gpu(1)
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(GPU is None, reason=f"needs a GPU: {WHY}")]
 
-NAMES = ("cuda", "tensorrt", "tensorrt-rtx")
+NAMES = GPU_BACKENDS
 CALLS = 10_000
 GROWTH_MB = 16.0
 TOLERANCE = 1e-2

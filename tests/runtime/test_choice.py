@@ -12,11 +12,12 @@ import pytest
 
 from runtime import Predictor, backends
 from runtime.backends import ENGINES, FakeBackend, choice, obstacles, open_backend
-from runtime.backends.choice import engine_artifact
+from runtime.backends.choice import engine_artifact, precisions_held
 from runtime.cli import main
 from runtime.errors import BackendError, BackendUnavailable, BundleError
 from runtime.host import Gpu, find_gpu, operating_system
 from runtime.manifest import Artifact, Manifest, load_bundle
+from runtime.targets import ENGINE_PRODUCTS
 
 RTX_4090 = Gpu("NVIDIA GeForce RTX 4090", "8.9", "13.0", 24 * 2**30, "0000:01:00.0")
 PRODUCT, VERSION = "tensorrt-rtx", "1.7.1"
@@ -155,6 +156,36 @@ def test_auto_takes_the_fastest_that_runs_and_logs_why_others_were_skipped(
     assert backend.name == running[0]
     assert tuple(tried) == ENGINES[: ENGINES.index(running[0]) + 1]
     assert backend.why.splitlines() == [f"not {name}: {name} is not for this host" for name in tried[:-1]]
+
+
+def test_on_a_cpu_auto_takes_onnx_runtime_where_both_are_installed(
+    pretend: Callable[..., list[str]], manifest: Manifest
+) -> None:
+    """The rule is fixed: no measurement, and no precision but the one that is asked for."""
+    pretend("openvino", "cpu")
+    assert open_backend("auto", Path("bundle"), manifest).name == "cpu"
+    pretend("openvino")
+    backend = open_backend("auto", Path("bundle"), manifest)
+    assert backend.name == "openvino"
+    assert "not cpu: cpu is not for this host" in backend.why.splitlines()
+
+
+def test_where_nothing_runs_auto_says_what_the_embedded_engine_lacks(
+    pretend: Callable[..., list[str]], manifest: Manifest
+) -> None:
+    tried = pretend()
+    with pytest.raises(BackendUnavailable, match=r"^cpu is not for this host$"):
+        open_backend("auto", Path("bundle"), manifest)
+    assert tuple(tried) == ENGINES
+
+
+def test_each_backend_runs_what_the_bundle_holds_a_file_for(manifest: Manifest) -> None:
+    held = {name: precisions_held(name, manifest) for name in ENGINES}
+    none = dict.fromkeys(ENGINE_PRODUCTS, ())
+    assert held == {**none, "cuda": ("fp16", "fp32"), "cpu": ("fp32",), "openvino": ("fp32", "bf16")}
+    eight = replace(manifest, artifacts=(replace(manifest.artifacts[0], precision="int8"),))
+    assert precisions_held("openvino", eight) == ("int8", "int8-bf16")
+    assert precisions_held("tensorrt-rtx", with_engine(manifest)) == ("fp16",)
 
 
 @pytest.mark.parametrize("error", [BackendError("the GPU has 0.1 of 24 GB free"), BundleError("bundle", "damaged")])
