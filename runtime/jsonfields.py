@@ -107,6 +107,10 @@ class Fields:
         """Record that `key` is wrong."""
         self.faults.append(f"{self.where}.{_shown(key)} {message}")
 
+    def has(self, key: str) -> bool:
+        """Whether there is an entry; to read it is up to the caller."""
+        return key in self._values
+
     def _take(self, key: str, default: object) -> object:
         self._read.add(key)
         value = self._values.get(key, _MISSING)

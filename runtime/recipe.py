@@ -58,6 +58,7 @@ _STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F"
 
 
 FRAME_OPTION_RANGES = (("ignore_top", 0, 10**6), ("ignore_bottom", 0, 10**6), ("white_level", 1, 65535))
+TILE_RANGES = (("tile", 8, 16384), ("overlap", 0, 16383))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,15 +68,49 @@ class FrameOptions:
     ignore_top, ignore_bottom: rows (pixels of the original frame) that hold text bars. They are cut off before the
         encoder sees the frame, so they affect neither map nor score nor teaching.
     white_level: the value of a 16-bit frame that becomes white (65535 unless the tool stores fewer bits).
+    tile: frame pixels along a window of the encoder, 8 to 16384 (`runtime.windows`); 0 reads each frame as a whole.
+    overlap: frame pixels that neighbouring tiles share at least, below `tile`; 0 without tiles.
+    whole: the whole frame is read beside its tiles; False without tiles.
     """
 
     ignore_top: int = 0
     ignore_bottom: int = 0
     white_level: int = 65535
+    tile: int = 0
+    overlap: int = 0
+    whole: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in FRAME_OPTION_RANGES:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
+        if not self.tile and (self.overlap or self.whole):
+            raise ValueError("overlap and whole are of tiles, and tile is 0")
+        if not self.tile:
+            return
+        for name, low, high in TILE_RANGES:
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
+        if self.overlap >= self.tile:
+            raise ValueError(f"overlap must be smaller than tile, which is {self.tile}, not {self.overlap}")
+        if not isinstance(self.whole, bool):
+            raise ValueError(f"whole must be True or False, not {self.whole!r:.60}")
+
+    def to_dict(self) -> dict[str, int]:
+        """As a recipe stores them; tiles only where there are any, since earlier versions refuse what they ignored."""
+        stored = {name: getattr(self, name) for name, *_ in FRAME_OPTION_RANGES}
+        return stored | ({"tile": self.tile, "overlap": self.overlap, "whole": self.whole} if self.tile else {})
+
+    @classmethod
+    def read(cls, fields: Fields) -> FrameOptions:
+        """From a recipe's header; records faults."""
+        options: dict[str, Any] = {name: fields.whole(name, low, high) for name, low, high in FRAME_OPTION_RANGES}
+        if fields.has("tile"):
+            options |= {name: fields.whole(name, low, high) for name, low, high in TILE_RANGES}
+            options["whole"] = fields.flag("whole")
+            if options["overlap"] >= options["tile"]:
+                fields.fault("overlap", f"must be smaller than tile, which is {options['tile']}")
+                options["overlap"] = 0
+        fields.finish()
+        return cls(**options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -162,11 +197,7 @@ class Recipe:
             "classes": list(self.classes),
             "operating_point": self.operating_point.to_dict(),
             "text": self.text,
-            "frame": {
-                "ignore_top": self.frame.ignore_top,
-                "ignore_bottom": self.frame.ignore_bottom,
-                "white_level": self.frame.white_level,
-            },
+            "frame": self.frame.to_dict(),
             "teaching": dict(self.teaching),
             "calibration": dict(self.calibration),
         }
@@ -200,9 +231,7 @@ class Recipe:
         fields = Fields(header, "recipe", faults)
         fields.text("format")
         fields.whole("version", VERSION, VERSION)
-        frame = fields.inner("frame")
-        options = FrameOptions(**{name: frame.whole(name, low, high) for name, low, high in FRAME_OPTION_RANGES})
-        frame.finish()
+        options = FrameOptions.read(fields.inner("frame"))
         encoder_id = fields.text("encoder_id")
         classes = fields.texts("classes")
         point = OperatingPoint.read(fields.inner("operating_point"), classes)

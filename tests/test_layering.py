@@ -57,6 +57,7 @@ LAYERS = (
     {"runtime.artifacts"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
+    {"runtime.windows"},
     {"runtime.prediction", "runtime.folders"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.trt_kernels", "runtime.backends.trt_slots"},
