@@ -61,12 +61,21 @@ class Tiles:
     def pixels(self, number: int) -> Pixels:
         """What the encoder reads of window `number`: a view, uint8 [input height, input width]."""
         layout = self.layout
-        if number == len(layout.corners):
-            assert self.whole is not None
+        if self.whole is not None and number == len(layout.corners):
             return self.whole
-        (row, column), (height, width) = layout.corners[number], layout.cell_px
-        rows, columns = layout.window
-        return self.canvas[row * height : (row + rows) * height, column * width : (column + columns) * width]
+        return self.at(layout.corners[number])
+
+    def at(self, corner: Size) -> Pixels:
+        """The window with that first patch (row, column): a view."""
+        return self.canvas[self.place(corner)]
+
+    def place(self, corner: Size) -> tuple[slice, slice]:
+        """Rows and columns of the canvas in that window."""
+        rows, columns = (
+            slice(first * px, (first + cells) * px)
+            for first, cells, px in zip(corner, self.layout.window, self.layout.cell_px, strict=True)
+        )
+        return rows, columns
 
 
 def lay_out(size: Size, encoder: Encoder, options: FrameOptions, name: str) -> Layout | None:
