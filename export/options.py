@@ -118,8 +118,8 @@ def add_tile_arguments(parser: argparse._ActionsContainer) -> None:
         "--tile",
         type=_tile,
         metavar="native|auto|PIXELS",
-        help="read frames in tiles of so many pixels, for small defects in large frames; native: as many as the encoder "
-        "reads; auto: by the masks' sizes, and say why (default: each frame as a whole)",
+        help="read frames in tiles of so many pixels, for small defects in large frames; native: as the encoder reads; "
+        "auto: by the masks' sizes, and say why (default: each frame as a whole)",
     )
     parser.add_argument(
         "--tile-overlap",

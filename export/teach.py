@@ -150,7 +150,7 @@ def encode_request(
     # All are read before the first is encoded: faults come before hours of encoding.
     pieces = read_supports(supports, encoder, request.options, request.seed)
     tiled = len(pieces) > len(supports)
-    encoded = EncodedSupports(request, supports, bank, encode(pieces, "tiles" if tiled else "frames"))
+    encoded = EncodedSupports(request, supports, bank, encode(pieces, "tiles" if tiled else "supports"))
     if not tiled:
         return encoded
     unseen = UnseenTiles(graph, encoder, supports, request.options, request.seed, _smoothing(request, encoder))
