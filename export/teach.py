@@ -42,7 +42,7 @@ from .teaching.fit_recipe import Lesson, fit_recipe
 from .teaching.prompts import Prompts
 from .teaching.settings import TeachSettings
 from .teaching.support_cache import SupportCache
-from .teaching.support_pixels import Support, read_supports
+from .teaching.support_pixels import DEFECT_TILES, Support, read_supports
 from .teaching.supports import draw_supports
 from .teaching.text_bank import TextBank, build_text_bank
 from .teaching.tile_size import Tiling, with_tiles
@@ -68,7 +68,7 @@ ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 class TeachRequest:
     """What to teach: `shots` frames of every class of `dataset`, drawn with `seed` (from `allowed` only, if given).
 
-    views: how many variations of each support are encoded, the first one unaugmented.
+    views: how many variations of each support are encoded, the first one unaugmented; with tiles half of it for each.
     smoothing_px: of the map, in pixels of the encoder's image, as the bundle has it. None: as `smoothing_px` gives.
     tiling: how to read frames in tiles; None reads each as a whole. `encode_request` brings it into `options`.
     """
@@ -130,7 +130,7 @@ def encode_request(
         bank = build_text_bank(model, request.prompts, dataset.classes)
 
     def encode(pieces: Sequence[Support], what: str) -> SupportFeatures:
-        with stages.stage(f"encode {len(pieces)} {what} x {request.views} views") as stage:
+        with stages.stage(f"encode {len(pieces)} {what} x {views} views") as stage:
             kept_before = cache.hits if cache else 0
             features = encode_supports(
                 graph,
@@ -138,7 +138,7 @@ def encode_request(
                 pieces,
                 dataset.classes,
                 torch.tensor(bank.text_seg),
-                views=request.views,
+                views=views,
                 seed=request.seed,
                 cache=cache,
                 progress=stage,
@@ -150,6 +150,7 @@ def encode_request(
     # All are read before the first is encoded: faults come before hours of encoding.
     pieces = read_supports(supports, encoder, request.options, request.seed)
     tiled = len(pieces) > len(supports)
+    views = max(1, request.views // DEFECT_TILES) if tiled else request.views  # so that both cost the same
     encoded = EncodedSupports(request, supports, bank, encode(pieces, "tiles" if tiled else "supports"))
     if not tiled:
         return encoded

@@ -127,7 +127,7 @@ def test_the_most_suspicious_tile_gives_the_answer(predictor: Predictor) -> None
     assert result.tiles == 35
     assert result.is_defect
     assert result.patch_map.shape == (16, 20)
-    assert result.peak == pytest.approx(1.0, abs=0.05)
+    assert 0.8 < result.peak <= 1
     assert np.unravel_index(result.patch_map.argmax(), (16, 20)) == (12, 15)
     (region,) = result.regions
     assert 190 < region.centroid[1] < 226
