@@ -19,8 +19,10 @@ from .errors import (
     PredictorError,
     QueueFullError,
     RecipeError,
+    RowError,
     SemClipError,
 )
+from .frames import EncodedFrame
 from .maps import Region
 from .operating_point import OperatingPoint
 from .prediction import FailedFrame, Prediction
@@ -32,6 +34,7 @@ __all__ = [
     "BackendError",
     "BackendUnavailable",
     "BundleError",
+    "EncodedFrame",
     "FailedFrame",
     "FakeBackend",
     "FrameError",
@@ -45,6 +48,7 @@ __all__ = [
     "Recipe",
     "RecipeError",
     "Region",
+    "RowError",
     "SemClipError",
     "__version__",
 ]

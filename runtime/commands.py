@@ -6,7 +6,8 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,17 +21,18 @@ from .jsonlines import TO_A_FILE, json_lines
 from .manifest import load_bundle
 from .operating_point import VERDICTS
 from .options import add_bundle_argument, add_engine_arguments, at_least
+from .parquet import import_pyarrow, parquet_rows
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import Recipe
 from .terminal import printable, progress_bar, require_stdout
 
 REASONS_SHOWN = 5
-"""How many unreadable frames the summary names with their reasons; the JSON lines name all."""
+"""How many unreadable frames the summary names with their reasons; the JSON lines and rows name all."""
 
 
 class Predict:
-    """Frames in, one JSON line each and overlays out. The field to act on is `verdict`."""
+    """Frames in, one JSON line or row each and overlays out. The field to act on is `verdict`."""
 
     help = "Classify and segment frames with a bundle. Act on the field `verdict` of each JSON line."
     example = "sem-clip predict bundle frames/ --json verdicts.jsonl --overlays overlays/"
@@ -66,6 +68,18 @@ class Predict:
             help="write one JSON line per frame to FILE instead of stdout; a run that ends early leaves FILE.partial",
         )
         output.add_argument(
+            "--parquet",
+            type=Path,
+            metavar="FILE",
+            help="write one row per frame to a Parquet FILE, with the map, and nothing to stdout; a run that ends "
+            "early leaves FILE.partial (default: none)",
+        )
+        output.add_argument(
+            "--features",
+            action="store_true",
+            help="fill the column of features in the Parquet file, the largest by far (default: leave it empty)",
+        )
+        output.add_argument(
             "--overlays",
             type=Path,
             metavar="DIR",
@@ -90,16 +104,16 @@ class Predict:
         unread: list[FrameError] = []
         frames = find_frames(args.paths, unread)
         _refuse_inputs(args, frames)
-        with _predictor(args) as predictor, json_lines(args.json) as write:
+        with _predictor(args) as predictor, _results(args) as write:
             draw = _overlay_writer(args.overlays, frames)
             print(predictor.backend.description, file=sys.stderr)
-            tally = Tally(predictor.recipe.classes)
+            tally = Tally(predictor.recipe.classes, _kept_in(args))
             for error in unread:
-                write(FailedFrame(error.source, error).to_dict())
+                write(FailedFrame(error.source, error))
                 tally.failures.add(error)
             answers = zip(frames, predictor.stream(frames), strict=True)
             for frame, result in progress_bar(answers, len(frames)):
-                write(result.to_dict())
+                write(result)
                 tally.add(result)
                 if isinstance(result, Prediction) and (reason := draw(frame, result)):
                     tally.undrawn.add(reason)
@@ -127,9 +141,13 @@ class _Reasons:
 
 
 class Tally:
-    """The outcome of a run: how often each verdict was given, and what failed."""
+    """The outcome of a run: how often each verdict was given, and what failed.
 
-    def __init__(self, classes: Sequence[str]) -> None:
+    kept_in: what names all frames of which the summary names a few.
+    """
+
+    def __init__(self, classes: Sequence[str], kept_in: str = "JSON lines") -> None:
+        self._kept_in = kept_in
         self.verdicts: dict[str, int] = dict.fromkeys((*classes, *VERDICTS), 0)
         self.failures, self.warnings, self.undrawn = _Reasons(), _Reasons(), _Reasons()
 
@@ -149,18 +167,48 @@ class Tally:
         return [
             f"{sum(count for _, count in counts)} frames",
             *(f"  {name:<{width}}  {count:6}" for name, count in counts),
-            *self.failures.lines("", "; the JSON lines give every reason"),
-            *self.warnings.lines("warning: ", "; the JSON lines give every warning"),
+            *self.failures.lines("", f"; the {self._kept_in} give every reason"),
+            *self.warnings.lines("warning: ", f"; the {self._kept_in} give every warning"),
             *self.undrawn.lines("no overlay: ", " without an overlay"),
         ]
 
 
+@contextmanager
+def _results(args: argparse.Namespace) -> Iterator[Callable[[Prediction | FailedFrame], None]]:
+    """A function that writes one result: as a JSON line, as a row, or as both."""
+    with ExitStack() as files:
+        line = files.enter_context(json_lines(args.json)) if _writes_json(args) else None
+        row = files.enter_context(parquet_rows(args.parquet)) if args.parquet is not None else None
+
+        def write(result: Prediction | FailedFrame) -> None:
+            if line is not None:
+                line(result.to_dict())
+            if row is not None:
+                row(result.to_row(features=args.features))
+
+        yield write
+
+
+def _writes_json(args: argparse.Namespace) -> bool:
+    return args.json is not None or args.parquet is None
+
+
+def _kept_in(args: argparse.Namespace) -> str:
+    return "JSON lines" if _writes_json(args) else "rows"
+
+
 def _check_outputs(args: argparse.Namespace) -> None:
     """Raise PredictorError where results cannot or may not be written: before a frame is read."""
-    if args.json is None:
+    if _writes_json(args) and args.json is None:
         require_stdout(TO_A_FILE)
-    else:
-        require_files([args.json], force=args.force)
+    if args.parquet is not None:
+        import_pyarrow()
+    elif args.features:
+        raise PredictorError("--features fills a column of a Parquet file: name one with --parquet")
+    files = [path for path in (args.json, args.parquet) if path is not None]
+    require_files(files, force=args.force)
+    if len({os.path.realpath(path) for path in files}) < len(files):
+        raise PredictorError(f"--json and --parquet are one file, {args.json}: give two names")
     if args.overlays is not None:
         require_folder(args.overlays)
         if args.overlays.exists() and any(args.overlays.iterdir()) and not args.force:
@@ -171,8 +219,9 @@ def _refuse_inputs(args: argparse.Namespace, frames: Sequence[str]) -> None:
     """Raise PredictorError where an output would replace an input, or be taken for one."""
     if args.overlays is not None:
         _refuse_among_frames(args.overlays, frames)
-    if args.json is not None and args.json.is_file():
-        _refuse_an_input(args.json, frames, args.bundle)
+    for path in (args.json, args.parquet):
+        if path is not None and path.is_file():
+            _refuse_an_input(path, frames, args.bundle)
 
 
 def _refuse_among_frames(overlays: Path, frames: Sequence[str]) -> None:

@@ -7,7 +7,8 @@
     │   ├── BackendUnavailable    the engine asked for cannot run here; names the extra to install
     │   ├── BackendError          the engine failed while it ran
     │   ├── FrameError            one frame cannot be used; nothing else is wrong
-    │   └── QueueFullError        `submit` found no room in time
+    │   ├── QueueFullError        `submit` found no room in time
+    │   └── RowError              a row, or a Parquet file of rows, that is none of this version
     ├── (calibration.errors: DatasetError, CalibrationError)
     └── (export.errors.ExportError, for teaching and exporting)
 
@@ -93,3 +94,7 @@ class FrameError(PredictorError):
 
 class QueueFullError(PredictorError):
     """The queue of `Predictor.submit` stayed full for the whole `timeout_s`."""
+
+
+class RowError(PredictorError):
+    """A row of answers, or a Parquet file of them, is damaged, foreign, or of another version of the schema."""

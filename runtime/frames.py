@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from . import bmp, inflate, jpeg, png, tiff
+from .arguments import whole_number
 from .errors import FrameError, raised_by_handler
 from .files import open_plain
 from .manifest import Encoder
@@ -30,7 +31,9 @@ from .resize import resize
 
 __all__ = ["MAX_PIXELS", "MAX_SIDE", "Pixels"]  # names of runtime.pixels that users expect here
 
-FrameSource: TypeAlias = "str | os.PathLike[str] | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any]"
+FrameSource: TypeAlias = (
+    "str | os.PathLike[str] | EncodedFrame | bytes | bytearray | BinaryIO | Image.Image | NDArray[Any]"
+)
 
 MAX_FILE_BYTES = 1 << 29
 """For files that are read at once. TIFF stacks may be larger: they are read page by page."""
@@ -42,6 +45,29 @@ _IMAGE_MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "RGBa", "CMYK"
 _PHOTOMETRIC, _WHITE_IS_ZERO, _ORIENTATION = 262, 0, 274  # TIFF 6.0, section 8
 _PAGE = re.compile(r"(?P<file>.+)#(?P<page>[0-9]{1,9})")
 _log = logging.getLogger("sem_clip")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedFrame:
+    """A frame as the content of its file, with a name: from an object store, a message or a table.
+
+    It is read as the file would be: same pixels, errors, warnings and checksum.
+    name: names the frame in results and errors. Nothing is opened by it, and "#3" in it chooses no page.
+    data: the whole content of a PNG, JPEG, BMP or TIFF file. Other types are a FrameError when the frame is read, so
+        that one bad row of a table costs one frame.
+    page: which frame of a TIFF stack, counted from 1; None where the file holds one frame.
+    Raises ValueError for a name or a page of another type, and for an empty name.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+    page: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name:
+            raise ValueError(f"name must be a text that names the frame, not {self.name!r:.60}")
+        if self.page is not None:
+            object.__setattr__(self, "page", whole_number("page", self.page, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +93,8 @@ def describe(source: FrameSource, index: int | None = None) -> str:
     """The name of a frame in results and messages: its path, else its place in the call."""
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
+    if isinstance(source, EncodedFrame):
+        return source.name
     name = getattr(source, "filename", "") or getattr(source, "name", "")
     if isinstance(name, str | os.PathLike) and name:
         return os.fsdecode(name)
@@ -78,12 +106,18 @@ def path_of(source: FrameSource) -> str | None:
     return os.fsdecode(source) if isinstance(source, str | os.PathLike) else None
 
 
+def is_stored(source: FrameSource) -> bool:
+    """Whether the pixels lie in a file or its content, and not in memory that the caller knows. They get a checksum."""
+    return isinstance(source, str | os.PathLike | EncodedFrame)
+
+
 def read_frame(source: FrameSource, options: FrameOptions | None = None, name: str | None = None) -> Pixels:
     """The whole frame as grey uint8 [height, width], including rows to ignore.
 
-    source: a path (PNG, JPEG, BMP or TIFF; `file.tif#3` is the third frame of a stack), the content of such a file, a
-        file object opened in binary mode (read from where it is), a Pillow image (its pixels as Pillow has them), or an
-        array [H, W], [H, W, 1] or [H, W, 3] of uint8, uint16 or float in [0, 1].
+    source: a path (PNG, JPEG, BMP or TIFF; `file.tif#3` is the third frame of a stack), the content of such a file,
+        bare or with a name (`EncodedFrame`), a file object opened in binary mode (read from where it is), a Pillow
+        image (its pixels as Pillow has them), or an array [H, W], [H, W, 1] or [H, W, 3] of uint8, uint16 or float in
+        [0, 1].
     Colour becomes luma (ITU-R 601, as Pillow's "L"); a palette is looked up first. Packed samples of N bits are scaled
     by 2^N - 1, 16-bit values so that `options.white_level` is white. Nothing is stretched by a frame's own minimum and
     maximum. Orientation tags are not applied: rows and columns are those that are stored.
@@ -105,6 +139,8 @@ def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Decod
             return _from_array(source, options, name)
         if isinstance(source, str | os.PathLike):
             return _from_file(os.fsdecode(source), options, name)
+        if isinstance(source, EncodedFrame):
+            return _from_bytes(_content(source, name), source.page, options, name)
         if isinstance(source, Image.Image):
             return _from_image(source, options, name)
         if isinstance(source, bytes | bytearray):
@@ -153,11 +189,17 @@ def checksum_of(grey: Pixels) -> int:
     return int(inflate.crc32(np.ascontiguousarray(grey)))
 
 
-def page_count(path: str | os.PathLike[str]) -> int:
-    """How many frames an image file holds: TIFF pages that are neither reduced copies nor masks; 1 in other formats.
+def page_count(path: str | os.PathLike[str] | EncodedFrame) -> int:
+    """How many frames an image file, or its content, holds: TIFF pages that are neither reduced copies nor masks; 1 in
+    other formats.
 
     Raises FrameError.
     """
+    if isinstance(path, EncodedFrame):
+        with _decoding(path.name):
+            data = _content(path, path.name)
+            kind = _reader(data, path.name)
+            return tiff.frame_count(io.BytesIO(data), path.name) if kind is tiff else 1
     name = os.fsdecode(path)
     with _opened(name, name) as file, _decoding(name):
         head = file.read(8)
@@ -207,8 +249,6 @@ def _from_file(path: str, options: FrameOptions, name: str) -> Decoded:
             return decoded(stored, options.white_level, name)
         file.seek(0)
         data = _read(file, name)
-    if page is not None and page != 1 and data[:4] not in tiff.SIGNATURES:
-        raise FrameError(name, f"there is no page {page}; the file holds pages 1 to 1")
     return _from_bytes(data, page, options, name, path)
 
 
@@ -241,8 +281,16 @@ def _read_object(source: Any, name: str) -> bytes:
     return b"".join(parts)
 
 
+def _content(frame: EncodedFrame, name: str) -> bytes:
+    if not isinstance(frame.data, bytes):
+        raise FrameError(name, f"holds {type(frame.data).__name__} instead of bytes, the content of an image file")
+    return frame.data
+
+
 def _from_bytes(data: bytes, page: int | None, options: FrameOptions, name: str, path: str | None = None) -> Decoded:
     """A frame from the content of a file."""
+    if page is not None and page != 1 and data[:4] not in tiff.SIGNATURES:
+        raise FrameError(name, f"there is no page {page}; the file holds pages 1 to 1")
     kind = _reader(data, name)
     if kind is tiff:
         stored = tiff.decode(io.BytesIO(data), page, name, None, path)

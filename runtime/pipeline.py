@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from .backends import OUTPUTS, Backend, Outputs
 from .errors import BackendError, FrameError
-from .frames import FrameSource, Prepared, checksum_of, cut_rows, decode_frame, describe, path_of, prepare
+from .frames import FrameSource, Prepared, checksum_of, cut_rows, decode_frame, describe, is_stored, path_of, prepare
 from .lifetime import in_engine
 from .manifest import Encoder
 from .maps import Map
@@ -31,10 +31,14 @@ _FINISHED_TOGETHER = 8
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Setup:
-    """What a frame is judged by. Taken once per frame, so a recipe swap falls between frames, never inside one."""
+    """What a frame is judged by. Taken once per frame, so a recipe swap falls between frames, never inside one.
+
+    recipe_sha256: `recipe.sha256()`; empty where nobody reads it.
+    """
 
     recipe: Recipe
     options: FrameOptions
+    recipe_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -139,12 +143,11 @@ class Pipeline:
             ready = prepare(grey, self.encoder, setup.options, name) if tiles is None else tiles.of.pixels(0)
         except MemoryError as exc:
             raise FrameError(name, "needs more memory than is left") from exc
-        path = path_of(source)
         # Callers know what an array or an image held; a file may have changed before an overlay is drawn.
-        checksum = None if path is None else checksum_of(grey)
+        checksum = checksum_of(grey) if is_stored(source) else None
         seconds = time.perf_counter() - began
         size = (grey.shape[0], grey.shape[1])
-        return Job(Prepared(ready, size, name, path, seconds, checksum, frame.warnings), setup, tiles)
+        return Job(Prepared(ready, size, name, path_of(source), seconds, checksum, frame.warnings), setup, tiles)
 
     def infer(self, rows: Sequence[Row]) -> tuple[Outputs, float]:
         """Run the engine on at most `batch_size` rows of one setup: outputs and seconds.
@@ -312,6 +315,8 @@ class Pipeline:
             frame_options=options,
             checksum=job.frame.checksum,
             warnings=job.frame.warnings,
+            encoder_id=self.encoder.id,
+            recipe_sha256=job.setup.recipe_sha256,
         )
 
     def answer(self, jobs: Sequence[Job]) -> list[Prediction]:

@@ -15,10 +15,11 @@ from PIL import Image
 
 from .arguments import real_number, whole_number
 from .errors import FrameError
-from .frames import FrameSource, checksum_of, decode_frame, path_of
+from .frames import FrameSource, checksum_of, decode_frame, is_stored
 from .maps import Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
 from .pixels import row_blocks
 from .recipe import FrameOptions, Recipe
+from .rows import Row, answer_fields, answer_row, error_in, failed_row
 from .verdict import decide, defect_scores, novelty
 
 _PAINTED = 1 << 22
@@ -51,8 +52,9 @@ class Prediction:
     frame_size: [height, width] of the frame, ignored rows included; ignored_rows: (top, bottom).
     defect_threshold, pixel_threshold: as used here. backend: name of the engine that ran.
     timings_ms: prepare (decode and resize), infer (the batches this frame was in), postprocess.
-    checksum: of the grey pixels that were read from `path`; None if they came from elsewhere.
+    checksum: of the grey pixels that were read from `path` or from an `EncodedFrame`; None if they came from elsewhere.
     warnings: what may not have been meant about the frame: a hardly used range, an orientation tag.
+    encoder_id: of the bundle's encoder. recipe_sha256: of the recipe that judged (`Recipe.sha256`).
     tiles: how many windows the engine read, 1 without tiles. With tiles, the tile of the highest defect score gives the
         verdict and all numbers but `peak`; the map is stitched of all.
     """
@@ -85,6 +87,8 @@ class Prediction:
     frame_options: FrameOptions = field(default_factory=FrameOptions, repr=False)
     checksum: int | None = field(default=None, repr=False)
     warnings: tuple[str, ...] = field(default=(), repr=False)
+    encoder_id: str = field(default="", repr=False)
+    recipe_sha256: str = field(default="", repr=False)
     tiles: int = field(default=1, repr=False)
 
     @property
@@ -208,6 +212,25 @@ class Prediction:
             **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
 
+    def to_row(self, *, features: bool = False) -> Row:
+        """One flat row of plain Python values, by the columns of `rows.COLUMNS`: all that it takes to draw.
+
+        features: whether to fill that column, the largest by far; None otherwise.
+        """
+        return answer_row(self, features=features)
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Prediction:
+        """The inverse of `to_row`, equal to the bit: also from a row of a Parquet file that pyarrow or pandas has read.
+
+        `regions` are those of the row. `path` is None, so `overlay` needs the frame or its name. `features` are empty
+        if the row has none. Raises RowError with all faults, and for a row without an answer (`read_result`).
+        """
+        fields, regions = answer_fields(row)
+        prediction = cls(**fields)
+        vars(prediction)["regions"] = regions
+        return prediction
+
     def overlay(self, frame: FrameSource | None = None) -> Image.Image:
         """The frame with the map in red and the outline of each region in yellow: a Pillow RGB image.
 
@@ -224,7 +247,7 @@ class Prediction:
         grey = np.asarray(decode_frame(source, self.frame_options, self.source).pixels)
         if grey.shape != self.frame_size:
             raise FrameError(self.source, f"is {list(grey.shape)} now and was {list(self.frame_size)} when predicted")
-        if path_of(source) is not None and self.checksum is not None and checksum_of(grey) != self.checksum:
+        if is_stored(source) and self.checksum is not None and checksum_of(grey) != self.checksum:
             raise FrameError(self.source, "has changed since it was judged; predict it again")
         picture = Image.fromarray(grey).convert("RGB")
         if self.is_defect:
@@ -264,6 +287,16 @@ class FailedFrame:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready: source and error."""
         return {"source": self.source, "error": self.error.reason}
+
+    def to_row(self, *, features: bool = False) -> Row:
+        """As `Prediction.to_row`: source and error, all else None."""
+        return failed_row(self.source, self.error.reason)
+
+
+def read_result(row: Mapping[str, Any]) -> Prediction | FailedFrame:
+    """What `to_row` made a row of. Raises RowError with all faults of the row."""
+    source, error = error_in(row)
+    return Prediction.from_row(row) if error is None else FailedFrame(source, FrameError(source, error))
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

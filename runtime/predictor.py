@@ -22,7 +22,7 @@ from .arguments import MAX_THREADS, real_number, whole_number
 from .backends import Backend, open_backend
 from .batching import MicroBatcher
 from .errors import BackendError, FrameError, PredictorError, RecipeError
-from .frames import FrameSource
+from .frames import EncodedFrame, FrameSource
 from .golden import Golden, load_golden
 from .host import find_gpu
 from .inflate import LIBRARY
@@ -36,7 +36,7 @@ from .stream import stream
 from .windows import require_tiles
 
 MAX_DELAY_MS = 3_600_000
-_ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, io.IOBase, Image.Image)
+_ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, EncodedFrame, io.IOBase, Image.Image)
 """Types of single frames. Some of them can be iterated, and are still one frame."""
 _log = logging.getLogger("sem_clip")
 
@@ -119,8 +119,8 @@ class Predictor:
         return self._pipeline.backend
 
     def __call__(self, frame: FrameSource) -> Prediction:
-        """Judge one frame: a path, the content of a file, a file object, a Pillow image, or an array (see
-        `frames.read_frame`).
+        """Judge one frame: a path, the content of a file (with its name: `EncodedFrame`), a file object, a Pillow
+        image, or an array (see `frames.read_frame`).
 
         Raises FrameError, BackendError.
         """
@@ -242,7 +242,7 @@ class Predictor:
         self.manifest.encoder.check(loaded, where)
         require_tiles(self.manifest.encoder, loaded.frame, where)
         given: dict[str, Any] = {name: value for name, value in self._frame.items() if value is not None}
-        return Setup(loaded, replace(loaded.frame, **given))
+        return Setup(loaded, replace(loaded.frame, **given), loaded.sha256())
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:
         """Raise BackendError if the backend's answers to golden frames are not those of the export."""

@@ -7,6 +7,7 @@ One encoder serves any number of recipes.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -205,6 +206,16 @@ class Recipe:
         stored = self._stored()
         tensors = {name: np.ascontiguousarray(stored[name]) for name in _STORED}
         return bytes(serialize_safetensors(tensors, metadata={METADATA_KEY: json.dumps(header, allow_nan=False)}))
+
+    def sha256(self) -> str:
+        """Hex SHA-256 of `to_bytes()`: that of the file that `save` writes. Files of earlier versions may differ.
+
+        Raises RecipeError where `teaching` or `calibration` holds what JSON cannot.
+        """
+        try:
+            return hashlib.sha256(self.to_bytes()).hexdigest()
+        except (TypeError, ValueError) as exc:
+            raise RecipeError("recipe", f"cannot be written, and so has no digest ({exc})") from exc
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

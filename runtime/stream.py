@@ -41,7 +41,7 @@ from . import lifetime
 from .backends import Outputs
 from .crew import Crew, Worker
 from .errors import BackendError, FrameError, PredictorError
-from .frames import FrameSource, describe, plain_array
+from .frames import EncodedFrame, FrameSource, describe, plain_array
 from .pipeline import Job, Pipeline, Row, Setup, Tile
 from .prediction import FailedFrame, Prediction
 
@@ -101,7 +101,7 @@ def frozen(source: FrameSource) -> FrameSource | None:
 
     Cameras refill one array, and Pillow walks the pages of a file by one image that is seeked.
     """
-    if isinstance(source, str | bytes):
+    if isinstance(source, str | bytes | EncodedFrame):
         return source
     if isinstance(source, os.PathLike):  # one object may lead to the next file later
         return os.fsdecode(source)

@@ -103,8 +103,9 @@ def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, 
     with _quiet():
         index, page = _look(file, name, key)
         if number is None and index.frames > 1:
-            named = f"{path}#1 ... {path}#{index.frames}"
-            how = f"name one of them: {named}" if path else "a frame is one of them; name the file"
+            how = "a frame is one of them; name the file, or give EncodedFrame a page"
+            if path:
+                how = f"name one of them: {path}#1 ... {path}#{index.frames}"
             raise FrameError(name, f"holds {index.frames} pages; {how}")
         if number is not None and not 1 <= number <= index.frames:
             raise FrameError(name, f"there is no page {number}; the file holds pages 1 to {index.frames}")

@@ -17,7 +17,10 @@ from places import ROOT
 import runtime
 
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
-HEAVY = ("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib")
+HEAVY = (
+    *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
+    "pyarrow",
+)
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
 """Packages that a module imports where they are installed, and does without elsewhere."""
@@ -57,8 +60,9 @@ LAYERS = (
     {"runtime.artifacts"},
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
-    {"runtime.windows"},
+    {"runtime.rows", "runtime.windows"},
     {"runtime.prediction", "runtime.folders"},
+    {"runtime.parquet"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.trt_kernels", "runtime.backends.trt_slots"},
     {"runtime.backends.trt_engine"},
@@ -81,6 +85,7 @@ PUBLIC = [
     "BackendError",
     "BackendUnavailable",
     "BundleError",
+    "EncodedFrame",
     "FailedFrame",
     "FakeBackend",
     "FrameError",
@@ -94,6 +99,7 @@ PUBLIC = [
     "Recipe",
     "RecipeError",
     "Region",
+    "RowError",
     "SemClipError",
     "__version__",
 ]

@@ -110,4 +110,4 @@ def test_a_numbered_page_is_found_next_to_files_of_that_name(tmp_path: Path) -> 
 
 def test_a_stack_given_as_bytes_cannot_be_told_which_page(tmp_path: Path) -> None:
     content = stack(tmp_path / "a.tif", GREY, OTHER).read_bytes()
-    assert reason(content) == "holds 2 pages; a frame is one of them; name the file"
+    assert reason(content) == "holds 2 pages; a frame is one of them; name the file, or give EncodedFrame a page"
