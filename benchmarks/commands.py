@@ -110,6 +110,7 @@ def _settings(args: argparse.Namespace) -> Settings:
         "precisions": args.precision,
         "soak_minutes": args.soak,
         "threads": args.threads,
+        "device": args.device,
         **(QUICK if args.quick else {}),
     }
     for key, value in (("batches", args.batch), ("rounds", args.rounds), ("sections", args.sections)):

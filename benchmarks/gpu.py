@@ -35,15 +35,17 @@ from benchmarks.speed.report import table
 from benchmarks.speed.roofline import count_flops
 from benchmarks.speed.throughput import prepared_frames
 from benchmarks.speed.timing import alternate, per_second, ratio
-from runtime.backends import Backend, open_backend
+from runtime.backends import GPU_BACKENDS, Backend, open_backend
 from runtime.backends.cuda_device import CudaDevice
 from runtime.backends.ort import cuda_provider
 from runtime.cli import run as run_command
 from runtime.commands import find_frames
 from runtime.errors import BackendUnavailable, PredictorError
 from runtime.files import require_files, write_atomically
+from runtime.host import Gpu as Card
 from runtime.host import find_gpu
 from runtime.manifest import Manifest, load_bundle
+from runtime.options import add_device_argument
 from runtime.recipe import Recipe
 from runtime.stream import stream
 from runtime.terminal import markdown_text, require_stdout
@@ -51,7 +53,6 @@ from runtime.terminal import markdown_text, require_stdout
 if TYPE_CHECKING:
     from benchmarks.speed.torch_runs import Repeated
 
-GPU_BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda")
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 FRAMES_A_RUN, LEAST_BATCHES = 512, 16
 """Frames, and least number of batches, of one timed run: filling the pipeline then takes a small share."""
@@ -75,6 +76,7 @@ class Gpu:
         parser.add_argument(
             "--backend", action="append", choices=GPU_BACKENDS, help="some of them (default: all that run here)"
         )
+        add_device_argument(parser)
         parser.add_argument("--batch", default=",".join(map(str, BATCHES)), help="batch sizes (default: %(default)s)")
         parser.add_argument("--rounds", type=int, default=7, help="rounds of alternating runs (default: 7)")
         parser.add_argument("--latency-seconds", type=float, default=20.0, help="for batch 1 (default: 20)")
@@ -90,7 +92,7 @@ class Gpu:
         """Measure, print the table, write both files."""
         if args.arch is not None and (args.weights is None) != args.random_weights:
             raise PredictorError("--arch needs either --weights FILE, those of the bundle, or --random-weights")
-        gpu, why = find_gpu()
+        gpu, why = find_gpu(args.device)
         if gpu is None:
             raise BackendUnavailable(f"there is no GPU to measure: {why}")
         batches = _batches(args.batch)
@@ -99,7 +101,7 @@ class Gpu:
         else:
             require_stdout("name a folder with --out")
         with tempfile.TemporaryDirectory() as work:
-            report = measure(args, batches, Path(work))
+            report = measure(args, gpu, batches, Path(work))
         text = markdown(report)
         if args.out is not None:  # before anything is printed about it
             write_atomically(args.out / TABLE, text.encode())
@@ -108,21 +110,24 @@ class Gpu:
         return 0
 
 
-def measure(args: argparse.Namespace, batches: Sequence[int], work: Path) -> dict[str, Any]:
-    """The report, JSON-ready. Raises BundleError; BackendUnavailable if none runs here, or not the named one."""
+def measure(args: argparse.Namespace, gpu: Card, batches: Sequence[int], work: Path) -> dict[str, Any]:
+    """The report on one GPU, JSON-ready.
+
+    Raises BundleError; BackendUnavailable if no backend runs here, or not the named one.
+    """
     manifest, recipe = load_bundle(args.bundle)
-    before = gpu_state()
+    before = gpu_state(gpu)
     with ExitStack() as stack:
-        engines, skipped, memory = _opened(args, manifest, recipe, stack)
+        engines, skipped, memory = _opened(args, gpu, manifest, recipe, stack)
         size = suitable_size(manifest.encoder, recipe.frame)
         paths = find_frames(args.frames) if args.frames else write_frames(work / "frames", 64, size)
         subject = Subject(args.bundle, manifest, recipe, engines, paths, 0)
-        others, peak, value_path = _torch(args, subject, batches, work, skipped) if args.arch else ({}, None, [])
+        others, peak, value_path = _torch(args, gpu, subject, batches, work, skipped) if args.arch else ({}, None, [])
         rows = engine_throughput(subject, others, batches, args.rounds)
         report = {
             "taken": datetime.now(UTC).isoformat(timespec="seconds"),
             "machine": describe_machine(),
-            "gpu": {"before": before, "after": gpu_state()},
+            "gpu": {"before": before, "after": gpu_state(gpu)},
             "bundle": {"architecture": manifest.encoder.architecture, "weights": manifest.encoder.weights},
             "engines": {str(name): backend.description for name, backend in engines.items()},
             "skipped": [asdict(item) for item in skipped],
@@ -207,13 +212,12 @@ def shares(
     return {"gflop_per_frame": gflop_per_frame, "engines": found}
 
 
-def gpu_state() -> dict[str, str] | None:
-    """Name, driver, temperature, clocks and power of the measured GPU, from nvidia-smi; None without nvidia-smi."""
-    found, _ = find_gpu()
-    if found is None or not found.bus or shutil.which("nvidia-smi") is None:
+def gpu_state(gpu: Card | None) -> dict[str, str] | None:
+    """Name, driver, temperature, clocks and power of a GPU, from nvidia-smi; None without nvidia-smi."""
+    if gpu is None or not gpu.bus or shutil.which("nvidia-smi") is None:
         return None
     # By its bus: nvidia-smi numbers all GPUs, CUDA those of CUDA_VISIBLE_DEVICES in an order of its own.
-    query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader", f"--id={found.bus}"]
+    query = ["nvidia-smi", f"--query-gpu={STATE}", "--format=csv,noheader", f"--id={gpu.bus}"]
     try:
         said = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True).stdout
     except (OSError, subprocess.SubprocessError):
@@ -293,21 +297,21 @@ def _roofline(found: Mapping[str, Any], peak: Mapping[str, float] | None) -> lis
 
 
 def _opened(
-    args: argparse.Namespace, manifest: Manifest, recipe: Recipe, stack: ExitStack
+    args: argparse.Namespace, gpu: Card, manifest: Manifest, recipe: Recipe, stack: ExitStack
 ) -> tuple[dict[EngineName, Backend], list[Skipped], dict[str, float]]:
     """The engines, warm; those left out; and the device memory of each in MB, without CUDA's context."""
     engines: dict[EngineName, Backend] = {}
     skipped, memory = [], {}
     frames = np.zeros((MEMORY_BATCH, *manifest.encoder.input_size), np.uint8)
     for name in args.backend or GPU_BACKENDS:
-        before = _free_mb()
+        before = _free_mb(gpu)
         try:
-            backend = stack.enter_context(open_backend(name, args.bundle, manifest, precision="fp16"))
+            backend = stack.enter_context(open_backend(name, args.bundle, manifest, precision="fp16", device=gpu.index))
             backend.warm_up(recipe)
             with ThreadPoolExecutor(backend.in_flight) as pool:
                 _together(pool, partial(backend.run, frames[: backend.max_batch], recipe), 2 * backend.in_flight)
             engines[EngineName(name, "fp16")] = backend
-            memory[str(EngineName(name, "fp16"))] = before - _free_mb()
+            memory[str(EngineName(name, "fp16"))] = before - _free_mb(gpu)
         except BackendUnavailable as exc:
             if args.backend:
                 raise
@@ -322,17 +326,23 @@ def _count(batch: int) -> int:
     return max(LEAST_BATCHES, FRAMES_A_RUN // batch)
 
 
-def _free_mb() -> float:
-    return CudaDevice().memory()[0] / 1e6
+def _free_mb(gpu: Card) -> float:
+    device = CudaDevice(gpu.index)
+    with device.current():
+        return device.memory()[0] / 1e6
 
 
 def _torch(
-    args: argparse.Namespace, subject: Subject, batches: Sequence[int], work: Path, skipped: list[Skipped]
+    args: argparse.Namespace, gpu: Card, subject: Subject, batches: Sequence[int], work: Path, skipped: list[Skipped]
 ) -> tuple[dict[str, Repeated], dict[str, float] | None, list[dict[str, Any]]]:
     """PyTorch's runners on the GPU, the peaks measured with it, and the V path's cost on the CUDA provider."""
+    import torch
+
     from benchmarks.speed.torch_runs import gpu_matrix_peaks, gpu_torch_runs, half_graph
     from benchmarks.speed.trunk import export_trunks, value_path_cost
 
+    if torch.cuda.is_available():
+        torch.cuda.set_device(gpu.index)  # of this thread, which alone calls torch
     frames = prepared_frames(subject, max(batches))
     half = half_graph(subject.manifest, args.arch, args.weights, frames)
     rows = []
@@ -340,7 +350,7 @@ def _torch(
     if cuda is not None:
         rows = value_path_cost(
             export_trunks(half, work),
-            cuda_provider("fp16"),
+            cuda_provider("fp16", gpu.index),
             frames,
             batches,
             count=_count,

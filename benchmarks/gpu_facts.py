@@ -26,8 +26,9 @@ def main(file: Path) -> int:
     if not reasons.get("project"):
         from benchmarks.gpu import gpu_state
         from benchmarks.machine import describe_machine
+        from runtime.host import find_gpu
 
-        found |= {"machine": describe_machine(), "gpu": gpu_state()}
+        found |= {"machine": describe_machine(), "gpu": gpu_state(find_gpu()[0])}
     file.write_text(json.dumps(found, indent=1), encoding="utf-8")
     for name, reason in reasons.items():
         print(f"{name}={' '.join(reason.split())}")
@@ -35,16 +36,17 @@ def main(file: Path) -> int:
 
 
 def obstacles_here() -> dict[str, str]:
-    """Reasons against "project" (this code itself), "gpu" and each GPU backend; "" where none is known."""
+    """Reasons against "project" (this code itself), "gpu", "second-gpu" and each GPU backend; "" for none known."""
     try:
         importlib.import_module("benchmarks.gpu")
     except ImportError as exc:
         reason = f"this project cannot be imported here ({exc})"
-        return dict.fromkeys(("project", "gpu", "cuda", "tensorrt", "tensorrt-rtx"), reason)
+        return dict.fromkeys(("project", "gpu", "second-gpu", "cuda", "tensorrt", "tensorrt-rtx"), reason)
     from runtime.host import find_gpu
 
     gpu, why = find_gpu()
-    found = {"project": "", "gpu": "" if gpu is not None else why}
+    second = find_gpu(1)
+    found = {"project": "", "gpu": "" if gpu is not None else why, "second-gpu": "" if second[0] else second[1]}
     for name, obstacle in (("cuda", _cuda), ("tensorrt", _tensorrt), ("tensorrt-rtx", _tensorrt)):
         # Without a GPU nothing is checked, and nothing is loaded.
         found[name] = why if gpu is None else obstacle(name, gpu.compute_capability)

@@ -23,7 +23,7 @@ usage: gpu_session.sh [OPTION ...] OUT       run all parts; OUT: a folder, new o
 
 parts, in this order, and seconds each may take (environment: LIMIT_TESTS=300, LIMIT_VERIFY_TINY=60, ...):
   install 120, facts 60, tiny-bundle 180, verify-tiny 120, tests 240, full-bundle 300, engines 180, verify-full 180,
-  benchmark 240, benchmark-compiled 300
+  benchmark 240, benchmark-compiled 300, second-gpu 90
 environment: PYTHON, the interpreter (default: python3); PART_MB, size of the parts of --split (default: 48);
 VERIFY_SECONDS, for what `sem-clip verify` times (default: 30)
 exit status: 0 each part passed, was rehearsed or was not possible; 1 one failed or timed out, or none needed the GPU
@@ -111,7 +111,7 @@ build_engines() { # PRODUCTS BUNDLE...: an engine of each product for each bundl
 
 declare -A default_limit=(
     [install]=120 [facts]=60 [tiny-bundle]=180 [verify-tiny]=120 [tests]=240 [full-bundle]=300 [engines]=180
-    [verify-full]=180 [benchmark]=240 [benchmark-compiled]=300
+    [verify-full]=180 [benchmark]=240 [benchmark-compiled]=300 [second-gpu]=90
 )
 declare -A obstacle=()
 failed=0 passed_on_gpu=0 running="" began_part=0
@@ -182,8 +182,9 @@ read_facts() { # the reasons that `facts` printed
     local name reason
     while IFS='=' read -r name reason; do
         obstacle[$name]=$reason
-    done < <(grep -E '^(project|gpu|cuda|tensorrt|tensorrt-rtx)=' "$out/facts.log" 2>/dev/null)
+    done < <(grep -E '^(project|gpu|second-gpu|cuda|tensorrt|tensorrt-rtx)=' "$out/facts.log" 2>/dev/null)
     [[ -v obstacle[gpu] ]] || obstacle[gpu]="what this host has could not be found: see facts.log"
+    [[ -v obstacle[second-gpu] ]] || obstacle[second-gpu]=${obstacle[gpu]}
 }
 
 summary() {
@@ -250,6 +251,9 @@ session() {
         "${measure[@]}" --no-compile --batch 1,8,32,64,128 --rounds 5 --out "$out/benchmark"
     part benchmark-compiled "$(without_bundle "$full")" \
         "${measure[@]}" --batch 1,64 --rounds 3 --out "$out/benchmark-compiled"
+    # The part "tests" has run both GPUs at once; this one proves the engines on the second alone.
+    part second-gpu "${obstacle[second-gpu]:-$(without_bundle "$tiny")}" \
+        "$python" sem_clip.py verify "$tiny" --device 1 --time "$verify_seconds" --json "$out/verify-second.json"
     nvidia-smi >>"$out/nvidia-smi.txt" 2>&1 || true
     summary
     ((failed)) && exit 1

@@ -28,6 +28,7 @@ def engine_memory(subject: Subject, batch: int) -> list[dict[str, Any]]:
             "bundle": str(subject.folder),
             "backend": name.backend,
             "precision": name.precision,
+            "device": name.device,
             "threads": subject.threads,
             "frames": subject.frames,
             "batch": batch,
@@ -46,13 +47,21 @@ def stream_memory(subject: Subject, counts: Sequence[int]) -> list[dict[str, Any
 
 
 def engine_probe(
-    bundle: str, backend: str, precision: str | None, threads: int, frames: list[str], batch: int
+    bundle: str,
+    backend: str,
+    precision: str | None,
+    device: int | str | None,
+    threads: int,
+    frames: list[str],
+    batch: int,
 ) -> dict[str, float]:
     """In a child: open, predict, and return the peak memory."""
     from runtime import Predictor
 
     paths = [frames[i % len(frames)] for i in range(2 * batch)]
-    with Predictor(bundle, backend=backend, precision=precision, batch_size=batch, threads=threads) as predictor:
+    with Predictor(
+        bundle, backend=backend, precision=precision, device=device, batch_size=batch, threads=threads
+    ) as predictor:
         predictor.predict(paths)
     return {"peak_mb": peak_memory_mb()}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from runtime.changing import LOCK, holding
 from runtime.errors import RecipeError
+from runtime.fab.drift import REFERENCE, Collector, reference_record
 from runtime.files import read_bounded, write_atomically
 from runtime.jsonfields import Fields, listed, parse_json
 from runtime.locking import locked
@@ -170,8 +171,18 @@ def calibrate(scored: Scored, recipe: Recipe, request: Request, data: Mapping[st
     }
     by_hand = [name for name in _by_hand(recipe) if name not in choices]
     record |= {name: {**choice.to_dict(), "data": data.get("folder")} for name, choice in choices.items()}
-    record |= {"data": dict(data), "before": before, "after": after} | ({CHANGED_BY_HAND: by_hand} if by_hand else {})
+    record |= {REFERENCE: _reference(scored, point), "data": dict(data), "before": before, "after": after}
+    record |= {CHANGED_BY_HAND: by_hand} if by_hand else {}
     return Calibrated(replace(recipe, operating_point=point, calibration=record), choices, before, after)
+
+
+def _reference(scored: Scored, point: OperatingPoint) -> dict[str, Any]:
+    """What later lots are compared with, to find drift: scores, novelties and rejects by the class that is named."""
+    frames = Collector()
+    named = [scored.classes[k] for k in scored.named(point)]
+    for answer in zip(named, scored.score.tolist(), scored.novelty.tolist(), scored.verdicts(point), strict=True):
+        frames.add(*answer)
+    return reference_record(frames.groups(), point)
 
 
 def report(calibrated: Calibrated, scored: Scored, old: OperatingPoint) -> dict[str, Any]:

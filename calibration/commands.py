@@ -13,7 +13,7 @@ from typing import Any
 from runtime import Predictor
 from runtime.files import require_files, write_atomically
 from runtime.operating_point import VERDICTS
-from runtime.options import add_bundle_argument, add_engine_arguments
+from runtime.options import add_bundle_argument, add_engine_arguments, engine_options
 from runtime.recipe import Recipe
 from runtime.terminal import require_stdout
 
@@ -94,9 +94,7 @@ class Calibrate:
         counts = count_labels(fresh)
         require_labels(request, recipe, set(counts), args.data, flat=dataset.flat)
         _print_data_notes(fresh, supports, recipe, flat=dataset.flat)
-        with Predictor(
-            args.bundle, backend=args.backend, precision=args.precision, recipe=recipe, threads=args.threads
-        ) as predictor:
+        with Predictor(args.bundle, recipe=recipe, **engine_options(args)) as predictor:
             print(predictor.backend.description, file=sys.stderr)
             scored = score_frames(
                 predictor, fresh, pixels=request.pixel_rule is not None, flat=dataset.flat, show_progress=True

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from runtime.backends.ort import check_provider
 from runtime.files import require_files
 from runtime.manifest import Artifact, Encoder, Manifest, bundle_of_recipe, load_bundle
-from runtime.options import add_bundle_argument, add_removed
+from runtime.options import add_bundle_argument, add_device_argument, add_removed
 
 from .errors import CheckpointError, ExportError, OutputExistsError
 from .options import (
@@ -28,6 +28,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from calibration.dataset import Dataset
+    from runtime.recipe import FrameOptions
 
     from .artifacts.engine_target import Builder, EngineTarget
     from .model.checkpoint import LoadedModel
@@ -183,6 +184,7 @@ class BuildEngine:
         """Declare the arguments."""
         add_bundle_argument(parser, "it must hold model.fp16.onnx")
         add_target_arguments(parser, required=True)
+        add_device_argument(parser, "build for")
         add_profile_arguments(parser)
         parser.add_argument(
             "--force", action="store_true", help="build even if an equal engine is there (default: keep that one)"
@@ -199,7 +201,7 @@ class BuildEngine:
             accumulate=args.accumulate,
             precision=args.precision,
         )
-        artifact, built = _add_engine(args.bundle, _builder(target), Stages(), force=args.force)
+        artifact, built = _add_engine(args.bundle, _builder(target, args.device), Stages(), force=args.force)
         _describe_engine(artifact)
         if not built:
             print("          it was there already, with the same key; --force builds it again")
@@ -212,10 +214,10 @@ def _target(args: argparse.Namespace, **limits: Any) -> EngineTarget:
     return EngineTarget(args.engine, args.compute_capability, **limits)
 
 
-def _builder(target: EngineTarget) -> Builder:
+def _builder(target: EngineTarget, device: int | str | None = None) -> Builder:
     from .artifacts.engine_target import Builder
 
-    return Builder.find(target)
+    return Builder.find(target, device)
 
 
 def _add_engine(bundle: Path, builder: Builder, stages: Stages, *, force: bool = False) -> tuple[Artifact, bool]:
@@ -253,11 +255,23 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
     require_one_source(args.arch or DEFAULT_ARCH, args.weights, args.pretrained, args.random_weights or None)
     dataset = _dataset(args.data, stages, out)
     say_left_out(dataset)
+    if args.ignore == "auto":
+        options = _with_bars(args, dataset, options)
     prompts = load_prompts(args.prompts)
     settings, _ = METHODS[args.method]
     return TeachRequest(
         dataset, prompts, args.shots, args.seed, options, settings, views=args.views, tiling=tiling(args)
     )
+
+
+def _with_bars(args: argparse.Namespace, dataset: Dataset, options: FrameOptions) -> FrameOptions:
+    """The options with the rows of text bars that were found, which go to `args`, too: the frame size needs them."""
+    from .teaching.text_bars import find_text_bars
+
+    bars = find_text_bars(dataset, options)
+    print(bars.summary(), file=sys.stderr)
+    args.ignore_top, args.ignore_bottom = bars.top, bars.bottom
+    return replace(options, ignore_top=bars.top, ignore_bottom=bars.bottom, bars=bars)
 
 
 def _dataset(folder: Path | None, stages: Stages, out: Path) -> Dataset:

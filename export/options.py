@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.options import at_least
+from runtime.options import add_pixel_size, at_least
+from runtime.targets import ENGINE_PRODUCTS
 
 from .errors import ExportError
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 DEFAULT_ARCH = "sem_tiny"
 DEMO_SHOTS = 10
-ENGINES = ("tensorrt", "tensorrt-rtx")
 METHOD_NAMES = ("default", "paper")
 """Those of teach.METHODS, which costs torch to import."""
 BATCH = (1, 32, 64)
@@ -38,6 +38,13 @@ def add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
         "--shots", type=int, default=DEMO_SHOTS, metavar="K", help=f"support frames per class (default: {DEMO_SHOTS})"
     )
     add_frame_arguments(data)
+    data.add_argument(
+        "--ignore",
+        choices=("auto",),
+        help="auto: find the rows of text bars, by the tool's metadata or in the frames themselves, and fix them in "
+        "the recipe; later frames that deny them get a warning (default: --ignore-top and --ignore-bottom)",
+    )
+    add_pixel_size(data, "default: what the frames' files say")
     add_tile_arguments(data)
     teaching = parser.add_argument_group("teaching")
     teaching.add_argument(
@@ -155,8 +162,11 @@ def frame_options(args: argparse.Namespace) -> FrameOptions:
     """The values of `add_frame_arguments`. Raises ExportError for one that is out of range."""
     from runtime.recipe import FrameOptions
 
+    if getattr(args, "ignore", None) and (args.ignore_top or args.ignore_bottom):
+        raise ExportError("--ignore auto finds the rows: leave out --ignore-top and --ignore-bottom")
+    size = getattr(args, "pixel_size", None)
     try:
-        return FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level)
+        return FrameOptions(args.ignore_top, args.ignore_bottom, args.white_level, size)
     except ValueError as exc:
         name, _, rest = str(exc).partition(" ")
         raise ExportError(f"--{name.replace('_', '-')} {rest}") from None
@@ -190,7 +200,7 @@ def add_target_arguments(parser: argparse._ActionsContainer, *, required: bool) 
     """Declare which product's engine to build, and for which GPU."""
     parser.add_argument(
         "--engine",
-        choices=ENGINES,
+        choices=ENGINE_PRODUCTS,
         required=required,
         help="product that builds and runs the engine"
         if required

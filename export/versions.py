@@ -12,6 +12,7 @@ _TOOLS = (
     "onnx",
     "onnxscript",
     "onnxruntime",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "numpy",

@@ -11,6 +11,7 @@ Importing this package loads no inference engine; `Predictor` does, when it open
 from typing import TYPE_CHECKING
 
 from .backends import Backend, FakeBackend, Outputs
+from .backends.triton import TritonBackend
 from .errors import (
     BackendError,
     BackendUnavailable,
@@ -50,6 +51,7 @@ __all__ = [
     "Region",
     "RowError",
     "SemClipError",
+    "TritonBackend",
     "__version__",
 ]
 

@@ -22,11 +22,15 @@ and no swapped class or shifted map."""
 INT8_MARGIN, INT8_LEAST, INT8_MOST = 3.0, 0.1, 0.5
 """Times the largest difference that `quantize` measured, within bounds: golden frames include saturated ones, which
 differ twice as much as real ones (sem_tiny: 0.06 of the map, 0.03 on the frames of `quantize`)."""
-FEATURES_PER_TOLERANCE = {"fp32": 10.0, "fp16": 5.0}
+BF16_PER_FP16 = 8.0
+"""bf16 keeps three bits fewer of each number than fp16: answers may differ by eight times as much."""
+FEATURES_PER_TOLERANCE = {"fp32": 10.0, "fp16": 5.0, "bf16": 1.25}
 """Features have no range: their mean absolute change as a share of their mean size, in units of the tolerance."""
 INT8_FEATURES = 0.4
 """The same for 8 bits, whatever the tolerance: those of real frames change by 1 to 4 %, those of a saturated frame by
 18 % (sem_tiny), because no range was measured on such frames."""
+EIGHT_BITS = ("int8", "int8-bf16")
+"""What is not in 8 bits may be in bf16: that adds less than the rule for 8 bits leaves room for."""
 TIE = 0.1
 """Labels may differ where the reference's two best classes are closer than this share of the tolerance. In 8 bits:
 closer than the tolerance, and never more than INT8_TOLERANCE apart."""
@@ -46,8 +50,8 @@ class Limits:
 
     @classmethod
     def of(cls, precision: str, tolerance: float) -> Limits:
-        """precision: "fp32", "fp16" or "int8". tolerance: as the golden frames record it."""
-        if precision == "int8":
+        """precision: what the engine computes in. tolerance: of `tolerance_of`."""
+        if precision in EIGHT_BITS:
             return cls(tolerance, min(tolerance, INT8_TOLERANCE), INT8_FEATURES)
         return cls(tolerance, TIE * tolerance, FEATURES_PER_TOLERANCE[precision] * tolerance)
 
@@ -73,6 +77,21 @@ class Difference:
     def passed(self) -> bool:
         """Whether every frame is within the limits."""
         return not self.faulty
+
+
+def tolerance_of(
+    precision: str, recorded: Mapping[str, float], reports: Iterable[tuple[str, Mapping[str, Any]]]
+) -> float:
+    """The largest difference that an engine may show which computes in `precision`.
+
+    recorded: what the golden frames record, by precision of files. reports: precision and parity report of each of the
+    bundle's files.
+    """
+    if precision in EIGHT_BITS:
+        return int8_tolerance((report for of, report in reports if of == "int8"), recorded["int8"])
+    if precision == "bf16":
+        return BF16_PER_FP16 * recorded["fp16"]
+    return recorded[precision]
 
 
 def int8_tolerance(reports: Iterable[Mapping[str, Any]], unknown: float) -> float:

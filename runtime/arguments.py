@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import operator
+import re
 from numbers import Real
 
 MAX_THREADS = 1024
+MAX_DEVICE = 9999
 
 
 def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
@@ -35,3 +37,23 @@ def real_number(name: str, value: object, least: float, most: float) -> float:
     if not least <= number <= most:
         raise ValueError(f"{name} must lie in [{least:g}, {most:g}], not {number:g}")
     return number
+
+
+def gpu_device(value: object) -> int | str | None:
+    """The value of `device`: None, an index from 0, or (the beginning of) the UUID that nvidia-smi -L prints.
+
+    Text of digits is an index. UUIDs come back in lower case after "GPU-" or "MIG-". ValueError for anything else.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        return whole_number("device", value, 0, MAX_DEVICE)
+    if re.fullmatch(r"[0-9]{1,4}", value):
+        return int(value)
+    found = re.fullmatch(r"(GPU|MIG)-([0-9a-f][0-9a-f-]{0,63})", value, re.IGNORECASE)
+    if found is None:
+        raise ValueError(
+            f'device must be the index of a GPU, such as 1, or its UUID, such as "GPU-8932f937", not "{value:.60}"; '
+            "nvidia-smi -L lists them"
+        )
+    return f"{found[1].upper()}-{found[2].lower()}"

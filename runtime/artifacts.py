@@ -13,7 +13,7 @@ from .encoder import sha256_field
 from .errors import BundleError
 from .files import read_bounded, sha256_of
 from .jsonfields import Fields
-from .targets import PRECISIONS
+from .targets import STORED_PRECISIONS
 
 MAX_ARTIFACT_BYTES = 2**40
 KINDS = ("onnx", "engine")
@@ -103,8 +103,8 @@ def artifact_field(fields: Fields) -> Artifact:
     )
     if artifact.kind and artifact.kind not in KINDS:
         fields.fault("kind", f"must be one of {', '.join(KINDS)}")
-    if artifact.precision and artifact.precision not in PRECISIONS:
-        fields.fault("precision", f"must be one of {', '.join(PRECISIONS)}")
+    if artifact.precision and artifact.precision not in STORED_PRECISIONS:
+        fields.fault("precision", f"must be one of {', '.join(STORED_PRECISIONS)}")
     if not all(type(count) is int for count in artifact.operators.values()):
         fields.fault("operators", "must give a whole number for each operator")
     fields.finish()

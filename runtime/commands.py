@@ -20,7 +20,7 @@ from .frames import SUFFIXES
 from .jsonlines import TO_A_FILE, json_lines
 from .manifest import load_bundle
 from .operating_point import VERDICTS
-from .options import add_bundle_argument, add_engine_arguments, at_least
+from .options import add_bundle_argument, add_engine_arguments, add_pixel_size, at_least, engine_options
 from .parquet import import_pyarrow, parquet_rows
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
@@ -46,20 +46,7 @@ class Predict:
             metavar="PATH",
             help="frame files, and folders to search for frames; file.tif#3 is page 3 of a stack",
         )
-        frames = parser.add_argument_group("frames")
-        frames.add_argument(
-            "--recipe",
-            type=Path,
-            metavar="FILE",
-            help="judge by this recipe, as `sem-clip teach` writes it (default: the bundle's own)",
-        )
-        frames.add_argument(
-            "--white-level",
-            type=at_least(1, 65535),
-            metavar="VALUE",
-            help="grey value that counts as white in 16-bit frames, 1 to 65535; 4095 where the tool stores 12 bits "
-            "(default: the recipe's)",
-        )
+        add_frame_options(parser)
         output = parser.add_argument_group("output")
         output.add_argument(
             "--json",
@@ -104,7 +91,7 @@ class Predict:
         unread: list[FrameError] = []
         frames = find_frames(args.paths, unread)
         _refuse_inputs(args, frames)
-        with _predictor(args) as predictor, _results(args) as write:
+        with open_predictor(args) as predictor, _results(args) as write:
             draw = _overlay_writer(args.overlays, frames)
             print(predictor.backend.description, file=sys.stderr)
             tally = Tally(predictor.recipe.classes, _kept_in(args))
@@ -120,6 +107,31 @@ class Predict:
         for line in tally.lines():
             print(line, file=sys.stderr)
         return 1 if tally.failures.count or tally.undrawn.count else 0
+
+
+def add_frame_options(parser: argparse.ArgumentParser) -> None:
+    """Declare what frames are judged by, and how they are read."""
+    frames = parser.add_argument_group("frames")
+    frames.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="FILE",
+        help="judge by this recipe, as `sem-clip teach` writes it (default: the bundle's own)",
+    )
+    frames.add_argument(
+        "--white-level",
+        type=at_least(1, 65535),
+        metavar="VALUE",
+        help="grey value that counts as white in 16-bit frames, 1 to 65535; 4095 where the tool stores 12 bits "
+        "(default: the recipe's)",
+    )
+    add_pixel_size(frames, "default: the recipe's, if it has one")
+    frames.add_argument(
+        "--no-side-files",
+        action="store_true",
+        help="leave the tools' texts beside the frames (.txt, .hdr) alone, which saves look-ups on a slow share "
+        "(default: read them, for the size of a pixel)",
+    )
 
 
 @dataclass(slots=True)
@@ -242,15 +254,16 @@ def _refuse_an_input(target: Path, frames: Sequence[str], bundle: Path) -> None:
         raise PredictorError(f"{target} is a frame that is judged: choose another place for the results")
 
 
-def _predictor(args: argparse.Namespace) -> Predictor:
+def open_predictor(args: argparse.Namespace) -> Predictor:
+    """By the bundle, and the options of `add_frame_options` and `add_engine_arguments`, with --batch-size."""
     return Predictor(
         args.bundle,
-        backend=args.backend,
-        precision=args.precision,
+        **engine_options(args),
         recipe=args.recipe,
         batch_size=args.batch_size,
-        threads=args.threads,
         white_level=args.white_level,
+        pixel_size_nm=args.pixel_size,
+        side_files=not args.no_side_files,
     )
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 from .backends import obstacles
 from .errors import BundleError
+from .fab.drift import read_reference
 from .golden import load_golden
 from .manifest import Artifact, Encoder, Manifest
 from .operating_point import CHANGED_BY_HAND
-from .recipe import SCALARS, Recipe
+from .recipe import SCALARS, FrameOptions, Recipe
 from .terminal import show
 
 METHODS: dict[str, dict[str, object]] = {
@@ -47,9 +48,19 @@ def recipe_lines(file: str, recipe: Recipe) -> list[str]:
         f"            map taught by {show(teaching.get('map_taught_by'))}",
         f"            {len(recipe.support_features)} supports",
         f"            rows ignored: {rows.ignore_top} at the top, {rows.ignore_bottom} at the bottom",
+        *_frame_lines(rows),
         "            " + ", ".join(f"{name} {value:g}" for name, value in scalars),
         *_operating_point_lines(recipe),
     ]
+
+
+def _frame_lines(options: FrameOptions) -> list[str]:
+    """What is only there if it was asked for."""
+    bars = [] if options.bars is None else [f"            {options.bars.summary()}"]
+    if options.pixel_size_nm is None:
+        return bars
+    x, y = options.pixel_size_nm
+    return [*bars, f"            a pixel is {x:g} x {y:g} nm where the file does not tell"]
 
 
 def method_line(teaching: Mapping[str, object]) -> str:
@@ -114,7 +125,16 @@ def _operating_point_lines(recipe: Recipe) -> list[str]:
     for name, section in recipe.calibration.items():
         if name not in edited and isinstance(section, dict) and "rule" in section:
             lines.append(f"            {name} by {show(section['rule'])}: {show(section.get('promise'))}")
-    return lines if recipe.calibration else [*lines, "            as taught, never calibrated"]
+    if not recipe.calibration:
+        return [*lines, "            as taught, never calibrated"]
+    return [*lines, f"            drift of lots: {_drift_line(recipe)}"]
+
+
+def _drift_line(recipe: Recipe) -> str:
+    reference = read_reference(recipe)
+    if isinstance(reference, str):
+        return f"not tested: {reference}"
+    return f"tested against {sum(group.frames for group in reference.values())} calibration frames"
 
 
 def _target_lines(manifest: Manifest) -> list[str]:

@@ -7,6 +7,10 @@
     │   ├── BackendUnavailable    the engine asked for cannot run here; names the extra to install
     │   ├── BackendError          the engine failed while it ran
     │   ├── FrameError            one frame cannot be used; nothing else is wrong
+    │   ├── BarsError             frames do not tell where their text bars are
+    │   ├── KlarfError            a KLARF file that cannot be read, or may not be changed as asked
+    │   │   └── KlarfIncomplete   a KLARF file that is not whole yet
+    │   ├── (runtime.fab.lot_errors.LotError, for lots and their codes)
     │   ├── QueueFullError        `submit` found no room in time
     │   └── RowError              a row, or a Parquet file of rows, that is none of this version
     ├── (calibration.errors: DatasetError, CalibrationError)
@@ -90,6 +94,27 @@ class FrameError(PredictorError):
         self.source = source
         self.reason = reason
         super().__init__(f"{source}: {reason}")
+
+
+class BarsError(PredictorError):
+    """Frames disagree about their text bars, or are too few: the rows must be given."""
+
+
+class KlarfError(PredictorError):
+    """A KLARF file cannot be read, or cannot be changed as asked.
+
+    source: the file. line: from 1, or None where the fault has no line. reason: the message without both.
+    """
+
+    def __init__(self, source: object, reason: str, line: int | None = None) -> None:
+        self.source = str(source)
+        self.reason = reason
+        self.line = line
+        super().__init__(f"{self.source}{'' if line is None else f', line {line}'}: {reason}")
+
+
+class KlarfIncomplete(KlarfError):
+    """A KLARF file ends too early, or changes while it is read: its writer may not be done yet."""
 
 
 class QueueFullError(PredictorError):

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
@@ -23,6 +23,8 @@ from PIL import Image
 from . import bmp, inflate, jpeg, png, tiff
 from .arguments import whole_number
 from .errors import FrameError, raised_by_handler
+from .fab.sem_sides import read_sides
+from .fab.sem_values import NOTHING, combined
 from .files import open_plain
 from .manifest import Encoder
 from .pixels import MAX_PIXELS, MAX_SIDE, Decoded, Pixels, Stored, check_pixels, decoded
@@ -78,6 +80,7 @@ class Prepared:
     frame_size: [height, width] of the original frame, ignored rows included.
     checksum: of the whole frame's grey pixels; an overlay is drawn only on equal ones.
     warnings: what was read and may not have been meant.
+    pixel_size_nm: sides (x, y) of a pixel of the original frame; None if unknown.
     """
 
     pixels: Pixels
@@ -87,6 +90,7 @@ class Prepared:
     seconds: float = 0.0
     checksum: int | None = None
     warnings: tuple[str, ...] = ()
+    pixel_size_nm: tuple[float, float] | None = None
 
 
 def describe(source: FrameSource, index: int | None = None) -> str:
@@ -131,14 +135,14 @@ def read_frame(source: FrameSource, options: FrameOptions | None = None, name: s
     return np.array(frame.pixels) if isinstance(frame.pixels, Image.Image) else frame.pixels
 
 
-def decode_frame(source: FrameSource, options: FrameOptions, name: str) -> Decoded:
+def decode_frame(source: FrameSource, options: FrameOptions, name: str, sides: bool = False) -> Decoded:
     """`read_frame` for `prepare`: 8-bit files and images stay Pillow images of mode L, which saves copies. The result
     holds the warnings."""
     with _decoding(name):
         if isinstance(source, np.ndarray):
             return _from_array(source, options, name)
         if isinstance(source, str | os.PathLike):
-            return _from_file(os.fsdecode(source), options, name)
+            return _from_file(os.fsdecode(source), options, name, sides)
         if isinstance(source, EncodedFrame):
             return _from_bytes(_content(source, name), source.page, options, name)
         if isinstance(source, Image.Image):
@@ -239,8 +243,17 @@ def _decoding(name: str) -> Iterator[None]:
         raise FrameError(name, f"is damaged or truncated ({str(exc) or type(exc).__name__})") from exc
 
 
-def _from_file(path: str, options: FrameOptions, name: str) -> Decoded:
+def _from_file(path: str, options: FrameOptions, name: str, sides: bool) -> Decoded:
     path, page = _split_page(path)
+    frame = _from_page(path, page, options, name)
+    if not sides:
+        return frame
+    size = frame.pixels.size[::-1] if isinstance(frame.pixels, Image.Image) else frame.pixels.shape
+    beside = read_sides(path, (size[0], size[1]))
+    return frame if beside is NOTHING else replace(frame, sem=combined(frame.sem, beside))
+
+
+def _from_page(path: str, page: int | None, options: FrameOptions, name: str) -> Decoded:
     with _opened(path, name) as file:
         # A stack is not read as a whole for each of its pages; any other file is read in one call.
         if path.lower().endswith(TIFF_SUFFIXES) and file.read(4) in tiff.SIGNATURES:

@@ -28,11 +28,13 @@ from .errors import BundleError, FrameError
 from .files import read_bounded
 from .frames import Prepared, read_frame
 from .jsonfields import Fields, listed, parse_json
-from .manifest import PRECISIONS, Encoder, Manifest
+from .manifest import Encoder, Manifest
 from .operating_point import OperatingPoint, same_name_key
 from .pipeline import Job, Pipeline, Setup
 from .prediction import Prediction
-from .recipe import MAX_CLASSES, MAX_HEADER_BYTES, MIN_CLASSES, TENSORS, FrameOptions, Recipe
+from .recipe import MAX_CLASSES, MAX_HEADER_BYTES, MIN_CLASSES, FrameOptions, Recipe
+from .recipe import tensors_digest as tensors_digest
+from .targets import STORED_PRECISIONS
 
 FORMAT = "sem-clip-golden"
 VERSION = 1
@@ -136,7 +138,7 @@ def read_golden(content: bytes, encoder: Encoder, where: str = FILE_NAME) -> Gol
     fields = Fields(header, "golden", faults)
     _require_own(fields, encoder, where)
     sizes, tolerance = fields.wholes("frame_bytes", 1, MAX_BYTES), fields.inner("tolerance")
-    allowed = {name: tolerance.number(name, 0, 1) for name in PRECISIONS}
+    allowed = {name: tolerance.number(name, 0, 1) for name in STORED_PRECISIONS}
     tolerance.finish()
     texts = {name: fields.text(name) for name in ("source", "reference")}
     digests = {name: sha256_field(fields, name) for name in ("recipe_sha256", "tensors_sha256")}
@@ -203,16 +205,6 @@ def png_file(frame: Frames) -> bytes:
     content = io.BytesIO()
     Image.fromarray(frame).save(content, "PNG", optimize=True)
     return content.getvalue()
-
-
-def tensors_digest(recipe: Recipe) -> str:
-    """SHA-256 of a recipe's graph tensors. Thresholds and support features do not change it."""
-    digest = hashlib.sha256()
-    for name in TENSORS:
-        array = recipe.tensors[name]
-        digest.update(f"{name} {list(array.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
-    return digest.hexdigest()
 
 
 def variants(recipe: Recipe) -> dict[str, Recipe]:

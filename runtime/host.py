@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
+import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
 class Gpu:
-    """The first NVIDIA GPU that CUDA shows (CUDA_VISIBLE_DEVICES chooses another).
+    """An NVIDIA GPU that CUDA shows to this process (CUDA_VISIBLE_DEVICES chooses which, and in which order).
 
     compute_capability: such as "8.9". driver: the newest CUDA that the driver runs, such as "13.0". memory: bytes.
-    bus: where on PCI it is, as nvidia-smi takes it: "0000:01:00.0".
+    bus: where on PCI it is, as nvidia-smi takes it: "0000:01:00.0". index: CUDA's number for it in this process, from
+    0. uuid: the same in every process, "GPU-8932f937-d72c-4106-c12f-20bd9faed9f6"; "" where CUDA does not tell.
     """
 
     name: str
@@ -21,6 +25,13 @@ class Gpu:
     driver: str
     memory: int
     bus: str
+    index: int = 0
+    uuid: str = ""
+
+    @property
+    def label(self) -> str:
+        """For people; the UUID is cut to its first part, which `device` takes as well."""
+        return f"GPU {self.index} ({', '.join(filter(None, (self.name, self.uuid[:12])))})"
 
 
 def operating_system() -> str:
@@ -53,12 +64,15 @@ def resident_memory_mb() -> float | None:
         return None
 
 
-def find_gpu() -> tuple[Gpu | None, str]:
-    """The GPU, or None and the reason. Needs cuda-bindings; loads nothing else."""
+def find_gpu(device: int | str | None = None) -> tuple[Gpu | None, str]:
+    """The GPU `device` of `arguments.gpu_device`, by default the first; or None and the reason, with a list of GPUs.
+
+    Needs cuda-bindings; loads nothing else.
+    """
     try:
         from cuda.bindings import runtime as cuda
     except ImportError:
-        return None, "cuda-bindings is not installed"
+        return None, 'cuda-bindings is not installed: pip install "cuda-bindings>=13"'
     try:
         error, version = cuda.cudaDriverGetVersion()
         if int(error) or version == 0:
@@ -66,19 +80,59 @@ def find_gpu() -> tuple[Gpu | None, str]:
         driver = f"{version // 1000}.{version % 1000 // 10}"
         error, count = cuda.cudaGetDeviceCount()
         if int(error) or count == 0:
-            return None, f"no NVIDIA GPU can be used ({_name(cuda, error)}, driver for CUDA {driver})"
-        error, properties = cuda.cudaGetDeviceProperties(0)
-        _, bus = (error, b"") if int(error) else cuda.cudaDeviceGetPCIBusId(32, 0)
+            return None, f"no NVIDIA GPU can be used ({_name(cuda, error)}, driver for CUDA {driver}){_hidden()}"
+        return _choose(cuda, device, count, driver)
     except RuntimeError as exc:  # cuda-bindings without the libraries of the driver
         return None, f"no NVIDIA driver was found ({str(exc).splitlines()[0]})"
+
+
+def _choose(cuda: Any, device: int | str | None, count: int, driver: str) -> tuple[Gpu | None, str]:
+    """As `find_gpu`, of `count` GPUs, at least one."""
+    index = device or 0
+    found: Gpu | str
+    if isinstance(index, str):
+        found = _of_uuid([_gpu(cuda, number, driver) for number in range(count)], index)
+    else:
+        found = _gpu(cuda, index, driver) if index < count else f"there is no GPU {index}"
+    if isinstance(found, Gpu):
+        return found, ""
+    there = [gpu.label for gpu in (_gpu(cuda, number, driver) for number in range(count)) if isinstance(gpu, Gpu)]
+    return None, "; there is ".join(filter(None, (found, ", ".join(there)))) + _hidden()
+
+
+def _of_uuid(there: Sequence[Gpu | str], beginning: str) -> Gpu | str:
+    """The only GPU whose UUID begins so, or why there is no such one."""
+    if beginning.startswith("MIG-"):
+        return f"{beginning} is a slice of a GPU: set CUDA_VISIBLE_DEVICES={beginning} and name no device"
+    named = [gpu for gpu in there if isinstance(gpu, Gpu) and gpu.uuid.startswith(beginning)]
+    return named[0] if len(named) == 1 else f"{len(named) or 'no'} GPUs have a UUID that begins with {beginning}"
+
+
+def _hidden() -> str:
+    """A note for messages that list GPUs."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return "" if visible is None else f" (of CUDA_VISIBLE_DEVICES={visible[:200]!r})"
+
+
+def _gpu(cuda: Any, index: int, driver: str) -> Gpu | str:
+    """The GPU of CUDA's number `index`, or why it cannot be used."""
+    error, properties = cuda.cudaGetDeviceProperties(index)
     if int(error):
-        return None, f"the GPU does not answer ({_name(cuda, error)})"
-    capability = f"{properties.major}.{properties.minor}"
-    return Gpu(_text(properties.name), capability, driver, int(properties.totalGlobalMem), _text(bus or b"")), ""
+        return f"GPU {index} does not answer ({_name(cuda, error)})"
+    error, bus = cuda.cudaDeviceGetPCIBusId(32, index)
+    return Gpu(
+        _text(properties.name),
+        f"{properties.major}.{properties.minor}",
+        driver,
+        int(properties.totalGlobalMem),
+        "" if int(error) else _text(bus),
+        index,
+        f"GPU-{uuid.UUID(bytes=bytes(properties.uuid.bytes))}",
+    )
 
 
-def _name(cuda: object, error: object) -> str:
-    _, name = cuda.cudaGetErrorName(error)  # type: ignore[attr-defined]
+def _name(cuda: Any, error: object) -> str:
+    _, name = cuda.cudaGetErrorName(error)
     return _text(name) if isinstance(name, bytes) else str(error)
 
 

@@ -107,10 +107,6 @@ class Fields:
         """Record that `key` is wrong."""
         self.faults.append(f"{self.where}.{_shown(key)} {message}")
 
-    def has(self, key: str) -> bool:
-        """Whether there is an entry; to read it is up to the caller."""
-        return key in self._values
-
     def _take(self, key: str, default: object) -> object:
         self._read.add(key)
         value = self._values.get(key, _MISSING)
@@ -119,6 +115,10 @@ class Fields:
                 self.fault(key, "is missing")
             return default
         return value
+
+    def has(self, key: str) -> bool:
+        """Whether an entry that may be left out is there."""
+        return key in self._values
 
     def text(self, key: str, default: object = _MISSING) -> str:
         """A string, not empty, of at most MAX_TEXT characters."""

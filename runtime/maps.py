@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -132,12 +133,18 @@ def _highest(values: Map, count: int) -> Map:
     return highest
 
 
+SIZES_NM = ("width_nm", "height_nm", "equivalent_diameter_nm", "area_nm2")
+"""Fields of a region that need the size of a pixel."""
+
+
 @dataclass(frozen=True, slots=True)
 class Region:
     """One connected part of the mask, in frame pixels.
 
     x, y, width, height: bounding box, from its top-left pixel. area: pixels. centroid: (x, y). peak: highest map value.
     below_threshold: no pixel of the frame reached the pixel threshold; this is the region around the map's maximum.
+    width_nm, height_nm, area_nm2: the same in nm and nm²; None where the size of a pixel is unknown.
+    equivalent_diameter_nm: of the circle of this area.
     """
 
     x: int
@@ -148,6 +155,24 @@ class Region:
     centroid: tuple[float, float]
     peak: float
     below_threshold: bool = False
+    width_nm: float | None = None
+    height_nm: float | None = None
+    equivalent_diameter_nm: float | None = None
+    area_nm2: float | None = None
+
+    def sized(self, pixel_size_nm: tuple[float, float] | None) -> Region:
+        """The same region, with sizes by the sides (x, y) of a pixel in nm; without them for None."""
+        if pixel_size_nm is None:
+            return replace(self, width_nm=None, height_nm=None, equivalent_diameter_nm=None, area_nm2=None)
+        x, y = pixel_size_nm
+        area = self.area * x * y
+        return replace(
+            self,
+            width_nm=self.width * x,
+            height_nm=self.height * y,
+            equivalent_diameter_nm=2 * math.sqrt(area / math.pi),
+            area_nm2=area,
+        )
 
 
 def find_regions(mask: NDArray[np.bool_], full_map: Map) -> tuple[Region, ...]:

@@ -129,13 +129,20 @@ def _message(value: int | memoryview) -> memoryview:
 
 def _fields(message: memoryview) -> Iterator[Field]:
     """Number and value of every field: bytes as they lie, anything else as a number. IndexError, ValueError."""
+    for number, value, _, _ in fields_of(message):
+        yield number, value
+
+
+def fields_of(message: memoryview) -> Iterator[tuple[int, int | memoryview, int, int]]:
+    """As `_fields`, with the places in the message where each field starts and ends."""
     at, end = 0, len(message)
     while at < end:
+        start = at
         key, at = _varint(message, at)
         number, kind = (key & _32_BITS) >> 3, key & 7  # as in the engine's reader, which drops the bits above
         if kind == _VARINT:
             value, at = _varint(message, at)
-            yield number, value
+            yield number, value, start, at
             continue
         if kind == _BYTES:
             length, at = _varint(message, at)
@@ -145,7 +152,7 @@ def _fields(message: memoryview) -> Iterator[Field]:
             raise ValueError("no kind of field that ONNX has")
         if at + length > end:
             raise IndexError("a field that ends after its message")
-        yield number, message[at : at + length] if kind == _BYTES else 0
+        yield number, message[at : at + length] if kind == _BYTES else 0, start, at + length
         at += length
 
 

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 from .errors import BackendUnavailable, PredictorError, RowError
 from .files import OutputFile, open_plain
+from .maps import SIZES_NM
 from .prediction import FailedFrame, Prediction, read_result
 from .rows import COLUMNS, NAMES, SCHEMA_VERSION, Row
 from .terminal import printable
@@ -48,6 +49,7 @@ def arrow_schema() -> Any:
     region += [("area", pa.int64())]
     region += [(name, pa.float64()) for name in ("centroid_x", "centroid_y", "peak")]
     region += [("below_threshold", pa.bool_())]
+    region += [(name, pa.float64()) for name in SIZES_NM]
     kinds = {
         "text": pa.string(),
         "flag": pa.bool_(),

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .backends import OUTPUTS, Backend, Outputs
 from .errors import BackendError, FrameError
+from .fab.sem_metadata import about
 from .frames import FrameSource, Prepared, checksum_of, cut_rows, decode_frame, describe, is_stored, path_of, prepare
 from .lifetime import in_engine
 from .manifest import Encoder
@@ -34,11 +35,13 @@ class Setup:
     """What a frame is judged by. Taken once per frame, so a recipe swap falls between frames, never inside one.
 
     recipe_sha256: `recipe.sha256()`; empty where nobody reads it.
+    side_files: whether the tools' text files beside frames are read.
     """
 
     recipe: Recipe
     options: FrameOptions
     recipe_sha256: str = ""
+    side_files: bool = True
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -135,7 +138,8 @@ class Pipeline:
         began = time.perf_counter()
         name = name or describe(source, index)
         try:
-            frame = decode_frame(source, setup.options, name)
+            frame = decode_frame(source, setup.options, name, setup.side_files)
+            pixel_size_nm, warnings = about(frame, setup.options)
             grey = np.asarray(frame.pixels)
             kept = cut_rows(grey, setup.options, name)
             layout = lay_out((kept.shape[0], kept.shape[1]), self.encoder, setup.options, name)
@@ -147,7 +151,9 @@ class Pipeline:
         checksum = checksum_of(grey) if is_stored(source) else None
         seconds = time.perf_counter() - began
         size = (grey.shape[0], grey.shape[1])
-        return Job(Prepared(ready, size, name, path_of(source), seconds, checksum, frame.warnings), setup, tiles)
+        warnings = (*frame.warnings, *warnings)
+        path = path_of(source)
+        return Job(Prepared(ready, size, name, path, seconds, checksum, warnings, pixel_size_nm), setup, tiles)
 
     def infer(self, rows: Sequence[Row]) -> tuple[Outputs, float]:
         """Run the engine on at most `batch_size` rows of one setup: outputs and seconds.
@@ -317,6 +323,7 @@ class Pipeline:
             warnings=job.frame.warnings,
             encoder_id=self.encoder.id,
             recipe_sha256=job.setup.recipe_sha256,
+            pixel_size_nm=job.frame.pixel_size_nm,
         )
 
     def answer(self, jobs: Sequence[Job]) -> list[Prediction]:

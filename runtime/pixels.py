@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from .errors import FrameError
+from .fab.sem_values import NOTHING, SemMetadata
 
 Pixels: TypeAlias = NDArray[np.uint8]
 
@@ -37,6 +38,7 @@ class Stored:
     inverted: 0 is white, and `white` is black.
     orientation: the tag 274 of EXIF and TIFF; 1 is upright. It is never applied.
     wide_colour: 16-bit colour. Its white is always 65535: Pillow keeps only the upper eight bits of PNG files.
+    sem: what the file says about the tool.
     """
 
     values: NDArray[Any] | Image.Image
@@ -44,14 +46,19 @@ class Stored:
     inverted: bool = False
     orientation: int = 1
     wide_colour: bool = False
+    sem: SemMetadata = NOTHING
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Decoded:
-    """A frame in 8-bit grey, [height, width] or a Pillow image of mode L, with its warnings."""
+    """A frame in 8-bit grey, [height, width] or a Pillow image of mode L, with its warnings.
+
+    sem: what the file, and the files beside it if they were asked for, say about the tool. It has its own warnings.
+    """
 
     pixels: Pixels | Image.Image
     warnings: tuple[str, ...] = ()
+    sem: SemMetadata = NOTHING
 
 
 def check_pixels(width: int, height: int, name: str) -> None:
@@ -91,10 +98,10 @@ def decoded(stored: Stored, white_level: int, name: str) -> Decoded:
         if stored.wide_colour:
             grey = np.asarray(image)
             warnings += _unused(257 * int(grey.min()), 257 * int(grey.max()), 65535, "u")
-        return Decoded(image, tuple(warnings))
+        return Decoded(image, tuple(warnings), stored.sem)
     grey, unused = to_grey(values, stored.white, white_level, inverted=stored.inverted, name=name)
     warnings += unused
-    return Decoded(grey, tuple(warnings))
+    return Decoded(grey, tuple(warnings), stored.sem)
 
 
 def to_grey(

@@ -16,7 +16,7 @@ from PIL import Image
 from .arguments import real_number, whole_number
 from .errors import FrameError
 from .frames import FrameSource, checksum_of, decode_frame, is_stored
-from .maps import Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
+from .maps import SIZES_NM, Map, Region, around_peak, find_regions, frame_scores, stretch, upsample
 from .pixels import row_blocks
 from .recipe import FrameOptions, Recipe
 from .rows import Row, answer_fields, answer_row, error_in, failed_row
@@ -54,6 +54,7 @@ class Prediction:
     timings_ms: prepare (decode and resize), infer (the batches this frame was in), postprocess.
     checksum: of the grey pixels that were read from `path` or from an `EncodedFrame`; None if they came from elsewhere.
     warnings: what may not have been meant about the frame: a hardly used range, an orientation tag.
+    pixel_size_nm: sides (x, y) of a pixel of the frame in nm, by its tool or as stated; None if unknown.
     encoder_id: of the bundle's encoder. recipe_sha256: of the recipe that judged (`Recipe.sha256`).
     tiles: how many windows the engine read, 1 without tiles. With tiles, the tile of the highest defect score gives the
         verdict and all numbers but `peak`; the map is stitched of all.
@@ -89,6 +90,7 @@ class Prediction:
     warnings: tuple[str, ...] = field(default=(), repr=False)
     encoder_id: str = field(default="", repr=False)
     recipe_sha256: str = field(default="", repr=False)
+    pixel_size_nm: tuple[float, float] | None = field(default=None, repr=False)
     tiles: int = field(default=1, repr=False)
 
     @property
@@ -145,7 +147,8 @@ class Prediction:
         full = self.defect_map()
         with self._memory():
             mask, below = self._outlined(full)
-            return tuple(replace(region, below_threshold=below) for region in find_regions(mask, full))
+            found = find_regions(mask, full)
+        return tuple(replace(region, below_threshold=below).sized(self.pixel_size_nm) for region in found)
 
     def _outlined(self, full: Map) -> tuple[NDArray[np.bool_], bool]:
         """The pixels of `regions`, and whether they surround the peak because none reaches the threshold."""
@@ -186,6 +189,7 @@ class Prediction:
             "defect_threshold": self.defect_threshold,
             "frame_size": list(self.frame_size),
             "ignored_rows": list(self.ignored_rows),
+            "pixel_size_nm": None if self.pixel_size_nm is None else list(self.pixel_size_nm),
             "regions": [
                 {
                     "x": region.x,
@@ -196,6 +200,7 @@ class Prediction:
                     "centroid": [round(value, 2) for value in region.centroid],
                     "peak": round(region.peak, 6),
                     "below_threshold": region.below_threshold,
+                    **{name: _shown(getattr(region, name)) for name in SIZES_NM},
                 }
                 for region in self.regions
             ],
@@ -297,6 +302,11 @@ def read_result(row: Mapping[str, Any]) -> Prediction | FailedFrame:
     """What `to_row` made a row of. Raises RowError with all faults of the row."""
     source, error = error_in(row)
     return Prediction.from_row(row) if error is None else FailedFrame(source, FrameError(source, error))
+
+
+def _shown(size: float | None) -> float | None:
+    """Six digits of a size, which is never as sure as that."""
+    return None if size is None else float(f"{size:.6g}")
 
 
 def _outline(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

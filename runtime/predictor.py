@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 from PIL import Image
 
-from .arguments import MAX_THREADS, real_number, whole_number
+from .arguments import MAX_THREADS, gpu_device, real_number, whole_number
 from .backends import Backend, open_backend
 from .batching import MicroBatcher
 from .errors import BackendError, FrameError, PredictorError, RecipeError
@@ -48,20 +48,25 @@ class Predictor:
     process, for a pool of processes in its initializer. Errors and results pass between processes.
 
     bundle: the folder that `export/build_engine.py` wrote.
-    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "fake", or a Backend of your own. A named backend never falls
-        back: it runs or raises. "auto": the first that this host can run; `backend.why` has why others were skipped.
-    precision: of the artifact ("fp32", "fp16", "int8"); by default fp16 on a GPU and fp32 on a CPU.
+    backend: "tensorrt", "tensorrt-rtx", "cuda", "cpu", "openvino", "fake", or a Backend of your own. A named backend
+        runs or raises. "auto": the first that this host can run; `backend.why` has why those before were skipped.
+    precision: "fp32", "fp16", "int8", with "openvino" also "bf16", "int8-bf16"; default fp16 on a GPU, fp32 on a CPU.
+    device: the GPU of a GPU backend: its index from 0, as CUDA numbers those of CUDA_VISIBLE_DEVICES, or (the
+        beginning of) its UUID, "GPU-8932f937". By default the first. "auto" then takes no CPU.
     recipe: a recipe file or Recipe to start with instead of the bundle's own.
     batch_size: frames per engine run; longer inputs are split. threads: cores for the engine, 0 for all.
     ignore_top, ignore_bottom: rows to ignore instead of the recipe's (text bars); a taught recipe knows its own.
     white_level: the value of 16-bit frames that is white, instead of the recipe's (4095 where a tool stores 12 bits).
+    pixel_size_nm: sides (x, y) of a pixel in nm, or one for both, for frames whose files do not tell.
+    side_files: read the texts of tools beside each frame that is a path (.txt, .hdr), for the size of its pixels. False
+        saves three look-ups per frame.
     max_delay_ms, queue_size: for `submit`: how long a frame may wait for a batch to fill, and how many may wait.
     check: run one batch of the bundle's golden frames first, by its own recipe, and refuse a backend that disagrees
         with the export. `sem-clip verify` checks far more.
 
     Raises BundleError (all faults of the bundle at once; with `check` also for golden frames that are missing or
     damaged), BackendUnavailable, RecipeError; BackendError for a backend that `check` refuses; ValueError for a size,
-    a delay or rows out of range.
+    a delay, a device or rows out of range.
     """
 
     def __init__(
@@ -73,9 +78,12 @@ class Predictor:
         recipe: str | Path | Recipe | None = None,
         batch_size: int = 8,
         threads: int = 0,
+        device: int | str | None = None,
         ignore_top: int | None = None,
         ignore_bottom: int | None = None,
         white_level: int | None = None,
+        pixel_size_nm: float | tuple[float, float] | None = None,
+        side_files: bool = True,
         max_delay_ms: float = 2.0,
         queue_size: int = 64,
         check: bool = False,
@@ -89,12 +97,20 @@ class Predictor:
             raise ValueError(f"bundle must be the path of a folder, not {bundle!r:.60}")
         if not isinstance(backend, str | Backend):
             raise ValueError(f"backend must be a name or a Backend, not {backend!r:.60}")
-        self._frame = {"ignore_top": ignore_top, "ignore_bottom": ignore_bottom, "white_level": white_level}
+        if gpu_device(device) is not None and isinstance(backend, Backend):
+            raise ValueError("device chooses the GPU of a named backend; open your own Backend on the GPU it is for")
+        self._frame: dict[str, Any] = {
+            "ignore_top": ignore_top,
+            "ignore_bottom": ignore_bottom,
+            "white_level": white_level,
+            "pixel_size_nm": pixel_size_nm,
+        }
+        self._side_files = side_files
         self._batcher: MicroBatcher | None = None
         self._lock = threading.RLock()  # a signal may close it in the middle of `submit`
         self._closed = False
         folder = Path(bundle)
-        opened = _open(folder, backend, precision, threads, check=check)
+        opened = _open(folder, backend, precision, threads, device, check=check)
         self.manifest = opened.manifest
         try:
             self._pipeline = _pipeline(opened, batch_size)
@@ -198,7 +214,10 @@ class Predictor:
         return batcher.submit(self._pipeline.prepare(frame, self._setup), timeout_s)
 
     def use(self, recipe: str | Path | Recipe) -> None:
-        """Judge by another recipe from the next frame on. A bad recipe raises RecipeError and changes nothing."""
+        """Judge by another recipe from the next frame on.
+
+        A bad recipe raises RecipeError, and one that the engine does not run BackendUnavailable; then nothing changes.
+        """
         self._check_open()
         setup = self._set_up(recipe)
         with in_engine():
@@ -242,7 +261,7 @@ class Predictor:
         self.manifest.encoder.check(loaded, where)
         require_tiles(self.manifest.encoder, loaded.frame, where)
         given: dict[str, Any] = {name: value for name, value in self._frame.items() if value is not None}
-        return Setup(loaded, replace(loaded.frame, **given), loaded.sha256())
+        return Setup(loaded, replace(loaded.frame, **given), loaded.sha256(), self._side_files)
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:
         """Raise BackendError if the backend's answers to golden frames are not those of the export."""
@@ -271,15 +290,24 @@ class _Opened:
     backend: Backend
 
 
-def _open(folder: Path, backend: str | Backend, precision: str | None, threads: int, *, check: bool) -> _Opened:
+def _open(
+    folder: Path,
+    backend: str | Backend,
+    precision: str | None,
+    threads: int,
+    device: int | str | None,
+    *,
+    check: bool,
+) -> _Opened:
     """Raises BundleError, BackendError, BackendUnavailable."""
 
     def open_all(manifest: Manifest, recipe: Recipe) -> _Opened:
         golden = load_golden(folder, manifest, recipe) if check else None
         if not isinstance(backend, str):
+            backend.check_encoder(manifest.encoder)
             return _Opened(manifest, recipe, golden, backend)
         with in_engine():
-            opened = open_backend(backend, folder, manifest, precision=precision, threads=threads)
+            opened = open_backend(backend, folder, manifest, precision=precision, threads=threads, device=device)
         return _Opened(manifest, recipe, golden, opened)
 
     return use_bundle(folder, open_all)

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .agreement import Difference, Limits, compare, explain, int8_tolerance, joined, rows_of
+from .agreement import Difference, Limits, compare, explain, joined, rows_of, tolerance_of
 from .backends import Backend, Outputs
 from .errors import PredictorError
 from .frames import Prepared
@@ -77,9 +77,7 @@ class Subject:
         most_classes: int = MAX_CLASSES,
     ) -> Subject:
         """An engine of a bundle. recipe: the bundle's own."""
-        precision = backend.precision
-        reports = [artifact.parity for artifact in manifest.artifacts if artifact.precision == precision]
-        tolerance = golden.tolerance[precision]
+        reports = [(artifact.precision, artifact.parity) for artifact in manifest.artifacts]
         return cls(
             manifest.encoder,
             manifest.smoothing_px,
@@ -88,9 +86,9 @@ class Subject:
             golden,
             backend,
             batches,
-            int8_tolerance(reports, tolerance) if precision == "int8" else tolerance,
+            tolerance_of(backend.precision, golden.tolerance, reports),
             most_classes,
-            manifest.targets.get((backend.name, precision), NO_TARGET),
+            manifest.targets.get((backend.name, backend.precision), NO_TARGET),
         )
 
     @property

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize_safetensors
 
-from .arguments import whole_number
 from .errors import RecipeError
 from .files import read_bounded, write_atomically
+from .frame_options import FRAME_OPTION_RANGES as FRAME_OPTION_RANGES
+from .frame_options import FrameOptions as FrameOptions
 from .jsonfields import Fields, listed, parse_json
 from .operating_point import OperatingPoint, is_verdict, same_name_key, unprintable
 from .verdict import unit_rows
@@ -56,62 +57,6 @@ MOST_FEATURE, LEAST_FEATURE = 1e15, 1e-9
 """Bounds between which squares neither overflow nor vanish in float32. Real encoders give features of 0.01 to 100."""
 _STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F")}
 """All tensors of the file. The features of the S supports are no input of the graph: the host uses them for novelty."""
-
-
-FRAME_OPTION_RANGES = (("ignore_top", 0, 10**6), ("ignore_bottom", 0, 10**6), ("white_level", 1, 65535))
-TILE_RANGES = (("tile", 8, 16384), ("overlap", 0, 16383))
-
-
-@dataclass(frozen=True, slots=True)
-class FrameOptions:
-    """How frames of this layer and tool are read; the same for teaching and for serving. ValueError out of range.
-
-    ignore_top, ignore_bottom: rows (pixels of the original frame) that hold text bars. They are cut off before the
-        encoder sees the frame, so they affect neither map nor score nor teaching.
-    white_level: the value of a 16-bit frame that becomes white (65535 unless the tool stores fewer bits).
-    tile: frame pixels along a window of the encoder, 8 to 16384 (`runtime.windows`); 0 reads each frame as a whole.
-    overlap: frame pixels that neighbouring tiles share at least, below `tile`; 0 without tiles.
-    whole: the whole frame is read beside its tiles; False without tiles.
-    """
-
-    ignore_top: int = 0
-    ignore_bottom: int = 0
-    white_level: int = 65535
-    tile: int = 0
-    overlap: int = 0
-    whole: bool = False
-
-    def __post_init__(self) -> None:
-        for name, low, high in FRAME_OPTION_RANGES:
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
-        if not self.tile and (self.overlap or self.whole):
-            raise ValueError("overlap and whole are of tiles, and tile is 0")
-        if not self.tile:
-            return
-        for name, low, high in TILE_RANGES:
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
-        if self.overlap >= self.tile:
-            raise ValueError(f"overlap must be smaller than tile, which is {self.tile}, not {self.overlap}")
-        if not isinstance(self.whole, bool):
-            raise ValueError(f"whole must be True or False, not {self.whole!r:.60}")
-
-    def to_dict(self) -> dict[str, int]:
-        """As a recipe stores them; tiles only where there are any, since earlier versions refuse what they ignored."""
-        stored = {name: getattr(self, name) for name, *_ in FRAME_OPTION_RANGES}
-        return stored | ({"tile": self.tile, "overlap": self.overlap, "whole": self.whole} if self.tile else {})
-
-    @classmethod
-    def read(cls, fields: Fields) -> FrameOptions:
-        """From a recipe's header; records faults."""
-        options: dict[str, Any] = {name: fields.whole(name, low, high) for name, low, high in FRAME_OPTION_RANGES}
-        if fields.has("tile"):
-            options |= {name: fields.whole(name, low, high) for name, low, high in TILE_RANGES}
-            options["whole"] = fields.flag("whole")
-            if options["overlap"] >= options["tile"]:
-                fields.fault("overlap", f"must be smaller than tile, which is {options['tile']}")
-                options["overlap"] = 0
-        fields.finish()
-        return cls(**options)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -258,6 +203,16 @@ class Recipe:
             raise RecipeError(where, listed(faults))
         supports = tensors.pop(SUPPORT_FEATURES)
         return cls(classes, tensors, supports, encoder_id, point, text, options, teaching, calibration)
+
+
+def tensors_digest(recipe: Recipe) -> str:
+    """SHA-256 of a recipe's graph tensors. Thresholds and support features do not change it."""
+    digest = hashlib.sha256()
+    for name in TENSORS:
+        array = recipe.tensors[name]
+        digest.update(f"{name} {list(array.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(array, "<f4").tobytes())
+    return digest.hexdigest()
 
 
 def _read_metadata(content: bytes, faults: list[str]) -> Mapping[str, str]:

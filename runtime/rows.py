@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from .errors import RowError
+from .fab.sem_values import LEAST_PIXEL_NM, MOST_PIXEL_NM
 from .jsonfields import listed
-from .maps import Region
+from .maps import SIZES_NM, Region
 from .pixels import MAX_PIXELS, MAX_SIDE
 from .recipe import FRAME_OPTION_RANGES, FrameOptions
 
@@ -67,6 +68,8 @@ COLUMNS = (
     Column("frame_width", "whole", 1, MAX_SIDE),
     Column("image_height", "whole", 1, _MAX_CANVAS),
     Column("image_width", "whole", 1, _MAX_CANVAS),
+    Column("pixel_width_nm", "number", LEAST_PIXEL_NM, MOST_PIXEL_NM, needed=False),
+    Column("pixel_height_nm", "number", LEAST_PIXEL_NM, MOST_PIXEL_NM, needed=False),
     Column("ignored_top", "whole", 0, MAX_SIDE),
     Column("ignored_bottom", "whole", 0, MAX_SIDE),
     Column("white_level", "whole", *_WHITE_LEVEL),
@@ -94,6 +97,7 @@ def answer_row(answer: Any, *, features: bool) -> Row:
     """The row of a `Prediction`. features: whether to fill that column."""
     rows, columns = answer.patch_map.shape
     found = {name: getattr(answer, name) for name in _SAME}
+    pixel = answer.pixel_size_nm or (None, None)
     found |= {
         "probabilities": dict(answer.probabilities),
         "regions": [_region_row(region) for region in answer.regions],
@@ -104,6 +108,8 @@ def answer_row(answer: Any, *, features: bool) -> Row:
         "frame_width": answer.frame_size[1],
         "image_height": answer.image_size[0],
         "image_width": answer.image_size[1],
+        "pixel_width_nm": pixel[0],
+        "pixel_height_nm": pixel[1],
         "ignored_top": answer.ignored_rows[0],
         "ignored_bottom": answer.ignored_rows[1],
         "white_level": answer.frame_options.white_level,
@@ -138,6 +144,7 @@ def _region_row(region: Region) -> Row:
         "centroid_y": region.centroid[1],
         "peak": region.peak,
         "below_threshold": region.below_threshold,
+        **{name: getattr(region, name) for name in SIZES_NM},
     }
 
 
@@ -162,7 +169,11 @@ def answer_fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Region,
     reader = _Reader(row, set(NAMES))
     value = reader.values
     reader.finish()
-    regions = tuple(reader.region(one) for one in value["regions"])
+    sides = value["pixel_width_nm"], value["pixel_height_nm"]
+    reader.require(None not in sides or sides == (None, None), "pixel_width_nm and pixel_height_nm go together")
+    pixel = None if None in sides else sides
+    # Sizes in nm follow from those in pixels, so they are not read.
+    regions = tuple(reader.region(one).sized(pixel) for one in value["regions"])
     frame, image = (value["frame_height"], value["frame_width"]), (value["image_height"], value["image_width"])
     ignored = value["ignored_top"], value["ignored_bottom"]
     grid = value["map_rows"], value["map_columns"]
@@ -185,6 +196,7 @@ def answer_fields(row: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Region,
         "frame_size": frame,
         "image_size": image,
         "ignored_rows": ignored,
+        "pixel_size_nm": pixel,
         "timings_ms": value["timings_ms"],
         "frame_options": FrameOptions(*ignored, value["white_level"]),
         "warnings": tuple(value["warnings"]),

@@ -11,8 +11,15 @@ from typing import Any
 
 from .jsonfields import Fields
 
-BACKENDS = ("tensorrt", "tensorrt-rtx", "cuda", "cpu")
-PRECISIONS = ("fp32", "fp16", "int8")
+ENGINE_PRODUCTS = ("tensorrt", "tensorrt-rtx")
+"""Backends that run engines built from the bundle's ONNX files."""
+GPU_BACKENDS = (*ENGINE_PRODUCTS, "cuda")
+CPU_BACKENDS = ("cpu", "openvino")
+BACKENDS = (*GPU_BACKENDS, *CPU_BACKENDS)
+STORED_PRECISIONS = ("fp32", "fp16", "int8")
+"""Of the files of a bundle."""
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
+"""What engines compute in. int8-bf16: what is not in 8 bits is in bf16."""
 BOUNDS = {"p99_ms": (1e-3, 1e6), "frames_per_s": (1e-3, 1e7)}
 """The figures that a target can hold, with the smallest and the largest value."""
 

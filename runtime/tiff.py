@@ -16,7 +16,7 @@ from array import array
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -26,6 +26,8 @@ from tifffile import PHOTOMETRIC, SAMPLEFORMAT, TIFF, TiffFile, TiffPage
 
 from . import strips
 from .errors import FrameError
+from .fab.sem_tags import MAKERS, read_tags
+from .fab.sem_values import NOTHING
 from .pixels import Stored, check_bytes, check_pixels
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
@@ -51,10 +53,11 @@ _IMAGEJ = re.compile(r"\A(?:ImageJ|SCIFIO)=.*?^images=(\d{1,9})\s*$", re.DOTALL 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Index:
     """Offsets of the pages of a file that are frames. slices: how many frames a single page holds, one after the other,
-    as ImageJ stores large stacks; else 1."""
+    as ImageJ stores large stacks; else 1. makers: by offset, the tags with metadata of SEM makers that a page names."""
 
     offsets: array[int]
     slices: int
+    makers: dict[int, list[int]]
 
     @property
     def frames(self) -> int:
@@ -112,7 +115,9 @@ def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, 
         place, part = divmod((number or 1) - 1, index.slices)
         page = page or _page(file, index.offsets[place])
         _check(page, name)
-        return _meaning(page, strips.read(page, file, name, part if index.slices > 1 else None), name)
+        stored = _meaning(page, strips.read(page, file, name, part if index.slices > 1 else None), name)
+        sem = read_tags(page, file, index.makers.get(page.offset, ()))
+        return stored if sem is NOTHING else replace(stored, sem=sem)
 
 
 def _look(file: BinaryIO, name: str, key: Hashable) -> tuple[_Index, TiffPage | None]:
@@ -120,16 +125,17 @@ def _look(file: BinaryIO, name: str, key: Hashable) -> tuple[_Index, TiffPage | 
     known = None if key is None else _known.get(key)
     if known is not None:
         return known, None
-    offsets = _walk(file, name)
+    offsets, makers = _walk(file, name)
     page = _page(file, offsets[0]) if len(offsets) == 1 else None
-    index = _Index(offsets, 1 if page is None else _slices(page, file, name))
+    index = _Index(offsets, 1 if page is None else _slices(page, file, name), makers)
     if key is not None and index.frames > 1:
         _known.put(key, index)
     return index, page
 
 
-def _walk(file: BinaryIO, name: str) -> array[int]:
-    """Offsets of the pages that are frames. Every page's tags are checked before tifffile reads them."""
+def _walk(file: BinaryIO, name: str) -> tuple[array[int], dict[int, list[int]]]:
+    """Offsets of the pages that are frames, and `_Index.makers`. Every page's tags are checked before tifffile reads
+    them."""
     size = file.seek(0, 2)
     file.seek(0)
     head = file.read(16)
@@ -140,7 +146,7 @@ def _walk(file: BinaryIO, name: str) -> array[int]:
         struct.Struct(order + f) for f in (("Q", "HHQ8s", "Q") if big else ("H", "HHI4s", "I"))
     )
     link = link_of.unpack_from(head, 8 if big else 4)[0]
-    frames, seen = array("Q"), set[int]()
+    frames, seen, makers = array("Q"), set[int](), dict[int, list[int]]()
     while link:
         if link in seen or len(seen) >= MAX_PAGES:
             what = "its pages form a loop" if link in seen else f"more than {MAX_PAGES:,} pages"
@@ -152,13 +158,15 @@ def _walk(file: BinaryIO, name: str) -> array[int]:
         table = file.read(entries * entry_of.size + link_of.size) if entries <= _MAX_ENTRIES else b""
         if not entries or len(table) < entries * entry_of.size + link_of.size:
             raise FrameError(name, f"is damaged or truncated (its page {len(seen)} lies past the end)")
-        tags = _first_values(list(entry_of.iter_unpack(table[: -link_of.size])), order, size, name)
-        if _is_frame(tags, name):
+        entries_of = list(entry_of.iter_unpack(table[: -link_of.size]))
+        if _is_frame(_first_values(entries_of, order, size, name), name):
             frames.append(link)
+            if named := [code for code, *_ in entries_of if code in MAKERS]:
+                makers[link] = named
         link = link_of.unpack_from(table, entries * entry_of.size)[0]
     if not frames:
         raise FrameError(name, "holds no frame: all of its pages are marked as reduced copies or masks")
-    return frames
+    return frames, makers
 
 
 def _first_values(entries: list[tuple[int, int, int, bytes]], order: str, size: int, name: str) -> dict[int, int]:

@@ -18,7 +18,7 @@ from .host import find_gpu, operating_system, processor, usable_cores
 from .manifest import FILE_NAME, MAX_BYTES, Manifest
 from .peak import Peak
 from .qualification import TARGET, Check
-from .targets import targets_to_json
+from .targets import CPU_BACKENDS, targets_to_json
 
 FORMAT = "sem-clip-verification"
 VERSION = 1
@@ -34,6 +34,7 @@ _PACKAGES = (
     "pillow",
     "onnxruntime",
     "onnxruntime-gpu",
+    "openvino",
     "tensorrt",
     "tensorrt-rtx",
     "cuda-bindings",
@@ -94,8 +95,15 @@ class Result:
         return TOO_SLOW if self.target_met is False else QUALIFIED
 
 
-def record(folder: Path, manifest: Manifest, golden: Golden, results: Iterable[Result], peak: Peak) -> dict[str, Any]:
-    """What can be attached to a qualification, JSON-ready. peak: of this host's CPU."""
+def record(
+    folder: Path,
+    manifest: Manifest,
+    golden: Golden,
+    results: Iterable[Result],
+    peak: Peak,
+    device: int | str | None = None,
+) -> dict[str, Any]:
+    """What can be attached to a qualification, JSON-ready. peak: of this host's CPU. device: the GPU that was used."""
     results = list(results)
     ran = [r for r in results if r.checks]
     met = {(r.backend, r.precision): r.target_met for r in ran if r.target_met is not None}
@@ -125,7 +133,7 @@ def record(folder: Path, manifest: Manifest, golden: Golden, results: Iterable[R
             "gflop_per_frame": golden.gflop_per_frame,
         },
         "tolerance": dict(golden.tolerance),
-        "machine": _machine(),
+        "machine": _machine(device),
         "peak": asdict(peak),
         "versions": _versions(),
         "backends": [_entry(r, golden.gflop_per_frame, peak) for r in results],
@@ -135,7 +143,7 @@ def record(folder: Path, manifest: Manifest, golden: Golden, results: Iterable[R
 def _entry(result: Result, gflop_per_frame: float | None, peak: Peak) -> dict[str, Any]:
     speed: Mapping[str, Any] = next((c.figures for c in result.checks if c.name == "speed"), {})
     share = None
-    if speed and gflop_per_frame and peak.gflops and result.backend == "cpu":
+    if speed and gflop_per_frame and peak.gflops and result.backend in CPU_BACKENDS:
         share = speed["engine_frames_per_second"] * gflop_per_frame / peak.gflops
     return {
         "backend": result.backend,
@@ -218,8 +226,8 @@ def _largest(parity: Sequence[Mapping[str, Any]], key: str) -> str:
     return "not finite" if None in values else f"{max(values):.1e}"
 
 
-def _machine() -> dict[str, Any]:
-    gpu, why_no_gpu = find_gpu()
+def _machine(device: int | str | None) -> dict[str, Any]:
+    gpu, why_no_gpu = find_gpu(device)
     return {
         "system": f"{operating_system()}, {platform.platform()}",
         "processor": processor(),

@@ -11,9 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .backends import ENGINES, open_backend
-from .backends.choice import ENGINE_PRECISIONS, engine_artifact, onnx_artifact
+from .backends import ENGINES, open_backend, require_gpu, uses_gpu
+from .backends.choice import MEANT, engine_artifact, onnx_artifact, precisions_held
+from .backends.openvino import check_openvino, stored_precision
 from .backends.ort import check_provider
+from .backends.triton import TritonBackend
 from .backends.trt import MODULES
 from .changing import changing
 from .errors import BackendUnavailable, PredictorError
@@ -26,7 +28,9 @@ from .options import add_bundle_argument, add_engine_arguments
 from .peak import Peak, measured_peak
 from .qualification import Check, Subject, qualify
 from .recipe import MAX_CLASSES, Recipe
-from .targets import BOUNDS, NO_TARGET, Target
+from .serving.server_options import add_server_arguments, connect, require_no_server
+from .serving.verify_server import verify_server
+from .targets import BOUNDS, CPU_BACKENDS, NO_TARGET, Target
 from .terminal import printable
 from .verification import Result, lines, record
 
@@ -83,7 +87,9 @@ class Verify:
             f"(image file to verdict; =none removes it; may be repeated); exit status {MISSED} if an engine misses one "
             "(default: no change)",
         )
-        add_engine_arguments(parser, backends=ENGINES, several=("backend",))
+        add_server_arguments(
+            add_engine_arguments(parser, backends=(*ENGINES, TritonBackend.name), several=("backend",))
+        )
 
     def run(self, args: argparse.Namespace) -> int:
         """Verify, print the table; returns 1 if an engine is not qualified, MISSED if one misses its target."""
@@ -91,7 +97,7 @@ class Verify:
             require_files([args.json], force=args.force)
         if args.set_target:
             set_targets(args.bundle, args.set_target)
-        report = verify(args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads)
+        report = _report(args)
         try:  # the record first, for a reader of the table may leave; but a record that fails must not cost the table
             if args.json is not None:
                 write_atomically(args.json, (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
@@ -103,10 +109,30 @@ class Verify:
         return MISSED if report["targets_met"] is False else 0
 
 
+def _report(args: argparse.Namespace) -> dict[str, Any]:
+    """The record of the server that is asked for, or else of this host's engines."""
+    if TritonBackend.name not in args.backend:
+        require_no_server(args)
+        return verify(
+            args.bundle, args.backend, args.precision, seconds=args.time, threads=args.threads, device=args.device
+        )
+    if len(args.backend) > 1:
+        raise PredictorError("--backend triton stands alone: verify the engines of this host in another run")
+    if args.device is not None:
+        require_gpu(args.backend, args.device)
+    return verify_server(args.bundle, connect(args), seconds=args.time)
+
+
 def verify(
-    folder: Path, backends: Sequence[str] = (), precision: str | None = None, *, seconds: float, threads: int = 0
+    folder: Path,
+    backends: Sequence[str] = (),
+    precision: str | None = None,
+    *,
+    seconds: float,
+    threads: int = 0,
+    device: int | str | None = None,
 ) -> dict[str, Any]:
-    """The record, JSON-ready. backends: none stands for all.
+    """The record, JSON-ready. backends: none stands for all. device: the GPU of those that use one.
 
     Raises BundleError for a bundle without sound golden frames, BackendUnavailable if no engine runs here, or not one
     that was asked for.
@@ -115,9 +141,11 @@ def verify(
     def load(manifest: Manifest, recipe: Recipe) -> _Bundle:
         return _Bundle(folder, manifest, recipe, load_golden(folder, manifest, recipe))
 
+    if device is not None:
+        require_gpu(backends or ENGINES, device)
     bundle = use_bundle(folder, load)
-    found = {pair: _artifact(bundle, *pair) for pair in _wanted(bundle.manifest, backends, precision)}
-    _require_any(folder, [why for why in found.values() if isinstance(why, str)], len(found), asked=bool(backends))
+    found = {pair: _artifact(bundle, *pair, device) for pair in _wanted(bundle.manifest, backends, precision)}
+    _require_any(folder, {pair: a if isinstance(a, str) else "" for pair, a in found.items()}, asked=bool(backends))
     runnable = sum(isinstance(artifact, Artifact) for artifact in found.values())
     peak = _peak(found, threads)
     results = []
@@ -126,10 +154,9 @@ def verify(
             results.append(Result(name, of, "", "", "", (), artifact))
             continue
         _say(f"{name} {of} ...")
-        results.append(_result(bundle, name, of, artifact, seconds / runnable, threads))
-    idle = [result.why_not for result in results if not result.checks]
-    _require_any(folder, idle, len(results), asked=bool(backends))
-    return record(folder, bundle.manifest, bundle.golden, results, peak)
+        results.append(_result(bundle, name, of, artifact, seconds / runnable, threads, device))
+    _require_any(folder, {(r.backend, r.precision): r.why_not for r in results}, asked=bool(backends))
+    return record(folder, bundle.manifest, bundle.golden, results, peak, device)
 
 
 def set_targets(folder: Path, changes: Sequence[Change]) -> None:
@@ -160,24 +187,21 @@ def batches_of(name: str, artifact: Artifact, most: int) -> tuple[int, ...]:
 
 def _wanted(manifest: Manifest, backends: Sequence[str], precision: str | None) -> list[tuple[str, str]]:
     """Backends and precisions to try: those that the bundle holds and that are meant to run on each backend."""
-    meant = {"cpu": ("fp32", "int8"), "cuda": ("fp16", "fp32"), **dict.fromkeys(MODULES, ENGINE_PRECISIONS)}
-    held = {
-        "onnx": {a.precision for a in manifest.artifacts if a.kind == "onnx" and not a.target},
-        "engine": {a.precision for a in manifest.artifacts if a.kind == "engine"},
-    }
-    found = []
-    for name in backends or ENGINES:
-        kind = "engine" if name in MODULES else "onnx"
-        taken = [precision] if precision else [p for p in meant[name] if p in held[kind]] or [meant[name][0]]
-        found += [(name, one) for one in taken]
-    return found
+    return [
+        (name, one)
+        for name in backends or ENGINES
+        for one in ([precision] if precision else precisions_held(name, manifest) or MEANT[name][:1])
+    ]
 
 
-def _artifact(bundle: _Bundle, name: str, precision: str) -> Artifact | str:
+def _artifact(bundle: _Bundle, name: str, precision: str, device: int | str | None) -> Artifact | str:
     """The artifact that the backend would run, or why the backend does not run here."""
     try:
         if name in MODULES:
-            return engine_artifact(name, bundle.folder, bundle.manifest, precision)
+            return engine_artifact(name, bundle.folder, bundle.manifest, precision, device=device)
+        if name == "openvino":
+            check_openvino()
+            return onnx_artifact(bundle.folder, bundle.manifest, stored_precision(precision))
         check_provider(name)
         return onnx_artifact(bundle.folder, bundle.manifest, precision)
     except BackendUnavailable as exc:
@@ -186,18 +210,27 @@ def _artifact(bundle: _Bundle, name: str, precision: str) -> Artifact | str:
 
 def _peak(found: Mapping[tuple[str, str], Artifact | str], threads: int) -> Peak:
     """The peak of this host's CPU, where an engine runs on it."""
-    if any(name == "cpu" and isinstance(artifact, Artifact) for (name, _), artifact in found.items()):
+    if any(name in CPU_BACKENDS and isinstance(artifact, Artifact) for (name, _), artifact in found.items()):
         _say("peak of matrix products ...")
         return measured_peak(threads or usable_cores())
     return Peak(None, 0, "", "measured for CPUs alone; on a GPU `python -m benchmarks.gpu` measures it")
 
 
-def _result(bundle: _Bundle, name: str, precision: str, artifact: Artifact, seconds: float, threads: int) -> Result:
+def _result(
+    bundle: _Bundle,
+    name: str,
+    precision: str,
+    artifact: Artifact,
+    seconds: float,
+    threads: int,
+    device: int | str | None,
+) -> Result:
     """Open the engine and qualify it. seconds: for the timed parts. threads: of an engine on a CPU."""
+    options: dict[str, Any] = {"precision": precision, "threads": threads, "device": device if uses_gpu(name) else None}
     about = (name, precision, artifact.file, artifact.sha256)
     try:
         with in_engine():
-            backend = open_backend(name, bundle.folder, bundle.manifest, precision=precision, threads=threads)
+            backend = open_backend(name, bundle.folder, bundle.manifest, **options)
     except BackendUnavailable as exc:
         return Result(*about, "", (), str(exc))
     except PredictorError as exc:  # it should run here, but it is damaged or its GPU fails
@@ -224,12 +257,19 @@ def _checks(subject: Subject, seconds: float) -> list[Check]:
     return qualify(subject, seconds)
 
 
-def _require_any(folder: Path, reasons: Sequence[str], tried: int, *, asked: bool) -> None:
-    """Raise BackendUnavailable where no engine runs, or not one that was asked for. reasons: of those that do not."""
-    if asked and reasons:
-        raise BackendUnavailable(reasons[0])
-    if len(reasons) == tried:
-        why = "; ".join(dict.fromkeys(reasons))
+def _require_any(folder: Path, why_not: Mapping[tuple[str, str], str], *, asked: bool) -> None:
+    """Raise BackendUnavailable where nothing runs, or nothing of a backend that was asked for.
+
+    why_not: by backend and precision; "" where it runs.
+    """
+    of_backend: dict[str, list[str]] = {}
+    for (name, _), why in why_not.items():
+        of_backend.setdefault(name, []).append(why)
+    idle = [reasons for reasons in of_backend.values() if all(reasons)]
+    if asked and idle:
+        raise BackendUnavailable(idle[0][0])
+    if len(idle) == len(of_backend):
+        why = "; ".join(dict.fromkeys(reason for reasons in idle for reason in reasons))
         raise BackendUnavailable(f"{folder}: no engine of this bundle runs on this host: {why}")
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
@@ -45,8 +45,21 @@ def _one_at_a_time(lock: threading.RLock, method: Callable[..., Any]) -> Callabl
     return locked
 
 
+class _Thread(threading.local):
+    """The devices that the calling thread made current, the latest last, as CUDA's stack of contexts."""
+
+    def __init__(self) -> None:
+        self.devices: list[FakeDevice] = []
+
+
+_THREAD = _Thread()
+
+
 class FakeDevice:
-    """Simulates CudaDevice. room: bytes of device memory. failing: the name of a method that fails from now on."""
+    """Simulates CudaDevice. room: bytes of device memory. failing: the name of a method that fails from now on.
+
+    Calls on a thread where it is not the current device fail: on hardware they would work on another GPU.
+    """
 
     def __init__(self, room: int = 1 << 40) -> None:
         self.room = room
@@ -63,13 +76,23 @@ class FakeDevice:
         for name in ("allocate", "copy_in", "copy_out", "record", "wait", "synchronize", "launch", "compute"):
             setattr(self, name, _one_at_a_time(lock, getattr(self, name)))
 
+    def check_current(self) -> None:
+        assert _THREAD.devices, "no device is current in this thread"
+        assert _THREAD.devices[-1] is self, "another device is current in this thread"
+
     def _check(self, name: str) -> None:
+        self.check_current()
         self.calls.append(name)
         if self.failing == name:
             raise GpuError(f"the GPU failed: {name}: cudaErrorLaunchFailure (unspecified launch failure)")
 
-    def current(self) -> contextlib.AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    @contextlib.contextmanager
+    def current(self) -> Iterator[None]:
+        _THREAD.devices.append(self)
+        try:
+            yield
+        finally:
+            assert _THREAD.devices.pop() is self
 
     def allocate(self, size: int) -> int:
         self._check("allocate")
@@ -86,13 +109,16 @@ class FakeDevice:
         raise AssertionError(f"{size} bytes at {address} are not allocated")
 
     def pinned(self, size: int) -> NDArray[np.uint8]:
+        self.check_current()
         return np.full(size, 0xCD, np.uint8)
 
     def stream(self) -> Stream:
+        self.check_current()
         self.streams.append(Stream(len(self.streams)))
         return self.streams[-1]
 
     def event(self) -> Event:
+        self.check_current()
         return Event()
 
     def handle(self, stream: Stream) -> int:
@@ -136,6 +162,7 @@ class FakeDevice:
         return graph
 
     def discard(self, graph: list[Callable[[], None]]) -> None:
+        self.check_current()
         self.graphs.remove(id(graph))
 
     def launch(self, graph: list[Callable[[], None]], stream: Stream) -> None:
@@ -160,9 +187,11 @@ class FakeDevice:
         stream.queue.append(run)
 
     def memory(self) -> tuple[int, int]:
+        self.check_current()
         return self.room - sum(len(block) for block in self.blocks.values()), self.room
 
     def close(self) -> None:
+        self.check_current()
         self.blocks.clear()
         self.closed = True
 
@@ -183,6 +212,7 @@ class Context:
         if not all(low <= side <= high for low, side, high in zip(least, shape, most, strict=True)):
             self.engine.say(f"{name}: {shape} is outside the profile")
             return False
+        self.engine.device.check_current()
         self.shapes[name] = tuple(shape)
         return True
 
@@ -201,6 +231,7 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         engine = self.engine
+        engine.device.check_current()
         assert self.shapes.keys() == {"frames", *TENSORS}
         assert self.addresses.keys() == {"frames", *TENSORS, *OUTPUTS}
         if engine.failing:
@@ -256,6 +287,7 @@ class Engine:
 
     def create_execution_context(self, how: object) -> Context:
         assert how == "user managed" or isinstance(how, Config)
+        self.device.check_current()
         self.contexts.append(Context(self))
         return self.contexts[-1]
 
@@ -317,6 +349,8 @@ def fake_module(engine: Engine | None, message: str = "") -> Any:
                 logger.log(1, message)
 
         def deserialize_cuda_engine(self, plan: bytes) -> Engine | None:
+            if engine is not None:
+                engine.device.check_current()
             return engine
 
     return SimpleNamespace(

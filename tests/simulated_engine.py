@@ -40,7 +40,9 @@ class Opened:
         )
         module = changes.pop("module", None) or fake_module(self.engine)
         self.folder = plan.parent
-        self.backend = TensorRtBackend(plan.parent, self.artifact, ENCODER, product, device=self.device, module=module)
+        self.backend = TensorRtBackend(
+            plan.parent, self.artifact, ENCODER, product, gpu=changes.get("gpu"), device=self.device, module=module
+        )
 
 
 def check(backend: TensorRtBackend, pixels: NDArray[np.uint8], recipe: Recipe) -> None:

@@ -25,8 +25,11 @@ from runtime.manifest import load_bundle
 SAMPLES: dict[str, tuple[Any, ...]] = {
     "BundleError": ("bundle/", ["one fault", "another"]),
     "RecipeError": ("recipe.safetensors", "a fault"),
+    "LotError": ("a.klarf", ["a fault", "another"]),
     "DatasetError": ("data/", ["a fault"] * 30),
     "FrameError": ("a.png", "is empty"),
+    "KlarfError": ("a.klarf", "has no column TEST", 3),
+    "KlarfIncomplete": ("a.klarf", "has no EndOfFile"),
     "BackendError": ("failed", ["a.png", "b.png"]),
     "GpuError": ("failed", ["a.png"]),
     "OutOfDeviceMemory": ("no room",),

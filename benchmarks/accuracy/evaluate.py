@@ -22,7 +22,7 @@ from calibration.plots import require_matplotlib
 from runtime import FailedFrame, Prediction, Predictor, Recipe
 from runtime.files import require_files, sha256_of, write_atomically
 from runtime.operating_point import VERDICTS
-from runtime.options import add_bundle_argument, add_engine_arguments
+from runtime.options import add_bundle_argument, add_engine_arguments, engine_options
 from runtime.terminal import markdown_text, require_stdout
 
 OVERLAYS_A_CLASS = 4
@@ -220,7 +220,7 @@ class Evaluate:
             require_stdout("name a folder with --out")
         dataset = load_dataset(args.data)
         say_left_out(dataset)
-        with Predictor(args.bundle, backend=args.backend, precision=args.precision, threads=args.threads) as predictor:
+        with Predictor(args.bundle, **engine_options(args)) as predictor:
             if args.recipe:
                 predictor.use(args.recipe)
             unknown = [name for name in dataset.classes if name not in predictor.recipe.classes]

@@ -12,7 +12,7 @@ from benchmarks.accuracy.baselines import Baselines, describe_row
 from benchmarks.accuracy.classifiers import ClassifierRows
 from benchmarks.accuracy.comparison import Comparison, judge_others, row_of_method
 from benchmarks.accuracy.evaluate import AT_THRESHOLDS, OTHER_SCORES, judge, overlays
-from benchmarks.accuracy.precisions import frames_not_tested, label_agreement, open_precisions
+from benchmarks.accuracy.precisions import frames_not_tested, in_8_bits, label_agreement, open_precisions
 from benchmarks.accuracy.results import write_rows
 from benchmarks.accuracy.table import METRICS
 from benchmarks.machine import describe_machine, peak_memory_mb
@@ -44,8 +44,8 @@ _KEEP = ("test_frames", "unavailable", "seconds", *METRICS, *OTHER_SCORES, *AT_T
 class Plan:
     """Everything that a measurement is made of.
 
-    shots: ascending. seeds: in their order. precisions: fp32 first. method: a name of METHODS. out: the folder for
-    results, or None. work: a folder for bundles and features.
+    shots: ascending. seeds: in their order. precisions: fp32 first. backend: of all. method: a name of METHODS. out:
+    the folder for results, or None. work: a folder for bundles and features.
     """
 
     model: LoadedModel
@@ -55,6 +55,7 @@ class Plan:
     shots: list[int]
     seeds: range
     precisions: list[str]
+    backend: str
     method: str
     ablations: bool
     comparison: Comparison
@@ -77,7 +78,7 @@ class Plan:
         for seed in self.seeds:
             found[seed] = pool, test = split_by_group(self.dataset, max(self.shots), seed)
             draw_supports(self.dataset, max(self.shots), seed, allowed=pool)
-            if "int8" in self.precisions:
+            if in_8_bits(self.precisions):
                 frames_not_tested(self.dataset, test)
         return found
 
@@ -126,7 +127,7 @@ class Measurement:
             encoded = encode_request(plan.model, plan.graph, self._request(seed, shots), stages)
             recipe = fit_supports(encoded, plan.encoder, stages)
             # With int8 each seed has a bundle of its own: its ranges must not depend on a frame under test.
-            if not self._predictors or ("int8" in plan.precisions and shots == plan.shots[0]):
+            if not self._predictors or (in_8_bits(plan.precisions) and shots == plan.shots[0]):
                 self._build(recipe, seed, stages)
             self._judge(encoded, recipe, stages)
             if others is None:  # encoded once per seed
@@ -169,7 +170,8 @@ class Measurement:
             # Some ablations read the V path, which a bundle whose own recipe does not read it may lack.
             value_path=True if plan.ablations else None,
         )
-        self._predictors = open_precisions(bundle, plan.precisions, plan.dataset, self._splits[seed][1], seed)
+        test = self._splits[seed][1]
+        self._predictors = open_precisions(bundle, plan.precisions, plan.dataset, test, seed, backend=plan.backend)
 
     def _judge(self, encoded: EncodedSupports, recipe: Recipe, stages: Stages) -> None:
         """Add the rows of the method: one for each precision, and one for each ablation."""

@@ -15,13 +15,20 @@ from calibration.errors import DatasetError
 from export.artifacts.quantize import LEAST_FRAMES, MOST_PARITY_FRAMES, add_int8
 from export.errors import ParityError
 from runtime import Predictor
+from runtime.agreement import EIGHT_BITS
 
 INT8_FRAMES = 32
 """Frames whose activations set the int8 ranges."""
 
 
 def open_precisions(
-    bundle: Path, precisions: Sequence[str], dataset: Dataset, test: Sequence[Sample], seed: int
+    bundle: Path,
+    precisions: Sequence[str],
+    dataset: Dataset,
+    test: Sequence[Sample],
+    seed: int,
+    *,
+    backend: str = "auto",
 ) -> dict[str, Predictor]:
     """A predictor for each precision. int8 is quantized first, on frames outside `test`.
 
@@ -29,13 +36,18 @@ def open_precisions(
     the reason. Raises DatasetError as `frames_not_tested`.
     """
     kept = list(precisions)
-    if "int8" in kept:
+    if in_8_bits(kept):
         try:
             quantize(bundle, frames_not_tested(dataset, test))
         except ParityError as error:
             print(f"seed {seed}, no int8: {error}", file=sys.stderr)
-            kept.remove("int8")
-    return {precision: Predictor(bundle, precision=precision) for precision in kept}
+            kept = [precision for precision in kept if precision not in EIGHT_BITS]
+    return {precision: Predictor(bundle, backend=backend, precision=precision) for precision in kept}
+
+
+def in_8_bits(precisions: Sequence[str]) -> bool:
+    """Whether one of them needs the bundle's 8-bit file."""
+    return any(precision in EIGHT_BITS for precision in precisions)
 
 
 def frames_not_tested(dataset: Dataset, test: Sequence[Sample]) -> list[Sample]:

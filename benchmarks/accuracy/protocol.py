@@ -34,9 +34,10 @@ from export.model.graph import SemClipGraph
 from export.options import METHOD_NAMES, add_frame_arguments, add_tile_arguments, frame_options, pixel_size, tiling
 from export.pretrain.windows import HELD_OUT_LAYOUTS
 from export.synthetic import write_dataset
+from runtime.backends import NAMES
 from runtime.files import require_files
-from runtime.manifest import Encoder
-from runtime.options import at_least
+from runtime.manifest import PRECISIONS, Encoder
+from runtime.options import at_least, name_of
 
 GENERATED_SEED = 2025
 GENERATED_FIELD, GENERATED_DEFECTS = 256, (8, 40)
@@ -120,7 +121,14 @@ class Accuracy:
             "--precisions",
             default="fp32",
             metavar="NAME,...",
-            help="artifacts to judge, some of fp32, fp16, int8 (default: fp32)",
+            help=f"what to compute in, fp32 and some of {', '.join(PRECISIONS[1:])} (default: fp32)",
+        )
+        what.add_argument(
+            "--backend",
+            type=name_of("backend", NAMES),
+            default="auto",
+            metavar="NAME",
+            help=f"engine of every precision, one of {', '.join(NAMES)} (default: auto)",
         )
         what.add_argument(
             "--ablations",
@@ -178,6 +186,7 @@ def _read_plan(args: argparse.Namespace, work: Path) -> Plan:
         shots,
         range(args.first_seed, args.first_seed + args.seeds),
         precisions,
+        args.backend,
         args.method,
         args.ablations,
         comparison,
@@ -217,6 +226,7 @@ def _numbers(text: str) -> list[int]:
 
 def _precisions(text: str) -> list[str]:
     names = text.split(",")
-    if names[0] != "fp32" or not set(names) <= {"fp32", "fp16", "int8"}:
-        raise ExportError(f'--precisions is "{text}"; write fp32 first, then fp16 or int8, such as fp32,int8')
+    if names[0] != "fp32" or not set(names) <= set(PRECISIONS):
+        others = ", ".join(PRECISIONS[1:])
+        raise ExportError(f'--precisions is "{text}"; write fp32 first, then some of {others}, such as fp32,int8')
     return names

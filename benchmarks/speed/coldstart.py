@@ -7,14 +7,22 @@ from itertools import pairwise
 
 
 def first_prediction(
-    bundle: str, backend: str, precision: str | None, threads: int, frame: str, spawned: float
+    bundle: str,
+    backend: str,
+    precision: str | None,
+    device: int | str | None,
+    threads: int,
+    frame: str,
+    spawned: float,
 ) -> dict[str, float]:
     """Milliseconds of each step from `spawned` (`time.time()` of the parent) to the first answer, and of the second."""
     at = [spawned, time.time()]
     from runtime import Predictor
 
     at.append(time.time())
-    with Predictor(bundle, backend=backend, precision=precision, threads=threads, batch_size=1) as predictor:
+    with Predictor(
+        bundle, backend=backend, precision=precision, device=device, threads=threads, batch_size=1
+    ) as predictor:
         at.append(time.time())
         for _ in range(2):
             predictor(frame)

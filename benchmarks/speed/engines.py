@@ -7,7 +7,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from runtime.backends import NAMES, Backend, open_backend
+from runtime.backends import NAMES, Backend, open_backend, require_gpu, uses_gpu
+from runtime.backends.choice import precisions_held
 from runtime.errors import BackendUnavailable, BundleError, PredictorError
 from runtime.manifest import Manifest
 from runtime.pipeline import Pipeline, Setup
@@ -19,10 +20,11 @@ _NO_ENGINES_OF_THEIR_OWN = ("auto", "fake")
 
 @dataclass(frozen=True, slots=True)
 class EngineName:
-    """An engine as `Predictor(backend=, precision=)` names it; precision None is the backend's own choice."""
+    """An engine as `Predictor(backend=, precision=, device=)` names it; None is the backend's own choice."""
 
     backend: str
     precision: str | None
+    device: int | str | None = None
 
     def __str__(self) -> str:
         return f"{self.backend}/{self.precision}" if self.precision else self.backend
@@ -67,18 +69,25 @@ def predict(pipeline: Pipeline, paths: Sequence[str], setup: Setup) -> list[Pred
 
 @contextmanager
 def opened_engines(
-    folder: Path, manifest: Manifest, backends: Sequence[str], precisions: Sequence[str], threads: int
+    folder: Path,
+    manifest: Manifest,
+    backends: Sequence[str],
+    precisions: Sequence[str],
+    threads: int,
+    device: int | str | None = None,
 ) -> Iterator[tuple[dict[EngineName, Backend], list[Skipped]]]:
     """Open all requested engines, and close them at the end.
 
     Without names, every backend is tried with every precision of the bundle, and those that cannot run are returned as
     skipped. A named backend must run with some precision, a named precision on some backend. If both are named, every
-    pair must run. Raises BackendUnavailable, BundleError.
+    pair must run. device: the GPU of backends that use one. Raises BackendUnavailable, BundleError.
     """
+    if device is not None:
+        require_gpu(backends or NAMES, device)
     opened: dict[EngineName, Backend] = {}
     failed: dict[EngineName, PredictorError] = {}
     with ExitStack() as stack:
-        for name in _names(manifest, backends, precisions):
+        for name in _names(manifest, backends, precisions, device):
             try:
                 opened[name] = stack.enter_context(open_engine(name, folder, manifest, threads))
             except (BackendUnavailable, BundleError) as exc:
@@ -99,11 +108,19 @@ def opened_engines(
 
 def open_engine(name: EngineName, folder: Path, manifest: Manifest, threads: int) -> Backend:
     """Open one engine. Raises BackendUnavailable, BundleError."""
-    return open_backend(name.backend, folder, manifest, precision=name.precision, threads=threads)
+    return open_backend(name.backend, folder, manifest, precision=name.precision, threads=threads, device=name.device)
 
 
-def _names(manifest: Manifest, backends: Sequence[str], precisions: Sequence[str]) -> list[EngineName]:
+def _names(
+    manifest: Manifest, backends: Sequence[str], precisions: Sequence[str], device: int | str | None
+) -> list[EngineName]:
     tried = backends or [name for name in NAMES if name not in _NO_ENGINES_OF_THEIR_OWN]
-    held = precisions or sorted({artifact.precision for artifact in manifest.artifacts}, reverse=True)
-    names = [EngineName(backend, None if backend == "fake" else precision) for backend in tried for precision in held]
-    return list(dict.fromkeys(names))
+    held = sorted({artifact.precision for artifact in manifest.artifacts}, reverse=True)
+    found = []
+    for backend in tried:
+        own = precisions_held(backend, manifest) if backend == "openvino" else held
+        found += [
+            EngineName(backend, None if backend == "fake" else precision, device if uses_gpu(backend) else None)
+            for precision in precisions or own
+        ]
+    return list(dict.fromkeys(found))

@@ -68,6 +68,7 @@ def cold_start(subject: Subject, repeats: int) -> list[dict[str, Any]]:
                     "bundle": str(subject.folder),
                     "backend": name.backend,
                     "precision": name.precision,
+                    "device": name.device,
                     "threads": subject.threads,
                     "frame": subject.frames[0],
                     "spawned": time.time(),

@@ -69,7 +69,7 @@ def _pairs(values: Report) -> str:
         name.replace("_", " "): "/".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
         for name, value in values.items()
     }
-    return ", ".join(f"{name} {text}" for name, text in texts.items() if text)
+    return ", ".join(f"{name} {text}" for name, text in texts.items() if text and text != "None")
 
 
 def _latency(section: Report) -> str:
@@ -137,6 +137,14 @@ def _host(section: Report) -> str:
                         r["cpu_ms_per_frame"],
                     ]
                     for r in fake
+                ],
+            ),
+            "The same with several Predictors, each drawn from by a thread or a process of its own:",
+            table(
+                ["processes", "Predictors in each", "decoders of each", "frames/s", "times one"],
+                [
+                    [r["processes"], r["predictors"], r["decoders"], r["frames_per_second"], r["times_one"]]
+                    for r in section["feeding"]
                 ],
             ),
             "`stream` over the files, and the engine alone on prepared frames:",

@@ -26,6 +26,7 @@ def soak(subject: Subject, name: EngineName, batch: int, minutes: float) -> dict
         "bundle": str(subject.folder),
         "backend": name.backend,
         "precision": name.precision,
+        "device": name.device,
         "threads": subject.threads,
         "frames": subject.frames,
         "batch": batch,
@@ -51,14 +52,23 @@ def drift(windows: list[dict[str, float]]) -> dict[str, float]:
 
 
 def soak_probe(
-    bundle: str, backend: str, precision: str | None, threads: int, frames: list[str], batch: int, seconds: float
+    bundle: str,
+    backend: str,
+    precision: str | None,
+    device: int | str | None,
+    threads: int,
+    frames: list[str],
+    batch: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """In a child: stream `frames` repeatedly for `seconds`; minute, frames/s and resident MB of each window."""
     from runtime import FailedFrame, Predictor
 
     window = min(LONGEST_WINDOW_S, seconds / WINDOWS_PER_RUN)
     windows = []
-    with Predictor(bundle, backend=backend, precision=precision, batch_size=batch, threads=threads) as predictor:
+    with Predictor(
+        bundle, backend=backend, precision=precision, device=device, batch_size=batch, threads=threads
+    ) as predictor:
         predictor.predict(frames[:batch])
         began = opened = time.monotonic()
 

@@ -15,6 +15,7 @@ from benchmarks import memory
 from benchmarks.machine import describe_machine, load
 from benchmarks.speed import SECTIONS, growth, host, latency, roofline
 from benchmarks.speed.engines import Skipped, Subject, opened_engines
+from benchmarks.speed.feeding import feeding
 from benchmarks.speed.frames import suitable_size, write_frames
 from benchmarks.speed.soak import soak
 from benchmarks.speed.throughput import Run, throughput, time_split
@@ -33,7 +34,8 @@ class Settings:
     batches: sizes for throughput. batch: size for the other sections. rounds: of alternating runs. latency_s: seconds
     for warm latency. children: processes for cold start and import. frames: PNG files to make. stream_frames: frames
     of the two memory probes. repeats: passes over the files in the host section. classes: numbers of classes for the
-    growth section. soak_minutes: 0 for none. threads: 0 for all cores.
+    growth section. soak_minutes: 0 for none. threads: 0 for all cores. device: the GPU of GPU backends, None for
+    the first.
     """
 
     backends: tuple[str, ...] = ()
@@ -50,6 +52,7 @@ class Settings:
     classes: tuple[int, ...] = growth.CLASSES
     soak_minutes: float = 0.0
     threads: int = 0
+    device: int | str | None = None
     quick: bool = False
 
 
@@ -88,7 +91,7 @@ def measure(
     machine = describe_machine()
     with ExitStack() as stack:
         opened, skipped = stack.enter_context(
-            opened_engines(bundle, manifest, settings.backends, settings.precisions, settings.threads)
+            opened_engines(bundle, manifest, settings.backends, settings.precisions, settings.threads, settings.device)
         )
         size = suitable_size(manifest.encoder, recipe.frame)
         paths = find_frames(frames) if frames else write_frames(work / "frames", settings.frames, size)
@@ -169,6 +172,7 @@ def _host(bench: _Bench) -> dict[str, Any]:
     return {
         "limit": host.host_limit(subject, settings.rounds),
         "fake": host.fake_stream(subject, (settings.batch, 2 * settings.batch), settings.rounds, 4 * settings.repeats),
+        "feeding": feeding(subject, settings.batch, settings.rounds, 4 * settings.repeats),
         "end_to_end": host.end_to_end(subject, settings.batch, settings.rounds, settings.repeats),
     }
 
@@ -219,6 +223,7 @@ def _torch(subject: Subject, options: TorchOptions, settings: Settings) -> tuple
         options.weights,
         settings.threads,
         compiled=not settings.quick,
+        bf16=any(backend.precision.endswith("bf16") for backend in subject.engines.values()),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -29,39 +30,60 @@ def throughput(
 ) -> list[dict[str, Any]]:
     """A row for each batch size and runner; `times_base` is its speed relative to the first row of its batch size.
 
-    others: runners that are not engines (PyTorch). They come first, so the first of them is the base. An engine whose
-    `max_batch` is smaller than the batch has no row there. Raises PredictorError if there are no rows.
+    others: runners that are not engines (PyTorch). They come first, so the first of them is the base. An engine runs
+    `in_flight` batches at a time. One whose `max_batch` is smaller than the batch has no row there. Raises
+    PredictorError if there are no rows.
     """
     pixels = prepared_frames(subject, max(batches))
     rows = []
-    for batch in batches:
-        frames = pixels[:batch]
-        runs: dict[str, Callable[[], object]] = {
-            name: partial(run, frames, subject.recipe) for name, run in others.items()
-        }
-        for name, backend in subject.engines.items():
-            if batch <= backend.max_batch:
-                runs[str(name)] = partial(backend.run, frames, subject.recipe)
-        if not runs:
-            continue
-        measured = alternate(runs, rounds)
-        base = next(iter(measured))
-        rows += [
-            {
-                "engine": name,
-                "batch": batch,
-                "frames_per_second": per_second(batch, seconds),
-                "best_frames_per_second": batch / min(seconds),
-                "base": base,
-                "times_base": ratio(measured[base], seconds),
-                "rounds": rounds,
-            }
-            for name, seconds in measured.items()
-        ]
+    flights = {str(name): backend.in_flight for name, backend in subject.engines.items()}
+    with ThreadPoolExecutor(max(flights.values(), default=1)) as pool:
+        for batch in batches:
+            rows += _rows(subject, others, pixels[:batch], rounds, partial(_together, pool), flights)
     if not rows:
         least = max(backend.max_batch for backend in subject.engines.values())
         raise PredictorError(f"no engine takes a batch of {min(batches)}; the largest here is {least}")
     return rows
+
+
+def _rows(
+    subject: Subject,
+    others: Mapping[str, Run],
+    frames: NDArray[np.uint8],
+    rounds: int,
+    together: Callable[[Callable[[], object], int], object],
+    flights: Mapping[str, int],
+) -> list[dict[str, Any]]:
+    """The rows of one batch size."""
+    batch = len(frames)
+    runs: dict[str, Callable[[], object]] = {name: partial(run, frames, subject.recipe) for name, run in others.items()}
+    for engine, backend in subject.engines.items():
+        if batch <= backend.max_batch:
+            runs[str(engine)] = partial(together, partial(backend.run, frames, subject.recipe), backend.in_flight)
+    if not runs:
+        return []
+    measured = {
+        name: [taken / flights.get(name, 1) for taken in seconds] for name, seconds in alternate(runs, rounds).items()
+    }
+    base = next(iter(measured))
+    return [
+        {
+            "engine": name,
+            "batch": batch,
+            "frames_per_second": per_second(batch, seconds),
+            "best_frames_per_second": batch / min(seconds),
+            "base": base,
+            "times_base": ratio(measured[base], seconds),
+            "rounds": rounds,
+        }
+        for name, seconds in measured.items()
+    ]
+
+
+def _together(pool: Executor, call: Callable[[], object], count: int) -> None:
+    """Several calls at a time; waits for all."""
+    for future in [pool.submit(call) for _ in range(count)]:
+        future.result()
 
 
 def time_split(subject: Subject, batch: int, rounds: int) -> list[dict[str, Any]]:

@@ -30,9 +30,16 @@ IN_FLIGHT = 3
 
 
 def torch_runs(
-    manifest: Manifest, recipe: Recipe, arch: str, weights: Path | None, threads: int, *, compiled: bool
+    manifest: Manifest,
+    recipe: Recipe,
+    arch: str,
+    weights: Path | None,
+    threads: int,
+    *,
+    compiled: bool,
+    bf16: bool = False,
 ) -> tuple[dict[str, Run], list[Skipped]]:
-    """Runners of the bundle's graph in fp32, and the reason if torch.compile is left out.
+    """Runners of the bundle's graph in fp32 and, with `bf16`, in it, and the reason for each that is left out.
 
     weights: the file that the bundle was built from; None for random weights, which cost the same to run. Raises
     CheckpointError for an unreadable file, PredictorError for weights of another encoder.
@@ -40,17 +47,22 @@ def torch_runs(
     graph = _graph(manifest, arch, weights)
     if threads:
         torch.set_num_threads(threads)
-    runs: dict[str, Run] = {"torch eager/fp32": _Runner(graph)}
+    dtypes = {"fp32": None, **({"bf16": torch.bfloat16} if bf16 else {})}
+    runs: dict[str, Run] = {f"torch eager/{name}": _Runner(graph, dtype) for name, dtype in dtypes.items()}
     if not compiled:
-        return runs, [Skipped("torch compile/fp32", "left out by --quick")]
+        return runs, [Skipped(f"torch compile/{name}", "left out by --quick") for name in dtypes]
     # Completely or not at all, for each batch size: dynamo would silently fall back to eager mode.
     torch._dynamo.config.recompile_limit = 64
-    runner = _Runner(torch.compile(graph, dynamic=False, fullgraph=True))
-    try:
-        runner(np.zeros((1, *manifest.encoder.input_size), np.uint8), recipe)
-    except Exception as exc:  # no compiler, no headers, an unsupported system: inductor raises any exception
-        return runs, [Skipped("torch compile/fp32", f"does not work here: {str(exc).strip().splitlines()[0][:200]}")]
-    return {**runs, "torch compile/fp32": runner}, []
+    skipped = []
+    for name, dtype in dtypes.items():
+        runner = _Runner(torch.compile(graph, dynamic=False, fullgraph=True), dtype)
+        try:
+            runner(np.zeros((1, *manifest.encoder.input_size), np.uint8), recipe)
+            runs[f"torch compile/{name}"] = runner
+        except Exception as exc:  # no compiler, no headers, an unsupported system: inductor raises any exception
+            why = f"does not work here: {str(exc).strip().splitlines()[0][:200]}"
+            skipped.append(Skipped(f"torch compile/{name}", why))
+    return runs, skipped
 
 
 def half_graph(manifest: Manifest, arch: str, weights: Path | None, frames: NDArray[np.uint8]) -> SemClipGraph:
@@ -135,15 +147,19 @@ def _graph(manifest: Manifest, arch: str, weights: Path | None) -> SemClipGraph:
 
 
 class _Runner:
-    """Calls the graph on numpy frames like `Backend.run`, without splitting the batch."""
+    """Calls the graph on numpy frames like `Backend.run`, without splitting the batch.
 
-    def __init__(self, graph: Graph) -> None:
+    dtype: what autocast computes products in; None for fp32.
+    """
+
+    def __init__(self, graph: Graph, dtype: torch.dtype | None) -> None:
         self.graph = graph
+        self.dtype = dtype
 
     def __call__(self, frames: NDArray[np.uint8], recipe: Recipe) -> object:
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
             tensors = [torch.tensor(recipe.tensors[name]) for name in TENSORS]
-            return [part.numpy() for part in self.graph(torch.from_numpy(frames), *tensors)]
+            return [part.float().numpy() for part in self.graph(torch.from_numpy(frames), *tensors)]
 
 
 class _GpuRunner:

@@ -68,17 +68,21 @@ class Builder:
 
     version: the product's full version. compute_capability: such as "8.9"; by default that of this machine's GPU.
     gpu: the GPU's model, for TensorRT only. TensorRT picks kernels by timing them, and warns of engines built on
-    another model of the same capability (H100 and H200).
+    another model of the same capability (H100 and H200). uuid: of the only GPU that the builder may see; "" for all.
     """
 
     target: EngineTarget
     version: str
     compute_capability: str
     gpu: str = ""
+    uuid: str = ""
 
     @classmethod
-    def find(cls, target: EngineTarget) -> Builder:
-        """Raise ExportError if the product is not installed, or a GPU is needed and there is none."""
+    def find(cls, target: EngineTarget, device: int | str | None = None) -> Builder:
+        """For the GPU `device` of this machine, by default the first, or for the compute capability of the target.
+
+        Raises ExportError if the product is not installed, or a GPU is needed and there is none.
+        """
         module = MODULES[target.product]
         try:
             version = metadata.version(target.product)
@@ -89,8 +93,12 @@ class Builder:
                 f"{target.product} is not installed; install it with: pip install 'sem-clip[{target.product}]'"
             )
         if target.compute_capability is not None:
+            if device is not None:
+                raise ExportError(
+                    "an engine is built for a GPU of this machine (--device) or for a compute capability: give one"
+                )
             return cls(target, version, target.compute_capability)
-        gpu, why = find_gpu()
+        gpu, why = find_gpu(device)
         if gpu is None:
             advice = (
                 "name one with --compute-capability, such as 8.9 for an RTX 4090"
@@ -98,7 +106,8 @@ class Builder:
                 else "build on the machine that will run the engine (sem-clip build-engine BUNDLE), or use tensorrt-rtx"
             )
             raise ExportError(f"{target.product} has no GPU here to build for ({why}): {advice}")
-        return cls(target, version, gpu.compute_capability, gpu.name if target.product == "tensorrt" else "")
+        model = gpu.name if target.product == "tensorrt" else ""
+        return cls(target, version, gpu.compute_capability, model, "" if device is None else gpu.uuid)
 
     def describe(self, onnx_sha256: str) -> dict[str, Any]:
         """The manifest's record of the target; equal records mean equal engines. key: SHA-256 of the record."""

@@ -151,7 +151,8 @@ def _run_child(request: Path, builder: Builder, progress: Progress | None) -> tu
         stderr=subprocess.PIPE,
         text=True,
         errors="replace",
-        env=child_environment(),
+        # CUDA shows the builder this GPU alone, as its first.
+        env=child_environment() | ({"CUDA_VISIBLE_DEVICES": builder.uuid} if builder.uuid else {}),
     )
     assert process.stdout is not None
     assert process.stderr is not None

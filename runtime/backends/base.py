@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +37,35 @@ def graph_outputs(encoder: Encoder) -> Signature:
     return {name: ("float", shape) for name, shape in zip(OUTPUTS, shapes, strict=True)}
 
 
+def older(version: str, least: str) -> bool:
+    """Whether a version, by its numbers, comes before `least`; False for one that begins with none."""
+    found = re.match(r"\d+(\.\d+)+", version)
+    return found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split(".")))
+
+
+def signature_faults(found: Mapping[str, tuple[str, tuple[Any, ...]]], encoder: Encoder) -> list[str]:
+    """Where the inputs and outputs that an engine reports differ from those of the encoder's graph.
+
+    found: type and shape by name; a name or a negative number stands for a side that varies.
+    """
+    needed = graph_inputs(encoder) | graph_outputs(encoder)
+    return [
+        f"{name} is {found.get(name, 'missing')}, not {wanted} of the bundle's format"
+        for name, wanted in needed.items()
+        if name not in found or not _agree(found[name], wanted)
+    ]
+
+
+def _agree(found: tuple[str, tuple[Any, ...]], needed: tuple[str, tuple[int, ...]]) -> bool:
+    """Whether type, rank and every fixed side agree."""
+    (kind, shape), (needed_kind, needed_shape) = found, needed
+    sides = zip(shape, needed_shape, strict=False)
+    known = [
+        (side, needed_side) for side, needed_side in sides if isinstance(side, int) and min(side, needed_side) >= 0
+    ]
+    return kind == needed_kind and len(shape) == len(needed_shape) and all(a == b for a, b in known)
+
+
 @dataclass(frozen=True, slots=True)
 class Outputs:
     """One batch of answers, float32 on the host.
@@ -51,9 +82,9 @@ class Backend(ABC):
     """An opened engine.
 
     name: what the caller asks for ("cpu"). description: engine, version and artifact, for people.
-    precision: of the artifact ("fp32", "fp16", "int8"); it bounds how far answers may differ from the export's.
+    precision: what it computes in, one of PRECISIONS; it bounds how far answers may differ from the export's.
     max_batch: the most frames that one `run` takes. `run` may be called from several threads.
-    why: why "auto" skipped each faster backend, one per line; empty if this one was named.
+    why: why "auto" skipped each backend before it, one per line; empty if this one was named.
     in_flight: how many concurrent calls of `run` keep the engine busy: 1 if one call uses all of it, more if copies
         overlap with its work.
     """
@@ -72,8 +103,14 @@ class Backend(ABC):
         Raises BackendError in place of any error of the engine.
         """
 
+    def check_encoder(self, encoder: Encoder) -> None:  # noqa: B027 - optional: for those opened without the bundle
+        """Compare the engine with the encoder of the bundle that it is to run. Raises BackendUnavailable."""
+
     def warm_up(self, recipe: Recipe) -> None:  # noqa: B027 - optional: not every engine has anything to prepare
-        """Prepare for a recipe, so that its first batches do not wait. Raises BackendError."""
+        """Prepare for a recipe, so that its first batches do not wait.
+
+        Raises BackendError; BackendUnavailable for a recipe that this engine does not run.
+        """
 
     def close(self) -> None:  # noqa: B027 - optional: not every engine holds something
         """Free the engine. Later calls of `run` are not allowed; closing twice is."""

@@ -9,10 +9,25 @@ from pathlib import Path
 from ..errors import BackendUnavailable
 from ..host import Gpu, find_gpu, operating_system
 from ..manifest import Artifact, Manifest
+from .openvino import FILES
 from .trt import MODULES
 
 ENGINE_PRECISIONS = ("fp16", "int8")
 """The first is the default."""
+MEANT = {
+    "cpu": ("fp32", "int8"),
+    "openvino": tuple(FILES),
+    "cuda": ("fp16", "fp32"),
+    **dict.fromkeys(MODULES, ENGINE_PRECISIONS),
+}
+"""Precisions that each backend is meant to compute in; the first is its default."""
+
+
+def precisions_held(backend: str, manifest: Manifest) -> tuple[str, ...]:
+    """Those of MEANT for which the bundle holds a file; whether this host can run it is another question."""
+    kind = "engine" if backend in MODULES else "onnx"
+    held = {a.precision for a in manifest.artifacts if a.kind == kind and (kind == "engine" or not a.target)}
+    return tuple(p for p in MEANT[backend] if (FILES[p] if backend == "openvino" else p) in held)
 
 
 def onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:
@@ -33,10 +48,11 @@ def engine_artifact(
     manifest: Manifest,
     precision: str | None = None,
     *,
+    device: int | str | None = None,
     version_of: Callable[[str], str] = metadata.version,
-    gpu: Callable[[], tuple[Gpu | None, str]] = find_gpu,
+    gpu: Callable[[int | str | None], tuple[Gpu | None, str]] = find_gpu,
 ) -> Artifact:
-    """The engine of `product` that this host can run. precision: fp16 by default.
+    """The engine of `product` that this host can run, on the GPU `device`. precision: fp16 by default.
 
     Raises BackendUnavailable if the product or the GPU is missing, or with what keeps the nearest engine from running.
     """
@@ -50,7 +66,7 @@ def engine_artifact(
         raise BackendUnavailable(missing % product) from None
     if util.find_spec(MODULES[product]) is None:
         raise BackendUnavailable(missing % product)
-    found, why = gpu()
+    found, why = gpu(device)
     if found is None:
         raise BackendUnavailable(f'backend "{product}" cannot run here: {why}')
     engines = [
@@ -59,6 +75,8 @@ def engine_artifact(
         if a.kind == "engine" and a.precision == precision and a.target.get("product") == product
     ]
     command = f"build one on this machine with: sem-clip build-engine {folder} --engine {product}"
+    if device is not None:
+        command += f" --device {device}"
     if precision != ENGINE_PRECISIONS[0]:
         command += f" --precision {precision}"
     if not engines:

@@ -2,6 +2,10 @@
 
 Everything allocated here belongs to the CudaDevice and is freed with it. Handles and addresses are plain integers or
 objects of the bindings, valid only as arguments of this class.
+
+CUDA works on the GPU that is current in the calling thread. So every thread makes its GPU current around its calls, and
+gives back what was current before. It does so by the driver's stack of contexts: `cudaSetDevice` cannot be undone
+without opening GPU 0, which would take memory there for a process that uses another GPU.
 """
 
 from __future__ import annotations
@@ -28,40 +32,46 @@ class OutOfDeviceMemory(BackendError):
 
 
 class CudaDevice:
-    """The first GPU that CUDA shows. Safe to call from many threads.
+    """The GPU of CUDA's number `index`. Safe to call from many threads, each inside a block of `current`.
 
     Raises OutOfDeviceMemory if memory is short, GpuError for any other error of CUDA.
     """
 
-    def __init__(self) -> None:
-        from cuda.bindings import runtime
+    def __init__(self, index: int = 0) -> None:
+        from cuda.bindings import driver, runtime
 
-        self._cuda = runtime
+        self._cuda, self._driver, self._index = runtime, driver, index
         self._release: list[tuple[Callable[..., Any], Any]] = []
-        self._call(runtime.cudaSetDevice, 0)
+        self._call(driver.cuInit, 0)
+        # The context that CUDA's other users in this process share, ONNX Runtime and torch too; it ends with the
+        # process.
+        self._context = self._call(driver.cuDevicePrimaryCtxRetain, self._call(driver.cuDeviceGet, index))
 
     def _call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         error, *results = function(*arguments)
         if int(error):
-            _, name = self._cuda.cudaGetErrorName(error)
-            _, text = self._cuda.cudaGetErrorString(error)
-            report = f"{function.__name__}: {name.decode()} ({text.decode()})"
-            if error == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
-                self._cuda.cudaGetLastError()  # clear it: this error does not last
-                raise OutOfDeviceMemory(f"the GPU is out of memory: {report}")
-            raise GpuError(f"the GPU failed: {report}")
+            raise self._fault(function.__name__, error)
         return results[0] if len(results) == 1 else results
+
+    def _fault(self, function: str, error: Any) -> BackendError:
+        if function.startswith("cuda"):
+            (_, name), (_, text) = self._cuda.cudaGetErrorName(error), self._cuda.cudaGetErrorString(error)
+            self._cuda.cudaGetLastError()  # clear it where it does not last
+        else:
+            (_, name), (_, text) = self._driver.cuGetErrorName(error), self._driver.cuGetErrorString(error)
+        report = f"{function}: {name.decode()} ({text.decode()})"
+        if int(error) == int(self._cuda.cudaError_t.cudaErrorMemoryAllocation):  # the driver's has the same number
+            return OutOfDeviceMemory(f"GPU {self._index} is out of memory: {report}")
+        return GpuError(f"GPU {self._index} failed: {report}")
 
     @contextmanager
     def current(self) -> Iterator[None]:
         """Make this the GPU of the calling thread while the block runs; the thread may have used another."""
-        before = int(self._call(self._cuda.cudaGetDevice))
-        self._call(self._cuda.cudaSetDevice, 0)
+        self._call(self._driver.cuCtxPushCurrent, self._context)
         try:
             yield
         finally:
-            if before != 0:
-                self._cuda.cudaSetDevice(before)
+            self._driver.cuCtxPopCurrent()
 
     def allocate(self, size: int) -> int:
         """Address of `size` new bytes of device memory, aligned to 256."""

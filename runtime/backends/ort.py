@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -11,18 +10,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError, raised_by_handler
+from ..host import Gpu
 from ..jsonfields import listed
 from ..manifest import Artifact, Encoder, read_artifact
 from ..onnxfile import MAX_BYTES, onnx_faults
 from ..recipe import TENSORS, Recipe
 from ..telemetry import import_onnxruntime
-from .base import OUTPUTS, Backend, Outputs, graph_inputs, graph_outputs
+from .base import OUTPUTS, Backend, Outputs, graph_inputs, older, signature_faults
 
 _FATAL_ONLY = 4
 _CUDA = "CUDAExecutionProvider"
 _PACKAGES = {"cpu": "onnxruntime", "cuda": "onnxruntime-gpu"}
 LEAST_VERSION = {"cpu": "1.24.1", "cuda": "1.30"}
 """As in the extras of pyproject.toml: older versions lack operators and, on CUDA, kernels."""
+SPIN_US = 20
+"""Microseconds that a thread without work keeps its core busy for the next operator, before it sleeps. ONNX Runtime's
+own default is milliseconds, which on a busy host are taken from the threads that would give it that work."""
+_SPINS_SO_LONG_SINCE = "1.26"
 # fmt: off
 _OF_SHAPES = frozenset({
     "Add", "Cast", "Concat", "Constant", "ConstantOfShape", "Div", "Equal", "Expand", "Gather", "Identity", "Max",
@@ -68,12 +72,18 @@ def check_provider(backend: str) -> Any:
 def _check_version(backend: str, version: str) -> None:
     """Raise BackendUnavailable for an ONNX Runtime that cannot run this project's graphs."""
     least = LEAST_VERSION[backend]
-    found = re.match(r"\d+(\.\d+)+", version)
-    if found is not None and tuple(map(int, found[0].split("."))) < tuple(map(int, least.split("."))):
+    if older(version, least):
         raise BackendUnavailable(
             f'backend "{backend}" needs ONNX Runtime {least} or newer, and here is {version}: '
             f'pip install --upgrade "{_PACKAGES[backend]}>={least}"'
         )
+
+
+def spinning(version: str) -> tuple[str, str]:
+    """The session's entry that bounds for how long threads spin; an ONNX Runtime that cannot, does not spin at all."""
+    if older(version, _SPINS_SO_LONG_SINCE):
+        return "session.intra_op.allow_spinning", "0"
+    return "session.intra_op.spin_duration_us", str(SPIN_US)
 
 
 def _raise_interrupt(exc: BaseException) -> None:
@@ -88,18 +98,24 @@ def _raise_interrupt(exc: BaseException) -> None:
         cause = cause.__cause__ or cause.__context__
 
 
-def cuda_provider(precision: str) -> tuple[str, dict[str, Any]]:
-    """The CUDA provider and its options for an artifact of a precision."""
+def cuda_provider(precision: str, device: int = 0) -> tuple[str, dict[str, Any]]:
+    """The CUDA provider and its options for an artifact of a precision. device: CUDA's number of the GPU."""
     # TF32 has the mantissa of fp16, so fp32 must not use it. The fp32 parts of fp16 artifacts lose little by it.
     tf32 = "0" if precision == "fp32" else "1"
-    return _CUDA, {"device_id": 0, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
+    return _CUDA, {"device_id": device, "cudnn_conv_algo_search": "HEURISTIC", "use_tf32": tf32}
 
 
 class _OrtBackend(Backend):
     """An ONNX Runtime session with exactly one provider."""
 
     def __init__(
-        self, folder: Path, artifact: Artifact, encoder: Encoder, providers: list[Any], threads: int = 0
+        self,
+        folder: Path,
+        artifact: Artifact,
+        encoder: Encoder,
+        providers: list[Any],
+        threads: int = 0,
+        spin: tuple[str, str] | None = None,
     ) -> None:
         self._ort = onnxruntime = check_provider(self.name)
         self.precision = artifact.precision
@@ -109,6 +125,7 @@ class _OrtBackend(Backend):
             raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        options.add_session_config_entry(*(spin or spinning(onnxruntime.__version__)))
         # The engine warns of inputs with defaults, which the recipe's inputs are by design. It also prints errors that
         # it raises anyway, with names of an untrusted graph that could control a terminal.
         options.log_severity_level = _FATAL_ONLY
@@ -125,11 +142,7 @@ class _OrtBackend(Backend):
         except Exception as exc:  # ONNX Runtime's exception types are not public
             raise self._unopened(folder, artifact, exc) from exc
         inputs = graph_inputs(encoder)
-        faults = [
-            f"{artifact.file}: {name} is {found.get(name, 'missing')}, not {needed} of the bundle's format"
-            for name, needed in (inputs | graph_outputs(encoder)).items()
-            if name not in found or not _agree(found[name], needed)
-        ]
+        faults = [f"{artifact.file}: {fault}" for fault in signature_faults(found, encoder)]
         extra = [name for name in asked if name not in inputs]
         faults += [f"{artifact.file}: asks for {name}, which is not in the bundle's format" for name in extra]
         if faults:
@@ -163,21 +176,32 @@ class _OrtBackend(Backend):
 class OrtCpuBackend(_OrtBackend):
     """Runs an ONNX artifact on the CPU.
 
-    threads: how many threads one batch may use; 0 lets the engine take every core.
+    threads: how many threads one batch may use; 0 lets the engine take every core. spin: the session's entry on how
+    threads wait, for measurements; by default that of `spinning`.
     Raises BackendUnavailable if ONNX Runtime is not installed, BundleError if the artifact cannot be loaded.
     """
 
     name = "cpu"
     max_batch = 64
 
-    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder, *, threads: int = 0) -> None:
-        super().__init__(folder, artifact, encoder, ["CPUExecutionProvider"], threads)
+    def __init__(
+        self,
+        folder: Path,
+        artifact: Artifact,
+        encoder: Encoder,
+        *,
+        threads: int = 0,
+        spin: tuple[str, str] | None = None,
+    ) -> None:
+        super().__init__(folder, artifact, encoder, ["CPUExecutionProvider"], threads, spin)
         version = self._ort.__version__
         self.description = f"ONNX Runtime {version} on the CPU, {artifact.file} ({artifact.precision})"
 
 
 class OrtCudaBackend(_OrtBackend):
-    """Runs an ONNX artifact on the first NVIDIA GPU. The recipe's tensors stay there until another recipe comes.
+    """Runs an ONNX artifact on an NVIDIA GPU. The recipe's tensors stay there until another recipe comes.
+
+    gpu: where; None for the first that CUDA shows. ONNX Runtime makes it current in each thread that calls.
 
     Raises BackendUnavailable if ONNX Runtime or its CUDA provider is not installed, finds no usable GPU, or would
     compute a part of the graph on the CPU. ONNX Runtime itself would fall back to the CPU in each case. Raises
@@ -188,12 +212,13 @@ class OrtCudaBackend(_OrtBackend):
     max_batch = 256
     in_flight = 2
 
-    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder) -> None:
+    def __init__(self, folder: Path, artifact: Artifact, encoder: Encoder, *, gpu: Gpu | None = None) -> None:
         if artifact.precision == "int8":
             raise BackendUnavailable('backend "cuda" runs fp16 and fp32; int8 is for the CPU')
         self._lock = threading.Lock()
         self._resident: tuple[Recipe, dict[str, Any]] | None = None
-        super().__init__(folder, artifact, encoder, [cuda_provider(artifact.precision)])
+        self._device = 0 if gpu is None else gpu.index
+        super().__init__(folder, artifact, encoder, [cuda_provider(artifact.precision, self._device)])
         version = self._ort.__version__
         running = self._session.get_providers()
         if not running or running[0] != _CUDA:
@@ -206,7 +231,8 @@ class OrtCudaBackend(_OrtBackend):
                 f'backend "cuda" cannot run {artifact.file} here: ONNX Runtime {version} has no CUDA kernel for '
                 f"{', '.join(elsewhere)} and would go to the CPU for it: pip install --upgrade onnxruntime-gpu"
             )
-        self.description = f"ONNX Runtime {version} on CUDA, {artifact.file} ({artifact.precision})"
+        where = "" if gpu is None else f" on {gpu.label}"
+        self.description = f"ONNX Runtime {version} on CUDA{where}, {artifact.file} ({artifact.precision})"
 
     def _not_started(self, why: str) -> BackendUnavailable:
         return BackendUnavailable(
@@ -235,7 +261,7 @@ class OrtCudaBackend(_OrtBackend):
         with self._lock:
             if self._resident is None or self._resident[0] is not recipe:
                 of = self._ort.OrtValue.ortvalue_from_numpy
-                self._resident = recipe, {name: of(recipe.tensors[name], "cuda", 0) for name in TENSORS}
+                self._resident = recipe, {name: of(recipe.tensors[name], "cuda", self._device) for name in TENSORS}
             return self._resident[1]
 
     def close(self) -> None:
@@ -256,14 +282,6 @@ def _left_to_others(session: Any) -> list[str]:
         return []
     parts = [part for part in session.get_provider_graph_assignment_info() if part.ep_name != _CUDA]
     return sorted({node.op_type for part in parts for node in part.get_nodes()} - _OF_SHAPES)
-
-
-def _agree(found: tuple[str, tuple[Any, ...]], needed: tuple[str, tuple[int, ...]]) -> bool:
-    """Whether type, rank and every fixed side agree; names stand for sides that vary."""
-    (kind, shape), (needed_kind, needed_shape) = found, needed
-    sides = zip(shape, needed_shape, strict=False)
-    known = [(side, needed_side) for side, needed_side in sides if isinstance(side, int) and needed_side >= 0]
-    return kind == needed_kind and len(shape) == len(needed_shape) and all(a == b for a, b in known)
 
 
 def _first_line(exc: Exception) -> str:

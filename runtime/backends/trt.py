@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import BackendError, BackendUnavailable
+from ..host import Gpu
 from ..manifest import Artifact, Encoder
 from ..recipe import Recipe
 from .base import OUTPUTS, Backend, Outputs
@@ -47,7 +48,8 @@ _log = logging.getLogger("sem_clip")
 class TensorRtBackend(Backend):
     """Runs a serialized engine of `product` ("tensorrt" or "tensorrt-rtx") on the GPU it was built for.
 
-    `backends.choice` has checked before that it was built for this host. device, module: for tests without a GPU.
+    `backends.choice` has checked before that it was built for this host. gpu: where it runs; None for the first that
+    CUDA shows. device, module: for tests without a GPU.
     Raises BackendUnavailable if the product is not installed. Raises BundleError if the engine is damaged or not one of
     this bundle, and BackendError if the GPU fails or has no room.
     """
@@ -61,18 +63,19 @@ class TensorRtBackend(Backend):
         encoder: Encoder,
         product: str,
         *,
+        gpu: Gpu | None = None,
         device: CudaDevice | None = None,
         module: Any = None,
     ) -> None:
         self.name, self.precision = product, artifact.precision
         try:
             self._engine = TensorRtEngine(product, module)
-            self._device = CudaDevice() if device is None else device
+            self._device = CudaDevice(0 if gpu is None else gpu.index) if device is None else device
         except ImportError as exc:
             raise BackendUnavailable(
                 f'backend "{product}" needs {exc.name}, which is not installed: pip install "sem-clip[{product}]"'
             ) from exc
-        self._encoder = encoder
+        self._encoder, self._where = encoder, "the GPU" if gpu is None else gpu.label
         self._lock = threading.Lock()
         self._broken: GpuError | None = None
         self._recipe: Recipe | None = None
@@ -83,16 +86,17 @@ class TensorRtBackend(Backend):
         self._free: queue.Queue[Slot | None] = queue.Queue()
         self._closed = False
         try:
-            self._open(folder, artifact)
+            with self._device.current():
+                self._open(folder, artifact, gpu)
         except BaseException:
             self.close()
             raise
 
     # ---- opening -------------------------------------------------------------------------------------------------
 
-    def _open(self, folder: Path, artifact: Artifact) -> None:
+    def _open(self, folder: Path, artifact: Artifact, gpu: Gpu | None) -> None:
         engine = self._engine
-        engine.open(folder, artifact, self._encoder)
+        engine.open(folder, artifact, self._encoder, gpu)
         self._sizes = self._take_memory(bucket_sizes(engine.least_batch, engine.most_batch))
         self.max_batch = most = self._sizes[-1]
         note = (
@@ -100,7 +104,8 @@ class TensorRtBackend(Backend):
             if most == engine.most_batch
             else f", batches of {most} because memory is short (the engine takes {engine.most_batch})"
         )
-        self.description = f"{self.name} {engine.version}, {artifact.file} ({artifact.precision}){note}"
+        where = "" if gpu is None else f" on {gpu.label}"
+        self.description = f"{self.name} {engine.version}{where}, {artifact.file} ({artifact.precision}){note}"
         if note:
             _log.warning("%s: %s", folder, self.description)
 
@@ -118,7 +123,7 @@ class TensorRtBackend(Backend):
                 if not smallest:
                     continue
                 raise BackendError(
-                    f"the GPU has {free / 1e9:.2f} of {there / 1e9:.2f} GB free, batches of {batch} need "
+                    f"{self._where} has {free / 1e9:.2f} of {there / 1e9:.2f} GB free, batches of {batch} need "
                     f"{needed.total / 1e9:.2f} GB in addition to the weights: free memory, or build a smaller engine "
                     "(--batch)"
                 ) from exc

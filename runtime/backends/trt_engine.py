@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError, BundleError
+from ..host import Gpu
 from ..manifest import Artifact, Encoder, read_artifact
 from ..recipe import TENSORS
+from ..targets import ENGINE_PRODUCTS
 from .base import graph_inputs, graph_outputs
 from .trt_kernels import KernelFile
 
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+MODULES = {product: product.replace("-", "_") for product in ENGINE_PRODUCTS}
 """Python module by product; the product is also the name of the backend and of the extra that installs it."""
 _log = logging.getLogger("sem_clip")
 
@@ -51,8 +53,11 @@ class TensorRtEngine:
         """Whether the product captures CUDA graphs by itself, as TensorRT for RTX does."""
         return self._config is not None
 
-    def open(self, folder: Path, artifact: Artifact, encoder: Encoder) -> None:
-        """Raises BundleError if the engine is damaged or not one of `encoder`, BackendError if memory is short."""
+    def open(self, folder: Path, artifact: Artifact, encoder: Encoder, gpu: Gpu | None = None) -> None:
+        """gpu: that of the calling thread, where kernels are compiled for it.
+
+        Raises BundleError if the engine is damaged or not one of `encoder`, BackendError if memory is short.
+        """
         plan = read_artifact(folder, artifact)
         self._logger = _logger(self._trt, self._messages)
         self._runtime = self._trt.Runtime(self._logger)
@@ -69,7 +74,7 @@ class TensorRtEngine:
         self.least_batch, self.most_batch = int(batches[0][0]), int(batches[2][0])
         self.most_classes = int(self._engine.get_tensor_profile_shape("head_bias", 0)[2][0])
         if self.name == "tensorrt-rtx":
-            self._kernel_file = KernelFile(folder, artifact)
+            self._kernel_file = KernelFile(folder, artifact, gpu)
             self._config = self._runtime_config(self._kernel_file)
 
     def _faults(self, encoder: Encoder) -> list[str]:

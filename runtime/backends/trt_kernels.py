@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 
 from ..files import write_atomically
-from ..host import find_gpu
+from ..host import Gpu
 from ..manifest import Artifact
 
 MAX_BYTES = 2**30
@@ -18,8 +18,7 @@ _log = logging.getLogger("sem_clip")
 class KernelFile:
     """The kernels of one engine for one kind of GPU and driver: a SHA-256, then what the product serialized."""
 
-    def __init__(self, folder: Path, artifact: Artifact) -> None:
-        gpu, _ = find_gpu()
+    def __init__(self, folder: Path, artifact: Artifact, gpu: Gpu | None) -> None:
         where = "unknown" if gpu is None else f"{gpu.compute_capability}-{gpu.driver}-{gpu.name}"
         name = f"{artifact.sha256[:16]}-{hashlib.sha256(where.encode()).hexdigest()[:16]}.kernels"
         folder = folder.absolute()

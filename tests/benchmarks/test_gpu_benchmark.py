@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import subprocess
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,8 +20,11 @@ from benchmarks import gpu
 from benchmarks.gpu import Gpu, gpu_state, markdown, shares
 from runtime.backends.trt import TensorRtBackend
 from runtime.errors import BackendUnavailable, PredictorError
+from runtime.host import Gpu as Card
 from runtime.manifest import Artifact, Manifest
 from runtime.recipe import MAX_CLASSES
+
+CARD = Card("NVIDIA GeForce RTX 4090", "8.9", "13.0", 24 * 2**30, "0000:41:00.0", 2, "GPU-8932f937")
 
 
 def arguments(*given: str) -> argparse.Namespace:
@@ -40,6 +44,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
     """A simulated GPU on which only "tensorrt" runs."""
 
     def opened(name: str, folder: Path, manifest: Manifest, **more: Any) -> TensorRtBackend:
+        assert more["device"] == CARD.index
         if name != "tensorrt":
             raise BackendUnavailable(f"{name} is not for this host")
         plan = folder / "engine.plan"
@@ -51,11 +56,15 @@ def card(monkeypatch: pytest.MonkeyPatch) -> None:
 
     state = "NVIDIA GeForce RTX 4090, 580.1, 41, 2520 MHz, 10501 MHz, 300 W, 99 %, 1000 MiB\n"
     monkeypatch.setattr(gpu, "open_backend", opened)
-    monkeypatch.setattr(gpu, "find_gpu", lambda: (SimpleNamespace(bus="0000:41:00.0"), ""))
+    monkeypatch.setattr(gpu, "find_gpu", lambda device: (CARD, ""))
     monkeypatch.setattr(gpu.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
     monkeypatch.setattr(gpu.subprocess, "run", lambda *a, **k: SimpleNamespace(stdout=state))
     free = iter(range(9_000_000_000, 0, -500_000_000))
-    monkeypatch.setattr(gpu, "CudaDevice", lambda: SimpleNamespace(memory=lambda: (next(free), 10**10)))
+
+    def memory() -> tuple[int, int]:
+        return next(free), 10**10
+
+    monkeypatch.setattr(gpu, "CudaDevice", lambda index: SimpleNamespace(memory=memory, current=nullcontext))
     monkeypatch.setattr(gpu, "FRAMES_A_RUN", 16)
     monkeypatch.setattr(gpu, "STREAMED", 24)
     monkeypatch.setattr(gpu, "count_flops", lambda path: {"gflop_per_frame": 63.4})
@@ -110,7 +119,7 @@ def test_bad_options_are_refused_before_anything_is_opened(
 
 
 def test_without_a_gpu_there_is_nothing_to_measure(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu, "find_gpu", lambda: (None, "no NVIDIA driver was found"))
+    monkeypatch.setattr(gpu, "find_gpu", lambda device: (None, "no NVIDIA driver was found"))
     with pytest.raises(BackendUnavailable, match="no GPU to measure: no NVIDIA driver was found"):
         Gpu().run(arguments(str(fake_bundle)))
 
@@ -124,23 +133,22 @@ def test_the_state_is_that_of_the_gpu_that_cuda_shows(monkeypatch: pytest.Monkey
         return SimpleNamespace(stdout="NVIDIA H100, 580.1, 41\n")
 
     monkeypatch.setattr(gpu.subprocess, "run", run)
-    assert gpu_state() == {"name": "NVIDIA H100", "driver_version": "580.1", "temperature.gpu": "41"}
+    assert gpu_state(CARD) == {"name": "NVIDIA H100", "driver_version": "580.1", "temperature.gpu": "41"}
     assert "--id=0000:41:00.0" in asked[0]
-    monkeypatch.setattr(gpu, "find_gpu", lambda: (None, "no GPU"))
-    assert gpu_state() is None
+    assert gpu_state(None) is None
 
 
 @pytest.mark.usefixtures("card")
 def test_the_state_is_none_without_nvidia_smi(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu.shutil, "which", lambda name: None)
-    assert gpu_state() is None
+    assert gpu_state(CARD) is None
     monkeypatch.setattr(gpu.shutil, "which", lambda name: "/usr/bin/nvidia-smi")
 
     def fails(*arguments: Any, **more: Any) -> Any:
         raise subprocess.CalledProcessError(9, "nvidia-smi")
 
     monkeypatch.setattr(gpu.subprocess, "run", fails)
-    assert gpu_state() is None
+    assert gpu_state(CARD) is None
 
 
 def test_shares_are_of_each_peak_that_was_measured() -> None:

@@ -25,7 +25,7 @@ from runtime.packages import ROOT
 
 SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"
 PARTS = ["install", "facts", "tiny-bundle", "verify-tiny", "tests", "full-bundle", "engines", "verify-full"]
-PARTS += ["benchmark", "benchmark-compiled"]
+PARTS += ["benchmark", "benchmark-compiled", "second-gpu"]
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("bash") is None, reason="the session is a script for bash on Linux"
 )
@@ -87,7 +87,7 @@ def write_wheel(folder: Path, size: int) -> Path:
 def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     bundles = ("--tiny", toy_bundle, "--full", toy_bundle, "--arch", "toy")
-    parts = "facts,verify-tiny,tests,engines,verify-full,benchmark"
+    parts = "facts,verify-tiny,tests,engines,verify-full,benchmark,second-gpu"
     done = session("--rehearse", *bundles, "--only", parts, "--work", tmp_path / "work", out, VERIFY_SECONDS="2")
     found = outcomes(out)
     assert list(found) == parts.split(",")
@@ -99,6 +99,7 @@ def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path,
     assert "has no GPU here to build for" in found["engines"][2]
     assert found["benchmark"][:2] == ("rehearsed", "2")
     assert "there is no GPU to measure: no NVIDIA" in found["benchmark"][2]
+    assert found["second-gpu"][:2] == ("rehearsed", "2")
     known = {point.name for point in metadata.entry_points(group="sem_clip.commands")}
     outcome = "rehearsed" if "verify" in known else "failed"
     assert {found[name][0] for name in ("verify-tiny", "verify-full")} == {outcome}
@@ -149,6 +150,18 @@ def test_a_session_succeeds_when_all_possible_parts_pass(tmp_path: Path) -> None
     done = session("--tiny", bundle, "--full", bundle, "--work", tmp_path, out, python=stand_in(tmp_path))
     assert {outcome for outcome, _, _ in outcomes(out).values()} == {"passed", "not possible"}
     assert done.returncode == 0, done.stdout
+
+
+def test_the_second_gpu_is_tried_where_there_is_one(tmp_path: Path) -> None:
+    facts, bundle = "project=\ngpu=\ncuda=\nsecond-gpu=%s", empty_bundle(tmp_path)
+    for why, row in (
+        ("there is no GPU 1", ("not possible", "-", "because there is no GPU 1")),
+        ("", ("passed", "0", "on the second")),
+    ):
+        python = stand_in(tmp_path, facts % why, verify='[[ $* == *"--device 1"* ]] && echo on the second')
+        out = tmp_path / f"out{len(why)}"
+        session("--tiny", bundle, "--only", "second-gpu", "--work", tmp_path, out, python=python)
+        assert outcomes(out)["second-gpu"] == row
 
 
 def test_a_bundle_that_is_not_built_makes_its_parts_impossible_and_no_others(tmp_path: Path) -> None:
@@ -269,7 +282,7 @@ def test_packages_that_a_host_lacks_are_named() -> None:
 def test_a_gpu_without_an_engine_is_reported(capability: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     card = Gpu("Some GPU", capability, "13.0", 1 << 34, "0000:01:00.0")
-    monkeypatch.setattr("runtime.host.find_gpu", lambda: (card, ""))
+    monkeypatch.setattr("runtime.host.find_gpu", lambda device=None: (card, ""))
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     found = obstacles_here()
     assert (found["project"], found["gpu"], found["tensorrt-rtx"]) == ("", "", expected)

@@ -16,6 +16,8 @@ from PIL import Image
 from calibration import plots
 from calibration.commands import Calibrate
 from runtime import Predictor, Recipe
+from runtime.commands import Inspect
+from runtime.fab.drift import Collector, find_drift, read_reference
 from runtime.manifest import load_bundle
 
 
@@ -32,7 +34,7 @@ def test_without_rules_f1_max_and_the_temperature_are_chosen(fake_bundle: Path, 
     assert 0.41 < point.defect_threshold < 0.58
     assert point.temperature != 1
     assert replace(point, defect_threshold=0.5, temperature=1.0) == make_recipe().operating_point
-    assert set(recipe.calibration) == {"defect_threshold", "temperature", "data", "before", "after"}
+    assert set(recipe.calibration) == {"defect_threshold", "temperature", "reference", "data", "before", "after"}
     assert recipe.calibration["data"]["frames"] == {"good": 40, "bridge": 15, "hole": 15}
     assert "defect_threshold by f1-max" in out
     assert "temperature by highest likelihood" in out
@@ -155,3 +157,23 @@ def test_without_matplotlib_pictures_are_refused_before_any_work(
     with pytest.raises(plots.PlotsUnavailable):
         plots.require_matplotlib()
     assert digests(fake_bundle) == before
+
+
+def test_the_recipe_keeps_what_lots_are_compared_with(fake_bundle: Path, data: Path, capsys: Capture) -> None:
+    assert calibrate(fake_bundle, data, "--defect-rule", "f1-max", "--max-reject", "0.2") == 0
+    frames = Collector()
+    with Predictor(fake_bundle, backend="fake") as predictor:
+        for result in predictor.predict(sorted((data / "images").rglob("*.png"))):
+            frames.add(result.label, result.score, result.novelty, result.verdict)
+        reference = read_reference(predictor.recipe)
+    assert isinstance(reference, dict)
+    assert {name: group.frames for name, group in reference.items()} == {
+        name: group.frames for name, group in frames.groups().items()
+    }
+    assert sum(group.rejected for group in reference.values()) > 0
+    drift = find_drift(frames.groups(), reference)
+    assert drift.changes
+    assert all(change.p > 0.5 for change in drift.changes)
+    capsys.readouterr()
+    assert command(Inspect, fake_bundle) == 0
+    assert "drift of lots: tested against 70 calibration frames" in capsys.readouterr().out

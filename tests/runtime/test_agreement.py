@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from runtime.agreement import Limits, compare, explain, int8_tolerance, joined, rows_of
+from runtime.agreement import Limits, compare, explain, int8_tolerance, joined, rows_of, tolerance_of
 from runtime.backends import Outputs
+from runtime.targets import PRECISIONS
 
 FP32 = Limits.of("fp32", 1e-4)
 NAMES = ("good", "bridge", "hole")
@@ -114,3 +115,14 @@ def test_batches_are_joined_in_order() -> None:
 def test_a_large_tolerance_of_8_bits_allows_no_other_class_and_no_other_features() -> None:
     limits = Limits.of("int8", 0.5)
     assert (limits.largest, limits.tie, limits.features) == (0.5, 0.2, 0.4)
+
+
+def test_the_tolerance_follows_what_an_engine_computes_in() -> None:
+    recorded = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.2}
+    reports = [("fp32", {"max_abs_probability": 0.4}), ("int8", {"max_abs_probability": 0.06})]
+    found = {name: tolerance_of(name, recorded, reports) for name in PRECISIONS}
+    expected = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 0.08, "int8": 0.18, "int8-bf16": 0.18}
+    assert found == pytest.approx(expected)
+    for name, tolerance in found.items():
+        assert Limits.of(name, tolerance).largest == tolerance
+    assert Limits.of("fp16", 1e-2).features < Limits.of("bf16", 0.08).features < Limits.of("int8", 0.18).features

@@ -28,7 +28,7 @@ DECLARED = {"severity": "ILogger.Severity"}
 """What the packages hand to callbacks."""
 ANYTHING = {
     BACKEND: {"the parameter module"},
-    "runtime/backends/cuda_device.py": {"_call()", "the parameter arguments"},
+    "runtime/backends/cuda_device.py": {"_call()", "the parameter arguments", "the parameter error"},
 }
 """What may be anything, on purpose: a module that a test gives; what is passed on to CUDA, and what that gives."""
 RTX_ONLY = {

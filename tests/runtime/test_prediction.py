@@ -28,12 +28,14 @@ KEYS = [
     "defect_threshold",
     "frame_size",
     "ignored_rows",
+    "pixel_size_nm",
     "regions",
     "raw",
     "backend",
     "timings_ms",
 ]
-REGION_KEYS = ["x", "y", "width", "height", "area", "centroid", "peak", "below_threshold"]
+SIZES = ["width_nm", "height_nm", "equivalent_diameter_nm", "area_nm2"]
+REGION_KEYS = ["x", "y", "width", "height", "area", "centroid", "peak", "below_threshold", *SIZES]
 
 
 def test_the_map_has_the_size_of_the_frame_and_is_zero_in_ignored_rows() -> None:
@@ -154,6 +156,7 @@ def test_the_summary_is_json_with_exactly_these_keys() -> None:
         assert [written[key] for key in REGION_KEYS[:5]] == box
         assert written["centroid"] == pytest.approx(region.centroid, abs=0.005)
         assert written["peak"] == pytest.approx(region.peak, abs=1e-6)
+        assert [written[key] for key in SIZES] == [None] * 4
     del summary["regions"]
     assert summary == {
         "source": "lot7/frame.png",
@@ -166,6 +169,7 @@ def test_the_summary_is_json_with_exactly_these_keys() -> None:
         "defect_threshold": 0.5,
         "frame_size": [90, 120],
         "ignored_rows": [0, 10],
+        "pixel_size_nm": None,
         "raw": {
             "head_class": "bridge",
             "probabilities": {"good": 0.125, "bridge": 0.875},

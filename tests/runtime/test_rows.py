@@ -161,7 +161,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "a flag as number": ("score", True, "score must be a finite number"),
     "fraction": ("frame_height", 90.5, "frame_height must be a whole number"),
     "side": ("frame_width", 10**6, r"frame_width must be a whole number in \[1, 65535\], not 1000000"),
-    "grid": ("map_rows", 2000, r"map_rows must be a whole number in \[1, 1024\]"),
+    "grid": ("map_rows", 70000, r"map_rows must be a whole number in \[1, 65536\]"),
     "smoothing": ("smoothing_px", 9.0, "smoothing_px must fit an image of"),
     "ignored": ("ignored_top", 80, "must leave a row of the frame"),
     "white": ("white_level", 0, "white_level must be a whole number in"),
@@ -206,7 +206,7 @@ def test_a_defect_is_what_has_regions() -> None:
 def test_all_faults_of_a_row_are_told() -> None:
     with pytest.raises(RowError) as caught:
         Prediction.from_row({"source": "a.png", "verdict": 1})
-    assert str(caught.value).count(" is missing") == len(COLUMNS) - 2 - 3  # two are there, three may be absent
+    assert str(caught.value).count(" is missing") == len(COLUMNS) - 2 - 5  # two are there, five may be absent
     assert "verdict must be str" in str(caught.value)
 
 

@@ -236,10 +236,10 @@ def test_an_unforeseen_error_while_decoding_is_raised_after_the_answers_before_i
 ) -> None:
     read = pipeline_module.decode_frame
 
-    def read_or_break(source: Any, options: Any, name: str) -> Any:
+    def read_or_break(source: Any, options: Any, name: str, sides: bool) -> Any:
         if name == "frame[5]":
             raise ZeroDivisionError("a bug")
-        return read(source, options, name)
+        return read(source, options, name, sides)
 
     monkeypatch.setattr(pipeline_module, "decode_frame", read_or_break)
     numbers: list[int] = []
@@ -287,10 +287,10 @@ def test_a_stream_that_cannot_start_a_thread_raises_and_leaves_none(
 def test_a_frame_that_finds_no_memory_fails_alone(predictor: Predictor, monkeypatch: pytest.MonkeyPatch) -> None:
     read = pipeline_module.decode_frame
 
-    def read_or_fail(source: Any, options: Any, name: str) -> Any:
+    def read_or_fail(source: Any, options: Any, name: str, sides: bool) -> Any:
         if name == "frame[1]":
             raise MemoryError
-        return read(source, options, name)
+        return read(source, options, name, sides)
 
     monkeypatch.setattr(pipeline_module, "decode_frame", read_or_fail)
     results = list(predictor.stream([frame(number) for number in range(4)]))

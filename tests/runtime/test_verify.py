@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from dataclasses import replace
@@ -15,6 +16,7 @@ from conftest import LinearBackend
 
 from runtime import Predictor
 from runtime.backends import Outputs
+from runtime.backends.openvino import OpenVinoBackend
 from runtime.backends.ort import OrtCpuBackend
 from runtime.cli import main
 from runtime.errors import BackendUnavailable
@@ -35,7 +37,7 @@ def test_the_cpu_is_qualified_and_the_record_names_its_proof(
     file = tmp_path / "record.json"
     assert verify(either_bundle, "--json", file) == 0
     said = capsys.readouterr().out
-    assert "cpu fp32  qualified" in said
+    assert re.search("^cpu fp32 +qualified", said, re.MULTILINE)
     record: dict[str, Any] = json.loads(file.read_text())
     manifest, recipe = load_bundle(either_bundle)
     assert record["qualified"] is True
@@ -165,7 +167,7 @@ def test_a_record_that_cannot_be_written_does_not_cost_the_table(
         pytest.skip("this system has no /dev/full")
     assert verify(toy_bundle, "--backend", "cpu", "--json", "/dev/full") == 2
     said = capfd.readouterr()
-    assert "cpu fp32  qualified" in said.out
+    assert re.search("^cpu fp32 +qualified", said.out, re.MULTILINE)
     assert "/dev/full: No space left on device" in said.err
 
 
@@ -175,6 +177,38 @@ def test_an_engine_that_was_asked_for_and_cannot_run_is_refused_before_the_other
     monkeypatch.setattr("runtime.verify._result", lambda *_: pytest.fail("an engine was run"))
     with pytest.raises(BackendUnavailable, match="cuda"):
         run_verify(toy_bundle, ["cpu", "cuda"], seconds=1)
+
+
+@pytest.mark.parametrize("asked", [None, "bf16"])
+def test_what_the_processor_cannot_compute_fails_only_where_it_was_asked_for(
+    toy_bundle: Path, asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+
+    def absent(backend: OpenVinoBackend, module: object) -> None:
+        raise BackendUnavailable("no instructions for bf16")
+
+    monkeypatch.setattr(OpenVinoBackend, "_require_bf16", absent)
+    if asked:
+        with pytest.raises(BackendUnavailable, match="no instructions for bf16"):
+            run_verify(toy_bundle, ["openvino"], asked, seconds=0.05, threads=1)
+        return
+    report = run_verify(toy_bundle, ["openvino"], seconds=0.05, threads=1)
+    assert report["qualified"] is True
+    assert {entry["precision"]: entry["why_not_run"] for entry in report["backends"]} == {
+        "fp32": "",
+        "bf16": "no instructions for bf16",
+    }
+
+
+def test_openvino_is_qualified_in_every_precision_it_has_here(toy_bundle: Path) -> None:
+    pytest.importorskip("openvino")
+    report = run_verify(toy_bundle, ["openvino"], seconds=0.05, threads=2)
+    assert report["qualified"] is True
+    ran = {entry["precision"]: entry for entry in report["backends"] if entry["checks"]}
+    assert {"fp32"} <= set(ran) <= {"fp32", "bf16"}
+    assert ran["fp32"]["share_of_peak"] > 0
+    assert report["versions"]["openvino"]
 
 
 def test_the_share_of_the_peak_is_of_this_hosts_matrix_products(toy_bundle: Path) -> None:

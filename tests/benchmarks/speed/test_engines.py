@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ def host(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Mani
     manifest = replace(manifest, artifacts=(*manifest.artifacts, replace(manifest.artifacts[0], precision="int8")))
     opened: list[FakeBackend] = []
 
-    def open_backend(name: str, folder: Path, found: Manifest, *, precision: str | None, threads: int) -> Backend:
+    def open_backend(name: str, folder: Path, found: Manifest, *, precision: str | None, **more: Any) -> Backend:
         if (name, precision) not in {("cpu", "fp32"), ("vector", "fp32"), ("vector", "int8"), ("fake", None)}:
             raise BackendUnavailable(f"{name} cannot run {precision} here")
         opened.append(FakeBackend(found.encoder))
@@ -86,3 +87,11 @@ def test_a_host_without_any_engine_is_refused_with_the_reasons(
 def test_engines_are_called_as_the_predictor_calls_them() -> None:
     assert str(EngineName("cpu", "fp32")) == "cpu/fp32"
     assert str(EngineName("fake", None)) == "fake"
+
+
+def test_openvino_is_tried_in_what_it_computes_from_the_files_there_are(
+    host: tuple[Path, Manifest, list[FakeBackend]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "NAMES", ("auto", "cpu", "openvino", "fake"))
+    _, skipped = chosen(host, (), ())
+    assert skipped == ["cpu/int8", *(f"openvino/{name}" for name in ("fp32", "bf16", "int8", "int8-bf16"))]

@@ -70,7 +70,7 @@ def test_the_schema_is_stable(report: dict[str, Any]) -> None:
         *("engine", "batch", "frames_per_second", "best_frames_per_second", "base", "times_base", "rounds")
     }
     assert set(sections["split"][0]["ms"]) == {"decode", "resize", "copy_in", "compute", "copy_out", "postprocess"}
-    assert set(sections["host"]) == {"limit", "fake", "end_to_end"}
+    assert set(sections["host"]) == {"limit", "fake", "feeding", "end_to_end"}
     assert set(sections["memory"]) == {"engines", "stream"}
     assert set(sections["growth"]) == {"threads", "frame_sizes", "classes"}
     assert set(sections["roofline"]) == {"flops", "peak", "reached"}

@@ -97,3 +97,19 @@ def test_torch_computes_the_v_path_where_the_bundle_s_graph_does(either_bundle: 
     """Otherwise the engines would be compared with another amount of work."""
     manifest, _ = load_bundle(either_bundle)
     assert torch_runs._graph(manifest, "toy", None).value_path is manifest.encoder.value_path
+
+
+def test_torch_is_measured_in_bf16_beside_fp32_where_asked(toy_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An engine in bf16 is compared with PyTorch in bf16, too."""
+    manifest, recipe = load_bundle(toy_bundle)
+    monkeypatch.setattr(torch_runs.torch, "compile", lambda graph, **_: graph)
+    frames = np.random.default_rng(0).integers(0, 256, (2, *manifest.encoder.input_size), np.uint8)
+    runs, skipped = torch_runs.torch_runs(manifest, recipe, "toy", None, 1, compiled=True, bf16=True)
+    assert skipped == []
+    answers = {name: cast("list[np.ndarray]", run(frames, recipe)) for name, run in runs.items()}
+    assert list(answers) == [f"torch {how}/{name}" for how in ("eager", "compile") for name in ("fp32", "bf16")]
+    single, half = answers["torch eager/fp32"][2], answers["torch eager/bf16"][2]
+    assert half.dtype == np.float32
+    assert 1e-4 < np.abs(single - half).mean() / np.abs(single).mean() < 0.1
+    runs, skipped = torch_runs.torch_runs(manifest, recipe, "toy", None, 1, compiled=False)
+    assert (list(runs), [item.name for item in skipped]) == (["torch eager/fp32"], ["torch compile/fp32"])

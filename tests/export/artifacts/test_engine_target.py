@@ -19,7 +19,7 @@ VERSION = "1.2.3.4"
 
 @pytest.fixture
 def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_target, "find_gpu", lambda: (None, "no NVIDIA driver was found"))
+    monkeypatch.setattr(engine_target, "find_gpu", lambda device: (None, "no NVIDIA driver was found"))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_key_and_file_name_change_with_everything_a_plan_depends_on() -> None:
 
 def test_record_of_tensorrt_names_the_gpu_model(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Gpu("NVIDIA H100 80GB HBM3", "9.0", "13.0", 80 * 2**30, "0000:01:00.0")
-    monkeypatch.setattr(engine_target, "find_gpu", lambda: (gpu, ""))
+    monkeypatch.setattr(engine_target, "find_gpu", lambda device: (gpu, ""))
     monkeypatch.setattr(metadata, "version", lambda _: VERSION)
     monkeypatch.setattr(engine_target.util, "find_spec", lambda _: object())
     record = Builder.find(EngineTarget("tensorrt")).describe("a")
@@ -92,3 +92,23 @@ def test_record_of_tensorrt_names_the_gpu_model(monkeypatch: pytest.MonkeyPatch)
     assert "gpu" not in Builder.find(EngineTarget("tensorrt-rtx")).describe("a"), (
         "TensorRT for RTX does not look at the GPU"
     )
+
+
+@pytest.mark.parametrize("product", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_is_built_for_the_device_that_is_named(monkeypatch: pytest.MonkeyPatch, product: str) -> None:
+    gpus = [Gpu("NVIDIA L4", "8.9", "13.0", 1 << 34, "", 0, "GPU-0a"), Gpu("NVIDIA H100", "9.0", "13.0", 1 << 34, "")]
+    gpus[1] = replace(gpus[1], index=1, uuid="GPU-1b")
+    monkeypatch.setattr(engine_target, "find_gpu", lambda device: (gpus[device or 0], ""))
+    monkeypatch.setattr(metadata, "version", lambda _: VERSION)
+    monkeypatch.setattr(engine_target.util, "find_spec", lambda _: object())
+    first, second = (Builder.find(EngineTarget(product), device) for device in (None, 1))
+    assert (first.compute_capability, first.uuid) == ("8.9", "")
+    assert (second.compute_capability, second.uuid) == ("9.0", "GPU-1b")
+    assert "GPU-1b" not in str(second.describe("a")), "engines for equal GPUs are equal"
+
+
+def test_a_device_and_a_compute_capability_are_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metadata, "version", lambda _: VERSION)
+    monkeypatch.setattr(engine_target.util, "find_spec", lambda _: object())
+    with pytest.raises(ExportError, match=r"--device.*or for a compute capability: give one"):
+        Builder.find(RTX_4090, 1)

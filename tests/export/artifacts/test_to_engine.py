@@ -100,6 +100,16 @@ def test_builder_gets_recipe_inputs_without_defaults_and_the_profile(
     assert (bundle / artifact.file).stat().st_size == artifact.bytes
 
 
+@pytest.mark.parametrize(("uuid", "shown"), [("", "5,6"), ("GPU-1b", "GPU-1b")])
+def test_the_builder_sees_the_gpu_it_builds_for_and_no_other(
+    bundle: Path, fake: Callable[[str], Builder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uuid: str, shown: str
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,6")
+    builder = fake('Path(os.environ["SAW"] + ".gpu").write_text(os.environ["CUDA_VISIBLE_DEVICES"])')
+    add_engine(bundle, replace(builder, uuid=uuid))
+    assert (tmp_path / "request.json.gpu").read_text() == shown
+
+
 def test_an_engine_with_an_equal_key_is_not_built_again(
     bundle: Path, fake: Callable[[str], Builder], tmp_path: Path
 ) -> None:

@@ -1,0 +1,101 @@
+"""Finding the images of a KLARF file in a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import FrameError
+from .klarf_model import KlarfFile, KlarfImage
+
+MAX_NAME = 4096
+"""Characters of the longest name of an image."""
+_DRIVE = re.compile(r"\A[A-Za-z]:")
+_SEPARATOR = re.compile(r"[/\\]+")
+
+
+class ImageFolder:
+    """The folder that holds the images of one KLARF file.
+
+    A name stands for folder/name: an absolute or Windows path loses its drive and root. Where nothing is there, the
+    part below the deepest folder that all images of the file share is tried, since tools write their own paths.
+    Names that differ in case alone are taken where only one fits. Nothing outside of the folder is ever opened.
+    """
+
+    def __init__(self, folder: Path | str, files: Iterable[str]) -> None:
+        """files: the names of all images of the KLARF file, see `image_files`."""
+        self.folder = Path(folder)
+        self._real = Path(os.path.realpath(folder))
+        self._names: dict[Path, dict[str, list[str]]] = {}
+        self._shared = _common([parts[:-1] for parts in map(_parts, set(files)) if parts])
+
+    def find(self, image: KlarfImage) -> Path:
+        """The file of an image. Raises FrameError if it is missing, unclear, or outside of the folder."""
+        if image.file is None:
+            raise FrameError(str(self.folder), "the KLARF file names no image file for this defect")
+        parts = _parts(image.file)
+        if not parts:
+            raise FrameError(_shown(image.file), "is no name of an image below a folder, so it is not opened")
+        found = self._walk(parts, image.file)
+        if found is None and parts[: len(self._shared)] == self._shared:
+            found = self._walk(parts[len(self._shared) :], image.file)
+        if found is None:
+            raise FrameError(_shown(image.file), f"is not in {self.folder}")
+        return found
+
+    def _walk(self, parts: list[str], name: str) -> Path | None:
+        """The plain file at `parts` below the folder, or None."""
+        place = self.folder
+        for part in parts:
+            step = place / part
+            if not os.path.lexists(step):
+                fitting = self._listed(place).get(part.casefold(), [])
+                if len(fitting) > 1:
+                    raise FrameError(_shown(name), f"may be any of {', '.join(sorted(fitting)[:5])} in {place}")
+                if not fitting:
+                    return None
+                step = place / fitting[0]
+            place = step
+        if not place.is_file():
+            return None
+        if not Path(os.path.realpath(place)).is_relative_to(self._real):
+            raise FrameError(_shown(name), f"is a link that leads out of {self.folder}, so it is not opened")
+        return place
+
+    def _listed(self, folder: Path) -> dict[str, list[str]]:
+        """Names in a folder by their lower case; read once."""
+        if folder not in self._names:
+            names: dict[str, list[str]] = {}
+            for path in folder.iterdir() if folder.is_dir() else ():
+                names.setdefault(path.name.casefold(), []).append(path.name)
+            self._names[folder] = names
+        return self._names[folder]
+
+
+def image_files(file: KlarfFile) -> set[str]:
+    """The names of all image files of a KLARF file, as written."""
+    return {image.file for defect in file.defects for image in defect.images if image.file is not None}
+
+
+def _common(folders: list[list[str]]) -> list[str]:
+    """The folders that all paths begin with."""
+    shared = folders[0] if folders else []
+    for parts in folders:
+        length = 0
+        while length < min(len(shared), len(parts)) and shared[length] == parts[length]:
+            length += 1
+        shared = shared[:length]
+    return shared
+
+
+def _parts(name: str) -> list[str]:
+    """Folders and file of a path with slashes or backslashes; empty for one that no image may have."""
+    parts = [part for part in _SEPARATOR.split(_DRIVE.sub("", name)) if part not in ("", ".")]
+    wrong = any(part == ".." or ":" in part or not part.isprintable() for part in parts)
+    return [] if wrong or len(name) > MAX_NAME else parts
+
+
+def _shown(name: str) -> str:
+    return repr(name[:200])
