@@ -25,6 +25,7 @@ from .parquet import import_pyarrow, parquet_rows
 from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import Recipe
+from .serving.ray_options import add_ray_arguments, uses_ray
 from .terminal import printable, progress_bar, require_stdout
 
 REASONS_SHOWN = 5
@@ -67,10 +68,7 @@ class Predict:
             help="fill the column of features in the Parquet file, the largest by far (default: leave it empty)",
         )
         output.add_argument(
-            "--overlays",
-            type=Path,
-            metavar="DIR",
-            help="write a picture of each frame and its defects (default: none)",
+            "--overlays", type=Path, metavar="DIR", help="write a picture of each frame and its defects (default: none)"
         )
         output.add_argument(
             "--force",
@@ -84,9 +82,14 @@ class Predict:
             metavar="N",
             help="frames per engine run; more is faster on a GPU and takes more memory (default: 8)",
         )
+        add_ray_arguments(parser)
 
     def run(self, args: argparse.Namespace) -> int:
         """Predict; 1 if some frames were not read or some overlays not written."""
+        if uses_ray(args):
+            from .serving.ray_command import run_ray
+
+            return run_ray(args)
         _check_outputs(args)
         unread: list[FrameError] = []
         frames = find_frames(args.paths, unread)
