@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from .describe import bundle_lines, recipe_lines
@@ -26,7 +25,7 @@ from .prediction import FailedFrame, Prediction
 from .predictor import Predictor
 from .recipe import Recipe
 from .serving.ray_options import add_ray_arguments, uses_ray
-from .terminal import printable, progress_bar, require_stdout
+from .terminal import Reasons, printable, progress_bar, require_stdout
 
 REASONS_SHOWN = 5
 """How many unreadable frames the summary names with their reasons; the JSON lines and rows name all."""
@@ -137,24 +136,6 @@ def add_frame_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(slots=True)
-class _Reasons:
-    """How many there were, and the text of the first few: an error object would keep its frame's pixels alive."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, reason: object) -> None:
-        self.count += 1
-        if self.count <= REASONS_SHOWN:
-            self.first.append(printable(reason))
-
-    def lines(self, what: str, more: str) -> list[str]:
-        """more: what to print about the others."""
-        left = self.count - len(self.first)
-        return [*(f"  {what}{reason}" for reason in self.first), *([f"  and {left} more{more}"] if left else [])]
-
-
 class Tally:
     """The outcome of a run: how often each verdict was given, and what failed.
 
@@ -164,7 +145,7 @@ class Tally:
     def __init__(self, classes: Sequence[str], kept_in: str = "JSON lines") -> None:
         self._kept_in = kept_in
         self.verdicts: dict[str, int] = dict.fromkeys((*classes, *VERDICTS), 0)
-        self.failures, self.warnings, self.undrawn = _Reasons(), _Reasons(), _Reasons()
+        self.failures, self.warnings, self.undrawn = (Reasons(REASONS_SHOWN) for _ in range(3))
 
     def add(self, result: Prediction | FailedFrame) -> None:
         """Count one frame."""
@@ -179,12 +160,15 @@ class Tally:
         """The summary for people: a line for each class and each reject, then what failed and why."""
         counts = [*self.verdicts.items(), *([("not read", self.failures.count)] if self.failures.count else [])]
         width = max(len(name) for name, _ in counts)
-        return [
-            f"{sum(count for _, count in counts)} frames",
-            *(f"  {name:<{width}}  {count:6}" for name, count in counts),
+        told = [
             *self.failures.lines("", f"; the {self._kept_in} give every reason"),
             *self.warnings.lines("warning: ", f"; the {self._kept_in} give every warning"),
             *self.undrawn.lines("no overlay: ", " without an overlay"),
+        ]
+        return [
+            f"{sum(count for _, count in counts)} frames",
+            *(f"  {name:<{width}}  {count:6}" for name, count in counts),
+            *(f"  {line}" for line in told),
         ]
 
 

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import TextIO, TypeVar, cast
 
 from .errors import PredictorError
@@ -40,6 +41,26 @@ def show(value: object) -> str:
     except (ValueError, RecursionError):  # a whole number of too many digits, lists in lists in lists
         return "unknown"
     return printable(text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]} ...")
+
+
+@dataclass(slots=True)
+class Reasons:
+    """How many there were, and the text of the first few: an error object would keep its frame's pixels alive."""
+
+    most: int
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, reason: object) -> None:
+        """Take in one; the first `most` are kept in words, each on one line."""
+        self.count += 1
+        if self.count <= self.most:
+            self.first.append(printable(reason))
+
+    def lines(self, what: str, more: str) -> list[str]:
+        """what: to print before each. more: what to print about the others."""
+        left = self.count - len(self.first)
+        return [*(f"{what}{reason}" for reason in self.first), *([f"and {left} more{more}"] if left else [])]
 
 
 def markdown_text(text: object) -> str:

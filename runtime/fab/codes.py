@@ -74,7 +74,9 @@ def _numbers(document: dict[str, Any], classes: Sequence[str], faults: list[str]
         for name in taken
     )
     faults.extend(
-        f"[{show(name)}] is not known; the tables are [codes] and [names]" for name in _unknown_tables(document)
+        f"[{show(name)}] is not known; the tables are [codes] and [names]"
+        for name in document
+        if name not in ("codes", "names")
     )
     table = document.get("codes")
     if not isinstance(table, dict):
@@ -94,11 +96,6 @@ def _numbers(document: dict[str, Any], classes: Sequence[str], faults: list[str]
             faults.append(f'the code of "{show(name)}" must lie in {LEAST} to {MOST}, not be {show(code)}')
     sound = {name: table[name] for name in known if isinstance(table.get(name), int)}
     return {name: code for name, code in sound.items() if not isinstance(code, bool) and LEAST <= code <= MOST}
-
-
-def _unknown_tables(document: Mapping[str, Any]) -> list[str]:
-    """Names of tables and keys at the top that no reader uses."""
-    return [name for name in document if name not in ("codes", "names")]
 
 
 def _names(document: dict[str, Any], numbers: Mapping[str, int], faults: list[str]) -> dict[int, str]:

@@ -26,6 +26,7 @@ from .klarf_rows import Row, Rows, read_lookup, warn_of_twins
 from .klarf_tokens import (
     MAX_DEFECTS,
     MAX_ROW_BYTES,
+    MAX_TEXT_BYTES,
     MAX_WAFERS,
     SPACE,
     STRING,
@@ -93,7 +94,6 @@ class _Open:
     values: dict[str, _Span]
     lists: int = 0
     defects: list[Defect] = field(default_factory=list)
-    files: dict[str, None] = field(default_factory=dict)
 
 
 def read_flat(source: Source, start: int) -> KlarfFile:
@@ -163,8 +163,9 @@ class _Reader:
             "DEFECTRECORDSPEC",
         }:
             return
-        if end - start > MAX_ROW_BYTES:
-            self.source.fail(f"{keyword} is longer than {MAX_ROW_BYTES:,} bytes", statement.at)
+        most = MAX_ROW_BYTES if keyword in ("CLASSLOOKUP", "DEFECTRECORDSPEC") else MAX_TEXT_BYTES
+        if end - start > most:
+            self.source.fail(f"{keyword} is longer than {most:,} bytes", statement.at)
         if keyword == "FILEVERSION":
             self._take_version(statement)
         elif keyword == "WAFERID":
@@ -245,7 +246,6 @@ class _Reader:
                 orientation=self._lot_text("ORIENTATIONMARKLOCATION"),
                 mark=self._lot_text("SAMPLEORIENTATIONMARKTYPE"),
                 class_names=self._names(),
-                image_files=tuple(wafer.files),
                 defects=tuple(wafer.defects),
             )
         )
@@ -298,8 +298,6 @@ class _Reader:
                 if defect.whole("IMAGECOUNT"):
                     self.warnings.add(f"defect {defect.id} counts images that the file does not list", defect.start)
         self.wafer.defects += defects
-        if self.tiff is not None and defects:
-            self.wafer.files[self.tiff] = None
         self.tiff_is_new = self.tiff_is_new and not defects
 
     def _spec(self, statement: _Statement) -> _Spec:

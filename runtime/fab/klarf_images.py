@@ -16,6 +16,10 @@ _DRIVE = re.compile(r"\A[A-Za-z]:")
 _SEPARATOR = re.compile(r"[/\\]+")
 
 
+class ImageMissing(FrameError):
+    """No such file is in the folder, or not yet. Other faults of an image stay as long as the lot names it so."""
+
+
 class ImageFolder:
     """The folder that holds the images of one KLARF file.
 
@@ -32,17 +36,23 @@ class ImageFolder:
         self._shared = _common([parts[:-1] for parts in map(_parts, set(files)) if parts])
 
     def find(self, image: KlarfImage) -> Path:
-        """The file of an image. Raises FrameError if it is missing, unclear, or outside of the folder."""
+        """The file of an image. Raises ImageMissing if no such file is there; FrameError if it is unclear, outside of
+        the folder, or in one that cannot be looked through.
+        """
         if image.file is None:
             raise FrameError(str(self.folder), "the KLARF file names no image file for this defect")
         parts = _parts(image.file)
         if not parts:
             raise FrameError(_shown(image.file), "is no name of an image below a folder, so it is not opened")
-        found = self._walk(parts, image.file)
-        if found is None and parts[: len(self._shared)] == self._shared:
-            found = self._walk(parts[len(self._shared) :], image.file)
+        try:
+            found = self._walk(parts, image.file)
+            if found is None and self._shared and parts[: len(self._shared)] == self._shared:
+                found = self._walk(parts[len(self._shared) :], image.file)
+        except OSError as exc:
+            reason = f"cannot be looked for in {self.folder} ({exc.strerror})"
+            raise FrameError(_shown(image.file), reason) from exc
         if found is None:
-            raise FrameError(_shown(image.file), f"is not in {self.folder}")
+            raise ImageMissing(_shown(image.file), f"is not in {self.folder}")
         return found
 
     def _walk(self, parts: list[str], name: str) -> Path | None:

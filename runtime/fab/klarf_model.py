@@ -240,7 +240,6 @@ class Wafer:
 
     slot: text as written. orientation: where the mark is ("DOWN", "0"). mark: what it is ("NOTCH", "FLAT").
     diameter_nm: of a round wafer. class_names: its own class lookup, or the lot's; name by class number.
-    image_files: files of images named before its defect lists (1.1, 1.2), each once.
     """
 
     id: str
@@ -252,7 +251,6 @@ class Wafer:
     orientation: str | None
     mark: str | None
     class_names: Mapping[int, str]
-    image_files: tuple[str, ...]
     defects: tuple[Defect, ...] = field(repr=False)
 
 

@@ -18,6 +18,7 @@ from .klarf_rows import Checks, Row, unique_names, warn_of_twins
 from .klarf_tokens import (
     MAX_DEFECTS,
     MAX_ROW_BYTES,
+    MAX_TEXT_BYTES,
     MAX_WAFERS,
     SPACE,
     STRING,
@@ -165,6 +166,8 @@ class _Reader:
         found = self._match(_RECORD, position, "the name of a record and its opening brace belong")
         kind, identity = word(found[1]), self.source.text(found[2]) if found[2] else None
         record = _Record(kind, identity, found.start(1))
+        if len(found[2] or b"") > MAX_TEXT_BYTES:
+            self.source.fail(f"the name of a record is longer than {MAX_TEXT_BYTES:,} bytes", record.at)
         if len(self.open) >= MAX_DEPTH:
             self.source.fail(f"records are nested deeper than {MAX_DEPTH}", record.at)
         if kind == "FILERECORD":
@@ -321,7 +324,6 @@ class _Reader:
             orientation=self._text(lot, "ORIENTATIONMARKLOCATION"),
             mark=self._text(lot, "SAMPLEORIENTATIONMARKTYPE"),
             class_names=self._names(record, lot),
-            image_files=(),
             defects=tuple(defects),
         )
 
@@ -350,8 +352,8 @@ class _Reader:
 
     def _tokens(self, record: _Record, name: str) -> list[bytes]:
         start, end = record.fields.get(name, (0, 0))
-        if end - start > MAX_ROW_BYTES:
-            self.source.fail(f"{name} is longer than {MAX_ROW_BYTES:,} bytes", start)
+        if end - start > MAX_TEXT_BYTES:
+            self.source.fail(f"{name} is longer than {MAX_TEXT_BYTES:,} bytes", start)
         return _VALUE.findall(self.source.data, start, end)
 
     def _texts(self, record: _Record, name: str) -> tuple[str, ...]:

@@ -7,7 +7,6 @@ need it.
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass, field
 from typing import NoReturn
@@ -18,6 +17,8 @@ STRING = rb'"(?:[^"\r\n]|"")*+"'
 SPACE = rb"[ \t\r\n\f\v]"
 MAX_ROW_BYTES = 1 << 20
 """The longest row of a list, and the longest statement that is taken apart."""
+MAX_TEXT_BYTES = 4096
+"""The longest name of a lot, a wafer or an image file, or value of a field: results repeat them for each defect."""
 MAX_DEFECTS = 2_000_000
 MAX_WAFERS = 10_000
 MAX_WARNINGS = 100
@@ -28,6 +29,8 @@ _NUMBER = re.compile(rb"[+-]?(?:[0-9]{1,40}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[
 _WHOLE = re.compile(rb"[+-]?[0-9]{1,18}")
 _EXACT = 2.0**53
 """Whole numbers up to here are exact as float64."""
+_LARGEST = 1e100
+"""Of any number, so that lengths and positions, which are products of these, are finite too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -70,12 +73,13 @@ class Source:
         return token.decode(self.encoding, "replace")
 
     def number(self, token: bytes, what: str, offset: int) -> float | None:
-        """A finite number, None for NA. Raises KlarfError with the line of `offset`."""
+        """A number up to _LARGEST, None for NA. Raises KlarfError with the line of `offset`."""
         if _NUMBER.fullmatch(token):
             value = float(token)
-            if math.isfinite(value):
-                return value
-        elif token == b"NA":
+            if abs(value) > _LARGEST:
+                self.fail(f"{what} is {shown(token)}, which is too large", offset)
+            return value
+        if token == b"NA":
             return None
         self.fail(f"{what} is {shown(token)}, which is no number", offset)
 

@@ -11,7 +11,8 @@ from ..maps import SIZES_NM
 from ..parquet import import_pyarrow
 
 SCHEMA_VERSION = "1"
-ROW_GROUP = 1000
+ROW_GROUP = 2000
+"""Defects and images that are written together; one defect may have 200,000 images."""
 
 
 def lot_schema() -> Any:
@@ -56,12 +57,14 @@ class LotRows:
         self._pa = import_pyarrow()
         self._schema = lot_schema()
         self._rows: list[Mapping[str, Any]] = []
+        self._held = 0
         self._writer = self._pa.parquet.ParquetWriter(_Sink(out), self._schema, compression="zstd")
 
     def add(self, record: Mapping[str, Any]) -> None:
         """Take in one defect."""
         self._rows.append(record)
-        if len(self._rows) >= ROW_GROUP:
+        self._held += 1 + len(record["images"])
+        if self._held >= ROW_GROUP:
             self._write()
 
     def finish(self) -> None:
@@ -72,7 +75,7 @@ class LotRows:
 
     def _write(self) -> None:
         self._writer.write_table(self._pa.Table.from_pylist(self._rows, schema=self._schema))
-        self._rows = []
+        self._rows, self._held = [], 0
 
 
 class _Sink(io.RawIOBase):

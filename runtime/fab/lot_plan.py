@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..errors import FrameError
 from .klarf import read_klarf
-from .klarf_images import ImageFolder, image_files
+from .klarf_images import ImageFolder, ImageMissing, image_files
 from .klarf_model import Defect, KlarfFile, KlarfImage
 from .lot_errors import LotError
 from .lot_tally import MANUAL_COLUMNS, UNCLASSIFIED, WaferFacts
@@ -27,7 +27,7 @@ class LotImage:
 
     name: as the lot's file names it, with `#page`. type: as that file names it.
     path: the frame to judge, as `Predictor` takes it; "" with a `fault`, which says why there is none.
-    file: the file that `path` lies in. missing: whether the fault is that no such file is there.
+    file: the file that `path` lies in.
     """
 
     name: str
@@ -35,7 +35,6 @@ class LotImage:
     path: str = ""
     file: str = ""
     fault: str = ""
-    missing: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,9 +59,7 @@ class Lot:
     sha256: str
     folder: ImageFolder
     types: tuple[str, ...] = ()
-    _found: dict[str, tuple[str, str]] = field(default_factory=dict, repr=False)
-    _files: set[str] = field(default_factory=set, repr=False)
-    _missing: dict[str, None] = field(default_factory=dict, repr=False)
+    _found: dict[str, tuple[str, str, bool]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def open(cls, path: Path, images: Path, types: Sequence[str] = (), encoding: str | None = None) -> Lot:
@@ -94,7 +91,9 @@ class Lot:
 
     def stamps(self) -> dict[str, Stamp]:
         """Every image file of the lot as it is now; of a missing one, its name in the lot and None."""
-        return {file: stamp(file) for file in sorted(self._files)} | dict.fromkeys(self._missing)
+        files = sorted({file for file, _, _ in self._found.values() if file})
+        missing = [name for name, (_, _, is_missing) in self._found.items() if is_missing]
+        return {file: stamp(file) for file in files} | dict.fromkeys(missing)
 
     def _entry(self, wafer: int, defect: Defect) -> Entry:
         images = defect.images
@@ -107,31 +106,29 @@ class Lot:
         name = image.file if image.page is None else f"{image.file}#{image.page}"
         if image.file not in self._found:
             self._found[image.file] = self._find(image)
-        file, fault = self._found[image.file]
+        file, fault, _ = self._found[image.file]
         if fault:
-            return LotImage(name, image.type, fault=fault, missing=True)
+            return LotImage(name, image.type, fault=fault)
         return LotImage(name, image.type, file if image.page is None else f"{file}#{image.page}", file)
 
-    def _find(self, image: KlarfImage) -> tuple[str, str]:
-        """The image's file, and why there is none."""
+    def _find(self, image: KlarfImage) -> tuple[str, str, bool]:
+        """The image's file, why there is none, and whether it is missing."""
         try:
             file = str(self.folder.find(image))
         except FrameError as exc:
-            return "", exc.reason
+            return "", exc.reason, isinstance(exc, ImageMissing)
         if _LIKE_A_PAGE.fullmatch(file):
-            return "", "a file name that ends in # and a number means a page of a stack; rename it"
-        return file, ""
+            return "", "a file name that ends in # and a number means a page of a stack; rename it", False
+        return file, "", False
 
     def _check(self) -> None:
-        """Note all image files, and raise LotError for what cannot be judged."""
+        """Look for all image files, and raise LotError for what cannot be judged."""
         seen: set[tuple[str, int, int | None]] = set()
         twice: list[Defect] = []
         for entry in self.entries():
             if entry.defect.key in seen:
                 twice.append(entry.defect)
             seen.add(entry.defect.key)
-            self._files.update(image.file for image in entry.images if image.file)
-            self._missing.update((image.name, None) for image in entry.images if image.missing)
         if twice:
             named = [
                 f"line {d.line}: wafer {d.wafer}, DEFECTID {d.id}, TEST {d.test} is there twice" for d in twice[:20]

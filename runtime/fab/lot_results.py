@@ -82,6 +82,7 @@ class Order:
         """What the results depend on, apart from the images: kept in the summary, to know them again."""
         return {
             "klarf_sha256": lot.sha256,
+            "encoding": lot.file.encoding,
             "types": list(lot.types),
             **self.engine.to_dict(),
             "codes_sha256": self.codes.sha256,
@@ -102,7 +103,7 @@ def read_summary(outputs: Outputs) -> dict[str, Any] | None:
     except (OSError, ValueError, RecursionError):
         return None
     sound = isinstance(found, dict) and found.get("format") == FORMAT and found.get("version") == VERSION
-    return found if sound and found.get("status") in (0, 1) else None
+    return found if sound and {"settings", "status"} <= found.keys() and found["status"] in (0, 1) else None
 
 
 def write_results(lot: Lot, outputs: Outputs, journal: Journal, order: Order, stamps: Mapping[str, Stamp]) -> Done:
@@ -205,12 +206,8 @@ def _warnings(lot: Lot, tally: Tally, drift: Drift, order: Order) -> list[str]:
     found = list(lot.file.warnings)
     if order.lookup and not lot.file.lookups:
         found.append("the file has no class lookup, so the codes are written without their names")
-    found += [f"not read: {text}" for text in tally.unread.first]
-    left = tally.unread.count - len(tally.unread.first)
-    found += [f"and {left} more images not read; the side file names all"] if left else []
-    found += tally.warnings.first
-    left = tally.warnings.count - len(tally.warnings.first)
-    found += [f"and {left} more warnings; the side file has all"] if left else []
+    found += tally.unread.lines("not read: ", " images not read; the side file names all")
+    found += tally.warnings.lines("", " warnings; the side file has all")
     found += [f"lot {lot.name} drifts: {text}" for text in drift.sentences()]
     return found + ([f"drift not tested: {drift.why_not}"] if drift.why_not else [])
 

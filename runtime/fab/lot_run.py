@@ -53,13 +53,15 @@ class Engine:
 
 
 def journal_header(lot: Lot, engine: Engine, stamps: Mapping[str, Stamp]) -> dict[str, Any]:
-    """What the answers of a lot depend on: its content, its images as they are now, the engine and the types chosen."""
+    """What the answers of a lot depend on: its content and how its texts are read, its images as they are now, the
+    engine and the types chosen."""
     digest = hashlib.sha256()
     for file, stamp in stamps.items():
         digest.update(f"{file!r} {stamp}\n".encode("utf-8", "surrogatepass"))
     return {
         "sem_clip_lot_journal": FORMAT,
         "klarf_sha256": lot.sha256,
+        "encoding": lot.file.encoding,
         "images": digest.hexdigest(),
         "types": list(lot.types),
         **engine.to_dict(),

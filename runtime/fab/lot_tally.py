@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..operating_point import VERDICTS
+from ..terminal import Reasons
 from .codes import NO_IMAGE, NOT_READ
 from .drift import Collector
 
@@ -29,20 +30,6 @@ class WaferFacts:
     diameter_nm: float | None
 
 
-@dataclass(slots=True)
-class Reasons:
-    """How many there were, and the first few in words."""
-
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def add(self, reason: str) -> None:
-        """Take in one."""
-        self.count += 1
-        if self.count <= SHOWN:
-            self.first.append(reason)
-
-
 @dataclass(slots=True, eq=False)
 class _Places:
     """Where the defects of one wafer with one verdict lie, from the wafer's middle."""
@@ -52,7 +39,7 @@ class _Places:
 
 
 class Tally:
-    """Counts of one lot. A defect of 200,000 takes 16 bytes for its place, and 17 for drift."""
+    """Counts of one lot. A defect takes 16 bytes for its place and 16 for drift, so that a large lot stays small."""
 
     def __init__(self, wafers: Sequence[WaferFacts], classes: Sequence[str]) -> None:
         self.wafers = tuple(wafers)
@@ -62,8 +49,8 @@ class Tally:
         self.places: list[dict[str, _Places]] = [defaultdict(_Places) for _ in wafers]
         self.manual: Counter[tuple[int, str]] = Counter()
         self.agreed = 0
-        self.unread = Reasons()
-        self.warnings = Reasons()
+        self.unread = Reasons(SHOWN)
+        self.warnings = Reasons(SHOWN)
         self.frames = Collector()
 
     def add(self, wafer: int, record: Mapping[str, Any], manual: int | None) -> None:

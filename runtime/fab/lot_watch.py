@@ -7,6 +7,7 @@ watch is known by its results.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import BackendError, BackendUnavailable, KlarfIncomplete, PredictorError
+from ..errors import BackendError, BackendUnavailable, BundleError, KlarfIncomplete, PredictorError
 from ..terminal import message, printable
 from .lot_plan import Lot, Stamp, stamp
 
@@ -49,6 +50,7 @@ class LotWatch:
     """The lots of one folder, without its sub-folders.
 
     classify: called with each lot when it is whole; its PredictorError is said, and the lot is left until it changes.
+        After a BundleError, by which another process judges the lot, it is called again.
     open_lot: reads a lot and finds its images. settle_s: for how long all must have stayed as it is.
     """
 
@@ -91,18 +93,20 @@ class LotWatch:
         missing = [file for file, there in images.items() if there is None]
         still, waiting.images = waiting.images == images, images
         if missing:
-            some = f"{len(missing)} of its images are not there yet, such as {missing[0]}"
+            some = f"{len(missing)} of its image files are not there yet, such as {missing[0]}"
             self._wait_longer(waiting, now, f"waiting: {path}: {some}")
         elif still:
-            self._take(path, seen)
+            self._take(path, seen, waiting, now)
         else:  # first seen, or changed since
             waiting.since, waiting.pause = now, self.settle_s
 
-    def _take(self, path: Path, seen: Stamp) -> None:
+    def _take(self, path: Path, seen: Stamp, waiting: _Waiting, now: float) -> None:
         try:
             self.classify(path)
         except BackendError:
             raise
+        except BundleError as exc:  # another process judges it, and may be killed
+            self._wait_longer(waiting, now, f"waiting: {exc}")
         except PredictorError as exc:
             self._leave(path, seen, exc)
         else:
@@ -140,7 +144,7 @@ class LotWatch:
 
 
 def _observer(folder: Path, wake: threading.Event, poll_s: float | None) -> Any:
-    """Sets `wake` at each event in the folder."""
+    """Sets `wake` at each event of a lot in the folder."""
     try:
         from watchdog.events import FileSystemEvent, FileSystemEventHandler
         from watchdog.observers import Observer
@@ -150,9 +154,18 @@ def _observer(folder: Path, wake: threading.Event, poll_s: float | None) -> Any:
 
     class Wake(FileSystemEventHandler):
         def on_any_event(self, event: FileSystemEvent) -> None:
-            if event.event_type not in ("opened", "closed_no_write"):  # our own reading
+            if wakes(event.event_type, event.src_path, event.dest_path):
                 wake.set()
 
     observer: Any = Observer() if poll_s is None else PollingObserver(timeout=poll_s)
     observer.schedule(Wake(), str(folder))
     return observer
+
+
+def wakes(kind: str, *paths: str | bytes) -> bool:
+    """Whether an event is one of a lot's file, apart from our own reading of it.
+
+    A hundred thousand images may come into the folder; a lot that waits for them is looked at by the clock.
+    """
+    of_lot = any(SUFFIXES.fullmatch(os.path.basename(os.fsdecode(path))) for path in paths)  # noqa: PTH119
+    return of_lot and kind not in ("opened", "closed_no_write")

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..operating_point import VERDICTS
+from ..terminal import Reasons
 from .codes import NO_IMAGE, NOT_READ, Codes
-from .drift import Drift
+from .drift import Change, Drift
 from .lot_fusion import GOOD
-from .lot_tally import Reasons, Tally
+from .lot_tally import Tally
 from .report_svg import COLOURS, OTHERS, colours, pareto_chart, text, wafer_map
 
 MOST_WAFERS, MOST_PAIRS = 50, 200
@@ -95,8 +96,8 @@ def _drift(drift: Drift) -> list[str]:
     return found
 
 
-def _short(change: object, value: float) -> str:
-    return f"{value:.1%}" if getattr(change, "what", "") == "rejects" else f"{value:.4g}"
+def _short(change: Change, value: float) -> str:
+    return f"{value:.1%}" if change.what == "rejects" else f"{value:.4g}"
 
 
 def _rates(tally: Tally) -> list[str]:
@@ -190,9 +191,8 @@ def _rates_by_code(tally: Tally, codes: Codes) -> list[tuple[object, ...]]:
 def _listed(title: str, reasons: Reasons) -> list[str]:
     if not reasons.count:
         return []
-    left = reasons.count - len(reasons.first)
-    more = f"<li>and {left} more; the side file names all</li>" if left else ""
-    return [f"<h2>{title}</h2>", f"<ul>{''.join(f'<li>{text(reason)}</li>' for reason in reasons.first)}{more}</ul>"]
+    lines = reasons.lines("", "; the side file names all")
+    return [f"<h2>{title}</h2>", f"<ul>{''.join(f'<li>{text(line)}</li>' for line in lines)}</ul>"]
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[object]], colour: Mapping[str, str] | None = None) -> str:

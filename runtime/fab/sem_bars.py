@@ -240,12 +240,13 @@ def _ink(band: Grey) -> NDArray[np.bool_]:
 
 def _line(shown: Sequence[Look], edge: str, rows: int) -> int:
     """Rows of a line between bar and image, which is there in all frames."""
-    for line in range(_LINE):
+    most: int = min(_LINE, *(one.grey.shape[0] - rows for one in shown))
+    for line in range(most):
         outer = [one.grey[rows + line] if edge == "top" else one.grey[-1 - rows - line] for one in shown]
         level = _background(outer[0])
         if not all(float((np.abs(row.astype(np.int16) - level) <= _FLAT).mean()) >= _LINE_ROW for row in outer):
             return line
-    return _LINE
+    return most
 
 
 def _names(names: Sequence[str]) -> str:
@@ -287,40 +288,43 @@ def _rows_of(grey: Grey) -> int:
     if most < _LEAST_ROWS:
         return 0
     rows = grey[::-1][: most + 2]
-    levels = [_background(row) for row in rows]
+    counts = np.array([np.bincount(row, minlength=256) for row in rows])
     # Some tools draw the bar into the image, and leave a few of its rows below.
     for first in range(max(_LINE, height // 128) + 1):
-        if found := _rows_from(rows, levels, first, most):
+        if found := _rows_from(rows, counts, first, most):
             return found
     return 0
 
 
-def _rows_from(rows: Grey, levels: Sequence[int], first: int, most: int) -> int:
-    """Rows, counted from the edge inwards, up to the end of the bar that begins with row `first`; 0 for none."""
-    level = levels[first]
-    if _share(rows[first], level) < _BLANK_ROW:
+def _rows_from(rows: Grey, counts: NDArray[np.int64], first: int, most: int) -> int:
+    """Rows, counted from the edge inwards, up to the end of the bar that begins with row `first`; 0 for none.
+
+    counts: of each grey value in each row.
+    """
+    level = int(counts[first].argmax())
+    shares = counts[:, max(0, level - _NEAR) : level + _NEAR + 1].sum(axis=1) / rows.shape[1]
+    if shares[first] < _BLANK_ROW:
         return 0
     blank: list[int] = []
     others = 0  # rows in another grey value: a few are a line between cells of the bar, more are the image
     for index in range(first, most):
-        share = _share(rows[index], level)
-        others = 0 if share >= _TEXT_ROW else others + 1
+        others = 0 if shares[index] >= _TEXT_ROW else others + 1
         if others > _LINE:
             break
-        if share >= _BLANK_ROW:
+        if shares[index] >= _BLANK_ROW:
             blank.append(index)
     for last in reversed(blank):  # dark rows of the image may look like more of a dark bar
         if last + 1 - first < _LEAST_ROWS:
             break
-        if _is_edge(rows, last, level) and _is_drawn(rows[first : last + 1], level):
+        image_next = shares[last + 1] <= _IMAGE_ROW
+        if image_next and _is_edge(rows[last], rows[last + 1]) and _is_drawn(rows[first : last + 1], level):
             return last + 1
     return 0
 
 
-def _is_edge(rows: Grey, last: int, level: int) -> bool:
-    """Whether the image, or a line, begins right above row `last` of the bar, in most columns at once."""
-    changed = float((np.abs(rows[last].astype(np.int16) - rows[last + 1]) > _NEAR).mean())
-    return changed >= _EDGE and _share(rows[last + 1], level) <= _IMAGE_ROW
+def _is_edge(last: Grey, above: Grey) -> bool:
+    """Whether the image, or a line, begins right above the `last` row of the bar, in most columns at once."""
+    return float((np.abs(last.astype(np.int16) - above) > _NEAR).mean()) >= _EDGE
 
 
 def _is_drawn(bar: Grey, level: int) -> bool:

@@ -29,7 +29,8 @@ _ZEISS_KEYS = (
 _ZEISS_HEAD, _ZEISS_SCALE, _ZEISS_COLUMNS = 200, 3, 1024
 """Where older files have the size of a pixel alone: the fourth line, without a name, in m, of an image of 1024 columns.
 AP_PIXEL_SIZE is that of the screen."""
-_ZEISS_VALUE = re.compile(r"[^=:]{1,80}[=:](.{0,400})")
+_ZEISS_VALUES = {key: re.compile(rf"\n{key}[ \t]*\r?\n[^=:\r\n]{{1,80}}+[=:]([^\r\n]{{0,400}})") for key in _ZEISS_KEYS}
+"""The value after a key. Only the keys that are read are looked for: a text has 770 of them."""
 _ENTITIES = re.compile(r"<!(?:DOCTYPE|ENTITY)", re.IGNORECASE)
 
 
@@ -65,17 +66,6 @@ def sections_of(text: str) -> Sections:
     return found
 
 
-def _zeiss_value(text: str, key: str) -> str | None:
-    """The value after a key. Only the keys that are read are looked for: a text has 770 of them."""
-    place = -1
-    while (place := text.find(f"\n{key}", place + 1)) >= 0:
-        lines = text[place + 1 : place + 500].splitlines()
-        if len(lines) > 1 and lines[0].strip() == key:
-            found = _ZEISS_VALUE.fullmatch(lines[1].strip())
-            return found[1].strip() if found else None
-    return None
-
-
 def _kv(text: str, assumed: str | None = None) -> float:
     return within(abs(quantity(text, VOLTS_KV, assumed)), 0, 1000, "voltage in kV")
 
@@ -90,7 +80,8 @@ def _enlarged(text: str) -> float:
 
 def read_zeiss(text: str, reading: Reading) -> None:
     """SmartSEM (TIFF tag 34118): a line with the key, then a line with label, mark, value and unit."""
-    values = {key: value for key in _ZEISS_KEYS if (value := _zeiss_value(text, key))}
+    found = {key: pattern.search(text) for key, pattern in _ZEISS_VALUES.items()}
+    values = {key: match[1].strip() for key, match in found.items() if match and match[1].strip()}
     get = values.get
     unnamed = text[:_ZEISS_HEAD].splitlines()[_ZEISS_SCALE : _ZEISS_SCALE + 1]
     if "AP_IMAGE_PIXEL_SIZE" in values:

@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -45,6 +46,7 @@ _SILENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
 """No reports to Ray's makers, and no lines of its C++ parts on stderr."""
 _NO_CLUSTER = "{}: no Ray cluster answers ({}); start one with: ray start --head"
 _ANSWER_S = 10.0
+_TRIES = 4
 _PREFIX, _LOCK = "sem-clip-ray-", "run.lock"
 _LONGEST_FOLDER = 24
 """Bytes of the folder of Ray's files: its sockets have longer names below it, and a socket's path ends at 107."""
@@ -173,7 +175,11 @@ def _files() -> Iterator[str]:
         with FileLock(lock):
             yield folder
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for _ in range(_TRIES):
+            shutil.rmtree(folder, ignore_errors=True)
+            if not Path(folder).exists():
+                break
+            time.sleep(0.5)  # the last of Ray's processes may write a word as it ends
 
 
 def _locked(file: Path) -> bool:

@@ -185,6 +185,15 @@ def test_the_real_zeiss_frames_have_one_bar(shared: Path) -> None:
     assert bars.disagreement(looks[1].grey, None) == ""
 
 
+def test_frames_of_a_few_rows_are_no_fault() -> None:
+    """Metadata tell a bar of half the frame, and the lines beyond it would lie outside."""
+    tiny = np.zeros((4, 5), np.uint8)
+    for told in ((2, 0), (0, 2)):
+        bars = find_bars([look("a.tif", tiny, told), look("b.tif", tiny, told), look("c.tif", tiny)])
+        assert (bars.top > 0, bars.bottom > 0) == (told[0] > 0, told[1] > 0)
+        assert bars.top + bars.bottom == 4
+
+
 def test_emps_frames_with_a_whole_bar_are_those(shared: Path) -> None:
     """Windows of figures, each of another tool: bars that are cut off at the window's edge are no whole ones."""
     folder = shared / "data/emps-particles/images"

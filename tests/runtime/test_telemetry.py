@@ -46,13 +46,14 @@ def written(home: Path) -> list[str]:
     return [path.relative_to(home).as_posix() for path in home.rglob("*") if path.is_file()]
 
 
-def test_only_one_module_imports_onnx_runtime() -> None:
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_only_one_module_imports_an_engine_that_sends(engine: str) -> None:
     found = set()
     for path in SOURCES:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            if any(name.split(".")[0] == "onnxruntime" for name in names):
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
+            if any(name.split(".")[0] == engine for name in names):
                 found.add(path.relative_to(ROOT).as_posix())
     assert found == {"runtime/telemetry.py"}
 

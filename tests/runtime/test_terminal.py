@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from runtime.errors import PredictorError
-from runtime.terminal import MOST_SHOWN, markdown_text, message, plain_streams, printable, require_stdout, show
+from runtime.terminal import MOST_SHOWN, Reasons, markdown_text, message, plain_streams, printable, require_stdout, show
 
 
 class Broken(io.StringIO):
@@ -121,3 +121,12 @@ def test_a_broken_stderr_is_silent_and_a_broken_stdout_is_an_error(monkeypatch: 
         print("more words", file=sys.stderr)
         with pytest.raises(BrokenPipeError):
             print("results")
+
+
+def test_the_first_reasons_are_kept_in_words_and_the_others_counted() -> None:
+    reasons = Reasons(2)
+    assert reasons.lines("not read: ", " frames") == []
+    for text in ("a\nb", "c", "d", "e"):
+        reasons.add(ValueError(text))
+    assert reasons.count == 4
+    assert reasons.lines("not read: ", " frames") == ["not read: a\\nb", "not read: c", "and 2 more frames"]

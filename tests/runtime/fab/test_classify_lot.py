@@ -81,6 +81,14 @@ def test_the_parquet_file_says_the_same(case: LotCase) -> None:
             assert {key: value for key, value in image.items() if value is not None} == other
 
 
+def test_few_defects_of_many_images_are_not_held_together(case: LotCase) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    spots = [Spot(number, [(1, 1)] * 1500) for number in range(1, 7)]
+    case.lot.write_text(klarf_text([("W", "absent.tif", spots)]))
+    assert case.run() == 1
+    assert parquet.ParquetFile(case.out / f"{NAME}.parquet").num_row_groups == 3
+
+
 def test_other_columns_take_the_codes_when_they_are_named(case: LotCase) -> None:
     assert case.run("--column", "AUTOOFFSEMCLASS", "--no-lookup") == 0
     for old, new in changed_lines(case.lot, case.out / NAME):

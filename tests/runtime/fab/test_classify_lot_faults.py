@@ -103,6 +103,16 @@ def test_a_lot_that_cannot_be_read_leaves_the_others_answered(case: LotCase, cap
     assert len(names_in(case.out)) == 5
 
 
+def test_a_place_beyond_all_numbers_leaves_the_other_lots_answered(case: LotCase, capsys: Capture) -> None:
+    huge = case.lot.with_name("huge.klarf")
+    huge.write_text(klarf_text([("W", "stack1.tif", [Spot(1, [(1, 1)], x_um=1e308)])]))
+    assert case.run(lots=[huge, case.lot]) == 2
+    err = capsys.readouterr().err
+    assert f"error: {huge}, line" in err
+    assert "XREL is '1e+308', which is too large" in err
+    assert f"{case.lot}: 30 defects" in err
+
+
 def test_a_lot_that_changes_while_it_is_judged_is_not_written(
     case: LotCase, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -99,7 +99,7 @@ def test_a_flat_file_gives_the_model(version: str, end: str) -> None:
     wafer = file.wafers[1]
     assert (wafer.die_pitch_nm, wafer.die_origin_nm) == ((1e6, 2e6), (0.0, 0.0))
     assert (wafer.sample_center_nm, wafer.diameter_nm) == ((5e5, -1e6), 3e8)
-    assert (wafer.orientation, wafer.mark, wafer.image_files) == ("DOWN", "NOTCH", ("lot.tif",))
+    assert (wafer.orientation, wafer.mark) == ("DOWN", "NOTCH")
     assert wafer.class_names == {0: "Unclassified", 7: "Hole"}
     first = wafer.defects[0]
     assert first.key == ("W2", 1, 1)
@@ -204,7 +204,6 @@ def test_one_file_a_defect() -> None:
     one, two = KlarfImage("L 07_1.jpg", None, None, None), KlarfImage("L_07_2.jpg", None, None, None)
     assert [defect.images for defect in file.defects] == [(one,), (two,), ()]
     assert file.warnings == ()
-    assert file.wafers[0].image_files == ("L 07_1.jpg", "L_07_2.jpg")
     (defect,) = read(flat(["1"], columns=["DEFECTID"])).defects
     assert defect.images == (KlarfImage("lot.tif", None, None, None),), "nothing counts its images"
     second = data.replace(b"DefectList\r\n3 1 0", b"DefectList\r\n3 1 1")

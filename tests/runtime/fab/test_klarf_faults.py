@@ -12,7 +12,7 @@ from klarfs import NESTED_COLUMNS, flat, flat_row, nested, nested_row, read, rea
 from runtime.errors import KlarfError, KlarfIncomplete
 from runtime.fab import klarf, klarf_tokens
 from runtime.fab.klarf import read_klarf
-from runtime.fab.klarf_tokens import MAX_ROW_BYTES
+from runtime.fab.klarf_tokens import MAX_ROW_BYTES, MAX_TEXT_BYTES
 
 ROWS = [flat_row(1, [(3, 0), (4, 1)], code=7), flat_row(2), flat_row(3, [(5, 0)])]
 IMAGES = 'Images 2 { "a.tif" "TIFF" 3 "Patch", "b/2.jpg" "JPG" 1 "SEM" }'
@@ -38,7 +38,9 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "id is NA": (flat(["NA 1"], columns=["DEFECTID", "TEST"]), "DEFECTID is NA"),
     "id is no whole number": (flat(["1.5 1"], columns=["DEFECTID", "TEST"]), "no whole number"),
     "id is not exact": (flat(["1e17 1"], columns=["DEFECTID", "TEST"]), "no whole number"),
-    "huge number": (flat(["1 1e999"], columns=["DEFECTID", "XREL"]), "XREL is '1e999', which is no number"),
+    "huge number": (flat(["1 1e999"], columns=["DEFECTID", "XREL"]), "XREL is '1e999', which is too large"),
+    "number of an overflow": (flat(["1 -1e101"], columns=["DEFECTID", "XREL"]), "XREL is '-1e101', which is too large"),
+    "pitch of an overflow": (flat(ROWS).replace(b"DiePitch 1.0000000000e+003", b"DiePitch 1e306"), "DIEPITCH is"),
     "underscore": (flat(["1_0 1"], columns=["DEFECTID", "TEST"]), "which is no number"),
     "not a number": (flat(["1 nan"], columns=["DEFECTID", "XREL"]), "XREL is 'nan'"),
     "page": (flat([flat_row(1, [(1, 0)]).replace("1 1 1 0", "1 1 NA 0")]), "image number of IMAGELIST is NA"),
@@ -69,7 +71,9 @@ FAULTS: dict[str, tuple[bytes, str]] = {
     "class number": (nested([nested_row(1)], lookup='NA "a" "";', classes=1), "CLASSNUMBER of a class is NA"),
     "long row": (nested([nested_row(1, note=f'"{"x" * MAX_ROW_BYTES}"')]), "a row is longer than"),
     "long row, flat": (flat(["1 " + "x" * MAX_ROW_BYTES], columns=["DEFECTID", "A"]), "a row is longer than"),
-    "long text": (flat(ROWS, lot="x" * MAX_ROW_BYTES), "LOTID is longer than"),
+    "long text": (flat(ROWS, lot="x" * MAX_TEXT_BYTES), "LOTID is longer than"),
+    "long wafer": (nested([nested_row(1)], wafers=["W" * (MAX_TEXT_BYTES + 1)]), "the name of a record is longer than"),
+    "long field": (nested([nested_row(1)]).replace(b"{1000000", b"{" + b" " * MAX_TEXT_BYTES + b"1"), "DIEPITCH is"),
 }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pytest
 from klarfs import flat, flat_row, nested, nested_row, read
 
 from runtime.errors import FrameError
-from runtime.fab.klarf_images import ImageFolder, image_files
+from runtime.fab.klarf_images import ImageFolder, ImageMissing, image_files
 from runtime.fab.klarf_model import KlarfImage
 
 
@@ -100,3 +100,15 @@ def test_names_are_collected_from_all_versions() -> None:
     assert image_files(read(nested(rows))) == {"a\\1", "b"}
     assert image_files(read(flat([flat_row(1, [(1, 0)]), flat_row(2)]))) == {"lot.tif"}
     assert image_files(read(flat([flat_row(1, [(1, 0)])], tiff=""))) == set()
+
+
+def test_a_folder_that_cannot_be_looked_through_is_a_fault_of_the_image(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(FrameError, match=r"cannot be looked for in .* \(Permission denied\)") as caught:
+        ImageFolder(folder, []).find(image("LOT.tif"))
+    assert not isinstance(caught.value, ImageMissing)

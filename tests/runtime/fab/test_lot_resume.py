@@ -195,3 +195,34 @@ def test_results_that_are_being_replaced_are_not_taken_for_finished(
     capsys.readouterr()
     assert case.run() == 0
     assert "was judged before" not in capsys.readouterr().err
+
+
+def test_texts_of_another_encoding_begin_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    case = make_case(tmp_path)
+    case.lot.write_bytes(case.lot.read_bytes().replace(b"L7", "Lé".encode()))
+    add, count = Journal.add, [0]
+
+    def adding(self: Journal, record: dict[str, Any]) -> None:
+        add(self, record)
+        count[0] += 1
+        if count[0] == 11:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "add", adding)
+        assert case.run() == 130
+    assert case.run("--encoding", "latin-1") == 0
+    assert "it begins anew" in capsys.readouterr().err
+    assert {line["lot"] for line in case.lines()} == {"LÃ©"}
+    assert case.run() == 2
+    assert "of other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("summary", ['{"format": "sem-clip-lot", "version": 1, "status": 0}', "{}", "[]", "{", ""])
+def test_a_damaged_summary_is_no_sign_of_finished_results(tmp_path: Path, summary: str, capsys: Capture) -> None:
+    case = make_case(tmp_path)
+    assert case.run() == 0
+    (case.out / f"{NAME}.lot.json").write_text(summary)
+    capsys.readouterr()
+    assert case.run() == 2
+    assert "add --force to replace it" in capsys.readouterr().err

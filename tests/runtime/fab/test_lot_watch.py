@@ -12,9 +12,9 @@ import pytest
 from commandline import posix
 from lots import LotCase, make_case
 
-from runtime.errors import BackendError, KlarfError
+from runtime.errors import BackendError, BundleError, KlarfError
 from runtime.fab.lot_plan import Lot
-from runtime.fab.lot_watch import LotWatch
+from runtime.fab.lot_watch import LotWatch, wakes
 
 Capture = pytest.CaptureFixture[str]
 
@@ -90,7 +90,7 @@ def test_a_lot_waits_for_its_images_and_for_those_that_still_grow(case: LotCase,
         assert watched.look(now)
     err = capsys.readouterr().err
     assert err.count("waiting: ") == 1
-    assert "11 of its images are not there yet, such as stack2.tif#1" in err
+    assert "1 of its image files are not there yet, such as stack2.tif" in err
     for size in (1000, 2000):
         stack.write_bytes(content[:size])
         assert watched.look(100 + size / 100)
@@ -98,6 +98,21 @@ def test_a_lot_waits_for_its_images_and_for_those_that_still_grow(case: LotCase,
     assert watched.look(130)
     assert taken == []
     watched.look(135)
+    assert taken == [case.lot]
+
+
+@pytest.mark.parametrize("name", ["../stack2.tif", "link.tif", "twin.tif", "stack#3"])
+def test_a_lot_does_not_wait_for_images_that_can_never_come(case: LotCase, name: str) -> None:
+    folder = case.lot.parent
+    (case.folder / "outside.tif").touch()
+    (folder / "link.tif").symlink_to(case.folder / "outside.tif")
+    for other in ("Twin.tif", "TWIN.tif", "stack#3"):
+        (folder / other).touch()
+    case.lot.write_text(case.lot.read_text().replace("TiffFileName stack2.tif", f"TiffFileName {name}"))
+    taken = Taken()
+    watched = watch(case, taken)
+    for now in (0, 5, 10):
+        watched.look(now)
     assert taken == [case.lot]
 
 
@@ -127,6 +142,21 @@ def test_a_lot_that_fails_is_left_until_it_changes(case: LotCase, capsys: Captur
     for now in range(60, 120, 5):
         watched.look(now)
     assert len(taken) == 2
+
+
+def test_a_lot_that_another_process_judges_is_tried_again(case: LotCase, capsys: Capture) -> None:
+    taken = Taken()
+    taken.error = BundleError(str(case.lot), "is locked by process 7")
+    watched = watch(case, taken)
+    for now in range(0, 60, 5):
+        assert watched.look(now)
+    assert len(taken) > 1
+    assert capsys.readouterr().err.count("is locked by process 7") == 1
+    taken.error = None
+    tries = len(taken)
+    for now in range(60, 300, 5):
+        watched.look(now)
+    assert len(taken) == tries + 1
 
 
 def test_a_file_that_is_no_lot_is_said_once_and_others_are_not_lots(case: LotCase, capsys: Capture) -> None:
@@ -165,6 +195,15 @@ def test_a_lot_that_goes_and_comes_back_is_considered_again(case: LotCase) -> No
     for now in (20, 25, 30):
         watched.look(now)
     assert taken == [case.lot, case.lot]  # whose results are there: classifying it costs no engine
+
+
+def test_images_that_come_do_not_wake_the_watch() -> None:
+    assert wakes("created", "in/lot7.klarf", "")
+    assert wakes("moved", "in/lot7.tmp", "in/LOT7.001")
+    assert wakes("modified", b"in/lot7.kla", b"")
+    assert not wakes("created", "in/1.tif", "")
+    assert not wakes("opened", "in/lot7.klarf", "")
+    assert not wakes("modified", "in", "")
 
 
 def test_watching_needs_watchdog(case: LotCase, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
