@@ -43,7 +43,7 @@ def make_sample(
     return Sample(folder / f"f-{label}-{name}.png", label, name, folder / f"m-{label}-{name}.png")
 
 
-@pytest.mark.parametrize("box", [(10, 20, 10, 20), (200, 212, 300, 312), (120, 136, 60, 70), (100, 110, 0, 320)])
+@pytest.mark.parametrize("box", [(20, 30, 20, 30), (200, 212, 280, 292), (120, 136, 60, 70), (100, 110, 0, 320)])
 def test_the_tiles_of_a_defect_hold_it(tmp_path: Path, box: tuple[int, int, int, int]) -> None:
     sample = make_sample(tmp_path, "hole", "a", box)
     tiles = read_supports([sample], ENCODER, TILED, seed=0)
@@ -62,10 +62,15 @@ def test_the_tiles_of_a_defect_hold_it(tmp_path: Path, box: tuple[int, int, int,
     assert len({tile.frame.tobytes() for tile in tiles}) == DEFECT_TILES
 
 
+def test_a_defect_in_the_corner_may_have_one_tile(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "hole", "a", (0, 12, 0, 12))
+    assert len(read_supports([sample], ENCODER, TILED, seed=0)) == 1
+
+
 def test_k_counts_frames(tmp_path: Path) -> None:
     samples = [
         make_sample(tmp_path, "good", "a", None),
-        make_sample(tmp_path, "hole", "bb", (10, 20, 10, 20)),
+        make_sample(tmp_path, "hole", "bb", (20, 30, 20, 30)),
         make_sample(tmp_path, "good", "ccc", None, size=(60, 60)),
     ]
     tiles = read_supports(samples, ENCODER, TILED, seed=0)
@@ -114,7 +119,7 @@ class Brightness(SemClipGraph):
 
 def test_the_hardest_tiles_are_taught_and_not_judged_again(tmp_path: Path) -> None:
     samples = [make_sample(tmp_path, "hole", "bb", (10, 20, 10, 20)), make_sample(tmp_path, "good", "a", None)]
-    pixels = np.zeros(SIZE, np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 50, SIZE).astype(np.uint8)
     pixels[100, 200] = 250
     Image.fromarray(pixels).save(samples[1].path)
     unseen = UnseenTiles(Brightness(), ENCODER, samples, TILED, 0, 1.0)
@@ -139,7 +144,7 @@ def test_the_threshold_is_of_whole_frames() -> None:
         return rng.beta(2, 12, (count, tiles)).astype(np.float32)
 
     taught = scores_of_good_frames(frames)
-    defects = rng.uniform(0.75, 1, frames).astype(np.float32)
+    defects = rng.uniform(0.52, 1, frames).astype(np.float32)
     supports = ScoredSupports(
         np.repeat(np.arange(2 * frames), [4] * frames + [1] * frames),
         np.repeat([False, True], [4 * frames, frames]),
@@ -164,25 +169,21 @@ def test_without_held_out_heads_the_threshold_is_of_whole_frames_too() -> None:
 @pytest.mark.parametrize(
     ("side", "box", "tile", "why"),
     [
-        (1024, 20, 75, "a small defect is 20 of 1024 pixels, 0.1 patches"),
-        (1024, 400, 800, ""),
-        (1024, 900, 0, "2 are enough|nearly the whole frame"),
-        (128, 40, 0, "nearly the whole frame"),
+        (1024, 20, 64, "0.1 patches"),  # no smaller than the encoder's input
+        (1024, 200, 400, "0.8 patches"),
+        (1024, 400, 0, "nearly the whole frame"),
+        (1024, 900, 0, "2 are enough"),
+        (128, 40, 80, "1.2 patches"),
         (80, 8, 0, "nearly the whole frame"),
     ],
 )
 def test_auto_goes_by_the_masks(tmp_path: Path, side: int, box: int, tile: int, why: str) -> None:
-    del why
     defect = make_sample(tmp_path, "hole", "a", (5, 5 + box, 7, 7 + box // 2), (side, side))
     samples = [make_sample(tmp_path, "good", "b", None, (side, side)), defect]
     options, said = with_tiles(FrameOptions(), Tiling(AUTO), samples, ENCODER)
-    patches = box * 4 / side
-    expected = 0 if patches >= 2 else max(64, round(box * 4 / 2))
-    expected = 0 if expected >= 0.75 * side else expected
-    assert options.tile == expected
+    assert (options.tile, options.overlap) == (tile, tile // 8)
     assert f"a small defect is {box} of {side} pixels" in said
-    assert options.overlap == expected // 8
-    assert tile in (expected, 75, 800)  # the cases are apart
+    assert why in said
 
 
 def test_tiles_as_asked_for(tmp_path: Path) -> None:
