@@ -23,6 +23,7 @@ from .options import (
     add_target_arguments,
     add_teaching_arguments,
     frame_options,
+    tiling,
 )
 
 if TYPE_CHECKING:
@@ -258,7 +259,9 @@ def _request(args: argparse.Namespace, stages: Stages, out: Path) -> TeachReques
         options = _with_bars(args, dataset, options)
     prompts = load_prompts(args.prompts)
     settings, _ = METHODS[args.method]
-    return TeachRequest(dataset, prompts, args.shots, args.seed, options, settings, views=args.views)
+    return TeachRequest(
+        dataset, prompts, args.shots, args.seed, options, settings, views=args.views, tiling=tiling(args)
+    )
 
 
 def _with_bars(args: argparse.Namespace, dataset: Dataset, options: FrameOptions) -> FrameOptions:

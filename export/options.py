@@ -6,13 +6,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runtime.options import add_pixel_size
+from runtime.options import add_pixel_size, at_least
 from runtime.targets import ENGINE_PRODUCTS
 
 from .errors import ExportError
 
 if TYPE_CHECKING:
     from runtime.recipe import FrameOptions
+
+    from .teaching.tile_size import Tiling
 
 DEFAULT_ARCH = "sem_tiny"
 DEMO_SHOTS = 10
@@ -43,6 +45,7 @@ def add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
         "the recipe; later frames that deny them get a warning (default: --ignore-top and --ignore-bottom)",
     )
     add_pixel_size(data, "default: what the frames' files say")
+    add_tile_arguments(data)
     teaching = parser.add_argument_group("teaching")
     teaching.add_argument(
         "--method",
@@ -114,6 +117,45 @@ def add_frame_arguments(parser: argparse._ActionsContainer) -> None:
         help="grey value that counts as white in 16-bit frames, 1 to 65535; 4095 where the tool stores 12 bits "
         "(default: 65535)",
     )
+
+
+def add_tile_arguments(parser: argparse._ActionsContainer) -> None:
+    """Declare how large frames are read in tiles; `tiling` takes them."""
+    parser.add_argument(
+        "--tile",
+        type=_tile,
+        metavar="native|auto|PIXELS",
+        help="read frames in tiles of so many pixels, for small defects in large frames; native: as the encoder reads; "
+        "auto: by the masks' sizes, and say why (default: each frame as a whole)",
+    )
+    parser.add_argument(
+        "--tile-overlap",
+        type=at_least(0),
+        metavar="PIXELS",
+        help="pixels that neighbouring tiles share at least (default: an eighth of the tile)",
+    )
+    parser.add_argument(
+        "--tile-whole",
+        action="store_true",
+        help="read the whole frame beside its tiles, for defects larger than a tile (default: the tiles alone)",
+    )
+
+
+def tiling(args: argparse.Namespace) -> Tiling | None:
+    """The values of `add_tile_arguments`. Raises ExportError for an overlap without tiles, or as large as a tile."""
+    if args.tile is None:
+        if args.tile_overlap is not None or args.tile_whole:
+            raise ExportError("--tile-overlap and --tile-whole are of tiles: add --tile")
+        return None
+    from .teaching.tile_size import Tiling
+
+    if isinstance(args.tile, int) and args.tile_overlap is not None and args.tile_overlap >= args.tile:
+        raise ExportError(f"--tile-overlap must be smaller than --tile, which is {args.tile}, not {args.tile_overlap}")
+    return Tiling(args.tile, args.tile_overlap, args.tile_whole)
+
+
+def _tile(text: str) -> int | str:
+    return text if text in ("native", "auto") else at_least(8, 16384)(text)
 
 
 def frame_options(args: argparse.Namespace) -> FrameOptions:

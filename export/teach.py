@@ -20,6 +20,7 @@ from runtime.frames import prepare
 from runtime.golden import FILE_NAME as GOLDEN_FILE
 from runtime.manifest import Artifact, Encoder, GoldenFile, Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
+from runtime.windows import require_tiles
 
 from .artifacts.golden import golden_frames, make_golden, ordered_samples, pattern_frames
 from .artifacts.parity import (
@@ -33,6 +34,7 @@ from .artifacts.parity import (
 )
 from .artifacts.to_onnx import onnx_from_graph
 from .bundle import describe_encoder, record_artifact, refuse_existing, write_manifest, writing_bundle
+from .errors import ExportError
 from .model.checkpoint import LoadedModel
 from .model.graph import SemClipGraph
 from .progress import Stages
@@ -40,8 +42,11 @@ from .teaching.fit_recipe import Lesson, fit_recipe
 from .teaching.prompts import Prompts
 from .teaching.settings import TeachSettings
 from .teaching.support_cache import SupportCache
+from .teaching.support_pixels import DEFECT_TILES, Support, read_supports
 from .teaching.supports import draw_supports
 from .teaching.text_bank import TextBank, build_text_bank
+from .teaching.tile_size import Tiling, with_tiles
+from .teaching.unseen_tiles import UnseenTiles
 from .teaching.views import SupportFeatures, encode_supports
 from .versions import tool_versions
 
@@ -63,8 +68,9 @@ ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 class TeachRequest:
     """What to teach: `shots` frames of every class of `dataset`, drawn with `seed` (from `allowed` only, if given).
 
-    views: how many variations of each support are encoded, the first one unaugmented.
+    views: how many variations of each support are encoded, the first one unaugmented; with tiles half of it for each.
     smoothing_px: of the map, in pixels of the encoder's image, as the bundle has it. None: as `smoothing_px` gives.
+    tiling: how to read frames in tiles; None reads each as a whole. `encode_request` brings it into `options`.
     """
 
     dataset: Dataset
@@ -76,6 +82,7 @@ class TeachRequest:
     allowed: tuple[Sample, ...] | None = None
     views: int = 8
     smoothing_px: float | None = None
+    tiling: Tiling | None = None
 
 
 def smoothing_px(encoder: Encoder, at_240: float = SMOOTHING_PX_AT_240) -> float:
@@ -91,6 +98,7 @@ class EncodedSupports:
     supports: tuple[Sample, ...]
     bank: TextBank
     features: SupportFeatures
+    unseen: UnseenTiles | None = None
 
 
 def teach_recipe(
@@ -115,46 +123,82 @@ def encode_request(
 
     Raises DatasetError, FrameError, PromptError.
     """
-    dataset = request.dataset
+    dataset, encoder = request.dataset, describe_encoder(model, graph)
     supports = draw_supports(dataset, request.shots, request.seed, allowed=request.allowed)
+    request = _with_tiling(request, supports, encoder, stages)
     with stages.stage("text bank"):
         bank = build_text_bank(model, request.prompts, dataset.classes)
-    with stages.stage(f"encode {len(supports)} x {request.views} views") as stage:
-        kept_before = cache.hits if cache else 0
-        features = encode_supports(
-            graph,
-            describe_encoder(model, graph),
-            supports,
-            dataset.classes,
-            torch.tensor(bank.text_seg),
-            request.options,
-            views=request.views,
-            seed=request.seed,
-            cache=cache,
-            progress=stage,
-        )
-        if cache is not None:
-            stage.remark = f"{cache.hits - kept_before} of {len(supports)} supports from {cache.folder}"
-    return EncodedSupports(request, supports, bank, features)
+
+    def encode(pieces: Sequence[Support], what: str) -> SupportFeatures:
+        with stages.stage(f"encode {len(pieces)} {what} x {views} views") as stage:
+            kept_before = cache.hits if cache else 0
+            features = encode_supports(
+                graph,
+                encoder,
+                pieces,
+                dataset.classes,
+                torch.tensor(bank.text_seg),
+                views=views,
+                seed=request.seed,
+                cache=cache,
+                progress=stage,
+            )
+            if cache is not None:
+                stage.remark = f"{cache.hits - kept_before} of {len(pieces)} {what} from {cache.folder}"
+        return features
+
+    # All are read before the first is encoded: faults come before hours of encoding.
+    pieces = read_supports(supports, encoder, request.options, request.seed)
+    tiled = len(pieces) > len(supports)
+    views = max(1, request.views // DEFECT_TILES) if tiled else request.views  # so that both cost the same
+    encoded = EncodedSupports(request, supports, bank, encode(pieces, "tiles" if tiled else "supports"))
+    if not tiled:
+        return encoded
+    unseen = UnseenTiles(graph, encoder, supports, request.options, request.seed, _smoothing(request, encoder))
+    first = fit_supports(encoded, encoder, stages, stage="fit a first recipe")
+    with stages.stage("search good frames for hard tiles") as progress:
+        hard = unseen.hardest(first.tensors, first.operating_point.class_share, progress)
+    return replace(encoded, features=encoded.features.joined(encode(hard, "hard tiles")), unseen=unseen)
 
 
 def fit_supports(
-    encoded: EncodedSupports, encoder: Encoder, stages: Stages, settings: TeachSettings | None = None
+    encoded: EncodedSupports,
+    encoder: Encoder,
+    stages: Stages,
+    settings: TeachSettings | None = None,
+    *,
+    stage: str = "fit recipe",
 ) -> Recipe:
-    """Fit a recipe, with the request's settings or with `settings`."""
+    """Fit a recipe, with the request's settings or with `settings`. stage: what to call it."""
     request, dataset = encoded.request, encoded.request.dataset
-    smoothing = smoothing_px(encoder) if request.smoothing_px is None else request.smoothing_px
     lesson = Lesson(
         encoded.features,
         encoder,
         dataset.classes,
         encoded.bank,
-        smoothing,
+        _smoothing(request, encoder),
         request.seed,
         settings or request.settings,
+        encoded.unseen,
     )
-    with stages.stage("fit recipe") as progress:
+    with stages.stage(stage) as progress:
         return fit_recipe(lesson, request.options, _provenance(encoded), progress)
+
+
+def _with_tiling(request: TeachRequest, supports: Sequence[Sample], encoder: Encoder, stages: Stages) -> TeachRequest:
+    if request.tiling is None:
+        return request
+    with stages.stage("choose tiles") as stage:
+        try:
+            options, stage.remark = with_tiles(request.options, request.tiling, supports, encoder)
+        except ValueError as exc:
+            raise ExportError(f"--tile: {exc}") from None
+    require_tiles(encoder, options, "the recipe to teach")
+    return replace(request, options=options)
+
+
+def _smoothing(request: TeachRequest, encoder: Encoder) -> float:
+    return smoothing_px(encoder) if request.smoothing_px is None else request.smoothing_px
 
 
 def _provenance(encoded: EncodedSupports) -> dict[str, Any]:

@@ -57,6 +57,9 @@ def recipe_lines(file: str, recipe: Recipe) -> list[str]:
 def _frame_lines(options: FrameOptions) -> list[str]:
     """What is only there if it was asked for."""
     bars = [] if options.bars is None else [f"            {options.bars.summary()}"]
+    if options.tile:
+        whole = ", and the whole frame" if options.whole else ""
+        bars.append(f"            read in tiles of {options.tile} pixels that overlap by {options.overlap}{whole}")
     if options.pixel_size_nm is None:
         return bars
     x, y = options.pixel_size_nm

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -19,6 +20,12 @@ _SMALL_PRODUCT = 200_000
 cores, a stream fell to a fifth of its speed."""
 
 
+_DENSE = 1 << 22
+"""Values of an up-sampling matrix: a larger one, of a frame of many tiles, is never made as a whole."""
+_BLOCK = 512
+"""Pixels along an axis that are up-sampled at once in such a frame."""
+
+
 @lru_cache(maxsize=64)
 def upsampling_matrix(size: int, cells: int, sigma: float) -> Map:
     """U [size, cells]: bilinear up-sampling with half-pixel centres, then Gaussian smoothing (both linear).
@@ -26,21 +33,29 @@ def upsampling_matrix(size: int, cells: int, sigma: float) -> Map:
     sigma: standard deviation of the smoothing in pixels of the output; 0 for none. Rows sum to 1, so a constant map
     stays constant and values stay in [0, 1].
     """
-    centres = (np.arange(size) + 0.5) * cells / size - 0.5
-    low = np.floor(centres).astype(int)
-    share = centres - low
-    bilinear = np.zeros((size, cells))
-    rows = np.arange(size)
-    np.add.at(bilinear, (rows, np.clip(low, 0, cells - 1)), 1 - share)
-    np.add.at(bilinear, (rows, np.clip(low + 1, 0, cells - 1)), share)
-    radius = int(np.ceil(4 * sigma))
-    if radius:
-        taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
-        padded = np.pad(bilinear, ((radius, radius), (0, 0)), mode="edge")
-        bilinear = np.stack([np.convolve(column, taps / taps.sum(), mode="valid") for column in padded.T], axis=1)
-    matrix = bilinear.astype(np.float32)
+    read, values = _upsampling_rows(size, cells, sigma, 0, size)
+    matrix = np.zeros((size, cells), np.float32)
+    matrix[:, read] = values
     matrix.setflags(write=False)
     return matrix
+
+
+def _upsampling_rows(size: int, cells: int, sigma: float, start: int, stop: int) -> tuple[slice, Map]:
+    """Rows start to stop of that matrix, as the cells that they read and [stop - start, cells read]."""
+    radius = int(np.ceil(4 * sigma))
+    rows = np.clip(np.arange(start - radius, stop + radius), 0, size - 1)  # beyond the border, the border again
+    centres = (rows + 0.5) * cells / size - 0.5
+    low = np.floor(centres).astype(int)
+    share = centres - low
+    read = slice(max(0, int(low[0])), min(cells, int(low[-1]) + 2))
+    bilinear = np.zeros((len(rows), read.stop - read.start))
+    place = np.arange(len(rows))
+    np.add.at(bilinear, (place, np.clip(low, 0, cells - 1) - read.start), 1 - share)
+    np.add.at(bilinear, (place, np.clip(low + 1, 0, cells - 1) - read.start), share)
+    if radius:
+        taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+        bilinear = np.stack([np.convolve(column, taps / taps.sum(), mode="valid") for column in bilinear.T], axis=1)
+    return read, bilinear.astype(np.float32)
 
 
 def upsample(
@@ -52,6 +67,8 @@ def upsample(
     every size. A map's result does not depend on the other maps of the batch. part: rows of the result to compute.
     """
     (height, width), (rows, columns) = size, patch_map.shape[-2:]
+    if max(rows * height, columns * width) > _DENSE:
+        return _upsample_by_blocks(patch_map, size, image_size, smoothing_px, part)
     vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])[part]
     height = len(vertical)
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
@@ -63,6 +80,28 @@ def upsample(
     halfway = padded.reshape(bands, band, rows) @ patch_map[..., None, :, :]
     full: Map = (halfway @ horizontal.T).reshape(*patch_map.shape[:-2], bands * band, width)[..., :height, :]
     return np.clip(full, 0.0, 1.0, out=full)
+
+
+def _upsample_by_blocks(
+    patch_map: Map, size: tuple[int, int], image_size: tuple[int, int], smoothing_px: float, part: slice
+) -> Map:
+    """`upsample` for large maps of tiles, whose matrices are mostly zeros: block by block, without them."""
+    (height, width), (rows, columns) = size, patch_map.shape[-2:]
+    wanted = range(*part.indices(height))
+    full = np.empty((*patch_map.shape[:-2], len(wanted), width), np.float32)
+    sigmas = smoothing_px * height / image_size[0], smoothing_px * width / image_size[1]
+    across = [(at, *_upsampling_rows(width, columns, sigmas[1], *at)) for at in _blocks(0, width)]
+    for start, stop in _blocks(wanted.start, wanted.stop):
+        read, vertical = _upsampling_rows(height, rows, sigmas[0], start, stop)
+        halfway = vertical @ patch_map[..., read, :]
+        for (first, last), columns_read, horizontal in across:
+            place = np.s_[..., start - wanted.start : stop - wanted.start, first:last]
+            full[place] = halfway[..., columns_read] @ horizontal.T
+    return np.clip(full, 0.0, 1.0, out=full)
+
+
+def _blocks(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    return ((at, min(at + _BLOCK, stop)) for at in range(start, stop, _BLOCK))
 
 
 def frame_score(full_map: Map) -> float:

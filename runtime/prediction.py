@@ -51,11 +51,13 @@ class Prediction:
     features: float32 [F], what the classification head read.
     frame_size: [height, width] of the frame, ignored rows included; ignored_rows: (top, bottom).
     defect_threshold, pixel_threshold: as used here. backend: name of the engine that ran.
-    timings_ms: prepare (decode and resize), infer (the batch this frame was in), postprocess.
+    timings_ms: prepare (decode and resize), infer (the batches this frame was in), postprocess.
     checksum: of the grey pixels that were read from `path` or from an `EncodedFrame`; None if they came from elsewhere.
     warnings: what may not have been meant about the frame: a hardly used range, an orientation tag.
     pixel_size_nm: sides (x, y) of a pixel of the frame in nm, by its tool or as stated; None if unknown.
     encoder_id: of the bundle's encoder. recipe_sha256: of the recipe that judged (`Recipe.sha256`).
+    tiles: how many windows the engine read, 1 without tiles. With tiles, the tile of the highest defect score gives the
+        verdict and all numbers but `peak`; the map is stitched of all.
     """
 
     ok = True
@@ -89,6 +91,7 @@ class Prediction:
     encoder_id: str = field(default="", repr=False)
     recipe_sha256: str = field(default="", repr=False)
     pixel_size_nm: tuple[float, float] | None = field(default=None, repr=False)
+    tiles: int = field(default=1, repr=False)
 
     @property
     def judged_rows(self) -> slice:
@@ -210,6 +213,7 @@ class Prediction:
             },
             "backend": self.backend,
             "timings_ms": {name: round(value, 3) for name, value in self.timings_ms.items()},
+            **({"tiles": self.tiles} if self.tiles > 1 else {}),
             **({"warnings": list(self.warnings)} if self.warnings else {}),
         }
 

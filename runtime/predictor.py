@@ -33,6 +33,7 @@ from .prediction import FailedFrame, Prediction
 from .qualification import Subject, check_opening
 from .recipe import Recipe
 from .stream import stream
+from .windows import require_tiles
 
 MAX_DELAY_MS = 3_600_000
 _ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, EncodedFrame, io.IOBase, Image.Image)
@@ -258,7 +259,8 @@ class Predictor:
         where = "recipe" if isinstance(recipe, Recipe) else str(recipe)
         loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         self.manifest.encoder.check(loaded, where)
-        given = {name: value for name, value in self._frame.items() if value is not None}
+        require_tiles(self.manifest.encoder, loaded.frame, where)
+        given: dict[str, Any] = {name: value for name, value in self._frame.items() if value is not None}
         return Setup(loaded, replace(loaded.frame, **given), loaded.sha256(), self._side_files)
 
     def _check(self, recipe: Recipe, golden: Golden) -> None:

@@ -20,11 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialize_safetensors
 
-from .arguments import real_number, whole_number
 from .errors import RecipeError
-from .fab.sem_bars import Bars
-from .fab.sem_values import LEAST_PIXEL_NM, MOST_PIXEL_NM
 from .files import read_bounded, write_atomically
+from .frame_options import FRAME_OPTION_RANGES as FRAME_OPTION_RANGES
+from .frame_options import FrameOptions as FrameOptions
 from .jsonfields import Fields, listed, parse_json
 from .operating_point import OperatingPoint, is_verdict, same_name_key, unprintable
 from .verdict import unit_rows
@@ -58,68 +57,6 @@ MOST_FEATURE, LEAST_FEATURE = 1e15, 1e-9
 """Bounds between which squares neither overflow nor vanish in float32. Real encoders give features of 0.01 to 100."""
 _STORED: Mapping[str, tuple[str, ...]] = {**TENSORS, SUPPORT_FEATURES: ("S", "F")}
 """All tensors of the file. The features of the S supports are no input of the graph: the host uses them for novelty."""
-
-
-FRAME_OPTION_RANGES = (("ignore_top", 0, 10**6), ("ignore_bottom", 0, 10**6), ("white_level", 1, 65535))
-
-
-@dataclass(frozen=True, slots=True)
-class FrameOptions:
-    """How frames of this layer and tool are read; the same for teaching and for serving. ValueError out of range.
-
-    ignore_top, ignore_bottom: rows (pixels of the original frame) that hold text bars. They are cut off before the
-        encoder sees the frame, so they affect neither map nor score nor teaching.
-    white_level: the value of a 16-bit frame that becomes white (65535 unless the tool stores fewer bits).
-    pixel_size_nm: sides (x, y) of a pixel in nm, for frames whose files do not tell; one number for square pixels.
-    bars: how the ignored rows were found, if they were; frames that deny them get a warning.
-    """
-
-    ignore_top: int = 0
-    ignore_bottom: int = 0
-    white_level: int = 65535
-    pixel_size_nm: tuple[float, float] | None = None
-    bars: Bars | None = None
-
-    def __post_init__(self) -> None:
-        for name, low, high in FRAME_OPTION_RANGES:
-            object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
-        object.__setattr__(self, "pixel_size_nm", _sides(self.pixel_size_nm))
-        if self.bars is not None and not isinstance(self.bars, Bars):
-            raise ValueError(f"bars must be Bars, as find_bars gives them, not {self.bars!r:.60}")
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready. What is not set has no key, so that older versions read it."""
-        return {
-            **{name: getattr(self, name) for name, _, _ in FRAME_OPTION_RANGES},
-            **({} if self.pixel_size_nm is None else {"pixel_size_nm": list(self.pixel_size_nm)}),
-            **({} if self.bars is None else {"bars": self.bars.to_dict()}),
-        }
-
-    @classmethod
-    def read(cls, fields: Fields) -> FrameOptions:
-        """The inverse of `to_dict`; faults go to `fields`."""
-        values: dict[str, Any] = {name: fields.whole(name, low, high) for name, low, high in FRAME_OPTION_RANGES}
-        if fields.has("pixel_size_nm"):
-            sides = fields.numbers("pixel_size_nm", 2)
-            if all(LEAST_PIXEL_NM <= side <= MOST_PIXEL_NM for side in sides):
-                values["pixel_size_nm"] = sides
-            else:
-                fields.fault("pixel_size_nm", f"must lie in [{LEAST_PIXEL_NM:g}, {MOST_PIXEL_NM:g}]")
-        if fields.has("bars"):
-            values["bars"] = Bars.read(fields.inner("bars"))
-        fields.finish()
-        return cls(**values)
-
-
-def _sides(value: object) -> tuple[float, float] | None:
-    """Sides of a pixel, from None, one number or two. Raises ValueError."""
-    if value is None:
-        return None
-    sides = value if isinstance(value, tuple | list) else (value, value)
-    if len(sides) != 2:
-        raise ValueError(f"pixel_size_nm must be one number or two, not {value!r:.60}")
-    x, y = (real_number("pixel_size_nm", side, LEAST_PIXEL_NM, MOST_PIXEL_NM) for side in sides)
-    return x, y
 
 
 @dataclass(frozen=True, slots=True, eq=False)

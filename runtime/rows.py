@@ -24,7 +24,8 @@ from .recipe import FRAME_OPTION_RANGES, FrameOptions
 SCHEMA_VERSION = 1
 """Rises when a column changes its meaning or its type, or when one that a reader needs is added."""
 Row: TypeAlias = "dict[str, Any]"
-_MAX_PATCHES, _MAX_FEATURES, _MAX_REGIONS = 1024, 10**6, 10**6
+_MAX_PATCHES, _MAX_CANVAS, _MAX_TILES = 2**16, 2**20, 2**16  # of frames in tiles
+_MAX_FEATURES, _MAX_REGIONS = 10**6, 10**6
 _SHARPEST = 8
 """Smoothing is at most the image's shorter side divided by this, as in a manifest."""
 _WHITE_LEVEL = {name: (low, high) for name, low, high in FRAME_OPTION_RANGES}["white_level"]
@@ -65,8 +66,8 @@ COLUMNS = (
     Column("map_columns", "whole", 1, _MAX_PATCHES),
     Column("frame_height", "whole", 1, MAX_SIDE),
     Column("frame_width", "whole", 1, MAX_SIDE),
-    Column("image_height", "whole", 1, MAX_SIDE),
-    Column("image_width", "whole", 1, MAX_SIDE),
+    Column("image_height", "whole", 1, _MAX_CANVAS),
+    Column("image_width", "whole", 1, _MAX_CANVAS),
     Column("pixel_width_nm", "number", LEAST_PIXEL_NM, MOST_PIXEL_NM, needed=False),
     Column("pixel_height_nm", "number", LEAST_PIXEL_NM, MOST_PIXEL_NM, needed=False),
     Column("ignored_top", "whole", 0, MAX_SIDE),
@@ -79,6 +80,7 @@ COLUMNS = (
     Column("checksum", "checksum", 0, 2**32 - 1, needed=False),
     Column("encoder_id", "text"),
     Column("recipe_sha256", "text"),
+    Column("tiles", "whole", 1, _MAX_TILES),
     Column("error", "text", needed=False),
     Column("features", "float32s", -math.inf, math.inf, needed=False),
 )
@@ -86,7 +88,7 @@ NAMES = tuple(column.name for column in COLUMNS)
 _SAME = (
     *("source", "verdict", "reason", "is_defect", "label", "confidence", "score", "defect_threshold"),
     *("pixel_threshold", "head_class", "map_score", "peak", "novelty", "smoothing_px", "backend", "checksum"),
-    *("encoder_id", "recipe_sha256"),
+    *("encoder_id", "recipe_sha256", "tiles"),
 )
 """Columns that are fields of `Prediction` under the same name."""
 

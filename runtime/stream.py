@@ -32,6 +32,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
@@ -41,7 +42,7 @@ from .backends import Outputs
 from .crew import Crew, Worker
 from .errors import BackendError, FrameError, PredictorError
 from .frames import EncodedFrame, FrameSource, describe, plain_array
-from .pipeline import Job, Pipeline, Setup
+from .pipeline import Job, Pipeline, Row, Setup, Tile
 from .prediction import FailedFrame, Prediction
 
 _DECODED_TOGETHER = 8
@@ -68,6 +69,8 @@ class _Drawn:
 
 
 _Entry: TypeAlias = "Job | FailedFrame"
+_Line: TypeAlias = "Row | FailedFrame"
+"""A row of a batch, or a frame in the place of one."""
 _Answers: TypeAlias = "Future[list[Prediction | FailedFrame]]"
 
 
@@ -85,7 +88,7 @@ def stream(
     run = _Run(pipeline, sources, setup, decoders)
     try:
         run.start()
-        while results := run.take():
+        while (results := run.take()) is not None:
             for result in results:
                 yield result
                 lifetime.require_process(run.pid)
@@ -129,7 +132,7 @@ class _Run:
         # Frames that are drawn and not in a batch yet: in groups, in order, and how many.
         self._ahead: deque[Future[list[_Entry | Exception]]] = deque()
         self._drawn_ahead = 0
-        self._running: deque[tuple[list[_Entry], Future[tuple[Outputs, float]] | None]] = deque()
+        self._running: deque[tuple[list[_Line], Future[tuple[Outputs, float]] | None]] = deque()
         self._decoding = Crew(self._decoders, "sem-clip-decode")
         self._engine = Crew(pipeline.backend.in_flight, "sem-clip-engine")
         self._drawing = Worker(self._work, "sem-clip-infer")
@@ -143,8 +146,8 @@ class _Run:
         self._engine.start()
         self._drawing.start()
 
-    def take(self) -> list[Prediction | FailedFrame]:
-        """The next batch; empty at the end. Raises what ended the stream."""
+    def take(self) -> list[Prediction | FailedFrame] | None:
+        """What the next batch completes; None at the end. Raises what ended the stream."""
         lifetime.require_process(self.pid)
         item: _Answers | _End | None = None
         while item is None:
@@ -160,7 +163,7 @@ class _Run:
             raise PredictorError(lifetime.REFUSED) from None
         finally:
             lifetime.park()
-        return []
+        return None
 
     def leave(self) -> None:
         """Stop the threads and wait for those that end soon. May run in any thread."""
@@ -193,8 +196,8 @@ class _Run:
         """Form batches, run them, hand them over in order."""
         try:
             for entries in _batches(self._prepared(), self._pipeline.batch_size):
-                jobs = [entry for entry in entries if isinstance(entry, Job)]
-                self._running.append((entries, self._engine.submit(self._pipeline.infer, jobs) if jobs else None))
+                rows = _rows(entries)
+                self._running.append((entries, self._engine.submit(self._pipeline.infer, rows) if rows else None))
                 self._hand_over(self._pipeline.backend.in_flight - 1)
             self._hand_over(0)
             end = _End(self._failure)
@@ -212,13 +215,18 @@ class _Run:
         while len(self._running) > until and not self._left:
             entries, answer = self._running[0]
             outputs, seconds = (None, 0.0) if answer is None else answer.result()
+            if outputs is not None:
+                self._pipeline.hand_out(_rows(entries), outputs, seconds)
             self._running.popleft()
             finished = self._decoding.submit(_finish, self._pipeline, entries, outputs, seconds)
             self._room.get()
             self._done.put(finished)
 
-    def _prepared(self) -> Iterator[_Entry]:
-        """Prepared frames in order, with two batches decoded ahead. What ends them early is kept for the very end."""
+    def _prepared(self) -> Iterator[_Line]:
+        """Rows of prepared frames in order, with two batches decoded ahead; of tiled frames one per decoder.
+
+        What ends them early is kept for the very end.
+        """
         source = _Source(self._sources, self._setup, self._pipeline)
         try:
             while not self._left:
@@ -230,16 +238,18 @@ class _Run:
                         self._failure = entry
                         return
                     self._drawn_ahead -= 1
-                    yield entry
+                    yield from entry.rows() if isinstance(entry, Job) else (entry,)
             self._failure = source.failure
         finally:
             self._ahead.clear()
 
     def _draw_ahead(self, source: _Source) -> None:
         """Hand frames to the decoders until two batches are there, the source ends or the caller leaves."""
-        most = 2 * self._pipeline.batch_size
+        # A tiled frame is large, and fills batches by itself.
+        most = self._decoders if source.tiled else 2 * self._pipeline.batch_size
         # As many at once as leave every decoder something to do.
         together = max(1, min(_DECODED_TOGETHER, self._pipeline.batch_size // self._decoders))
+        together = 1 if source.tiled else together
         while not source.ended and not self._left and self._drawn_ahead + together <= most:
             drawn = source.draw(together, self._wanted)
             if drawn:
@@ -258,16 +268,19 @@ class _Source:
     """The caller's iterable; each frame is taken as it is at that moment.
 
     failure: what iterating raised; what was drawn before it is answered first.
+    tiled: whether the latest recipe reads frames in tiles.
     """
 
     def __init__(self, sources: Iterable[FrameSource], setup: Callable[[], Setup], pipeline: Pipeline) -> None:
         self._setup = setup
         self._pipeline = pipeline
         self._index = 0
+        self.tiled = False
         self.ended = False
         self.failure: Exception | None = None
         try:
             self._iterator = iter(sources)
+            self.tiled = setup().options.tile > 0
         except Exception as exc:
             self.ended, self.failure = True, exc
 
@@ -278,6 +291,7 @@ class _Source:
             try:
                 source = next(self._iterator)
                 setup = self._setup()
+                self.tiled = setup.options.tile > 0
             except StopIteration:
                 self.ended = True
             except Exception as exc:  # the caller's iterator failed: answer the earlier frames, then raise
@@ -301,26 +315,32 @@ class _Source:
         return _Drawn(unchanging, name, setup)
 
 
-def _naming(error: BackendError, entries: list[_Entry]) -> BackendError:
+def _naming(error: BackendError, entries: list[_Line]) -> BackendError:
     """The same error with the frames that it left without an answer."""
-    names = [entry.frame.source if isinstance(entry, Job) else entry.source for entry in entries]
+    names = [entry.source if isinstance(entry, FailedFrame) else entry.frame.source for entry in entries]
+    names = [name for name, _ in groupby(names)]  # a name for all tiles of a frame
     which = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]} ({len(names)} frames)"
     named = BackendError(f"{error}; without an answer: {which} and all after it", names)
     named.__cause__ = error
     return named
 
 
-def _batches(prepared: Iterable[_Entry], size: int) -> Iterator[list[_Entry]]:
-    """Consecutive frames that share a setup, `size` at most."""
-    entries: list[_Entry] = []
+def _rows(entries: list[_Line]) -> list[Row]:
+    """What the engine reads of a batch."""
+    return [entry for entry in entries if not isinstance(entry, FailedFrame)]
+
+
+def _batches(prepared: Iterable[_Line], size: int) -> Iterator[list[_Line]]:
+    """Consecutive rows that share a setup, `size` at most."""
+    entries: list[_Line] = []
     setup: Setup | None = None
     for entry in prepared:
-        swapped = isinstance(entry, Job) and setup is not None and entry.setup is not setup
+        swapped = not isinstance(entry, FailedFrame) and setup is not None and entry.setup is not setup
         if entries and (swapped or len(entries) >= size):
             yield entries
             entries, setup = [], None
         entries.append(entry)
-        if isinstance(entry, Job):
+        if not isinstance(entry, FailedFrame):
             setup = entry.setup
     if entries:
         yield entries
@@ -346,10 +366,11 @@ def _prepare(pipeline: Pipeline, frame: _Drawn) -> _Entry | Exception:
 
 
 def _finish(
-    pipeline: Pipeline, entries: list[_Entry], outputs: Outputs | None, seconds: float
+    pipeline: Pipeline, entries: list[_Line], outputs: Outputs | None, seconds: float
 ) -> list[Prediction | FailedFrame]:
-    """Predictions in the place of jobs; the rows of `outputs` are those of the jobs alone."""
-    jobs = [entry for entry in entries if isinstance(entry, Job)]
-    assert outputs is not None or not jobs
-    predictions = iter(() if outputs is None else pipeline.finish(jobs, outputs, seconds))
-    return [entry if isinstance(entry, FailedFrame) else next(predictions) for entry in entries]
+    """Predictions in the place of frames, of tiled ones in that of the last tile."""
+    rows = _rows(entries)
+    assert outputs is not None or not rows
+    predictions = iter(() if outputs is None else pipeline.finish(rows, outputs, seconds))
+    complete = (entry for entry in entries if not isinstance(entry, Tile) or entry.is_last)
+    return [entry if isinstance(entry, FailedFrame) else next(predictions) for entry in complete]

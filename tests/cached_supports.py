@@ -17,6 +17,7 @@ from export.bundle import describe_encoder
 from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
 from export.teaching.support_cache import SupportCache
+from export.teaching.support_pixels import read_supports
 from export.teaching.views import SupportFeatures, encode_supports
 from runtime.recipe import FrameOptions
 
@@ -69,9 +70,8 @@ def encode(
     weights: int = 0,
 ) -> SupportFeatures:
     encoder = describe_encoder(load_model("toy", random_seed=weights), graph)
-    return encode_supports(
-        graph, encoder, supports, CLASSES, text, options or FrameOptions(), views=views, seed=seed, cache=cache
-    )
+    read = read_supports(supports, encoder, options or FrameOptions(), seed)
+    return encode_supports(graph, encoder, read, CLASSES, text, views=views, seed=seed, cache=cache)
 
 
 def equal(one: SupportFeatures, other: SupportFeatures) -> bool:

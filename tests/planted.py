@@ -59,6 +59,7 @@ def plant(
         labels=torch.tensor(labels),
         unaugmented=torch.ones(len(labels), dtype=torch.bool),
         group=torch.arange(len(labels)),
+        frame=torch.arange(len(labels)),
     )
 
 

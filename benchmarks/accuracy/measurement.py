@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from export.teach import (
 )
 from export.teaching.prompts import load_prompts
 from export.teaching.supports import draw_supports, split_by_group
+from export.teaching.tile_size import Tiling
 from runtime import Predictor, Recipe
 from runtime.manifest import Encoder
 from runtime.recipe import SCALARS, FrameOptions
@@ -59,6 +60,7 @@ class Plan:
     ablations: bool
     comparison: Comparison
     options: FrameOptions
+    tiling: Tiling | None
     out: Path | None
     work: Path
 
@@ -91,6 +93,7 @@ class Plan:
             "method": self.method,
             "smoothing_px": self.smoothing_px,
             "image_size": self.encoder.image_size,
+            "tiling": None if self.tiling is None else asdict(self.tiling),
             "machine": describe_machine(),
             "classifiers": [classifier.record() for classifier in self.comparison.classifiers],
         }
@@ -147,6 +150,7 @@ class Measurement:
             settings,
             tuple(pool),
             smoothing_px=plan.smoothing_px,
+            tiling=plan.tiling,
         )
 
     def _build(self, recipe: Recipe, seed: int, stages: Stages) -> None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from benchmarks.accuracy.ablations import ABLATIONS, ENCODED_ABLATIONS, LAST_LEVEL
@@ -30,7 +31,7 @@ from export.bundle import describe_encoder
 from export.errors import ExportError
 from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
-from export.options import METHOD_NAMES, add_frame_arguments, frame_options, pixel_size
+from export.options import METHOD_NAMES, add_frame_arguments, add_tile_arguments, frame_options, pixel_size, tiling
 from export.pretrain.windows import HELD_OUT_LAYOUTS
 from export.synthetic import write_dataset
 from runtime.backends import NAMES
@@ -39,6 +40,8 @@ from runtime.manifest import PRECISIONS, Encoder
 from runtime.options import at_least, name_of
 
 GENERATED_SEED = 2025
+GENERATED_FIELD, GENERATED_DEFECTS = 256, (8, 40)
+"""With --generated-size: the side in px that patterns scale with, and the range of a defect's longer side in px."""
 
 
 def _add_subject(parser: argparse.ArgumentParser) -> None:
@@ -58,9 +61,17 @@ def _add_subject(parser: argparse.ArgumentParser) -> None:
         help="N generated frames per class, of layouts that the embedded encoder was not trained on",
     )
     data.add_argument(
+        "--generated-size",
+        type=at_least(256, 4096),
+        metavar="PIXELS",
+        help="generate square frames of so many pixels, 256 to 4096, whose defects are 8 to 40 pixels long (default: "
+        "frames of the encoder's size, whose defects scale with them)",
+    )
+    data.add_argument(
         "--classes", metavar="A,B,...", help="only these classes, good among them (default: all in the folder)"
     )
     add_frame_arguments(data)
+    add_tile_arguments(data)
     encoder = parser.add_argument_group("encoder")
     encoder.add_argument(
         "--arch", required=True, metavar="NAME|FILE", help="architecture, or open_clip configuration file"
@@ -160,7 +171,9 @@ def _read_plan(args: argparse.Namespace, work: Path) -> Plan:
     if args.out:  # before hours of measuring, not after
         require_files([args.out / JSON_FILE, args.out / TABLE_FILE], force=args.force)
         require_matplotlib()
-    comparison = Comparison.from_arguments(args)
+    comparison, tiles = Comparison.from_arguments(args), tiling(args)
+    if tiles is not None and (args.ablations or comparison.baselines or comparison.classifiers):
+        raise ExportError("--ablations, --baselines and --classifier read whole frames: leave out --tile")
     seed = 0 if args.random_weights else None
     model = load_model(args.arch, weights=args.weights, random_seed=seed, image_size=args.image_size)
     graph = SemClipGraph(model.encoder())
@@ -178,6 +191,7 @@ def _read_plan(args: argparse.Namespace, work: Path) -> Plan:
         args.ablations,
         comparison,
         options,
+        tiles,
         args.out,
         work,
     )
@@ -187,8 +201,12 @@ def _load_data(args: argparse.Namespace, encoder: Encoder, generated: Path) -> D
     """The requested classes of the data folder or of frames generated in the folder `generated`."""
     if args.generated is not None:
         # At the encoder's input size: the generator ensures that a defect is visible at the size it makes.
-        size = encoder.input_size
-        write_dataset(generated, per_class=args.generated, size=size, seed=GENERATED_SEED, layouts=HELD_OUT_LAYOUTS)
+        write = partial(write_dataset, per_class=args.generated, seed=GENERATED_SEED, layouts=HELD_OUT_LAYOUTS)
+        if args.generated_size is None:
+            write(generated, size=encoder.input_size)
+        else:
+            size = args.generated_size, args.generated_size
+            write(generated, size=size, field=GENERATED_FIELD, defect_px=GENERATED_DEFECTS)
     dataset = load_dataset(args.data or generated)
     if args.classes is not None:
         dataset = dataset.only(args.classes.split(","))

@@ -10,14 +10,15 @@ A frame is made in three steps. Each has its own stream of random numbers, so th
 3. imaging: charging, focus, drift of the raster, brightness, shot noise, and the text bar.
 
 So `make_frame("good", 7, layout="lines")` is the frame `make_frame("hole", 7, layout="lines")` without the hole.
-Lengths scale with the frame's shorter side: a larger frame shows about the same field with more pixels.
+Lengths scale with the frame's shorter side: a larger frame shows about the same field with more pixels. With `field`
+they scale with that instead: a larger frame shows more of the wafer, and its defect is as small as before.
 """
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from runtime.files import new_folder
 
 from .defects import PAINTERS
 from .layouts import FEATURELESS, LAYOUTS, paint_site
-from .surfaces import Canvas, Field, Rng, log_uniform, shade, smooth_noise
+from .surfaces import FAR, Canvas, Field, Rng, log_uniform, shade, smooth_noise
 
 CLASSES = ("good", "bridge", "copper_residue", "hole", "infilm", "particle", "scratch")
 
@@ -77,6 +78,8 @@ def make_frame(
     layout: str | None = None,
     text_bar: bool = False,
     site: int | None = None,
+    field: int | None = None,
+    defect_px: tuple[int, int] | None = None,
 ) -> SyntheticFrame:
     """One frame; equal arguments give equal bytes.
 
@@ -84,8 +87,10 @@ def make_frame(
     layout: one of `suitable_layouts(label)`; drawn from the seed by default. text_bar: draw the detector's bar.
     site: seed of the layout only, `seed` by default. Frames with the same site, layout, size and text bar show the
         same place of a wafer.
+    field: side in px that lengths refer to, 64 to the frame's shorter side, which is the default.
+    defect_px: least and most of the longer side of the box around the defect; any by default.
     Raises ValueError, with the allowed values, for an unknown label or layout, a layout that cannot show the label, a
-    size that is too small or a negative seed.
+    size or field that is too small, a field that is too large, or a negative seed.
     """
     allowed = suitable_layouts(label)
     if layout is not None and layout not in allowed:
@@ -96,17 +101,20 @@ def make_frame(
     site = seed if site is None else site
     if seed < 0 or site < 0:
         raise ValueError(f"seed {min(seed, site)} is negative; allowed: 0 or more")
+    if field is not None and not MIN_SIDE <= field <= min(size):
+        raise ValueError(f"field {field} is not a part of {size[0]}x{size[1]}; allowed: {MIN_SIDE} to {min(size)} px")
     layout = layout or str(_stream(seed, _CHOICE).choice(allowed))
     bar_rows = max(12, round(0.075 * size[0])) if text_bar else 0
 
     height, width = size[0] - bar_rows, size[1]
-    side = min(height, width)
+    side = min(height, width) if field is None else field
     pad = 6 + side // 32  # room for drift and for stage errors
-    surface = paint_site(layout, _stream(site, _SITE, LAYOUTS.index(layout)), (height + 2 * pad, width + 2 * pad))
+    shape = (height + 2 * pad, width + 2 * pad)
+    surface = paint_site(layout, _stream(site, _SITE, LAYOUTS.index(layout)), shape, field)
     canvas = Canvas(surface, shade(surface), (2 * pad + 2, 2 * pad + 2, height - 2, width - 2), side)
     imaging = _stream(seed, _IMAGING)
-    optics = _draw_optics(imaging, (height, width), pad, abs(surface.feature - surface.ground))
-    yields, mask = _add_defect(canvas, label, seed, optics)
+    optics = _draw_optics(imaging, (height, width), side, pad, abs(surface.feature - surface.ground))
+    yields, mask = _add_defect(canvas, label, seed, optics, defect_px)
     image = np.zeros(size, dtype=np.uint8)
     image[:height] = _expose(yields, optics, imaging)
     if text_bar:
@@ -124,6 +132,8 @@ def write_dataset(
     seed: int = 0,
     text_bar: bool = False,
     layouts: Collection[str] = LAYOUTS,
+    field: int | None = None,
+    defect_px: tuple[int, int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> None:
     """A data folder of `per_class` frames of every class, on some of the layouts.
@@ -149,7 +159,16 @@ def write_dataset(
     with new_folder(folder) as scratch:
         rows: list[tuple[str, str, int, str, int, int, str]] = []
         for done, (label, number, group, layout, site, shot) in enumerate(plan, start=1):
-            frame = make_frame(label, shot, size=size, layout=layout, text_bar=text_bar, site=site)
+            frame = make_frame(
+                label,
+                shot,
+                size=size,
+                layout=layout,
+                text_bar=text_bar,
+                site=site,
+                field=field,
+                defect_px=defect_px,
+            )
             name = f"{label}/{number:04d}.png"
             for kind, pixels in (("images", frame.image), ("masks", frame.mask)):
                 (scratch / kind / label).mkdir(parents=True, exist_ok=True)
@@ -188,17 +207,23 @@ def _stream(seed: int, *purpose: int) -> Rng:
 # ---- defect ----------------------------------------------------------------------------------------------------------
 
 
-def _add_defect(canvas: Canvas, label: str, seed: int, optics: _Optics) -> tuple[Field, NDArray[np.bool_]]:
+def _add_defect(
+    canvas: Canvas, label: str, seed: int, optics: _Optics, defect_px: tuple[int, int] | None
+) -> tuple[Field, NDArray[np.bool_]]:
     """The yield map with the defect on it, and the defect's mask in the frame (bool [H, W])."""
     if label == "good":
         return canvas.clean, np.zeros((optics.shifts.size, optics.width), dtype=bool)
     best: tuple[float, Field, NDArray[np.bool_]] | None = None
-    for attempt in range(24):
+    for attempt in range(24 if defect_px is None else 5 * 24):
         rng = _stream(seed, _DEFECT, CLASSES.index(label), attempt)
-        yields, footprint = PAINTERS[label](canvas, rng)
+        # Some defects are long for a small range, scratches most of all.
+        side = max(canvas.side // 2 ** (attempt // 24), 32)
+        yields, footprint = _paint(label, replace(canvas, side=side), rng)
         mask = _scan(footprint, optics) > 0
         area = int(np.count_nonzero(mask))
         if area < MIN_FOOTPRINT or area > 0.3 * mask.size:
+            continue
+        if defect_px is not None and not defect_px[0] <= _longer_side(mask) <= defect_px[1]:
             continue
         contrast = float(np.abs(yields - canvas.clean)[footprint > 0].mean())
         # The defect must be visible, or its label is wrong. Rose's criterion: its contrast is some five times the noise
@@ -212,6 +237,29 @@ def _add_defect(canvas: Canvas, label: str, seed: int, optics: _Optics) -> tuple
     if best is None:
         raise RuntimeError(f"no {label} could be placed with seed {seed}; this is a fault of the generator")
     return best[1], best[2]
+
+
+def _paint(label: str, canvas: Canvas, rng: Rng) -> tuple[Field, Field]:
+    """The yield map with one defect, and its footprint; on a large frame it is painted in a random part of it."""
+    window = 3 * canvas.side
+    height, width = canvas.clean.shape
+    top, left, bottom, right = canvas.box
+    if window >= min(bottom - top, right - left):
+        return PAINTERS[label](canvas, rng)
+    y, x = int(rng.integers(top, bottom - window)), int(rng.integers(left, right - window))
+    part = np.s_[y : y + window, x : x + window]
+    surface = replace(canvas.surface, edge=canvas.surface.edge[part], texture=canvas.surface.texture[part])
+    inner = (canvas.side, canvas.side, 2 * canvas.side, 2 * canvas.side)
+    painted, shown = PAINTERS[label](Canvas(surface, canvas.clean[part], inner, canvas.side), rng)
+    yields, footprint = canvas.clean.copy(), np.full((height, width), -FAR, dtype=np.float32)
+    yields[part], footprint[part] = painted, shown
+    return yields, footprint
+
+
+def _longer_side(mask: NDArray[np.bool_]) -> int:
+    """Of the box around all that is true, in px."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    return int(max(np.ptp(rows), np.ptp(columns))) + 1
 
 
 # ---- imaging ---------------------------------------------------------------------------------------------------------
@@ -233,9 +281,10 @@ class _Optics:
     noise: float
 
 
-def _draw_optics(rng: Rng, shape: tuple[int, int], pad: int, contrast: float) -> _Optics:
+def _draw_optics(rng: Rng, shape: tuple[int, int], side: int, pad: int, contrast: float) -> _Optics:
     """Draw dose, focus, stage error and raster drift for a frame of this shape, within `pad` px.
 
+    side: of the field, in px.
     contrast: yield between the pattern's materials, 0 without a pattern.
     """
     rows = np.arange(shape[0]) / shape[0]
@@ -243,7 +292,7 @@ def _draw_optics(rng: Rng, shape: tuple[int, int], pad: int, contrast: float) ->
     drift = rng.normal(0, 0.25 * room) * rows + rng.normal(0, 0.8) * np.sin(2 * np.pi * (rows * rng.uniform(0.5, 4)))
     jitter = rng.normal(0, rng.choice([0.05, 0.15, 0.4]), shape[0])
     shifts = np.clip(drift - drift.mean() + jitter + rng.uniform(-0.5, 0.5) * room, -room, room) + pad
-    focus = log_uniform(rng, 0.45, 1.5) * max(min(shape) / 240, 0.8) ** 0.5
+    focus = log_uniform(rng, 0.45, 1.5) * max(side / 240, 0.8) ** 0.5
     astigmatism = float(np.exp(rng.normal(0, 0.18)))
     return _Optics(
         shifts=shifts.astype(np.float32),

@@ -3,7 +3,7 @@
 A layout painter draws geometry only: the edges of the pattern, and what lies underneath. `paint_site` adds rough edges
 and materials; the result is the clean surface that a defect is painted on.
 
-Shapes are [H, W] in px; a `unit` is the shorter side / 260, so that patterns scale with the frame.
+Shapes are [H, W] in px; a `unit` is the field's side / 260, so that patterns scale with the field.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ STACKED = (
 """Layouts of the two levels of a stack; none that training leaves out (`pretrain.windows`)."""
 
 
-def paint_site(layout: str, rng: Rng, shape: tuple[int, int]) -> Surface:
-    """A layout with rough edges, in materials of random yield."""
-    unit = min(shape) / 260
+def paint_site(layout: str, rng: Rng, shape: tuple[int, int], field: int | None = None) -> Surface:
+    """A layout with rough edges, in materials of random yield.
+
+    field: side in px that the pattern's lengths refer to; the shorter side of `shape` by default.
+    """
+    unit = (field or min(shape)) / 260
     edge, texture, finest = _PAINTERS[layout](rng, shape, unit)
     if layout not in FEATURELESS:
         # Line-edge roughness: long waves (resist) and short ones (etch); edges move independently of each other.

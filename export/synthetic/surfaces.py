@@ -49,7 +49,7 @@ class Canvas:
 
     clean: `shade(surface)`.
     box: first row, first column, end row, end column for the defect's centre.
-    side: the frame's shorter side in px; defect sizes scale with it.
+    side: the field's side in px; defect sizes scale with it.
     """
 
     surface: Surface

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -65,7 +66,7 @@ def fit_class_head(features: SupportFeatures, maps: Tensor, bank: TextBank, sett
     classes, labels = len(bank.text_cls), features.labels
     levels, width = features.tokens.shape[1], features.tokens.shape[3]
     x = features_under_maps(features, torch.ones(len(labels), dtype=torch.bool), maps)
-    shots = float(features.unaugmented.sum()) / classes
+    shots = len(set(features.frame.tolist())) / classes
     prior, record = start_of_head(x, labels, bank, settings, shots)
     l2, bias_l2 = (HEAD_L2, 0.0) if prior is None else (HEAD_L2 + PRIOR_L2 / shots, PRIOR_BIAS_L2)
     how = HeadFit(l2, head_scale(levels, width, settings.head), prior, bias_l2)
@@ -176,22 +177,23 @@ def _regress(
 
 
 def out_of_fold_probabilities(x: Tensor, features: SupportFeatures, classes: int, how: HeadFit) -> Tensor | None:
-    """P_C (eq. 22) of every unaugmented support by heads fitted without it: [supports, K].
+    """P_C (eq. 22) of every unaugmented support by heads fitted without its frame: [supports, K].
 
-    x: the head's inputs [V, F]. All views of a support are left out together. None if a class has a single support.
+    x: the head's inputs [V, F]. All views of a frame are left out together. None if a class has a single frame.
     """
-    support = features.unaugmented.cumsum(0) - 1  # views of one support follow each other, the unaugmented one first
-    labels, unaugmented = features.labels[features.unaugmented], x[features.unaugmented]
+    frames, first = np.unique(features.frame.numpy(), return_index=True)
+    labels, unaugmented = features.labels[first], x[features.unaugmented]
     folds = min(MAX_FOLDS, int(torch.bincount(labels, minlength=classes).min()))
     if folds < 2:
         return None
-    fold = torch.zeros_like(labels)
+    fold = torch.zeros(int(frames[-1]) + 1, dtype=torch.int64)  # of every frame
     for label in range(classes):
-        mine = (labels == label).nonzero()[:, 0]
+        mine = torch.from_numpy(frames)[labels == label]
         fold[mine] = torch.arange(len(mine)) % folds
-    found = torch.zeros((len(labels), classes))
+    fold = fold[features.frame]
+    found = torch.zeros((len(unaugmented), classes))
     for left_out in range(folds):
-        taught = fold[support] != left_out
+        taught, mine = fold != left_out, fold[features.unaugmented] == left_out
         fitted = fit_head(x[taught], features.labels[taught], classes, how, max_iterations=40)
-        found[fold == left_out] = heads.head_probabilities(unaugmented[fold == left_out], *fitted)
+        found[mine] = heads.head_probabilities(unaugmented[mine], *fitted)
     return found

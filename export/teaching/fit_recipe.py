@@ -36,8 +36,10 @@ from .fit_head import ClassHead, features_under_maps, fit_class_head
 from .fit_map import Layers, fit_transforms, out_of_fold_maps
 from .fit_memory import Memory, fit_memory, fuse_memory, memory_share
 from .settings import TeachSettings
+from .support_pixels import area_average
 from .text_bank import TextBank
-from .views import SupportFeatures, area_average
+from .unseen_tiles import JudgedTiles, UnseenTiles
+from .views import SupportFeatures
 
 LAMBDA_V = 0.3
 """Weight of the V path's map if the text is aligned (docs/method.md)."""
@@ -47,7 +49,10 @@ CLASS_SHARE = 0.25
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """All that a recipe is taught from. classes: `good` first. smoothing_px: of the map, as in the bundle."""
+    """All that a recipe is taught from. classes: `good` first. smoothing_px: of the map, as in the bundle.
+
+    unseen: the other tiles of the good frames, where frames are read in tiles.
+    """
 
     features: SupportFeatures
     encoder: Encoder
@@ -56,6 +61,7 @@ class Lesson:
     smoothing_px: float
     seed: int
     settings: TeachSettings = field(default_factory=TeachSettings)
+    unseen: UnseenTiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +113,8 @@ def fit_recipe(
         **(provenance or {}),
     }
     supports = features_under_maps(features, features.unaugmented, judged).numpy()
-    point = taught_point(lesson, maps, head, text)
+    unseen = None if lesson.unseen is None else lesson.unseen.judge(tensors)
+    point = taught_point(lesson, maps, head, text, unseen)
     return Recipe(tuple(lesson.classes), tensors, supports, lesson.encoder.id, point, bank.source, options, teaching)
 
 
@@ -177,10 +184,16 @@ def judge_supports(
     return torch.stack(maps), np.stack(text)
 
 
-def taught_point(lesson: Lesson, maps: SupportMaps, head: ClassHead, text: NDArray[np.float32]) -> OperatingPoint:
+def taught_point(
+    lesson: Lesson,
+    maps: SupportMaps,
+    head: ClassHead,
+    text: NDArray[np.float32],
+    unseen: JudgedTiles | None = None,
+) -> OperatingPoint:
     """Thresholds of the highest F1 on the unaugmented supports: a starting point; expect worse on new frames.
 
-    text: P_S of the unaugmented supports [supports, K].
+    text: P_S of the unaugmented supports [supports, K]. unseen: what the recipe says of other tiles of the good frames.
     """
     features, encoder, alpha = lesson.features, lesson.encoder, lesson.settings.alpha
     unaugmented, p_c = features.unaugmented, head.out_of_fold
@@ -188,38 +201,64 @@ def taught_point(lesson: Lesson, maps: SupportMaps, head: ClassHead, text: NDArr
     def grids(of: Tensor) -> list[NDArray[np.float32]]:
         return [row.reshape(encoder.grid).numpy() for row in of[unaugmented]]
 
-    good = None if p_c is None else alpha * p_c[:, 0].numpy() + (1 - alpha) * text[:, 0]
-    defect, classes = (features.labels[unaugmented] > 0).numpy(), len(lesson.classes)
+    full = [upsample(m, encoder.image_size, encoder.image_size, lesson.smoothing_px) for m in grids(maps.fitting)]
+    scored = ScoredSupports(
+        features.frame[unaugmented].numpy(),
+        (features.labels[unaugmented] > 0).numpy(),
+        np.array([frame_score(m) for m in full], np.float32),
+        None if p_c is None else alpha * p_c[:, 0].numpy() + (1 - alpha) * text[:, 0],
+    )
     return OperatingPoint.taught(
         lesson.classes,
-        _defect_threshold(grids(maps.fitting), good, defect, classes, encoder, lesson.smoothing_px),
+        defect_threshold(scored if unseen is None else scored.with_good(unseen), len(lesson.classes)),
         _pixel_threshold(features, grids(maps.recipe), encoder, lesson.smoothing_px),
         CLASS_SHARE,
     )
 
 
-def _defect_threshold(
-    patch_maps: Sequence[NDArray[np.float32]],
-    good: NDArray[np.float32] | None,
-    defect: NDArray[np.bool_],
-    classes: int,
-    encoder: Encoder,
-    smoothing_px: float,
-) -> float:
-    """The threshold of highest F1 for the defect scores of n supports, from patch maps, P(good) and the truth [n].
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredSupports:
+    """What the defect threshold is chosen by, of n supports.
 
-    good: out-of-fold P(good) (eq. 23), since heads fit their own supports too well. None if no support can be left out;
-    the result is then the map's threshold, mixed with the 1 - P(good) of a guess among all classes.
+    frame: [n], the frame that each is, or is a tile of. defect: bool [n]. map_scores: float32 [n]. good: out-of-fold
+    P(good) (eq. 23), float32 [n], since heads fit their own supports too well; None if no frame can be left out.
+    """
+
+    frame: NDArray[np.intp]
+    defect: NDArray[np.bool_]
+    map_scores: NDArray[np.float32]
+    good: NDArray[np.float32] | None
+
+    def with_good(self, tiles: JudgedTiles) -> ScoredSupports:
+        """With other tiles of good frames."""
+        return ScoredSupports(
+            np.concatenate([self.frame, tiles.frame]),
+            np.concatenate([self.defect, np.zeros(len(tiles.frame), np.bool_)]),
+            np.concatenate([self.map_scores, tiles.map_scores]),
+            None if self.good is None else np.concatenate([self.good, tiles.good]),
+        )
+
+    def highest(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """By frame: float32 [frames]. A frame is what its most suspicious tile is."""
+        found = np.full(int(self.frame.max()) + 1, -np.inf, np.float32)
+        np.maximum.at(found, self.frame, values)
+        return found
+
+
+def defect_threshold(scored: ScoredSupports, classes: int) -> float:
+    """The threshold of highest F1 for the defect scores of the support frames.
+
+    Where no frame can be left out, it is the map's threshold, mixed with the 1 - P(good) of a guess among all classes.
     Good and defect frames weigh the same; otherwise, with many defect classes, F1 would be highest where all frames are
     called defects.
     """
-    full = [upsample(m, encoder.image_size, encoder.image_size, smoothing_px) for m in patch_maps]
-    map_scores = np.array([frame_score(m) for m in full], np.float32)
+    defect = scored.highest(scored.defect.astype(np.float32)) > 0
     good_weight = float(defect.sum() / max(1, (~defect).sum()))
-    if good is None:
-        of_map = f1_max_threshold(map_scores, defect, good_weight)[0]
+    if scored.good is None:
+        of_map = f1_max_threshold(scored.highest(scored.map_scores), defect, good_weight)[0]
         return (1 - CLASS_SHARE) * of_map + CLASS_SHARE * (1 - 1 / classes)
-    return f1_max_threshold(defect_scores(map_scores, good[:, None], CLASS_SHARE), defect, good_weight)[0]
+    scores = defect_scores(scored.map_scores, scored.good[:, None], CLASS_SHARE)
+    return f1_max_threshold(scored.highest(scores), defect, good_weight)[0]
 
 
 def _pixel_threshold(

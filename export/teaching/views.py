@@ -15,7 +15,6 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from calibration.dataset import Sample
-from runtime.frames import cut_rows, prepare
 from runtime.manifest import Encoder
 from runtime.recipe import FrameOptions
 
@@ -23,6 +22,7 @@ from ..model import heads
 from ..model.graph import SemClipGraph
 from ..progress import Progress
 from .support_cache import Layout, SupportCache
+from .support_pixels import Support, area_average, read_supports
 
 LOSS_CELLS_PER_PATCH = 4
 """The loss grid is this much finer than the patches, so that defects of a few pixels do not average out."""
@@ -41,6 +41,7 @@ class SupportFeatures:
     value: float32 [V, m, P], the V path's logits (eq. 15) at tau_v = 1; they are not taught.
     targets: float32 [V, rows, columns] on the loss grid, 1 for defect; all NaN if the truth is unknown.
     labels: int64 [V]. unaugmented: bool [V], true for the first view of each support. group: int64 [V].
+    frame: int64 [V], the support frame that the view is of; several supports are tiles of one frame, if it is tiled.
     """
 
     tokens: Tensor
@@ -50,6 +51,7 @@ class SupportFeatures:
     labels: Tensor
     unaugmented: Tensor
     group: Tensor
+    frame: Tensor
 
     def last_level(self) -> SupportFeatures:
         """Features of the last level only, as from an encoder without the others."""
@@ -60,16 +62,9 @@ class SupportFeatures:
         """Features of the views for which `views` (bool [V]) is true."""
         return SupportFeatures(*(getattr(self, field.name)[views] for field in fields(self)))
 
-
-@dataclass(frozen=True, slots=True)
-class _Support:
-    """A support as the graph reads it. cover: the defect's fraction of every pixel, None if the truth is unknown.
-
-    frame: uint8 and cover: float32 in [0, 1], both [input height, input width].
-    """
-
-    frame: NDArray[np.uint8]
-    cover: NDArray[np.float32] | None
+    def joined(self, other: SupportFeatures) -> SupportFeatures:
+        """These views, then those of `other`."""
+        return SupportFeatures(*(torch.cat([getattr(part, f.name) for part in (self, other)]) for f in fields(self)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,30 +105,26 @@ class _Views:
 def encode_supports(
     graph: SemClipGraph,
     encoder: Encoder,
-    supports: Sequence[Sample],
+    supports: Sequence[Support],
     classes: Sequence[str],
     text_seg: Tensor,
-    options: FrameOptions,
     *,
     views: int,
     seed: int,
     cache: SupportCache | None = None,
     progress: Progress | None = None,
 ) -> SupportFeatures:
-    """Encode `views` variations of every support, the first one unaugmented. Raises FrameError, DatasetError.
+    """Encode `views` variations of every support, the first one unaugmented.
 
     The variations of a support depend on `seed` and its pixels only, and each support is encoded separately. So its
     features are the same in every draw, and `cache` can store them.
     """
-    prepared = [
-        _prepare(sample, encoder, options) for sample in supports
-    ]  # all of them first: faults come before hours of encoding
     total, levels, patches = len(supports) * views, len(encoder.levels), encoder.grid[0] * encoder.grid[1]
     tokens = torch.empty((total, levels, patches, encoder.width), dtype=torch.float16)
     cls = torch.empty((total, levels * encoder.width))
     value = torch.empty((total, levels, patches))
     targets = torch.empty((total, *_loss_grid(encoder.grid)))
-    for number, support in enumerate(prepared):
+    for number, support in enumerate(supports):
         rows = slice(number * views, (number + 1) * views)
         found = _kept_or_encoded(graph, encoder, support, views, seed, cache)
         tokens[rows], cls[rows], targets[rows] = found.tokens, found.cls, found.targets
@@ -141,17 +132,23 @@ def encode_supports(
         del found  # free it before the next one: it is larger than the rows
         if progress is not None:
             progress(rows.stop, total)
-    labels = torch.tensor([classes.index(sample.label) for sample in supports]).repeat_interleave(views)
+    names = sorted({support.group for support in supports})
+    labels, group, frame = (
+        torch.tensor(numbers).repeat_interleave(views)
+        for numbers in (
+            [classes.index(support.label) for support in supports],
+            [names.index(support.group) for support in supports],
+            [support.number for support in supports],
+        )
+    )
     unaugmented = torch.arange(total) % views == 0
-    names = sorted({sample.group for sample in supports})
-    group = torch.tensor([names.index(sample.group) for sample in supports]).repeat_interleave(views)
-    return SupportFeatures(tokens, cls, value, targets, labels, unaugmented, group)
+    return SupportFeatures(tokens, cls, value, targets, labels, unaugmented, group, frame)
 
 
 def _kept_or_encoded(
     graph: SemClipGraph,
     encoder: Encoder,
-    support: _Support,
+    support: Support,
     views: int,
     seed: int,
     cache: SupportCache | None,
@@ -168,7 +165,7 @@ def _kept_or_encoded(
     return encoded
 
 
-def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: int, seed: int) -> str:
+def _cache_key(graph: SemClipGraph, encoder: Encoder, support: Support, views: int, seed: int) -> str:
     """SHA-256, in hexadecimal, of everything that the views of a support and their features depend on.
 
     File, mask, frame options and resizing count by the resulting pixels.
@@ -192,7 +189,7 @@ def _cache_key(graph: SemClipGraph, encoder: Encoder, support: _Support, views: 
     return digest.hexdigest()
 
 
-def _encode(graph: SemClipGraph, support: _Support, views: int, seed: int) -> _Views:
+def _encode(graph: SemClipGraph, support: Support, views: int, seed: int) -> _Views:
     """Draw the views of one support and encode them, _ENCODE_BATCH at a time."""
     frames, targets = _draw_views(support, graph.encoder.grid, views, seed)
     parts: list[tuple[Tensor, ...]] = []
@@ -211,15 +208,6 @@ def _encode(graph: SemClipGraph, support: _Support, views: int, seed: int) -> _V
     return _Views(tokens, cls, value, text_cls, torch.from_numpy(np.stack(targets)))
 
 
-def area_average(mask: NDArray[np.generic], size: tuple[int, int]) -> NDArray[np.float32]:
-    """The covered fraction of each cell of a [height, width] grid, float32 in [0, 1].
-
-    A pixel counts in the cell that holds its centre, so none is lost if the sizes do not divide.
-    """
-    image = Image.fromarray(np.asarray(mask, dtype=np.float32))
-    return np.array(image.resize((size[1], size[0]), Image.Resampling.BOX), dtype=np.float32)
-
-
 def load_views(
     encoder: Encoder, supports: Sequence[Sample], options: FrameOptions, views: int, seed: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
@@ -228,24 +216,15 @@ def load_views(
     Raises FrameError, DatasetError.
     """
     frames, targets = [], []
-    for sample in supports:
-        drawn, truths = _draw_views(_prepare(sample, encoder, options), encoder.grid, views, seed)
+    for support in read_supports(supports, encoder, options, seed):
+        drawn, truths = _draw_views(support, encoder.grid, views, seed)
         frames += drawn
         targets += truths
     return frames, targets
 
 
-def _prepare(sample: Sample, encoder: Encoder, options: FrameOptions) -> _Support:
-    pixels = sample.read(options)
-    mask = sample.read_mask((pixels.shape[0], pixels.shape[1]))
-    frame = prepare(pixels, encoder, options, str(sample.path))
-    if mask is None:
-        return _Support(frame, None)
-    return _Support(frame, area_average(cut_rows(mask, options, str(sample.mask)), encoder.input_size))
-
-
 def _draw_views(
-    support: _Support, grid: tuple[int, int], views: int, seed: int
+    support: Support, grid: tuple[int, int], views: int, seed: int
 ) -> tuple[list[NDArray[np.uint8]], list[NDArray[np.float32]]]:
     """`views` frames, the first one unaugmented, and their targets; random by `seed` and the frame's pixels."""
     frame, cover = support.frame, support.cover

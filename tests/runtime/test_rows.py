@@ -161,7 +161,7 @@ BAD: dict[str, tuple[str, Any, str]] = {
     "a flag as number": ("score", True, "score must be a finite number"),
     "fraction": ("frame_height", 90.5, "frame_height must be a whole number"),
     "side": ("frame_width", 10**6, r"frame_width must be a whole number in \[1, 65535\], not 1000000"),
-    "grid": ("map_rows", 2000, r"map_rows must be a whole number in \[1, 1024\]"),
+    "grid": ("map_rows", 70000, r"map_rows must be a whole number in \[1, 65536\]"),
     "smoothing": ("smoothing_px", 9.0, "smoothing_px must fit an image of"),
     "ignored": ("ignored_top", 80, "must leave a row of the frame"),
     "white": ("white_level", 0, "white_level must be a whole number in"),

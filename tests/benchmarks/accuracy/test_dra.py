@@ -169,7 +169,7 @@ def support_features(labels: list[int], plain: list[bool]) -> SupportFeatures:
     n = len(labels)
     tokens = torch.arange(n).half().reshape(n, 1, 1, 1) * 10 + torch.tensor([0, 1]).half().reshape(1, 2, 1, 1)
     none = torch.zeros(n, 2, 1)
-    return SupportFeatures(tokens, none, none, none, torch.tensor(labels), torch.tensor(plain), torch.arange(n))
+    return SupportFeatures(tokens, none, none, none, torch.tensor(labels), torch.tensor(plain), *[torch.arange(n)] * 2)
 
 
 def test_training_reads_the_last_level_and_up_to_five_unchanged_good_views() -> None:

@@ -163,7 +163,7 @@ def test_recipes_are_equal_without_cache_with_a_cold_and_with_a_warm_one(
     recipes = [teach_recipe(model, graph, request_, Stages(), kept) for kept in (None, cache, cache)]
     assert recipes[0].to_bytes() == recipes[1].to_bytes() == recipes[2].to_bytes()
     assert graph.frames_encoded == 2 * 14 * 2
-    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("encode 14 x 2 views")]
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("encode 14 supports x 2 views")]
     assert [line.partition(" s   ")[2] for line in said] == [
         "",
         f"0 of 14 supports from {cache.folder}",

@@ -43,6 +43,7 @@ def plant(labels: list[int] = LABELS, *, odd: bool = True, groups: list[int] | N
         labels=torch.tensor(labels),
         unaugmented=torch.ones(len(labels), dtype=torch.bool),
         group=torch.tensor(groups or list(range(len(labels)))),
+        frame=torch.arange(len(labels)),
     )
 
 

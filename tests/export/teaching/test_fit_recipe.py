@@ -30,7 +30,7 @@ from calibration.thresholds import f1_max_threshold
 from export.teaching import fit_recipe as fit_recipe_module
 from export.teaching.fit_map import fit_transforms
 from export.teaching.fit_memory import fit_memory
-from export.teaching.fit_recipe import fit_recipe
+from export.teaching.fit_recipe import ScoredSupports, defect_threshold, fit_recipe
 from export.teaching.views import SupportFeatures
 from runtime.maps import frame_score, upsample
 from runtime.recipe import FrameOptions, Recipe
@@ -187,9 +187,9 @@ def test_defect_threshold_reads_fitting_maps_and_pixel_threshold_recipe_maps(
 
 def test_defect_threshold_uses_out_of_fold_heads() -> None:
     """The map is constant; the out-of-fold heads rank one defect better than two of the good frames."""
-    maps, defect = [np.full((4, 4), 0.5, np.float32)] * 6, np.arange(6) > 2
+    map_scores, defect = np.full(6, 0.5, np.float32), np.arange(6) > 2
     good = np.array([0.9, 0.6, 0.6, 0.75, 0.2, 0.1], np.float32)
-    threshold = fit_recipe_module._defect_threshold(maps, good, defect, 3, ENCODER, 1.0)
+    threshold = defect_threshold(ScoredSupports(np.arange(6), defect, map_scores, good), 3)
     share = fit_recipe_module.CLASS_SHARE
     middle = (0.4 + 0.8) / 2  # F1 is highest with that one missed
     assert threshold == pytest.approx((1 - share) * 0.5 + share * middle, abs=1e-6)
@@ -197,8 +197,8 @@ def test_defect_threshold_uses_out_of_fold_heads() -> None:
 
 
 def test_defect_threshold_of_single_supports_mixes_map_threshold_and_guess() -> None:
-    maps = [np.full((4, 4), score, np.float32) for score in (0.2, 0.6, 0.8)]
-    threshold = fit_recipe_module._defect_threshold(maps, None, np.array([False, True, True]), 5, ENCODER, 1.0)
+    map_scores = np.array([0.2, 0.6, 0.8], np.float32)
+    threshold = defect_threshold(ScoredSupports(np.arange(3), np.arange(3) > 0, map_scores, None), 5)
     share = fit_recipe_module.CLASS_SHARE
     assert threshold == pytest.approx((1 - share) * 0.4 + share * 0.8, abs=1e-6)
 
@@ -217,11 +217,10 @@ def test_taught_thresholds_separate_the_supports() -> None:
 
 def test_defect_threshold_stays_above_good_frames_with_many_defect_classes() -> None:
     """One good support of nine, and defects hardly above it: F1 would be highest if all frames were defects."""
-    scores = np.array([0.3, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95])
-    maps = [np.full((4, 4), score, np.float32) for score in scores]
+    scores = np.array([0.3, 0.2, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95], np.float32)
     share, good = fit_recipe_module.CLASS_SHARE, (1 - scores).astype(np.float32)
     for of_heads in (None, good):
-        threshold = fit_recipe_module._defect_threshold(maps, of_heads, np.arange(9) > 0, 2, ENCODER, 1.0)
+        threshold = defect_threshold(ScoredSupports(np.arange(9), np.arange(9) > 0, scores, of_heads), 2)
         assert 0.3 < ((threshold - share * 0.5) / (1 - share) if of_heads is None else threshold) < 0.4
 
 

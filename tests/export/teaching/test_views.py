@@ -18,6 +18,7 @@ from export.bundle import describe_encoder
 from export.model import heads
 from export.model.checkpoint import load_model
 from export.model.graph import SemClipGraph
+from export.teaching.support_pixels import read_supports
 from export.teaching.views import (
     DEFECT_SHARE,
     LOSS_CELLS_PER_PATCH,
@@ -87,9 +88,8 @@ def encode(
     seed: int = 0,
     options: FrameOptions | None = None,
 ) -> SupportFeatures:
-    return encode_supports(
-        graph, encoder, supports, CLASSES, text_seg, options or FrameOptions(), views=views, seed=seed
-    )
+    read = read_supports(supports, encoder, options or FrameOptions(), seed)
+    return encode_supports(graph, encoder, read, CLASSES, text_seg, views=views, seed=seed)
 
 
 def test_the_first_view_is_unaugmented(
@@ -151,10 +151,9 @@ def test_progress_reaches_the_number_of_views(
     encode_supports(
         graph,
         encoder,
-        supports,
+        read_supports(supports, encoder, FrameOptions(), 0),
         CLASSES,
         text_seg,
-        FrameOptions(),
         views=5,
         seed=0,
         progress=lambda *call: calls.append(call),
