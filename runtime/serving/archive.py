@@ -59,13 +59,18 @@ def _is_packed(name: str) -> bool:
     return PurePosixPath(path).suffix.lower() == PARQUET_SUFFIX
 
 
+def _stands_in(name: str) -> bool:
+    """Whether a file of a folder stands for the frames of it."""
+    return _is_packed(name) and not name.startswith(".")
+
+
 def _here(name: str, unread: list[FrameError]) -> list[str]:
     if not name:
         raise FrameError(name, "an empty name is no path; the current folder is .")
     path = Path(name).absolute()
     if not is_folder(path):
-        return [str(path)] if path.suffix.lower() == PARQUET_SUFFIX else find_frames([str(path)], unread)
-    packed = sorted(str(file) for file in path.glob(f"*{PARQUET_SUFFIX}") if not file.name.startswith("."))
+        return [str(path)] if _is_packed(path.name) else find_frames([str(path)], unread)
+    packed = sorted(str(file) for file in path.glob("*.*") if _stands_in(file.name))
     return packed or find_frames([str(path)], unread)
 
 
@@ -79,11 +84,11 @@ def _remote(uri: str, unread: list[FrameError]) -> list[str]:
         if filesystem.get_file_info(root).type != fs.FileType.Directory:
             return [uri]  # a worker opens it, and says what is wrong with it
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # of pyarrow, also for names that no store takes
         unread.append(FrameError(uri, f"cannot be listed ({exc})"))
         return []
     below = [PurePosixPath(info.path).relative_to(root) for info in found if info.is_file]
-    packed = sorted(path for path in below if path.suffix.lower() == PARQUET_SUFFIX and len(path.parts) == 1)
+    packed = sorted(path for path in below if len(path.parts) == 1 and _stands_in(path.name))
     frames = packed or _frames(below)
     if not frames:
         raise FrameError(uri, f"holds no frames ({', '.join(SUFFIXES)}) and no Parquet files")
@@ -127,7 +132,7 @@ def _members(file: str) -> Any:
     return pa.table(
         {
             "source": names,
-            "path": pa.array([os.fsencode(file)], pa.large_binary()).take(pa.array([0] * len(names), pa.int64())),
+            "path": pa.repeat(pa.scalar(os.fsencode(file), pa.large_binary()), len(names)),
             "row": pa.array(range(len(names)), pa.int64()),
         }
     )

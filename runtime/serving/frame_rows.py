@@ -126,7 +126,7 @@ def _fetch(uri: str) -> Entry:
             return EncodedFrame(uri, stream.read(MAX_FILE_BYTES), stored.page)
     except FrameError as exc:
         return FailedFrame(exc.source, exc)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # of pyarrow, also for names that no store takes
         return failed(uri, f"cannot be read ({exc})")
 
 

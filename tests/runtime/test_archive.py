@@ -51,11 +51,12 @@ def test_a_table_says_what_to_open(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_parquet_files_stands_for_these(tmp_path: Path) -> None:
-    write_packed(tmp_path / "b.parquet", ["two"])
+    write_packed(tmp_path / "b.Parquet", ["two"])
     write_packed(tmp_path / "a.parquet", ["one"])
     write_frame(tmp_path / "preview.png")
     write_packed(tmp_path / ".hidden.parquet", ["three"])
     assert listed(tmp_path) == ["one", "two"]
+    assert listed(tmp_path.as_uri()) == ["one", "two"]
 
 
 @posix
@@ -101,6 +102,14 @@ def test_a_uri_without_frames_is_an_error(uri: str, message: str, tmp_path: Path
     (tmp_path / "empty").mkdir()
     with pytest.raises(FrameError, match=message):
         listed(uri.format(tmp_path.as_uri()))
+
+
+def test_a_uri_that_no_store_takes_is_not_read() -> None:
+    unread: list[FrameError] = []
+    assert archive.list_archive(["file:///a%00.png"], unread).num_rows == 0
+    assert [(error.source, error.reason.split(" (")[0]) for error in unread] == [
+        ("file:///a%00.png", "cannot be listed")
+    ]
 
 
 def test_an_empty_name_is_an_error() -> None:
