@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..backends.base import graph_inputs, graph_outputs
+from ..backends.base import graph_inputs, graph_outputs, read_onnx
 from ..backends.choice import ENGINE_PRECISIONS, onnx_artifact
 from ..errors import BundleError, PredictorError, RecipeError
 from ..files import new_folder, read_bounded, require_folder, write_atomically
 from ..manifest import FORMAT, VERSION, Artifact, Encoder, Manifest, read_artifact, use_bundle
-from ..onnxfile import MAX_BYTES as MAX_ONNX_BYTES
-from ..onnxfile import onnx_faults
 from ..onnxrecipe import with_initializers
 from ..recipe import MAX_BYTES, MAX_CLASSES, TENSORS, Recipe, tensors_digest
 from .served import MAX_VERSIONS, NAME, PREFIX, HeldRecipe, Served
@@ -136,11 +134,7 @@ def _onnx(bundle: Path, manifest: Manifest, wishes: Wishes) -> tuple[Artifact, b
             "or choose --precision fp16"
         )
     artifact = onnx_artifact(bundle, manifest, precision)
-    content = read_artifact(bundle, artifact, most_bytes=MAX_ONNX_BYTES)
-    wrong = onnx_faults(content)
-    if wrong:
-        raise BundleError(bundle, [f"{artifact.file} {fault}" for fault in wrong])
-    return artifact, content
+    return artifact, read_onnx(bundle, artifact)
 
 
 def _aside(out: Path) -> Path:
