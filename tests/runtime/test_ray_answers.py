@@ -165,7 +165,11 @@ def test_blocks_are_of_whole_batches(frames: int, workers: int, batch: int, rows
 
 @pytest.mark.parametrize(
     ("backend", "there", "workers"),
-    [("cpu", {"CPU": 8.0, "GPU": 2.0}, 4), ("cuda", {"CPU": 8.0, "GPU": 2.0}, 2), ("cuda", {"CPU": 8.0, "GPU": 9.0}, 4)],
+    [
+        ("cpu", {"CPU": 8.0, "GPU": 2.0}, 4),
+        ("cuda", {"CPU": 8.0, "GPU": 2.0}, 2),
+        ("cuda", {"CPU": 8.0, "GPU": 9.0}, 4),
+    ],
 )
 def test_as_many_workers_as_there_are_cpus_and_gpus_for(backend: str, there: dict[str, float], workers: int) -> None:
     ray = SimpleNamespace(cluster_resources=lambda: there)
