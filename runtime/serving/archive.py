@@ -15,11 +15,14 @@ from typing import Any
 from ..errors import FrameError, PredictorError
 from ..folders import MASK_SUFFIX, SYSTEM_FOLDERS, find_frames, is_folder
 from ..frames import SUFFIXES
+from ..parquet import rows_at_once
 from ..rows import printed
 from .frame_rows import frame_columns, parquet_file
 from .stores import Stored, is_uri
 
 PARQUET_SUFFIX = ".parquet"
+MAX_NAME_BYTES = 1 << 15
+_NAMES_TOGETHER = 10_000
 _SHOWN = 3
 
 
@@ -126,7 +129,9 @@ def _members(file: str) -> Any:
 
     with parquet_file(file) as opened:
         column = frame_columns(opened, file)[0]
-        names = opened.read(columns=[column]).column(0).cast(pa.large_string()).combine_chunks()
+        together = rows_at_once(opened.metadata, _NAMES_TOGETHER, (column,))
+        parts = [_names(batch.column(0), file) for batch in opened.iter_batches(together, columns=[column])]
+    names = pa.chunked_array(parts, pa.large_string()).combine_chunks()
     if names.null_count:
         raise FrameError(file, f"has {names.null_count} frames without a name in its column {column}")
     return pa.table(
@@ -136,6 +141,17 @@ def _members(file: str) -> Any:
             "row": pa.array(range(len(names)), pa.int64()),
         }
     )
+
+
+def _names(found: Any, file: str) -> Any:
+    """The column as `large_string`. Raises FrameError for longer names than files have: a small file can hold many."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    longest = pc.max(pc.binary_length(found)).as_py() or 0
+    if longest > MAX_NAME_BYTES:
+        raise FrameError(file, f"has a name of {longest:,} bytes, more than the {MAX_NAME_BYTES:,} allowed")
+    return found.cast(pa.large_string())
 
 
 def _refuse_twins(table: Any) -> None:

@@ -137,6 +137,30 @@ def test_other_parquet_files_are_not_read(table: dict[str, Any], reason: str, tm
         raise unread[0]
 
 
+def test_long_names_of_a_small_parquet_file_are_never_all_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of 2 MB stands there once, however many rows have it."""
+    file = tmp_path / "a.parquet"
+    path = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["x" * 2**21])
+    frames = pa.table({"path": path, "bytes": [b"x"] * 2000})
+    parquet.write_table(frames, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=2**24)
+    assert file.stat().st_size < 2**20
+    unread: list[FrameError] = []
+    monkeypatch.setattr("runtime.parquet._MAX_GROUP_BYTES", 2**25)
+    names, rows = archive._names, []
+
+    def look(found: Any, of: str) -> Any:
+        rows.append(len(found))
+        return names(found, of)
+
+    monkeypatch.setattr(archive, "_names", look)
+    assert archive.list_archive([str(file)], unread).num_rows == 0
+    assert [error.reason for error in unread] == ["has a name of 2,097,152 bytes, more than the 32,768 allowed"]
+    assert len(rows) == 1
+    assert rows[0] <= 16
+
+
 @pytest.mark.parametrize("content", [b"", b"PAR1 and no more", None])
 def test_damaged_and_absent_parquet_files_are_not_read(content: bytes | None, tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
