@@ -61,7 +61,7 @@ def _check_model(model: memoryview, fields: _Reader) -> None:
             graphs += 1
             if graphs > 1:  # readers merge them into one
                 raise _RefusedError("holds more than one graph")
-            _check_graph(_message(value), fields)
+            _check_graph(message_of(value), fields)
         elif number == 25:  # ModelProto.functions
             raise _RefusedError("holds functions of its own, which may call each other for ever")
 
@@ -73,22 +73,22 @@ def _check_graph(graph: memoryview, fields: _Reader) -> None:
             nodes += 1
             if nodes > MAX_NODES:
                 raise _RefusedError(f"has more than {MAX_NODES:,} nodes")
-            _check_node(_message(value), fields)
+            _check_node(message_of(value), fields)
         elif number == 5:  # GraphProto.initializer
-            _check_tensor(_message(value), fields)
+            _check_tensor(message_of(value), fields)
         elif number == 15:  # GraphProto.sparse_initializer
-            _check_sparse(_message(value), fields)
+            _check_sparse(message_of(value), fields)
 
 
 def _check_node(node: memoryview, fields: _Reader) -> None:
     operator, domain, branches = b"?", b"", False
     for number, value in fields(node):
         if number == 4:  # NodeProto.op_type
-            operator = bytes(_message(value)[:40])
+            operator = bytes(message_of(value)[:40])
         elif number == 7:  # NodeProto.domain
-            domain = bytes(_message(value)[:80])
+            domain = bytes(message_of(value)[:80])
         elif number == 5:  # NodeProto.attribute
-            branches |= _holds_graph(_message(value), fields)
+            branches |= _holds_graph(message_of(value), fields)
     name = operator.decode("ascii", "backslashreplace")
     if domain not in _DOMAINS:
         owner = domain.decode("ascii", "backslashreplace")
@@ -101,9 +101,9 @@ def _holds_graph(attribute: memoryview, fields: _Reader) -> bool:
     found = False
     for number, value in fields(attribute):
         if number in (5, 10):  # AttributeProto.t, tensors
-            _check_tensor(_message(value), fields)
+            _check_tensor(message_of(value), fields)
         elif number in (22, 23):  # AttributeProto.sparse_tensor, sparse_tensors
-            _check_sparse(_message(value), fields)
+            _check_sparse(message_of(value), fields)
         found |= number in (6, 11)  # AttributeProto.g, graphs
     return found
 
@@ -111,7 +111,7 @@ def _holds_graph(attribute: memoryview, fields: _Reader) -> bool:
 def _check_sparse(tensor: memoryview, fields: _Reader) -> None:
     for number, value in fields(tensor):
         if number in (1, 2):  # SparseTensorProto.values, indices
-            _check_tensor(_message(value), fields)
+            _check_tensor(message_of(value), fields)
 
 
 def _check_tensor(tensor: memoryview, fields: _Reader) -> None:
@@ -121,7 +121,8 @@ def _check_tensor(tensor: memoryview, fields: _Reader) -> None:
             raise _RefusedError("keeps weights in a file of their own, which no hash covers")
 
 
-def _message(value: int | memoryview) -> memoryview:
+def message_of(value: int | memoryview) -> memoryview:
+    """The bytes of a field that holds a message or a text. Raises ValueError for a number."""
     if isinstance(value, int):
         raise ValueError("a number where a message should be")
     return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -118,7 +118,7 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
             )
             check_schema(parquet.schema_arrow, where)
             _check_sizes(parquet.metadata, where)
-            together = _rows_at_once(parquet.metadata)
+            together = rows_at_once(parquet.metadata, _READ_TOGETHER)
             batches = parquet.iter_batches(together, columns=list(columns or NAMES), use_threads=False)
         left = parquet.metadata.num_rows
         while left > 0:
@@ -151,14 +151,19 @@ def _check_sizes(index: Any, where: str) -> None:
             )
 
 
-def _rows_at_once(index: Any) -> int:
-    """How many rows to read at once, if each might repeat all texts and bytes of its row group."""
+def rows_at_once(index: Any, most: int, columns: Collection[str] | None = None) -> int:
+    """How many rows to read at once, up to `most`, if each might repeat all texts and bytes of its row group.
+
+    index: a `pyarrow.parquet.FileMetaData`. columns: those that are read; all by default.
+    """
     largest = 1
     for number in range(index.num_row_groups):
         group = index.row_group(number)
         chunks = [group.column(place) for place in range(group.num_columns)]
-        largest = max(largest, sum(one.total_uncompressed_size for one in chunks if one.physical_type == "BYTE_ARRAY"))
-    return max(1, min(_READ_TOGETHER, _MAX_GROUP_BYTES // largest))
+        texts = [one for one in chunks if one.physical_type == "BYTE_ARRAY"]
+        read = [one for one in texts if columns is None or one.path_in_schema in columns]
+        largest = max(largest, sum(one.total_uncompressed_size for one in read))
+    return max(1, min(most, _MAX_GROUP_BYTES // largest))
 
 
 def read_results(path: str | Path) -> Iterator[Prediction | FailedFrame]:

@@ -55,7 +55,6 @@ LAYERS = (
         "runtime.jpeg",
         "runtime.locking",
         "runtime.onnxfile",
-        "runtime.onnxinputs",
         "runtime.serving.ray_session",
         "runtime.serving.stores",
         "runtime.targets",

@@ -6,13 +6,16 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..manifest import Encoder
+from ..errors import BundleError
+from ..manifest import Artifact, Encoder, read_artifact
+from ..onnxfile import MAX_BYTES, onnx_faults
 from ..recipe import MEMORY_ROWS, SCALARS, TENSORS, Recipe
 
 OUTPUTS = ("probabilities", "defect_map", "features")
@@ -35,6 +38,15 @@ def graph_outputs(encoder: Encoder) -> Signature:
     """Outputs of the encoder's graph, by the names in OUTPUTS."""
     shapes = ((-1, -1), (-1, *encoder.grid), (-1, encoder.features))
     return {name: ("float", shape) for name, shape in zip(OUTPUTS, shapes, strict=True)}
+
+
+def read_onnx(folder: Path, artifact: Artifact) -> bytes:
+    """An ONNX file of a bundle, read once, hashed and checked. Raises BundleError."""
+    content = read_artifact(folder, artifact, most_bytes=MAX_BYTES)
+    wrong = onnx_faults(content)
+    if wrong:
+        raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
+    return content
 
 
 def older(version: str, least: str) -> bool:

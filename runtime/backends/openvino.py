@@ -17,12 +17,11 @@ from numpy.typing import NDArray
 from ..errors import BackendError, BackendUnavailable, BundleError, raised_by_handler
 from ..host import processor, usable_cores
 from ..jsonfields import listed
-from ..manifest import Artifact, Encoder, read_artifact
-from ..onnxfile import MAX_BYTES, onnx_faults
-from ..onnxinputs import without_defaults
+from ..manifest import Artifact, Encoder
+from ..onnxrecipe import without_initializers
 from ..recipe import TENSORS, Recipe
 from ..telemetry import import_openvino
-from .base import OUTPUTS, Backend, Outputs, Signature, graph_inputs, older, signature_faults
+from .base import OUTPUTS, Backend, Outputs, Signature, graph_inputs, older, read_onnx, signature_faults
 from .buckets import pieces
 
 FILES = {"fp32": "fp32", "bf16": "fp32", "int8": "int8", "int8-bf16": "int8"}
@@ -198,14 +197,10 @@ def _taken(free: queue.SimpleQueue[Any]) -> Any:
 
 
 def _content(folder: Path, artifact: Artifact) -> bytes:
-    """The artifact, read once, hashed and checked, with the recipe's tensors as true inputs. Raises BundleError."""
-    content = read_artifact(folder, artifact, most_bytes=MAX_BYTES)
-    wrong = onnx_faults(content)
-    if wrong:
-        raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
+    """The artifact with the recipe's tensors as true inputs. Raises BundleError."""
     try:
-        return without_defaults(content, TENSORS)
-    except (ValueError, IndexError) as exc:
+        return without_initializers(read_onnx(folder, artifact), TENSORS)
+    except ValueError as exc:
         raise BundleError(folder, f"{artifact.file} {exc}") from exc
 
 

@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from ..errors import BackendError, BackendUnavailable, BundleError, PredictorError, raised_by_handler
 from ..host import Gpu
 from ..jsonfields import listed
-from ..manifest import Artifact, Encoder, read_artifact
-from ..onnxfile import MAX_BYTES, onnx_faults
+from ..manifest import Artifact, Encoder
 from ..recipe import TENSORS, Recipe
 from ..telemetry import import_onnxruntime
-from .base import OUTPUTS, Backend, Outputs, graph_inputs, older, signature_faults
+from .base import OUTPUTS, Backend, Outputs, graph_inputs, older, read_onnx, signature_faults
 
 _FATAL_ONLY = 4
 _CUDA = "CUDAExecutionProvider"
@@ -119,10 +118,7 @@ class _OrtBackend(Backend):
     ) -> None:
         self._ort = onnxruntime = check_provider(self.name)
         self.precision = artifact.precision
-        content = read_artifact(folder, artifact, most_bytes=MAX_BYTES)
-        wrong = onnx_faults(content)
-        if wrong:
-            raise BundleError(folder, [f"{artifact.file} {fault}" for fault in wrong])
+        content = read_onnx(folder, artifact)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.add_session_config_entry(*(spin or spinning(onnxruntime.__version__)))

@@ -176,7 +176,6 @@ class TritonBackend(Backend):
 
     def _look_again(self, model: V2Model) -> None:
         """Raise BackendUnavailable where the model is another than the one that was opened."""
-        self._looked_at = time.monotonic()  # other threads need not look as well
         found, served = self._look(model)
         same = ("encoder_id", "value_path", "precision", "model_sha256", "max_batch")
         changed = [name for name in same if getattr(served, name) != getattr(self.served, name)]
@@ -187,8 +186,10 @@ class TritonBackend(Backend):
         with self._lock:
             self.served, self._versions = served, found.versions
             route = self._route
-            if route is not None and served.recipes and self._holder(served, route.tensors_sha256) != route.version:
+            if route is not None and self._holder(served, route.tensors_sha256) != route.version:
                 self._route = None
+        # Not before: until then, other threads look as well, and none is answered by what may have been replaced.
+        self._looked_at = time.monotonic()
 
     @property
     def _holds_recipes(self) -> bool:

@@ -15,11 +15,14 @@ from typing import Any
 from ..errors import FrameError, PredictorError
 from ..folders import MASK_SUFFIX, SYSTEM_FOLDERS, find_frames, is_folder
 from ..frames import SUFFIXES
+from ..parquet import rows_at_once
 from ..rows import printed
 from .frame_rows import frame_columns, parquet_file
 from .stores import Stored, is_uri
 
 PARQUET_SUFFIX = ".parquet"
+MAX_NAME_BYTES = 1 << 15
+_NAMES_TOGETHER = 10_000
 _SHOWN = 3
 
 
@@ -59,13 +62,18 @@ def _is_packed(name: str) -> bool:
     return PurePosixPath(path).suffix.lower() == PARQUET_SUFFIX
 
 
+def _stands_in(name: str) -> bool:
+    """Whether a file of a folder stands for the frames of it."""
+    return _is_packed(name) and not name.startswith(".")
+
+
 def _here(name: str, unread: list[FrameError]) -> list[str]:
     if not name:
         raise FrameError(name, "an empty name is no path; the current folder is .")
     path = Path(name).absolute()
     if not is_folder(path):
-        return [str(path)] if path.suffix.lower() == PARQUET_SUFFIX else find_frames([str(path)], unread)
-    packed = sorted(str(file) for file in path.glob(f"*{PARQUET_SUFFIX}") if not file.name.startswith("."))
+        return [str(path)] if _is_packed(path.name) else find_frames([str(path)], unread)
+    packed = sorted(str(file) for file in path.glob("*.*") if _stands_in(file.name))
     return packed or find_frames([str(path)], unread)
 
 
@@ -79,11 +87,11 @@ def _remote(uri: str, unread: list[FrameError]) -> list[str]:
         if filesystem.get_file_info(root).type != fs.FileType.Directory:
             return [uri]  # a worker opens it, and says what is wrong with it
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # of pyarrow, also for names that no store takes
         unread.append(FrameError(uri, f"cannot be listed ({exc})"))
         return []
     below = [PurePosixPath(info.path).relative_to(root) for info in found if info.is_file]
-    packed = sorted(path for path in below if path.suffix.lower() == PARQUET_SUFFIX and len(path.parts) == 1)
+    packed = sorted(path for path in below if len(path.parts) == 1 and _stands_in(path.name))
     frames = packed or _frames(below)
     if not frames:
         raise FrameError(uri, f"holds no frames ({', '.join(SUFFIXES)}) and no Parquet files")
@@ -121,16 +129,29 @@ def _members(file: str) -> Any:
 
     with parquet_file(file) as opened:
         column = frame_columns(opened, file)[0]
-        names = opened.read(columns=[column]).column(0).cast(pa.large_string()).combine_chunks()
+        together = rows_at_once(opened.metadata, _NAMES_TOGETHER, (column,))
+        parts = [_names(batch.column(0), file) for batch in opened.iter_batches(together, columns=[column])]
+    names = pa.chunked_array(parts, pa.large_string()).combine_chunks()
     if names.null_count:
         raise FrameError(file, f"has {names.null_count} frames without a name in its column {column}")
     return pa.table(
         {
             "source": names,
-            "path": pa.array([os.fsencode(file)], pa.large_binary()).take(pa.array([0] * len(names), pa.int64())),
+            "path": pa.repeat(pa.scalar(os.fsencode(file), pa.large_binary()), len(names)),
             "row": pa.array(range(len(names)), pa.int64()),
         }
     )
+
+
+def _names(found: Any, file: str) -> Any:
+    """The column as `large_string`. Raises FrameError for longer names than files have: a small file can hold many."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    longest = pc.max(pc.binary_length(found)).as_py() or 0
+    if longest > MAX_NAME_BYTES:
+        raise FrameError(file, f"has a name of {longest:,} bytes, more than the {MAX_NAME_BYTES:,} allowed")
+    return found.cast(pa.large_string())
 
 
 def _refuse_twins(table: Any) -> None:

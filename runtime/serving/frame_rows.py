@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 from ..errors import FrameError, PredictorError
 from ..frames import MAX_FILE_BYTES, EncodedFrame
+from ..parquet import rows_at_once
 from ..prediction import FailedFrame, Prediction
 from ..predictor import Predictor
 from .stores import Stored, is_uri
@@ -23,7 +24,7 @@ from .stores import Stored, is_uri
 READERS = 8
 """Threads that fetch frames over the network, and how many frames they hold."""
 PARQUET_ROWS = 16
-"""Frames of a Parquet file that are held at a time."""
+"""Frames of a Parquet file that are held at a time, at most."""
 NAMES, CONTENTS = ("path", "name", "source"), ("bytes", "data", "content")
 """Columns of a Parquet file of frames: the first of each that is there counts."""
 OTHERS = "holds another frame by now in its row"
@@ -126,7 +127,7 @@ def _fetch(uri: str) -> Entry:
             return EncodedFrame(uri, stream.read(MAX_FILE_BYTES), stored.page)
     except FrameError as exc:
         return FailedFrame(exc.source, exc)
-    except OSError as exc:
+    except (OSError, ValueError) as exc:  # of pyarrow, also for names that no store takes
         return failed(uri, f"cannot be read ({exc})")
 
 
@@ -160,13 +161,14 @@ def _batches(file: str, first: int, last: int) -> Iterator[tuple[int, Any, Any]]
     """Number of the first row, names and contents of batches that hold the rows `first` to `last`."""
     with parquet_file(file) as opened:
         name, content = frame_columns(opened, file)
+        together = rows_at_once(opened.metadata, PARQUET_ROWS, (name, content))
         begin = 0
         for group in range(opened.num_row_groups):
             rows = opened.metadata.row_group(group).num_rows
             at, begin = begin, begin + rows
             if begin <= first or at > last:
                 continue
-            for batch in opened.iter_batches(PARQUET_ROWS, row_groups=[group], columns=[name, content]):
+            for batch in opened.iter_batches(together, row_groups=[group], columns=[name, content]):
                 if at > last:
                     break
                 if at + batch.num_rows > first:

@@ -161,11 +161,10 @@ def _take(answers: AnswerFolder, tally: Tally, table: Any) -> None:
 def _workers(ray: Any, options: WorkerOptions, address: str | None) -> int:
     """As many as there is room for."""
     there = ray.cluster_resources()
+    room = (usable_cores() if address is None else int(there.get("CPU", 0))) // options.threads
     if options.backend in GPU_BACKENDS:
-        return max(1, int(there.get("GPU", 0)))
-    if address is None:
-        return max(1, usable_cores() // options.threads)
-    return max(1, int(there.get("CPU", 0)) // options.threads)
+        room = min(room, int(there.get("GPU", 0)))
+    return max(1, room)
 
 
 def _require_room(ray: Any, options: WorkerOptions) -> None:

@@ -70,11 +70,11 @@ def import_ray() -> Any:
 
 
 @contextmanager
-def ray_session(address: str | None, cpus: int, gpus: int = 0) -> Iterator[Any]:
+def ray_session(address: str | None, cpus: int) -> Iterator[Any]:
     """Ray's module, connected for the block.
 
     address: of a running cluster, as `ray start` prints it ("auto" finds it on this machine). None: Ray is started here
-    for the block, with room for workers of `cpus` threads and `gpus` GPUs in all, and stopped after it.
+    for the block, with room for workers of `cpus` threads in all and with the GPUs that it finds, and stopped after it.
     Raises BackendUnavailable without Ray, PredictorError where it cannot be started or reached, or is in use already.
     """
     if address is not None and "://" in address:
@@ -96,7 +96,6 @@ def ray_session(address: str | None, cpus: int, gpus: int = 0) -> Iterator[Any]:
         here: dict[str, Any] = {
             "include_dashboard": False,
             "num_cpus": cpus + _SPARE_CPUS,
-            "num_gpus": gpus,
             "object_store_memory": OBJECT_STORE_BYTES,
             "_temp_dir": folder,
         }

@@ -18,13 +18,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..backends.base import graph_inputs, graph_outputs
+from ..backends.base import graph_inputs, graph_outputs, read_onnx
 from ..backends.choice import ENGINE_PRECISIONS, onnx_artifact
 from ..errors import BundleError, PredictorError, RecipeError
 from ..files import new_folder, read_bounded, require_folder, write_atomically
 from ..manifest import FORMAT, VERSION, Artifact, Encoder, Manifest, read_artifact, use_bundle
-from ..onnxfile import MAX_BYTES as MAX_ONNX_BYTES
-from ..onnxfile import onnx_faults
 from ..onnxrecipe import with_initializers
 from ..recipe import MAX_BYTES, MAX_CLASSES, TENSORS, Recipe, tensors_digest
 from .served import MAX_VERSIONS, NAME, PREFIX, HeldRecipe, Served
@@ -35,6 +33,8 @@ DELAY_US = 1000
 """How long the server holds a request back so that others can join it. A frame takes the CPU 20 ms and more."""
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")
 _SYSTEM = "linux-"
+_TARGET = re.compile(r"[0-9A-Za-z.+-]{1,40}")
+"""Version and compute capability of an engine: they go into names of files and into the server's configuration."""
 """Of the servers that have a backend for plans."""
 
 
@@ -136,11 +136,7 @@ def _onnx(bundle: Path, manifest: Manifest, wishes: Wishes) -> tuple[Artifact, b
             "or choose --precision fp16"
         )
     artifact = onnx_artifact(bundle, manifest, precision)
-    content = read_artifact(bundle, artifact, most_bytes=MAX_ONNX_BYTES)
-    wrong = onnx_faults(content)
-    if wrong:
-        raise BundleError(bundle, [f"{artifact.file} {fault}" for fault in wrong])
-    return artifact, content
+    return artifact, read_onnx(bundle, artifact)
 
 
 def _aside(out: Path) -> Path:
@@ -266,7 +262,7 @@ def _plans(bundle: Path, manifest: Manifest, wishes: Wishes) -> dict[str, Artifa
     found: dict[str, Artifact] = {}
     for engine in engines:
         target = engine.target
-        fits = engine.precision == precision and target.get("onnx_sha256") in graphs and _takes_one_frame(engine)
+        fits = engine.precision == precision and target.get("onnx_sha256") in graphs and _is_servable(engine)
         fits &= str(target.get("os")).startswith(_SYSTEM)
         if not fits or (wishes.engines and engine.file not in wishes.engines):
             continue
@@ -287,8 +283,11 @@ def _plans(bundle: Path, manifest: Manifest, wishes: Wishes) -> dict[str, Artifa
     return found
 
 
-def _takes_one_frame(engine: Artifact) -> bool:
-    """Whether the record of an engine has its bounds, and batches of 1 frame are among them."""
+def _is_servable(engine: Artifact) -> bool:
+    """Whether an engine's record names version and GPU and has its bounds, with batches of 1 frame among them."""
+    texts = engine.target.get("version"), engine.target.get("compute_capability")
+    if not all(isinstance(text, str) and _TARGET.fullmatch(text) for text in texts):
+        return False
     batch, classes = engine.target.get("batch"), engine.target.get("most_classes")
     if not isinstance(batch, list) or len(batch) != 3 or not all(type(size) is int for size in (*batch, classes)):
         return False

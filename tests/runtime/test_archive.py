@@ -51,11 +51,12 @@ def test_a_table_says_what_to_open(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_parquet_files_stands_for_these(tmp_path: Path) -> None:
-    write_packed(tmp_path / "b.parquet", ["two"])
+    write_packed(tmp_path / "b.Parquet", ["two"])
     write_packed(tmp_path / "a.parquet", ["one"])
     write_frame(tmp_path / "preview.png")
     write_packed(tmp_path / ".hidden.parquet", ["three"])
     assert listed(tmp_path) == ["one", "two"]
+    assert listed(tmp_path.as_uri()) == ["one", "two"]
 
 
 @posix
@@ -103,6 +104,14 @@ def test_a_uri_without_frames_is_an_error(uri: str, message: str, tmp_path: Path
         listed(uri.format(tmp_path.as_uri()))
 
 
+def test_a_uri_that_no_store_takes_is_not_read() -> None:
+    unread: list[FrameError] = []
+    assert archive.list_archive(["file:///a%00.png"], unread).num_rows == 0
+    assert [(error.source, error.reason.split(" (")[0]) for error in unread] == [
+        ("file:///a%00.png", "cannot be listed")
+    ]
+
+
 def test_an_empty_name_is_an_error() -> None:
     with pytest.raises(FrameError, match="an empty name is no path"):
         listed("")
@@ -126,6 +135,30 @@ def test_other_parquet_files_are_not_read(table: dict[str, Any], reason: str, tm
     assert [error.source for error in unread] == [str(tmp_path / "a.parquet")]
     with pytest.raises(FrameError, match=reason):
         raise unread[0]
+
+
+def test_long_names_of_a_small_parquet_file_are_never_all_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name of 2 MB stands there once, however many rows have it."""
+    file = tmp_path / "a.parquet"
+    path = pa.DictionaryArray.from_arrays(pa.array([0] * 2000, pa.int32()), ["x" * 2**21])
+    frames = pa.table({"path": path, "bytes": [b"x"] * 2000})
+    parquet.write_table(frames, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=2**24)
+    assert file.stat().st_size < 2**20
+    unread: list[FrameError] = []
+    monkeypatch.setattr("runtime.parquet._MAX_GROUP_BYTES", 2**25)
+    names, rows = archive._names, []
+
+    def look(found: Any, of: str) -> Any:
+        rows.append(len(found))
+        return names(found, of)
+
+    monkeypatch.setattr(archive, "_names", look)
+    assert archive.list_archive([str(file)], unread).num_rows == 0
+    assert [error.reason for error in unread] == ["has a name of 2,097,152 bytes, more than the 32,768 allowed"]
+    assert len(rows) == 1
+    assert rows[0] <= 16
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1 and no more", None])

@@ -100,8 +100,12 @@ def test_what_cannot_be_fetched_is_the_answer_of_its_row(tmp_path: Path, monkeyp
         (uri, "is a folder, not a frame"),
         (f"{uri}/large.png", "is 5 bytes, more than the 4 allowed here"),
     ]
-    ((name, reason),) = told({"path": ["nowhere://a.png"]})  # type: ignore[misc]
-    assert (name, reason.split(" (")[0]) == ("nowhere://a.png", "is in a store that cannot be read here")
+    for bad, told_first in (
+        ("nowhere://a.png", "is in a store that cannot be read here"),
+        ("file:///a%00.png", "cannot be read"),
+    ):
+        ((name, reason),) = told({"path": [bad]})  # type: ignore[misc]
+        assert (name, reason.split(" (")[0]) == (bad, told_first)
 
 
 def test_rows_of_parquet_files_and_files_come_in_the_order_of_the_table(packed: Path, tmp_path: Path) -> None:
@@ -143,3 +147,17 @@ def test_answers_keep_the_order_of_entries(tmp_path: Path, fake_bundle: Path) ->
         assert [isinstance(result, Prediction) for result in results] == [e in sound for e in entries]
         assert [result.source for result in frame_rows.answers(predictor, [lost("a"), lost("b")], 1)] == ["a", "b"]
         assert list(frame_rows.answers(predictor, [], 1)) == []
+
+
+def test_one_content_of_a_small_parquet_file_is_held_a_few_times(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stands there once, however many rows have it."""
+    data = pa.DictionaryArray.from_arrays(pa.array([0] * 20, pa.int32()), [b"x" * 2**20])
+    frames = pa.table({"path": [f"{number}" for number in range(20)], "bytes": data})
+    file = tmp_path / "a.parquet"
+    parquet.write_table(frames, file, compression="zstd", store_schema=False, dictionary_pagesize_limit=2**24)
+    monkeypatch.setattr("runtime.parquet._MAX_GROUP_BYTES", 3 * 2**20)
+    held = [len(contents) for _, _, contents in frame_rows._batches(str(file), 0, 19)]
+    assert sum(held) == 20
+    assert max(held) <= 3

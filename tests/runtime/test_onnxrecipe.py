@@ -1,4 +1,4 @@
-"""runtime.onnxrecipe: other values of initializers, and every other byte of the file as it was."""
+"""runtime.onnxrecipe: other initializers, or none, and every other byte of the file as it was."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from onnx import TensorProto, helper
 
 from runtime import onnxrecipe
 from runtime.onnxfile import onnx_faults
-from runtime.onnxrecipe import with_initializers
+from runtime.onnxrecipe import with_initializers, without_initializers
 
 
 def two_tensors(**changes: object) -> onnx.ModelProto:
@@ -96,3 +96,59 @@ def test_damaged_files_are_refused_or_changed_and_nothing_else() -> None:
         except ValueError:
             outcomes.add("refused")
     assert outcomes == {"changed", "refused"}
+
+
+def model_of(*names: str, doc: str = "") -> bytes:
+    """Adds all of its inputs; each has a default."""
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["K"]) for name in names]
+    tensors = [onnx.numpy_helper.from_array(np.full(300, i, np.float32), name) for i, name in enumerate(names)]
+    out = helper.make_tensor_value_info("out", TensorProto.FLOAT, ["K"])
+    node = helper.make_node("Sum", list(names), ["out"])
+    graph = helper.make_graph([node], "g", values, [out], tensors)
+    opset = helper.make_opsetid("", 20)
+    content: bytes = helper.make_model(graph, doc_string=doc, opset_imports=[opset]).SerializeToString()
+    return content
+
+
+def read(content: bytes) -> onnx.ModelProto:
+    model = onnx.load_from_string(content)
+    onnx.checker.check_model(model)
+    return model
+
+
+@pytest.mark.parametrize("taken", [(), ("a",), ("b", "c"), ("a", "b", "c"), ("unknown",)])
+def test_only_the_named_defaults_go(taken: tuple[str, ...]) -> None:
+    before = model_of("a", "b", "c")
+    content = without_initializers(before, taken)
+    assert onnx_faults(content) == []
+    model, old = read(content), read(before)
+    assert [tensor.name for tensor in model.graph.initializer] == [n for n in ("a", "b", "c") if n not in taken]
+    for graph in (model.graph, old.graph):
+        del graph.initializer[:]
+    model.doc_string = ""
+    assert model == old
+
+
+def test_it_begins_with_a_text_of_this_project_whatever_it_held() -> None:
+    for doc in ("", "another text"):
+        content = without_initializers(model_of("a", doc=doc), ())
+        assert content[:10] == b"\x32\x08sem-clip"
+        assert read(content).doc_string == doc
+
+
+def test_a_default_that_is_given_twice_goes_twice() -> None:
+    """Of two of one name engines take one; both must go."""
+    model = onnx.load_from_string(model_of("a", "b"))
+    model.graph.initializer.add().CopyFrom(model.graph.initializer[0])
+    content = without_initializers(model.SerializeToString(), ["a"])
+    assert [tensor.name for tensor in read(content).graph.initializer] == ["b"]
+
+
+def test_what_holds_no_graph_or_is_cut_off_is_refused() -> None:
+    whole = model_of("a")
+    with pytest.raises(ValueError, match="holds 0 graphs, not one"):
+        without_initializers(b"\x08\x0a", ["a"])
+    with pytest.raises(ValueError, match="holds 2 graphs, not one"):
+        without_initializers(whole + whole, ["a"])
+    with pytest.raises(ValueError, match="is no ONNX file, or is cut off"):
+        without_initializers(whole[:-1], ["a"])

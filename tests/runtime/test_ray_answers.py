@@ -161,3 +161,16 @@ def test_a_cluster_without_room_for_a_worker_is_an_error(
 @pytest.mark.parametrize(("frames", "workers", "batch", "rows"), [(40, 2, 8, 16), (10**6, 4, 8, 512), (400, 2, 30, 60)])
 def test_blocks_are_of_whole_batches(frames: int, workers: int, batch: int, rows: int) -> None:
     assert ray_command._rows_of_a_block(frames, workers, batch) == rows
+
+
+@pytest.mark.parametrize(
+    ("backend", "there", "workers"),
+    [
+        ("cpu", {"CPU": 8.0, "GPU": 2.0}, 4),
+        ("cuda", {"CPU": 8.0, "GPU": 2.0}, 2),
+        ("cuda", {"CPU": 8.0, "GPU": 9.0}, 4),
+    ],
+)
+def test_as_many_workers_as_there_are_cpus_and_gpus_for(backend: str, there: dict[str, float], workers: int) -> None:
+    ray = SimpleNamespace(cluster_resources=lambda: there)
+    assert ray_command._workers(ray, SimpleNamespace(backend=backend, threads=2), "auto") == workers

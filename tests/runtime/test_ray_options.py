@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from commandline import errors_in, files_in, predict, sem_clip, write_frame
@@ -94,3 +97,15 @@ def test_another_recipe_is_refused_in_the_same_folder(
     status, err = sem_clip(capsys, *words, "--address", "ray://x:1", "--recipe", tmp_path / "other.safetensors")
     assert status == 2
     assert "holds answers by other settings (recipe_sha256 was" in errors_in(err)[0]
+
+
+def test_ray_on_this_machine_counts_the_gpus_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told of none, it would have no room for a worker of a GPU backend."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(ray_session, "_guarded", False)
+    monkeypatch.setattr(ray_session, "import_ray", lambda: SimpleNamespace(shutdown=lambda: None))
+    monkeypatch.setattr(ray_session, "_connect", lambda ray, address, here: given.update(here))
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    with ray_session.ray_session(None, 3):
+        assert given["num_cpus"] == 4
+        assert "num_gpus" not in given

@@ -132,6 +132,31 @@ def test_a_model_that_is_replaced_under_the_client_is_seen(
         predictor(frame)
 
 
+def test_while_one_thread_looks_at_the_model_no_other_takes_it_for_looked_at(
+    fake_bundle: Path, held: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = connect(held)
+    with Predictor(fake_bundle, backend=backend) as predictor:
+        look, seen = backend._look, []
+        monkeypatch.setattr(backend, "_look", lambda model: [seen.append(backend._looked_at), look(model)][1])
+        backend._looked_at = before = -2 * triton.RECHECK_S
+        predictor(some_frames(1)[0])
+        assert seen == [before]
+        assert backend._looked_at > before
+
+
+def test_a_version_that_is_gone_is_not_asked_again(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "RECHECK_S", 0.0)
+    with make_server() as server:
+        server.versions = ["1", "2"]
+        with Predictor(fake_bundle, backend=connect(server)) as predictor:
+            predictor(some_frames(1)[0])
+            assert set(server.asked) == {"2"}
+            server.versions, server.asked = ["1"], []
+            predictor(some_frames(1)[0])
+            assert server.asked == ["1"]
+
+
 def test_the_model_is_looked_at_no_more_often_than_asked(
     fake_bundle: Path, held: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -202,11 +202,13 @@ def test_of_several_engines_for_one_gpu_one_is_named(bundle: Path, tmp_path: Pat
     [
         ("engines/c.plan", r"holds no TensorRT engine engines/c\.plan; it holds engines/a\.plan, engines/old\.plan"),
         ("engines/old.plan", r"holds engines/old\.plan, which no such server can run: it must be of precision fp16"),
+        ("engines/text.plan", r"holds engines/text\.plan, which no such server can run"),
     ],
 )
 def test_an_engine_that_cannot_be_served_is_refused(bundle: Path, tmp_path: Path, engine: str, words: str) -> None:
     put_plan(bundle)
     put_plan(bundle, "engines/old.plan", onnx_sha256="ab" * 32)
+    put_plan(bundle, "engines/text.plan", compute_capability="9.0", version='11\nbackend: "python"')
     with pytest.raises(BundleError, match=words):
         write_repository(bundle, tmp_path / "models", Wishes(gpu=True, engines=[engine]))
 
