@@ -158,6 +158,11 @@ def test_fault_of_finds_an_unknown_option(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pages
+def test_a_page_holds_no_unfinished_merge(page: Path) -> None:
+    assert not re.findall(r"^(?:<{7}|>{7})", page.read_text(encoding="utf-8"), re.M)
+
+
+@pages
 def test_code_blocks_of_commands_parse(
     page: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
