@@ -30,7 +30,7 @@ def test_a_refused_int8_leaves_the_other_precisions(
         raise ParityError("the 8-bit form is too far off")
 
     monkeypatch.setattr(precisions, "quantize", refused)
-    monkeypatch.setattr(precisions, "Predictor", lambda bundle, precision: f"{precision} of {bundle}")
+    monkeypatch.setattr(precisions, "Predictor", lambda bundle, precision, **_: f"{precision} of {bundle}")
     samples = tuple(Sample(Path(f"{n}.png"), "good", str(n), None) for n in range(40))
     dataset = Dataset(Path("data"), ("good",), samples)
     opened = open_precisions(Path("bundle"), ["fp32", "fp16", "int8"], dataset, samples[20:], 3)
