@@ -206,6 +206,8 @@ def _warnings(lot: Lot, tally: Tally, drift: Drift, order: Order) -> list[str]:
     found = list(lot.file.warnings)
     if order.lookup and not lot.file.lookups:
         found.append("the file has no class lookup, so the codes are written without their names")
+    if lot.is_elsewhere:
+        found.append(f"no image of the lot is in {lot.folder.folder}: --images is likely the wrong folder")
     found += tally.unread.lines("not read: ", " images not read; the side file names all")
     found += tally.warnings.lines("", " warnings; the side file has all")
     found += [f"lot {lot.name} drifts: {text}" for text in drift.sentences()]

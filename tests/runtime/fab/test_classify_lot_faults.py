@@ -52,6 +52,17 @@ def test_missing_images_are_named_and_the_rest_of_the_lot_is_answered(case: LotC
     assert "not read: W2, defect 2: stack2.tif#1: is not in" in capsys.readouterr().err
 
 
+def test_a_lot_without_any_image_points_at_the_folder_once(case: LotCase, capsys: Capture) -> None:
+    elsewhere = case.folder / "elsewhere"
+    elsewhere.mkdir()
+    assert case.run("--images", elsewhere) == 1
+    said = f"warning: no image of the lot is in {elsewhere}: --images is likely the wrong folder"
+    assert capsys.readouterr().err.count(said) == 1
+    (case.lot.parent / "stack2.tif").unlink()
+    assert case.run(out=case.folder / "one missing") == 1
+    assert "likely the wrong folder" not in capsys.readouterr().err
+
+
 def test_a_page_out_of_range_is_named(case: LotCase) -> None:
     case.lot.write_text(case.lot.read_text().replace(" 1 1 2 1\n", " 1 1 999 1\n", 1))
     assert case.run() == 1
