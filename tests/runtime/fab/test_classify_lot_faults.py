@@ -175,7 +175,24 @@ def test_what_the_lot_cannot_take_is_said_before_anything_is_judged(
 def test_a_code_that_the_lot_calls_otherwise_is_refused(case: LotCase, capsys: Capture) -> None:
     case.lot.write_text(case.lot.read_text().replace("ClassLookup 1\n", 'ClassLookup 2\n 12 "Particle"\n'))
     assert case.run() == 2
-    assert "class 12 is 'Particle' in the file, and 'bridge' was asked for" in capsys.readouterr().err
+    said = "class 12 is 'Particle' in the file, and 'bridge' was asked for: call it 'Particle' in [names]"
+    err = capsys.readouterr().err
+    assert said in err
+    assert "--no-lookup" in err
+    codes = case.folder / "codes.toml"
+    codes.write_text(CODES + 'bridge = "Particle"\n')
+    assert case.run() == 0
+
+
+def test_a_name_that_the_lot_gives_to_another_code_is_refused_with_the_remedies(
+    case: LotCase, capsys: Capture
+) -> None:
+    case.lot.write_text(case.lot.read_text().replace(' 0 "Unclassified"', ' -1 "Unclassified"'))
+    assert case.run() == 2
+    err = capsys.readouterr().err
+    assert "'Unclassified' is class -1 in the file, and 0 was asked for: give 0 another name in [names]" in err
+    assert "use code -1 for it, or leave the lookup as it is (--no-lookup)" in err
+    assert case.run("--no-lookup") == 0
 
 
 def test_two_defects_of_one_name_are_refused(case: LotCase, capsys: Capture) -> None:
