@@ -184,9 +184,7 @@ def test_a_code_that_the_lot_calls_otherwise_is_refused(case: LotCase, capsys: C
     assert case.run() == 0
 
 
-def test_a_name_that_the_lot_gives_to_another_code_is_refused_with_the_remedies(
-    case: LotCase, capsys: Capture
-) -> None:
+def test_a_name_that_the_lot_gives_to_another_code_is_refused_with_the_remedies(case: LotCase, capsys: Capture) -> None:
     case.lot.write_text(case.lot.read_text().replace(' 0 "Unclassified"', ' -1 "Unclassified"'))
     assert case.run() == 2
     err = capsys.readouterr().err
