@@ -209,16 +209,28 @@ def _parse(words: list[str]) -> tuple[Command, argparse.Namespace]:
     asked = words[0] if words else ""
     if asked in points:
         command: Command = _load(points[asked])
-        for name in points:
-            below = inner.add_parser(name)
-            if name == asked:
-                command.add_arguments(describe(below, command))
-        return command, parser.parse_args(words)
+        below = {name: inner.add_parser(name) for name in points}
+        command.add_arguments(describe(below[asked], command))
+        return command, _arguments(parser, below[asked], words)
     if asked not in ("--version", "--completion"):
         for name, text in sorted(_helps(points).items()):
             inner.add_parser(name, help=text)
     args = parser.parse_args(words)  # which ends here: there is no such command, or an option answered
     return _load(points[args.command]), args
+
+
+def _arguments(parser: argparse.ArgumentParser, below: argparse.ArgumentParser, words: list[str]) -> argparse.Namespace:
+    """The arguments of the command that the first word names; options may stand among its positional arguments.
+
+    argparse fills an argument of `*` as soon as it could be empty, so `BUNDLE --out X LOT` would leave LOT over.
+    """
+    args, left = parser.parse_known_args(words)
+    if left:
+        args, left = below.parse_known_intermixed_args(words[1:])
+        args.command = words[0]
+    if left:
+        parser.error(f"unrecognized arguments: {' '.join(left)}")
+    return args
 
 
 def _program() -> tuple[argparse.ArgumentParser, Any]:

@@ -1,7 +1,7 @@
 """The codes of a fab: which number of the yield system stands for which verdict.
 
 [codes]
-good = 0
+good = 11                   # 0 and -1 mean "no class" in KLARF: a manual class of theirs never counts
 bridge = 12
 unknown = 98
 "cannot decide" = 99

@@ -23,8 +23,9 @@ class ImageMissing(FrameError):
 class ImageFolder:
     """The folder that holds the images of one KLARF file.
 
-    A name stands for folder/name: an absolute or Windows path loses its drive and root. Where nothing is there, the
-    part below the deepest folder that all images of the file share is tried, since tools write their own paths.
+    A name stands for folder/name: an absolute or Windows path loses its drive and root. Where nothing is there, its
+    endings are tried, the longest first, since tools write their own paths. An ending that another image of the file
+    has too tells nothing and is left out, unless it is the part below the folder that all images share.
     Names that differ in case alone are taken where only one fits. Nothing outside of the folder is ever opened.
     """
 
@@ -33,7 +34,9 @@ class ImageFolder:
         self.folder = Path(folder)
         self._real = Path(os.path.realpath(folder))
         self._names: dict[Path, dict[str, list[str]]] = {}
-        self._shared = _common([parts[:-1] for parts in map(_parts, set(files)) if parts])
+        names = set(files)
+        self._shared = _common([parts[:-1] for parts in map(_parts, names) if parts])
+        self._least = _least_endings(names)
 
     def find(self, image: KlarfImage) -> Path:
         """The file of an image. Raises ImageMissing if no such file is there; FrameError if it is unclear, outside of
@@ -45,15 +48,29 @@ class ImageFolder:
         if not parts:
             raise FrameError(_shown(image.file), "is no name of an image below a folder, so it is not opened")
         try:
-            found = self._walk(parts, image.file)
-            if found is None and self._shared and parts[: len(self._shared)] == self._shared:
-                found = self._walk(parts[len(self._shared) :], image.file)
+            for start in self._starts(image.file, parts):
+                found = self._walk(parts[start:], image.file)
+                if found is not None:
+                    return found
         except OSError as exc:
             reason = f"cannot be looked for in {self.folder} ({exc.strerror})"
             raise FrameError(_shown(image.file), reason) from exc
-        if found is None:
-            raise ImageMissing(_shown(image.file), f"is not in {self.folder}")
-        return found
+        raise ImageMissing(_shown(image.file), self._why_missing(image.file, parts))
+
+    def _starts(self, name: str, parts: list[str]) -> list[int]:
+        """Where the endings to try begin, the longest first."""
+        starts = {0, *range(1, len(parts) - self._least.get(name, len(parts)) + 1)}
+        if parts[: len(self._shared)] == self._shared:
+            starts.add(len(self._shared))
+        return sorted(starts)
+
+    def _why_missing(self, name: str, parts: list[str]) -> str:
+        tried = ["/".join(parts[start:]) for start in self._starts(name, parts)]
+        if len(tried) == 1:
+            return f"is not in {self.folder}"
+        short = "" if tried[-1] == parts[-1] else "; shorter ones are those of other images too"
+        ways = f"as any of {len(tried)} endings of its path, from {_shown(tried[0])} to {_shown(tried[-1])}"
+        return f"is not in {self.folder}, {ways}{short}"
 
     def _walk(self, parts: list[str], name: str) -> Path | None:
         """The plain file at `parts` below the folder, or None."""
@@ -87,6 +104,21 @@ class ImageFolder:
 def image_files(file: KlarfFile) -> set[str]:
     """The names of all image files of a KLARF file, as written."""
     return {image.file for defect in file.defects for image in defect.images if image.file is not None}
+
+
+def _least_endings(names: Iterable[str]) -> dict[str, int]:
+    """For each name, how many parts its shortest ending has that no other name ends in, in any letter case."""
+    backwards: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        backwards.setdefault(tuple(part.casefold() for part in reversed(_parts(name))), []).append(name)
+    ordered = sorted(backwards)  # names that share the longest ending are neighbours
+    least: dict[str, int] = {}
+    alike = 0
+    for index, parts in enumerate(ordered):
+        after = len(_common([list(parts), list(ordered[index + 1])])) if index + 1 < len(ordered) else 0
+        least |= dict.fromkeys(backwards[parts], max(alike, after) + 1)
+        alike = after
+    return least
 
 
 def _common(folders: list[list[str]]) -> list[str]:

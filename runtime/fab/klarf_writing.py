@@ -18,6 +18,7 @@ _FIXED = {*INDICES, *LENGTHS, "DEFECTID", "TEST", "X", "Y", "DEFECTAREA", "DSIZE
 _MANUAL = re.compile(r"MAN(?!IFEST)|.*(MANUAL|_MAN(_|$))")
 _HIGHEST = 2**31 - 1
 """Class numbers are 32-bit whole numbers."""
+_LEAVE = "leave the lookup as it is (--no-lookup)"
 _Edit = tuple[int, int, bytes]
 
 
@@ -124,9 +125,13 @@ def _extended(file: KlarfFile, one: Lookup, lookup: Mapping[int, str]) -> Iterab
         _digits(file, number, f"{name!r}")
         if number in one.names:
             if one.names[number].casefold() != name.casefold():
-                source.fail(f"class {number} is {one.names[number]!r} in the file, and {name!r} was asked for", at)
+                here = one.names[number]
+                remedy = f"call it {here!r} in [names] of the codes, or {_LEAVE}"
+                source.fail(f"class {number} is {here!r} in the file, and {name!r} was asked for: {remedy}", at)
         elif name.casefold() in numbers:
-            source.fail(f"{name!r} is class {numbers[name.casefold()]} in the file, and {number} was asked for", at)
+            there = numbers[name.casefold()]
+            remedy = f"give {number} another name in [names] of the codes, use code {there} for it, or {_LEAVE}"
+            source.fail(f"{name!r} is class {there} in the file, and {number} was asked for: {remedy}", at)
         else:
             numbers[name.casefold()] = number
             new[number] = _quoted(file, name)

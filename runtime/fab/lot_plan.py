@@ -95,6 +95,11 @@ class Lot:
         missing = [name for name, (_, _, is_missing) in self._found.items() if is_missing]
         return {file: stamp(file) for file in files} | dict.fromkeys(missing)
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether it names image files, and none of them is in the folder."""
+        return bool(self._found) and all(missing for _, _, missing in self._found.values())
+
     def _entry(self, wafer: int, defect: Defect) -> Entry:
         images = defect.images
         chosen = [image for image in images if not self.types or image.type in self.types]

@@ -139,7 +139,7 @@ def write_results(lot: Lot, outputs: Outputs, journal: Journal, order: Order, st
     write_atomically(outputs.klarf, content)
     status = 1 if tally.unread.count else 0
     _write_summary(outputs, tally, drift, settings, status)
-    return Done(status, tally.lines(), _warnings(lot, tally, drift, order))
+    return Done(status, [*tally.lines(), drift.line(lot.name)], _warnings(lot, tally, drift, order))
 
 
 def _coded(
@@ -206,10 +206,11 @@ def _warnings(lot: Lot, tally: Tally, drift: Drift, order: Order) -> list[str]:
     found = list(lot.file.warnings)
     if order.lookup and not lot.file.lookups:
         found.append("the file has no class lookup, so the codes are written without their names")
+    if lot.is_elsewhere:
+        found.append(f"no image of the lot is in {lot.folder.folder}: --images is likely the wrong folder")
     found += tally.unread.lines("not read: ", " images not read; the side file names all")
     found += tally.warnings.lines("", " warnings; the side file has all")
-    found += [f"lot {lot.name} drifts: {text}" for text in drift.sentences()]
-    return found + ([f"drift not tested: {drift.why_not}"] if drift.why_not else [])
+    return found + [f"lot {lot.name} drifts: {text}" for text in drift.sentences()]
 
 
 def _write_summary(outputs: Outputs, tally: Tally, drift: Drift, settings: Mapping[str, Any], status: int) -> None:

@@ -84,7 +84,7 @@ def _drift(drift: Drift) -> list[str]:
         listed = "".join(f"<li>{text(sentence)}</li>" for sentence in sentences)
         found.append(f'<div class="alarm"><p>This lot is unlike the calibration frames:</p><ul>{listed}</ul></div>')
     else:
-        found.append(f"<p>None found: no test is surer than chance explains ({len(drift.changes)} tests).</p>")
+        found.append(f"<p>None found at these counts of frames ({len(drift.changes)} tests).</p>")
     rows = [
         (change.label, change.what, _short(change, change.before), _short(change, change.here), change.frames,
          f"{change.p:.2g}")
@@ -92,7 +92,7 @@ def _drift(drift: Drift) -> list[str]:
     ]  # fmt: skip
     found.append(_table(("class", "what", "calibration", "this lot", "frames", "p"), rows))
     if drift.untested:
-        found.append(f"<p>Too few frames to test: {text('; '.join(drift.untested))}.</p>")
+        found.append(f"<p>Not tested: {text('; '.join(drift.untested))}.</p>")
     return found
 
 

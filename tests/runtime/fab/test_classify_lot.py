@@ -11,6 +11,7 @@ from conftest import make_recipe
 from lots import CODES, LotCase, Spot, changed_lines, contents, frame, klarf_text, make_case, write_stack
 
 from runtime import Predictor
+from runtime.cli import main
 from runtime.fab.klarf import read_klarf
 from runtime.fab.lot_parquet import lot_schema
 
@@ -160,6 +161,17 @@ def test_a_lot_is_judged_once_until_force_or_other_settings(case: LotCase, capsy
     assert contents(case.out) == first
     assert case.run("--force") == 0
     assert {line["code"] for line in case.lines()} == {0, 22, 13}
+
+
+def test_options_may_stand_before_and_among_the_lots(case: LotCase, capsys: Capture) -> None:
+    other = case.lot.with_name("lot8.001")
+    other.write_text(case.lot.read_text().replace("L7", "L8"))
+    words = case.words(case.lot, "--settle", "3", other, lots=[])
+    assert main(words) == 0
+    assert len(names_in(case.out)) == 10
+    with pytest.raises(SystemExit):
+        main([*words, "--nonsense"])
+    assert "unrecognized arguments: --nonsense" in capsys.readouterr().err
 
 
 def test_several_lots_share_an_output_folder(case: LotCase) -> None:

@@ -52,6 +52,17 @@ def test_missing_images_are_named_and_the_rest_of_the_lot_is_answered(case: LotC
     assert "not read: W2, defect 2: stack2.tif#1: is not in" in capsys.readouterr().err
 
 
+def test_a_lot_without_any_image_points_at_the_folder_once(case: LotCase, capsys: Capture) -> None:
+    elsewhere = case.folder / "elsewhere"
+    elsewhere.mkdir()
+    assert case.run("--images", elsewhere) == 1
+    said = f"warning: no image of the lot is in {elsewhere}: --images is likely the wrong folder"
+    assert capsys.readouterr().err.count(said) == 1
+    (case.lot.parent / "stack2.tif").unlink()
+    assert case.run(out=case.folder / "one missing") == 1
+    assert "likely the wrong folder" not in capsys.readouterr().err
+
+
 def test_a_page_out_of_range_is_named(case: LotCase) -> None:
     case.lot.write_text(case.lot.read_text().replace(" 1 1 2 1\n", " 1 1 999 1\n", 1))
     assert case.run() == 1
@@ -164,7 +175,22 @@ def test_what_the_lot_cannot_take_is_said_before_anything_is_judged(
 def test_a_code_that_the_lot_calls_otherwise_is_refused(case: LotCase, capsys: Capture) -> None:
     case.lot.write_text(case.lot.read_text().replace("ClassLookup 1\n", 'ClassLookup 2\n 12 "Particle"\n'))
     assert case.run() == 2
-    assert "class 12 is 'Particle' in the file, and 'bridge' was asked for" in capsys.readouterr().err
+    said = "class 12 is 'Particle' in the file, and 'bridge' was asked for: call it 'Particle' in [names]"
+    err = capsys.readouterr().err
+    assert said in err
+    assert "--no-lookup" in err
+    codes = case.folder / "codes.toml"
+    codes.write_text(CODES + 'bridge = "Particle"\n')
+    assert case.run() == 0
+
+
+def test_a_name_that_the_lot_gives_to_another_code_is_refused_with_the_remedies(case: LotCase, capsys: Capture) -> None:
+    case.lot.write_text(case.lot.read_text().replace(' 0 "Unclassified"', ' -1 "Unclassified"'))
+    assert case.run() == 2
+    err = capsys.readouterr().err
+    assert "'Unclassified' is class -1 in the file, and 0 was asked for: give 0 another name in [names]" in err
+    assert "use code -1 for it, or leave the lookup as it is (--no-lookup)" in err
+    assert case.run("--no-lookup") == 0
 
 
 def test_two_defects_of_one_name_are_refused(case: LotCase, capsys: Capture) -> None:

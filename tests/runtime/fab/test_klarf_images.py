@@ -60,6 +60,34 @@ def test_equal_names_in_two_folders_are_never_confused(folder: Path) -> None:
             places.find(image(name))
 
 
+def test_every_ending_of_a_path_is_tried_and_the_longest_wins(folder: Path) -> None:
+    names = [f"D:\\LOT\\{lot}\\w1\\{name}" for lot, name in (("A", "a.tif"), ("B", "b.tif"), ("C", "c.tif"))]
+    for place in ("w1/a.tif", "a.tif", "A/w1/a.tif", "b.tif"):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).touch()
+    places = ImageFolder(folder, names)
+    assert places.find(image(names[0])) == folder / "A/w1/a.tif"
+    assert places.find(image(names[1])) == folder / "b.tif"
+    with pytest.raises(ImageMissing, match=r"any of 4 endings of its path, from 'LOT/C/w1/c.tif' to 'c.tif'") as caught:
+        places.find(image(names[2]))
+    assert f"is not in {folder}" in str(caught.value)
+
+
+def test_an_ending_of_two_images_stands_for_neither(folder: Path) -> None:
+    names = ["D:\\x\\w1\\LOT.tif", "D:\\x\\w2\\lot.tif", "D:\\y\\w2\\other.tif"]
+    places = ImageFolder(folder, names)  # lot.tif is there, and may be of w1 or of w2
+    for name in names[:2]:
+        with pytest.raises(ImageMissing, match=r"(?i)to 'w./lot\.tif'; shorter ones are those of other images too"):
+            places.find(image(name))
+
+
+def test_a_shorter_ending_never_leads_out_nor_decides_a_case(folder: Path, tmp_path: Path) -> None:
+    (folder / "link.tif").symlink_to(tmp_path / "outside.tif")
+    for name, said in (("D:\\x\\link.tif", "a link that leads out"), ("D:\\x\\Two.tif", "may be any of")):
+        with pytest.raises(FrameError, match=said):
+            ImageFolder(folder, [name, "other.tif"]).find(image(name))
+
+
 @pytest.mark.parametrize(
     "name",
     ["../outside.tif", "a/../../outside.tif", "..\\outside.tif", "C:\\..\\outside.tif", "", "/", "C:", "a/b:c",

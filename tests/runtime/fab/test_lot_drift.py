@@ -40,6 +40,8 @@ def test_a_lot_is_compared_with_the_recipes_calibration(
     assert summary["drift"]["drifts"] is drifts
     assert {test["class"] for test in summary["drift"]["tests"]} == {"good", "bridge", "hole"}
     assert ("warning: lot L7 drifts: " in err) is drifts
+    assert ("\ndrift: lot L7 drifts (" in err) is drifts
+    assert ("\ndrift: none seen at these counts of frames (3 tests)" in err) is not drifts
     assert ("score is higher than in calibration" in report) is drifts
     assert ("score is higher than in calibration" in err) is drifts
 
@@ -47,5 +49,5 @@ def test_a_lot_is_compared_with_the_recipes_calibration(
 def test_an_older_recipe_says_that_drift_cannot_be_tested(tmp_path: Path, capsys: Capture) -> None:
     case = make_case(tmp_path)
     assert case.run() == 0
-    assert "warning: drift not tested: the recipe keeps no scores of calibration frames" in capsys.readouterr().err
+    assert "drift: cannot be tested: the recipe keeps no scores of calibration frames" in capsys.readouterr().err
     assert json.loads((case.out / "lot7.klarf.lot.json").read_text())["drift"]["drifts"] is None
