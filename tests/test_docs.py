@@ -16,6 +16,7 @@ import pytest
 from places import ROOT
 
 import sem_clip
+from runtime import cli
 
 NAMES = ("README.md", "CONTRIBUTING.md", "RELEASE.md", "SECURITY.md")
 PAGES = [*(ROOT / name for name in NAMES), *sorted((ROOT / "docs").glob("*.md"))]
@@ -97,8 +98,15 @@ def run_until_parsed(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
         parse(parser, *given, **named)
         raise ParsedError
 
+    arguments = cli._arguments
+
+    def arguments_only(*given: Any) -> NoReturn:
+        arguments(*given)
+        raise ParsedError
+
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+        patch.setattr(cli, "_arguments", arguments_only)
         patch.setattr(sys, "path", [*sys.path])
         if words[0] == "sem-clip":
             patch.setattr(sys, "argv", words)
