@@ -34,6 +34,7 @@ def frames(tmp_path: Path) -> Path:
         (["--engine", "ray", "--parquet", "{}/out", "--json", "v"], "--json is not for --engine ray, which writes"),
         (["--engine", "ray", "--parquet", "{}/out", "--force"], "--force is not for --engine ray, which writes"),
         (["--engine", "ray", "--parquet", "{}/frames/00.png"], "frames/00.png is a file; --engine ray writes a folder"),
+        (["--engine", "ray", "--parquet", "s3://b/out"], "s3:/b/out is a URI, and --parquet writes a folder of this"),
         (["--engine", "ray", "--parquet", "{}/frames"], "frames holds other files (00.png): choose an empty folder"),
         (
             ["--engine", "ray", "--parquet", "{}/out", "--precision", "int8", "--address", "ray://x:1"],
