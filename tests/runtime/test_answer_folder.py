@@ -13,7 +13,7 @@ import pytest
 from commandline import files_in
 from predictions import make_prediction
 
-from runtime import FailedFrame, FrameError, PredictorError
+from runtime import FailedFrame, FrameError, PredictorError, RowError
 from runtime.parquet import read_rows
 from runtime.rows import failed_row
 
@@ -58,6 +58,11 @@ def test_a_folder_is_read_as_one_dataset(tmp_path: Path) -> None:
     add(tmp_path, row("a"))
     add(tmp_path, row("b"))
     assert sorted(dataset.dataset(tmp_path).to_table(columns=["source"]).column("source").to_pylist()) == ["a", "b"]
+
+
+def test_a_reader_of_files_says_how_a_folder_is_read(tmp_path: Path) -> None:
+    with pytest.raises(RowError, match=r"is a folder; read its files one by one: .*/part-"):
+        next(read_rows(tmp_path))
 
 
 def test_many_rows_make_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,6 +62,14 @@ def test_options_that_do_not_go_together_are_errors(
     assert message in error
 
 
+@pytest.mark.parametrize(("path", "kind"), [("file:///lot/a.png", "a URI"), ("lot.parquet", "a Parquet file")])
+def test_archives_lead_to_the_engine_that_reads_them(path: str, kind: str, fake_bundle: Path, capsys: Capture) -> None:
+    status, err = sem_clip(capsys, "predict", fake_bundle, path, "--backend", "fake")
+    (error,) = errors_in(err)
+    assert status == 2
+    assert f"{path} is {kind}: --engine ray reads frames from there; add --engine ray --parquet DIR" in error
+
+
 def test_without_ray_the_error_names_the_extra(
     fake_bundle: Path, frames: Path, tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
