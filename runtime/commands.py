@@ -218,7 +218,7 @@ def _check_outputs(args: argparse.Namespace) -> None:
 def _refuse_archives(paths: Sequence[str]) -> None:
     """Raise PredictorError for what no frame is, and what --engine ray reads."""
     for path in paths:
-        if "://" in path or path.lower().endswith(".parquet"):
+        if ("://" in path or path.lower().endswith(".parquet")) and not Path(path).is_dir():
             kind = "a URI" if "://" in path else "a Parquet file"
             raise PredictorError(
                 f"{path} is {kind}: --engine ray reads frames from there; add --engine ray --parquet DIR"

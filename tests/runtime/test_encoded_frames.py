@@ -155,4 +155,4 @@ def test_it_passes_between_processes_and_shows_no_content() -> None:
     again = pickle.loads(pickle.dumps(frame))
     assert again == frame
     assert repr(again) == "EncodedFrame(name='lot/7', page=1)"
-    assert describe(again, 3) == "lot/7"
+    assert describe(again, 3) == "lot/7#1"
