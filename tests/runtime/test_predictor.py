@@ -63,7 +63,9 @@ def test_a_faulty_bundle_is_refused_before_a_backend_is_looked_for(fake_bundle: 
 
 
 def test_an_unknown_backend_is_refused(fake_bundle: Path) -> None:
-    with pytest.raises(BackendUnavailable, match="choose one of auto, tensorrt, tensorrt-rtx, cuda, cpu, openvino, fake"):
+    with pytest.raises(
+        BackendUnavailable, match="choose one of auto, tensorrt, tensorrt-rtx, cuda, cpu, openvino, fake"
+    ):
         Predictor(fake_bundle, backend="tpu")
 
 
