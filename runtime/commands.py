@@ -89,6 +89,7 @@ class Predict:
             from .serving.ray_command import run_ray
 
             return run_ray(args)
+        _refuse_archives(args.paths)
         _check_outputs(args)
         unread: list[FrameError] = []
         frames = find_frames(args.paths, unread)
@@ -212,6 +213,16 @@ def _check_outputs(args: argparse.Namespace) -> None:
         require_folder(args.overlays)
         if args.overlays.exists() and any(args.overlays.iterdir()) and not args.force:
             raise PredictorError(f"{args.overlays} exists; add --force to replace it, or choose another name")
+
+
+def _refuse_archives(paths: Sequence[str]) -> None:
+    """Raise PredictorError for what no frame is, and what --engine ray reads."""
+    for path in paths:
+        if ("://" in path or path.lower().endswith(".parquet")) and not Path(path).is_dir():
+            kind = "a URI" if "://" in path else "a Parquet file"
+            raise PredictorError(
+                f"{path} is {kind}: --engine ray reads frames from there; add --engine ray --parquet DIR"
+            )
 
 
 def _refuse_inputs(args: argparse.Namespace, frames: Sequence[str]) -> None:

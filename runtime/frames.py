@@ -54,7 +54,8 @@ class EncodedFrame:
     """A frame as the content of its file, with a name: from an object store, a message or a table.
 
     It is read as the file would be: same pixels, errors, warnings and checksum.
-    name: names the frame in results and errors. Nothing is opened by it, and "#3" in it chooses no page.
+    name: names the frame in results and errors, with "#3" for page 3. Nothing is opened by it, and "#3" in it chooses
+        no page.
     data: the whole content of a PNG, JPEG, BMP or TIFF file. Other types are a FrameError when the frame is read, so
         that one bad row of a table costs one frame.
     page: which frame of a TIFF stack, counted from 1; None where the file holds one frame.
@@ -98,7 +99,8 @@ def describe(source: FrameSource, index: int | None = None) -> str:
     if isinstance(source, str | os.PathLike):
         return os.fsdecode(source)
     if isinstance(source, EncodedFrame):
-        return source.name
+        page = "" if source.page is None or source.name.endswith(f"#{source.page}") else f"#{source.page}"
+        return source.name + page
     name = getattr(source, "filename", "") or getattr(source, "name", "")
     if isinstance(name, str | os.PathLike) and name:
         return os.fsdecode(name)

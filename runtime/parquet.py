@@ -312,6 +312,8 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
         file = io.BufferedReader(open_plain(path))
     except FileNotFoundError:
         raise RowError(f"{path}: does not exist") from None
+    except IsADirectoryError:
+        raise RowError(f"{path}: is a folder; read its files one by one: {path}/part-*.parquet") from None
     except (OSError, ValueError) as exc:
         raise RowError(f"{path}: cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
     with file:

@@ -106,7 +106,9 @@ def decode(file: BinaryIO, number: int | None, name: str, key: Hashable = None, 
     with _quiet():
         index, page = _look(file, name, key)
         if number is None and index.frames > 1:
-            how = "a frame is one of them; name the file, or give EncodedFrame a page"
+            mark = name.rpartition("#")[2] if "#" in name else ""
+            which = f"page={int(mark)}" if re.fullmatch("[1-9][0-9]{0,8}", mark) else "a page"
+            how = f"a frame is one of them; name the file, or give EncodedFrame {which}"
             if path:
                 how = f"name one of them: {path}#1 ... {path}#{index.frames}"
             raise FrameError(name, f"holds {index.frames} pages; {how}")

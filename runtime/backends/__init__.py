@@ -11,9 +11,9 @@ from ..host import find_gpu
 from ..manifest import Manifest
 from ..targets import BACKENDS, GPU_BACKENDS
 from .base import OUTPUTS, Backend, Outputs
-from .choice import MEANT, engine_artifact, onnx_artifact
+from .choice import MEANT, check_precision, engine_artifact, onnx_artifact
 from .fake import FakeBackend
-from .openvino import OpenVinoBackend, check_openvino, stored_precision
+from .openvino import FILES, OpenVinoBackend, check_openvino, stored_precision
 from .ort import OrtCpuBackend, OrtCudaBackend, check_provider
 from .trt import MODULES, TensorRtBackend
 
@@ -67,6 +67,8 @@ def open_backend(
     device = gpu_device(device)
     if device is not None:
         require_gpu((name,), device)
+    if name == "auto":
+        check_precision("openvino", precision)  # whether there is such a one at all
     if name == "fake":
         return FakeBackend(manifest.encoder)
     if name != "auto":
@@ -82,7 +84,8 @@ def open_backend(
             backend.why = "\n".join(f"not {skipped}: {why}" for skipped, why in passed_over.items())
             return backend
     if device is None:
-        raise passed_over[EMBEDDED]
+        alone = precision is not None and FILES.get(precision, precision) != precision
+        raise passed_over["openvino" if alone else EMBEDDED]
     reasons = "; ".join(f"not {skipped}: {why}" for skipped, why in passed_over.items())
     raise BackendUnavailable(f"nothing runs on device {device}: {reasons}")
 
@@ -125,6 +128,7 @@ def obstacles(folder: Path, manifest: Manifest) -> dict[str, str]:
 def _open(
     name: str, folder: Path, manifest: Manifest, precision: str | None, threads: int, device: int | str | None
 ) -> Backend:
+    check_precision(name, precision)
     if name == "cpu":
         artifact = onnx_artifact(folder, manifest, precision or "fp32")
         return OrtCpuBackend(folder, artifact, manifest.encoder, threads=threads)

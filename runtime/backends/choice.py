@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..errors import BackendUnavailable
 from ..host import Gpu, find_gpu, operating_system
-from ..manifest import Artifact, Manifest
+from ..manifest import PRECISIONS, Artifact, Manifest
 from .openvino import FILES
 from .trt import MODULES
 
@@ -30,15 +30,30 @@ def precisions_held(backend: str, manifest: Manifest) -> tuple[str, ...]:
     return tuple(p for p in MEANT[backend] if (FILES[p] if backend == "openvino" else p) in held)
 
 
+def check_precision(backend: str, precision: str | None) -> None:
+    """Raise BackendUnavailable for a precision that is none, or that another backend alone computes in."""
+    if precision is None:
+        return
+    if precision not in PRECISIONS:
+        raise BackendUnavailable(f'there is no precision "{precision}"; choose from {", ".join(PRECISIONS)}')
+    if backend != "openvino" and precision in FILES and FILES[precision] != precision:
+        raise BackendUnavailable(
+            f'backend "{backend}" does not compute in {precision}: take --backend openvino, which does'
+        )
+
+
 def onnx_artifact(folder: Path, manifest: Manifest, precision: str) -> Artifact:
-    """The ONNX file of a precision for ONNX Runtime. Raises BackendUnavailable, which lists the files there are."""
+    """The ONNX file of a precision for an engine that reads ONNX. Raises BackendUnavailable, which lists the files
+    there are."""
     found = [a for a in manifest.artifacts if a.kind == "onnx" and a.precision == precision and not a.target]
     if not found:
         names = [
             f"{a.file} ({a.precision}{', for building engines' if a.kind == 'onnx' and a.target else ''})"
             for a in manifest.artifacts
         ]
-        raise BackendUnavailable(f"{folder}: holds no {precision} ONNX artifact; it holds {', '.join(names) or 'none'}")
+        how = f"; make it with: sem-clip quantize {folder} FRAMES" if precision == "int8" else ""
+        held = ", ".join(names) or "none"
+        raise BackendUnavailable(f"{folder}: holds no {precision} ONNX artifact; it holds {held}{how}")
     return found[0]
 
 

@@ -1,7 +1,7 @@
 """A folder of answers: Parquet files of rows, each whole or absent, and the settings by which they were given.
 
-A run that is repeated adds what is missing. A frame is answered when a row names it and has no error. Rows with an
-error are taken out when the next run begins, and their frames are tried again.
+A run that is repeated adds what is missing. A frame is answered when a row names it and has no error. The others are
+tried again; a row with an error is taken out once its frame has a newer row on disk.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import json
 import re
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ LOCK = "_sem_clip.lock"
 FORMAT, VERSION = "sem-clip-answers", 1
 FILE_ROWS = 5000
 FILE_S = 60.0
-"""A file is written when it has so many rows, or so long after its first: the most that `kill -9` costs."""
+"""A file is written when it has so many rows, or so many seconds after its first: the most that `kill -9` costs."""
 _NAME = re.compile(r"part-([0-9]{6,9})\.parquet")
 _MAX_SETTINGS = 1 << 16
 
@@ -39,54 +39,104 @@ class AnswerFolder:
         self.folder = folder
         self._held: list[Any] = []
         self._rows = 0
-        self._since = 0.0
-        self._next = 1 + max((int(match[1]) for _, match in _parts(folder)), default=0)
+        self._timer: threading.Timer | None = None
+        self._writing = threading.Lock()
+        self._first = self._next = 1 + max((int(match[1]) for _, match in _parts(folder)), default=0)
+        self._errors = False
+        self._outdated: frozenset[str] = frozenset()
 
-    def missing(self, frames: Any) -> Any:
-        """The rows of an Arrow table whose `source` has no row on disk. Raises PredictorError for a damaged file."""
-        import pyarrow as pa
+    def missing(self, frames: Any) -> tuple[Any, int]:
+        """The rows of an Arrow table whose `source` has no answer on disk; how many of them have an error there.
+
+        Raises PredictorError for a damaged file.
+        """
         import pyarrow.compute as pc
 
-        columns = [_read(path, ["source"]).column("source") for path, _ in _parts(self.folder)]
-        chunks = [chunk.cast(pa.large_string()) for column in columns for chunk in column.chunks]
-        there = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
-        return frames.filter(pc.invert(pc.is_in(frames.column("source"), value_set=there)))
+        found = [_read(path, ["source", "error"]) for path, _ in _parts(self.folder)]
+        failed = [table.filter(pc.is_valid(table.column("error"))) for table in found]
+        self._errors = any(table.num_rows for table in failed)
+        there = _sources(table.filter(pc.is_null(table.column("error"))) for table in found)
+        missing = frames.filter(pc.invert(pc.is_in(frames.column("source"), value_set=there)))
+        again = pc.sum(pc.is_in(missing.column("source"), value_set=_sources(failed))).as_py()
+        return missing, again or 0
 
-    def drop_errors(self) -> int:
-        """Take out the rows with an error, so that their frames are tried again; how many there were."""
+    def without_row(self, frames: Any) -> int:
+        """How many rows of an Arrow table have a `source` that got no row since the folder was opened."""
         import pyarrow.compute as pc
 
-        dropped = 0
-        for path, _ in _parts(self.folder):
-            if not _read(path, ["error"]).column("error").is_valid().to_numpy().any():
-                continue
-            table = _read(path, None)
-            kept = table.filter(pc.is_null(table.column("error")))
-            dropped += table.num_rows - kept.num_rows
-            if kept.num_rows:
-                _write(path, kept)
-            else:
-                path.unlink()
-        return dropped
+        new = [_read(path, ["source"]) for path, match in _parts(self.folder) if int(match[1]) >= self._first]
+        return int(frames.num_rows - (pc.sum(pc.is_in(frames.column("source"), value_set=_sources(new))).as_py() or 0))
+
+    def outdate(self, sources: Collection[str]) -> None:
+        """Let rows with an error go at the end that name no frame: folders and tables that were read by now."""
+        self._outdated = frozenset(sources)
 
     def add(self, table: Any) -> None:
-        """Take rows of `arrow_schema()`; they are on disk after `flush`, or once there are enough of them."""
-        if not self._held:
-            self._since = time.monotonic()
-        self._held.append(table)
-        self._rows += table.num_rows
-        if self._rows >= FILE_ROWS or time.monotonic() - self._since > FILE_S:
-            self.flush()
+        """Take rows of `arrow_schema()`; they are on disk after `flush`, once there are enough, or after FILE_S."""
+        with self._writing:
+            self._held.append(table)
+            self._rows += table.num_rows
+            if self._rows >= FILE_ROWS:
+                self._write_held()
+            elif self._timer is None:
+                self._timer = threading.Timer(FILE_S, self._flush_in_time)
+                self._timer.daemon = True
+                self._timer.start()
 
     def flush(self) -> None:
         """Write what is held. Raises OSError."""
+        with self._writing:
+            self._write_held()
+
+    def close(self) -> None:
+        """`flush`, and take out the rows with an error whose frames have newer ones, now that these are on disk."""
+        self.flush()
+        if self._errors:
+            _drop_replaced_errors(self.folder, self._outdated)
+
+    def _flush_in_time(self) -> None:
+        with suppress(OSError):  # the rows are still held; the next `flush` raises it
+            self.flush()
+
+    def _write_held(self) -> None:
         import pyarrow as pa
 
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
         if not self._rows:
             return
         _write(self.folder / f"part-{self._next:06d}.parquet", pa.concat_tables(self._held).combine_chunks())
         self._next += 1
         self._held, self._rows = [], 0
+
+
+def _drop_replaced_errors(folder: Path, outdated: Collection[str]) -> None:
+    """Take out each row with an error whose source has an answer, or a row in a later file, or is outdated."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    files = [(path, _read(path, ["source", "error"])) for path, _ in _parts(folder)]
+    failed = _sources(table.filter(pc.is_valid(table.column("error"))) for _, table in files)
+    latest = dict.fromkeys(outdated, len(files))  # the number of the file from which an error is the last word
+    for number, (_, table) in enumerate(files):
+        rows = table.filter(pc.is_in(table.column("source").cast(pa.large_string()), value_set=failed))
+        for source, error in zip(rows.column("source").to_pylist(), rows.column("error").to_pylist(), strict=True):
+            latest[source] = max(latest.get(source, 0), len(files) if error is None else number)
+    for number, (path, table) in enumerate(files):
+        pairs = zip(table.column("source").to_pylist(), table.column("error").to_pylist(), strict=True)
+        kept = [error is None or latest[source] <= number for source, error in pairs]
+        if not any(kept):
+            path.unlink()
+        elif not all(kept):
+            _write(path, _read(path, None).filter(pa.array(kept)))
+
+
+def _sources(tables: Iterable[Any]) -> Any:
+    import pyarrow as pa
+
+    chunks = [chunk.cast(pa.large_string()) for table in tables for chunk in table.column("source").chunks]
+    return pa.chunked_array(chunks, pa.large_string()).combine_chunks()
 
 
 @contextmanager
@@ -103,7 +153,7 @@ def answer_folder(folder: Path, settings: Mapping[str, object]) -> Iterator[Answ
         try:
             yield answers
         finally:
-            answers.flush()
+            answers.close()
 
 
 def _check(folder: Path, settings: dict[str, object]) -> None:

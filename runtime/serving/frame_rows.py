@@ -65,7 +65,8 @@ def entries(table: Any) -> Iterator[Entry]:
         return _contents(name, table.column("bytes"))
     if "path" not in names:
         raise PredictorError(
-            f"the dataset has the columns {', '.join(names)}; frames need a column path, or the columns bytes and path"
+            f"the dataset has the columns {', '.join(names)}; frames need a column path, or bytes and one of path and "
+            "name"
         )
     if "row" in names:
         return _members(table)

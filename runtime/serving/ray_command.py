@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ..backends import GPU_BACKENDS
@@ -18,16 +21,20 @@ from ..errors import FrameError, PredictorError, SemClipError
 from ..host import usable_cores
 from ..parquet import import_pyarrow, table_of
 from ..prediction import FailedFrame
+from ..rows import printed
 from ..terminal import progress_bar
 from .answer_folder import AnswerFolder, answer_folder
 from .archive import list_archive
 from .ray_data import WorkerOptions, judged, worker_options
 from .ray_session import ray_session, require_ray
 from .server_options import require_no_server
+from .stores import is_uri
 
 MOST_ROWS, LEAST_ROWS = 512, 16
 """Frames of a block: few enough that little is judged again when a worker dies, and enough to keep its engine busy."""
 _BLOCKS_PER_WORKER = 4
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+"""The beginning of a URI that has become a path, where two slashes are one."""
 _RAYS_WORDS = "\nFailed to apply UDF"
 """Ray appends advice on its own options to an error's text."""
 
@@ -61,13 +68,13 @@ def run_ray(args: argparse.Namespace) -> int:
     }
     tally = Tally(recipe.classes, "rows")
     with answer_folder(args.parquet, settings) as answers:
-        retried = answers.drop_errors()
-        missing = answers.missing(frames)
+        missing, retried = answers.missing(frames)
         _say_what_is_there(args, frames.num_rows - missing.num_rows, retried)
         if unread:
             _take(answers, tally, table_of(FailedFrame(error.source, error).to_row() for error in unread))
         if missing.num_rows:
             _judge(args, options, missing, answers, tally)
+        answers.outdate(_places(args.paths, frames) - {error.source for error in unread})
     for line in tally.lines():
         print(line, file=sys.stderr)
     return 1 if tally.failures.count else 0
@@ -77,6 +84,10 @@ def _check(args: argparse.Namespace) -> None:
     """Raise PredictorError for options that this engine does not have."""
     if args.parquet is None:
         raise PredictorError("--engine ray writes a folder of Parquet files: name it with --parquet DIR")
+    if _URI.match(str(args.parquet)):
+        raise PredictorError(
+            f"{args.parquet} is a URI, and --parquet writes a folder of this machine: name one, and copy it when done"
+        )
     for option, value in (("--json", args.json), ("--overlays", args.overlays), ("--force", args.force)):
         if value:
             raise PredictorError(
@@ -93,6 +104,15 @@ def _check(args: argparse.Namespace) -> None:
         raise PredictorError(f"{args.parquet} is a file; --engine ray writes a folder: choose another name")
     import_pyarrow()
     require_ray()
+
+
+def _places(paths: Sequence[str], frames: Any) -> set[str]:
+    """What the frames were found in, and is none itself: URIs, folders and Parquet files. Each could have an error."""
+    found = {os.fsdecode(path) for path in frames.column("path").unique().to_pylist()}
+    places = {*filter(is_uri, paths), *found}
+    for path in {os.path.dirname(path) for path in found}:  # noqa: PTH120  a Path for each frame costs more
+        places.update((path, *map(str, Path(path).parents)))
+    return {printed(place) for place in places}.difference(frames.column("source").to_pylist())
 
 
 def _say_what_is_there(args: argparse.Namespace, answered: int, retried: int) -> None:
@@ -117,7 +137,7 @@ def _judge(args: argparse.Namespace, options: WorkerOptions, missing: Any, answe
         dataset = judged(ray.data.from_arrow(blocks), options, workers=workers, features=args.features)
         given = sum(1 for _ in progress_bar(_rows(ray, dataset, answers, tally), missing.num_rows))
         answers.flush()
-    lost = answers.missing(missing).num_rows
+    lost = answers.without_row(missing)
     if lost:
         raise PredictorError(f"{lost} frames got no answer: run the same command again, which judges them alone")
     if given > missing.num_rows:

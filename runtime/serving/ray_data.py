@@ -114,17 +114,18 @@ def judge(
 ) -> Any:
     """A ray.data.Dataset with a row of `parquet.arrow_schema()` for each frame of another dataset.
 
-    dataset: with a column `path`, a column `bytes`, or both, as `ray.data.read_binary_files(include_paths=True)` makes
-        them; `name` stands for `path` where there are bytes. Without bytes, a path is absolute and leads to the frame
-        on every machine, or is a URI that pyarrow.fs knows. A frame that cannot be read is a row with `error`.
+    dataset: with a column `path`, or with `bytes` and a name in `path` or `name`, as
+        `ray.data.read_binary_files(include_paths=True)` makes them. Without bytes, a path is absolute and leads to the
+        frame on every machine, or is a URI that pyarrow.fs knows. A frame that cannot be read is a row with `error`.
     bundle: read from this path on every machine; each worker checks it by the hash of the bundle found here.
     workers: Predictors, each in a process with `threads` CPUs, and with a GPU where the backend is one of GPU_BACKENDS.
     The others are as in `Predictor`. features: whether the column `features` is filled.
 
     A block of the dataset is the unit of work. What a dead worker had not handed over is judged again, elsewhere.
     Blocks come in the order in which they are done; `source` names each row.
-    Raises BundleError, RecipeError, BackendUnavailable, ValueError. While the dataset is consumed, Ray raises the
-    error of a worker that cannot open the bundle: a BundleError or BackendUnavailable that names its machine.
+    Raises BundleError, RecipeError, BackendUnavailable, ValueError; PredictorError where workers would take all CPUs of
+    the cluster, since the tasks that read the dataset would wait for ever. While the dataset is consumed, Ray raises
+    the error of a worker that cannot open the bundle: a BundleError or BackendUnavailable that names its machine.
     """
     options, _, _ = worker_options(
         bundle,
@@ -137,7 +138,20 @@ def judge(
         pixel_size_nm=pixel_size_nm,
         side_files=side_files,
     )
+    _require_spare_cpu(whole_number("workers", workers, 1), options.threads)
     return judged(dataset, options, workers=workers, features=features)
+
+
+def _require_spare_cpu(workers: int, threads: int) -> None:
+    ray = import_ray()
+    if not ray.is_initialized():
+        return
+    cpus = int(ray.cluster_resources().get("CPU", 0))
+    if workers * threads >= cpus:
+        raise PredictorError(
+            f"{workers} workers of {threads} threads take {workers * threads} CPUs, and the cluster has {cpus}: the "
+            "tasks that read the dataset would wait for ever; leave them one CPU, by fewer workers or threads"
+        )
 
 
 def judged(dataset: Any, options: WorkerOptions, *, workers: int, features: bool) -> Any:

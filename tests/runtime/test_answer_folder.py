@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from commandline import files_in
 from predictions import make_prediction
 
-from runtime import FailedFrame, FrameError, PredictorError
+from runtime import FailedFrame, FrameError, PredictorError, RowError
 from runtime.parquet import read_rows
 from runtime.rows import failed_row
 
@@ -40,7 +42,7 @@ def sources(folder: Path) -> list[str]:
 
 def missing(folder: Path, *names: str) -> list[str]:
     with answer_folder.answer_folder(folder, BY) as answers:
-        found: list[str] = answers.missing(pa.table({"source": names})).column("source").to_pylist()
+        found: list[str] = answers.missing(pa.table({"source": names}))[0].column("source").to_pylist()
         return found
 
 
@@ -58,6 +60,11 @@ def test_a_folder_is_read_as_one_dataset(tmp_path: Path) -> None:
     assert sorted(dataset.dataset(tmp_path).to_table(columns=["source"]).column("source").to_pylist()) == ["a", "b"]
 
 
+def test_a_reader_of_files_says_how_a_folder_is_read(tmp_path: Path) -> None:
+    with pytest.raises(RowError, match=r"is a folder; read its files one by one: .*/part-"):
+        next(read_rows(tmp_path))
+
+
 def test_many_rows_make_several_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(answer_folder, "FILE_ROWS", 2)
     with answer_folder.answer_folder(tmp_path, BY) as answers:
@@ -68,10 +75,14 @@ def test_many_rows_make_several_files(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_rows_wait_no_longer_than_their_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer_folder, "FILE_S", -1.0)
+    monkeypatch.setattr(answer_folder, "FILE_S", 0.05)
     with answer_folder.answer_folder(tmp_path, BY) as answers:
         answers.add(table_of([row("a")]))
+        until = time.monotonic() + 60
+        while not sources(tmp_path) and time.monotonic() < until:
+            time.sleep(0.02)
         assert sources(tmp_path) == ["a"]
+    assert sources(tmp_path) == ["a"]
 
 
 def test_an_error_in_the_run_loses_no_answer(tmp_path: Path) -> None:
@@ -85,27 +96,59 @@ def test_an_error_in_the_run_loses_no_answer(tmp_path: Path) -> None:
     assert sources(tmp_path) == ["a"]
 
 
-def test_what_has_a_row_is_not_missing(tmp_path: Path) -> None:
+def test_what_has_an_answer_is_not_missing(tmp_path: Path) -> None:
     assert missing(tmp_path, "a", "b") == ["a", "b"]
     add(tmp_path, row("a"), bad("c"))
     add(tmp_path, row("x"))
-    assert missing(tmp_path, "a", "b", "c", "é") == ["b", "é"]
+    assert missing(tmp_path, "a", "b", "c", "é") == ["b", "c", "é"]
 
 
-def test_rows_with_an_error_are_taken_out(tmp_path: Path) -> None:
+def again(folder: Path, *names: str, then: list[dict[str, Any]], outdated: tuple[str, ...] = ()) -> tuple[int, int]:
+    """A second run: how many frames it tries again, and how many got no row."""
+    frames = pa.table({"source": names})
+    with answer_folder.answer_folder(folder, BY) as answers:
+        _, tried = answers.missing(frames)
+        answers.add(table_of(then))
+        answers.flush()
+        answers.outdate(outdated)
+        return tried, answers.without_row(frames)
+
+
+def test_errors_go_once_their_frames_have_newer_rows(tmp_path: Path) -> None:
     add(tmp_path, row("a"), bad("b"), row("c"))
     add(tmp_path, bad("d"))
-    add(tmp_path, row("e"))
-    with answer_folder.answer_folder(tmp_path, BY) as answers:
-        assert answers.drop_errors() == 2
-        assert answers.drop_errors() == 0
-        answers.add(table_of([row("f")]))
+    add(tmp_path, bad("e"))
+    assert again(tmp_path, "a", "b", "d", then=[row("b"), bad("d")]) == (2, 1)
     assert files_in(tmp_path) == ["_sem_clip.json", "part-000001.parquet", "part-000003.parquet", "part-000004.parquet"]
     assert [list(read_rows(path)) for path in sorted(tmp_path.glob("*.parquet"))] == [
         [row("a"), row("c")],
-        [row("e")],
-        [row("f")],
+        [bad("e")],
+        [row("b"), bad("d")],
     ]
+
+
+def test_errors_stay_where_a_run_has_other_frames_or_fails(tmp_path: Path) -> None:
+    add(tmp_path, row("a"), bad("b"), bad("c"))
+    assert again(tmp_path, "x", then=[row("x")]) == (0, 0)
+    with suppress(ZeroDivisionError), answer_folder.answer_folder(tmp_path, BY) as answers:
+        answers.missing(pa.table({"source": ["b", "c"]}))
+        answers.add(table_of([row("c")]))
+        print(1 / 0)
+    assert sources(tmp_path) == ["a", "b", "x", "c"]
+
+
+def test_errors_of_a_run_that_was_killed_go_with_the_next(tmp_path: Path) -> None:
+    add(tmp_path, bad("a"))
+    add(tmp_path, row("a"))  # as if killed before the error went
+    assert missing(tmp_path, "a") == []
+    assert list(read_rows(tmp_path / "part-000002.parquet")) == [row("a")]
+    assert files_in(tmp_path) == ["_sem_clip.json", "part-000002.parquet"]
+
+
+def test_errors_of_places_that_are_read_by_now_go(tmp_path: Path) -> None:
+    add(tmp_path, bad("/lot"), bad("/other"))
+    again(tmp_path, "/lot/a", then=[row("/lot/a")], outdated=("/lot",))
+    assert sources(tmp_path) == ["/other", "/lot/a"]
 
 
 @pytest.mark.parametrize(
@@ -155,15 +198,14 @@ def test_what_a_killed_writer_left_is_ignored_and_removed(tmp_path: Path) -> Non
     assert files_in(tmp_path) == ["_sem_clip.json", "part-000001.parquet"]
 
 
-@pytest.mark.parametrize("work", ["missing", "drop_errors"])
-def test_a_damaged_file_is_named_with_what_to_do(work: str, tmp_path: Path) -> None:
+def test_a_damaged_file_is_named_with_what_to_do(tmp_path: Path) -> None:
     add(tmp_path, row("a"))
     (tmp_path / "part-000001.parquet").write_bytes(b"PAR1 half a file")
     with (
         answer_folder.answer_folder(tmp_path, BY) as answers,
         pytest.raises(PredictorError, match=r"part-000001.parquet: is damaged \(.*\): remove it and run again"),
     ):
-        answers.missing(pa.table({"source": ["a"]})) if work == "missing" else answers.drop_errors()
+        answers.missing(pa.table({"source": ["a"]}))
 
 
 def test_a_file_of_another_schema_version_is_refused(tmp_path: Path) -> None:

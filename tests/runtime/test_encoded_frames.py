@@ -60,11 +60,21 @@ def test_a_page_is_chosen_by_its_number_and_by_no_name(stack: Path) -> None:
         np.testing.assert_array_equal(read_frame(of_file(stack, page=page)), read_frame(f"{stack}#{page}"))
         np.testing.assert_array_equal(read_frame(of_file(stack, name="lot#1", page=page)), PAGES[page - 1])
     assert page_count(of_file(stack)) == 3
-    assert reason(of_file(stack, name="lot#2")).startswith("holds 3 pages; a frame is one of them")
+    with pytest.raises(FrameError, match=r"^lot#2: holds 3 pages; .* or give EncodedFrame page=2$"):
+        read_frame(of_file(stack, name="lot#2"))
     assert "give EncodedFrame a page" in reason(of_file(stack))
     assert reason(of_file(stack, page=4)) == reason(f"{stack}#4") == "there is no page 4; the file holds pages 1 to 3"
     assert reason(EncodedFrame("a", encoded(GREY), 2)) == "there is no page 2; the file holds pages 1 to 1"
     np.testing.assert_array_equal(read_frame(EncodedFrame("a", encoded(GREY), 1)), GREY)
+
+
+def test_pages_are_told_apart_by_their_names(stack: Path, predictor: Predictor) -> None:
+    names = [predictor(of_file(stack, name="lot", page=page)).source for page in (1, 2)]
+    assert names == ["lot#1", "lot#2"]
+    assert predictor(of_file(stack, name="lot#2", page=2)).source == "lot#2"
+    with pytest.raises(FrameError) as caught:
+        read_frame(of_file(stack, name="lot", page=9))
+    assert caught.value.source == "lot#9"
 
 
 def test_a_predictor_takes_it_in_every_call(predictor: Predictor, tmp_path: Path) -> None:
@@ -145,4 +155,4 @@ def test_it_passes_between_processes_and_shows_no_content() -> None:
     again = pickle.loads(pickle.dumps(frame))
     assert again == frame
     assert repr(again) == "EncodedFrame(name='lot/7', page=1)"
-    assert describe(again, 3) == "lot/7"
+    assert describe(again, 3) == "lot/7#1"

@@ -114,7 +114,7 @@ def a_folder(file: Path) -> None:
         (of_a_damaged_index, "is damaged"),
         (with_a_page_of_no_values, "its rows are not as many as its index says"),
         (gone, "does not exist"),
-        (a_folder, "cannot be read"),
+        (a_folder, "is a folder; read its files one by one"),
     ],
 )
 def test_a_damaged_file_is_refused(harm: Any, told: str, file: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -143,12 +144,31 @@ def test_faults_are_found_before_any_worker_starts(
         ray_data.judge(object(), **{"bundle": fake_bundle, "backend": "fake", **changes})
 
 
+def ray_of(cpus: int) -> Any:
+    """A Ray that runs on a cluster with so many CPUs; none: it does not run yet."""
+    return SimpleNamespace(
+        data=SimpleNamespace(ActorPoolStrategy=dict),
+        is_initialized=lambda: bool(cpus),
+        cluster_resources=lambda: {"CPU": float(cpus)},
+    )
+
+
+@pytest.mark.parametrize(("cpus", "fault"), [(0, ""), (7, ""), (6, "3 workers of 2 threads take 6 CPUs, .* has 6: ")])
+def test_workers_leave_a_cpu_to_what_reads_the_dataset(
+    cpus: int, fault: str, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray_data, "import_ray", lambda: ray_of(cpus))
+    dataset = SimpleNamespace(map_batches=lambda *_, **__: "answers")
+    with pytest.raises(PredictorError, match=fault) if fault else nullcontext():
+        assert ray_data.judge(dataset, fake_bundle, backend="fake", workers=3, threads=2) == "answers"
+
+
 @pytest.mark.parametrize(("backend", "gpus"), [("fake", 0), ("cuda", 1), ("tensorrt", 1), ("cpu", 0)])
 def test_each_worker_has_its_threads_and_its_gpu(
     backend: str, gpus: int, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: dict[str, Any] = {}
-    stub = SimpleNamespace(data=SimpleNamespace(ActorPoolStrategy=dict))
+    stub = ray_of(cpus=7)
     monkeypatch.setattr(ray_data, "import_ray", lambda: stub)
     dataset = SimpleNamespace(map_batches=lambda kind, **kwargs: asked.update(kwargs, kind=kind))
     ray_data.judge(dataset, fake_bundle, backend=backend, workers=3, threads=2)

@@ -34,6 +34,7 @@ def frames(tmp_path: Path) -> Path:
         (["--engine", "ray", "--parquet", "{}/out", "--json", "v"], "--json is not for --engine ray, which writes"),
         (["--engine", "ray", "--parquet", "{}/out", "--force"], "--force is not for --engine ray, which writes"),
         (["--engine", "ray", "--parquet", "{}/frames/00.png"], "frames/00.png is a file; --engine ray writes a folder"),
+        (["--engine", "ray", "--parquet", "s3://b/out"], "s3:/b/out is a URI, and --parquet writes a folder of this"),
         (["--engine", "ray", "--parquet", "{}/frames"], "frames holds other files (00.png): choose an empty folder"),
         (
             ["--engine", "ray", "--parquet", "{}/out", "--precision", "int8", "--address", "ray://x:1"],
@@ -59,6 +60,14 @@ def test_options_that_do_not_go_together_are_errors(
     (error,) = errors_in(err)
     assert status == 2
     assert message in error
+
+
+@pytest.mark.parametrize(("path", "kind"), [("file:///lot/a.png", "a URI"), ("lot.parquet", "a Parquet file")])
+def test_archives_lead_to_the_engine_that_reads_them(path: str, kind: str, fake_bundle: Path, capsys: Capture) -> None:
+    status, err = sem_clip(capsys, "predict", fake_bundle, path, "--backend", "fake")
+    (error,) = errors_in(err)
+    assert status == 2
+    assert f"{path} is {kind}: --engine ray reads frames from there; add --engine ray --parquet DIR" in error
 
 
 def test_without_ray_the_error_names_the_extra(
