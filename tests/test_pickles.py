@@ -28,6 +28,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "LotError": ("a.klarf", ["a fault", "another"]),
     "DatasetError": ("data/", ["a fault"] * 30),
     "FrameError": ("a.png", "is empty"),
+    "ImageMissing": ("a.tif", "is not in images/"),
     "KlarfError": ("a.klarf", "has no column TEST", 3),
     "KlarfIncomplete": ("a.klarf", "has no EndOfFile"),
     "BackendError": ("failed", ["a.png", "b.png"]),

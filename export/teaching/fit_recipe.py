@@ -240,8 +240,9 @@ class ScoredSupports:
 
     def highest(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
         """By frame: float32 [frames]. A frame is what its most suspicious tile is."""
-        found = np.full(int(self.frame.max()) + 1, -np.inf, np.float32)
-        np.maximum.at(found, self.frame, values)
+        frames, place = np.unique(self.frame, return_inverse=True)
+        found = np.full(len(frames), -np.inf, np.float32)
+        np.maximum.at(found, place, values)
         return found
 
 

@@ -160,7 +160,8 @@ def test_ctrl_c_in_the_middle_of_a_row_group_keeps_all_rows(
 
     def interrupted(rows: _Rows) -> None:
         if left:
-            os.kill(os.getpid(), left.pop())
+            # Not os.kill: another thread might take it, and it would come later.
+            signal.pthread_kill(threading.main_thread().ident or 0, left.pop())
             time.sleep(0.2)  # until the main thread has taken it
         put(rows)
 

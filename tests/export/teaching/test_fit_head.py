@@ -142,6 +142,7 @@ def test_out_of_fold_heads_leave_out_all_views_of_a_support(monkeypatch: pytest.
     labels = [0] * 12 + [1] * 6 + [2] * 6
     features = plant(labels)
     features.unaugmented[1::2] = False
+    features.frame[:] = torch.arange(len(labels)) // 2
     features.cls[:, 0] = (torch.arange(len(labels)) // 2).float()  # the support's number, in every view
     fitted: list[set[float]] = []
     judged: list[set[float]] = []

@@ -136,6 +136,7 @@ def test_thresholds_have_the_highest_f1_on_unaugmented_supports(
     monkeypatch.setattr(fit_recipe_module, "f1_max_threshold", choose)
     features = plant(LABELS, unmasked=unmasked)
     features.unaugmented[[1, 5]] = False
+    features.frame[[1, 5]] = torch.tensor([0, 4])  # second views of the supports before them
     recipe = teach(features)
     scores, positive = asked[0]
     assert positive.tolist() == [False] * 3 + [True] * 5
@@ -161,6 +162,7 @@ def test_defect_threshold_reads_fitting_maps_and_pixel_threshold_recipe_maps(
     """Both read unaugmented views only."""
     features = plant(LABELS)
     features.unaugmented[[1, 5]] = False
+    features.frame[[1, 5]] = torch.tensor([0, 4])  # second views of the supports before them
     generator = torch.Generator().manual_seed(1)
     by_recipe, fitting = torch.rand((2, 10, PATCHES), generator=generator)
     monkeypatch.setattr(
