@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ def answers(count: int, **changes: Any) -> list[Prediction]:
     ]
 
 
-def write(path: Path, rows: list[dict[str, Any]]) -> Path:
+def write(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
     with parquet_rows(path) as add:
         for row in rows:
             add(row)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -151,23 +150,27 @@ def test_a_run_that_ends_early_keeps_its_rows_readable(
     assert capsys.readouterr().err == f"the rows of {count} frames that were done are kept in {kept}\n"
 
 
-@posix
 def test_ctrl_c_in_the_middle_of_a_row_group_keeps_all_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
+    """The interrupt comes to the thread that judges, while the other one writes."""
     path = tmp_path / "rows.parquet"
-    put, left = _Rows._put, [signal.SIGINT]
+    put, writing, interrupted = _Rows._put, threading.Event(), threading.Event()
 
-    def interrupted(rows: _Rows) -> None:
-        if left:
-            # Not os.kill: another thread might take it, and it would come later.
-            signal.pthread_kill(threading.main_thread().ident or 0, left.pop())
-            time.sleep(0.2)  # until the main thread has taken it
+    def slow(rows: _Rows) -> None:
+        writing.set()
+        interrupted.wait(10)
         put(rows)
 
-    monkeypatch.setattr(_Rows, "_put", interrupted)
+    def rows() -> Iterator[dict[str, Any]]:
+        yield from [FAILED.to_row()] * ROW_GROUP
+        writing.wait(10)
+        threading.Timer(0.1, interrupted.set).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(_Rows, "_put", slow)
     with pytest.raises(KeyboardInterrupt):
-        write(path, [FAILED.to_row()] * (2 * ROW_GROUP))
+        write(path, rows())
     assert len(list(read_rows(tmp_path / "rows.parquet.partial"))) == ROW_GROUP
     assert f"the rows of {ROW_GROUP} frames" in capsys.readouterr().err
 
