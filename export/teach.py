@@ -158,7 +158,9 @@ def encode_request(
     first = fit_supports(encoded, encoder, stages, stage="fit a first recipe")
     with stages.stage("search good frames for hard tiles") as progress:
         hard = unseen.hardest(first.tensors, first.operating_point.class_share, progress)
-    return replace(encoded, features=encoded.features.joined(encode(hard, "hard tiles")), unseen=unseen)
+    if hard:  # none where all tiles of the good frames teach already
+        encoded = replace(encoded, features=encoded.features.joined(encode(hard, "hard tiles")))
+    return replace(encoded, unseen=unseen)
 
 
 def fit_supports(

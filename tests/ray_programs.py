@@ -63,8 +63,8 @@ def run(bundle: Path, program: str, *arguments: object, words_of_ray: bool = Fal
 
 
 def assert_all_ended(bundle: Path) -> None:
-    """No process of a program lives, after a minute at most: Ray's wait for their centre."""
-    until = time.monotonic() + 60
+    """No process of a program lives in the end: Ray's wait for their centre, about a minute on an idle machine."""
+    until = time.monotonic() + 300
     while (left := processes(bundle)) and time.monotonic() < until:
         time.sleep(0.2)
     assert left == {}

@@ -30,6 +30,8 @@ from runtime.golden import MORE, variants
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 FP32 = Limits.of("fp32", 1e-4)
 
 

@@ -26,6 +26,7 @@ from runtime.serving.triton_config import ModelConfig, Tensor
 from runtime.serving.triton_repository import Wishes, write_repository
 from runtime.telemetry import import_onnxruntime
 
+pytestmark = pytest.mark.slow
 MODELS = ("sem_clip", "sem_clip_any_recipe", "sem_clip_tensorrt")
 MORE_CLASSES = make_recipe(("good", "bridge", "hole", "scratch"))
 

@@ -215,6 +215,7 @@ def test_teach_and_predict_by_tiles(
         sample = load_dataset(toy_frames).samples[0]
         assert predictor(sample.path).tiles == 4
     capsys.readouterr()
+    words[-1] = str(tmp_path / "other.safetensors")
     assert main([*words, "--tile-overlap", "16"]) == 2
     assert "add --tile" in capsys.readouterr().err
     assert main([*words, "--tile", "32", "--tile-overlap", "32"]) == 2
