@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import re
+import threading
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,6 +32,7 @@ LEAST_VERSION = "2026.2"
 MOST_FRAMES = 4
 """Frames in one request. More are no faster, and each takes some 60 MB of a full-size encoder's activations."""
 _DEVICE = "CPU"
+_FIRST_ARRAY = threading.Lock()
 _KINDS = {"f32": "float", "u8": "uint8"}
 _NOT_INSTALLED = 'backend "openvino" needs OpenVINO, which is not installed: pip install "sem-clip[openvino]"'
 
@@ -117,6 +119,10 @@ class OpenVinoBackend(Backend):
         for request in requests:
             self._requests.put(request)
         self._encoder = encoder
+        # The first array ever given to OpenVINO makes its binding import numpy. Two threads that do so at once wait
+        # for each other for ever, each with one of two locks; under this lock there is one.
+        with _FIRST_ARRAY:
+            openvino.Tensor(np.zeros(1, np.float32), shared_memory=True)
         self.description = (
             f"OpenVINO {metadata.version('openvino')} on the CPU, {artifact.file} ({precision}, streams: "
             f"{self.in_flight})"

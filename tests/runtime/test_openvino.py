@@ -170,6 +170,37 @@ def test_it_answers_many_threads_at_a_time(bundle: Path, opened: Backend) -> Non
         assert compare(part, found, FP32).passed
 
 
+FIRST_BATCHES = """
+import sys, threading
+from pathlib import Path
+import numpy as np
+from runtime.backends import open_backend
+from runtime.manifest import load_bundle
+
+folder = Path({folder!r})
+manifest, recipe = load_bundle(folder)
+with open_backend("openvino", folder, manifest, threads=2) as backend:
+    sys.setswitchinterval(1e-6)
+    together = threading.Barrier(4)
+
+    def first_batch():
+        together.wait()
+        backend.run(np.zeros((1, *manifest.encoder.input_size), np.uint8), recipe)
+
+    threads = [threading.Thread(target=first_batch) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+"""
+
+
+def test_first_batches_of_many_threads_end(bundle: Path, tmp_path: Path) -> None:
+    """In every other process they waited for each other for ever, in OpenVINO's binding; run_python bounds the wait."""
+    for time in range(4):
+        run_python(FIRST_BATCHES.format(folder=str(bundle)), tmp_path / f"home{time}")
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_it_has_a_stream_for_each_thread(bundle: Path, threads: int) -> None:
     with open_backend("openvino", bundle, manifest_of(bundle), threads=threads) as backend:
