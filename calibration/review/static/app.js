@@ -6,7 +6,7 @@ import { Detail } from "./detail.js";
 import { byId, el, keep, kept, settled } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Gallery } from "./gallery.js";
-import { Keys } from "./keys.js";
+import { Keys, keysOf } from "./keys.js";
 import { setClasses } from "./marks.js";
 import { base64 } from "./png.js";
 import { Summary } from "./summary.js";
@@ -31,11 +31,11 @@ function failed(error) {
 const corrections = new Corrections({
   saving: (id) => gallery.correct(id, null, true),
   saved: (id, corrected, undone) => {
-    const index = gallery.correct(id, corrected);
+    const index = id === null ? -1 : gallery.correct(id, corrected);
     if (detail.frame?.id === id) detail.show({ ...detail.frame, corrected });
     said(undone ? (corrected ? `Taken back: ${corrected.new} again.` : "Taken back: not corrected.") : `Saved: ${corrected.old} → ${corrected.new}.`);
     if (undone && index >= 0) gallery.choose(index);
-    else if (undone) openFrame(id);
+    else if (undone && id !== null) openFrame(id);
     count();
   },
   refused: (id, error) => {
@@ -79,7 +79,7 @@ async function maskFor(frame, name) {
 
 /** Correct a frame and go on to the next. */
 async function correct(frame, name) {
-  if (!frame) return;
+  if (!frame) return said("No frame is chosen, or the list is being loaded: press again.");
   try {
     const mask = await maskFor(frame, name);
     corrections.correct(frame.id, name, mask);
@@ -210,8 +210,9 @@ function tell(found) {
   teach.offer(found);
   byId("counts").textContent = `${found.frames} frames, ${found.corrected} corrected`;
   if (before && before.classes.join("\n") === found.classes.join("\n")) return;
-  keys.classesOf(found.keys, (name) => inFrames() && correct(detail.frame, name));
-  detail.classesOf(found);
+  const known = keysOf(found);
+  keys.classesOf(known, (name) => inFrames() && correct(detail.frame, name));
+  detail.classesOf(found.classes, known);
 }
 
 async function count() {

@@ -72,8 +72,8 @@ export class Detail {
     this.root.replaceChildren(this.body, this.empty);
   }
 
-  /** The classes and their keys, from /api/facts. */
-  classesOf({ classes, keys }) {
+  /** The classes, and by key the class that it stands for. */
+  classesOf(classes, keys) {
     this.keys = Object.fromEntries(Object.entries(keys).map(([key, name]) => [name, key]));
     this.names = classes;
     this.choices();
@@ -161,21 +161,23 @@ export class Detail {
   }
 
   async load() {
+    if (this.frame === null) return;
     const { id } = this.frame;
     this.aborter = new AbortController();
     const { signal } = this.aborter;
-    const part = async (path, query, use) => {
+    const part = async (path, query, use, place) => {
       try {
         const found = await get(path, query, signal);
         if (!signal.aborted && this.frame?.id === id) use(found);
       } catch (error) {
-        if (error.name !== "AbortError" && !signal.aborted) this.hooks.failed(error);
+        // What is not to be had, without a bundle for example, is said in its place.
+        if (error.name !== "AbortError" && !signal.aborted) place.replaceChildren(el("p", { class: "quiet" }, error.message));
       }
     };
-    await part(`/api/frames/${id}`, {}, (full) => this.told(full));
+    await part(`/api/frames/${id}`, {}, (full) => this.told(full), this.reason);
     if (signal.aborted || this.frame?.error !== null) return;
-    await part(`/api/frames/${id}/supports`, { count: SUPPORTS }, ({ supports }) => this.beside(supports));
-    await part(`/api/frames/${id}/similar`, { count: SIMILAR }, ({ frames }) => this.alike(frames));
+    await part(`/api/frames/${id}/supports`, { count: SUPPORTS }, ({ supports }) => this.beside(supports), this.supports);
+    await part(`/api/frames/${id}/similar`, { count: SIMILAR }, ({ frames }) => this.alike(frames), this.similar);
   }
 
   told(full) {
@@ -221,7 +223,7 @@ export class Detail {
     const others = supports.map((support) =>
       this.figure(support.picture ? supportOf(support.number) : null, `Support ${support.name}`, support.class, `${support.class} · ${fixed(support.cosine, 2)}`, support.name),
     );
-    this.supports.replaceChildren(...(others.length ? [here, ...others] : [el("p", { class: "quiet" }, "No supports are known: start with --bundle.")]));
+    this.supports.replaceChildren(...(others.length ? [here, ...others] : [el("p", { class: "quiet" }, "The recipe has no supports.")]));
     if (supports.length && !supports.some((support) => support.picture)) {
       this.supports.append(el("p", { class: "quiet" }, "Their pictures are shown with --data DIR, the folder that taught."));
     }
@@ -238,6 +240,6 @@ export class Detail {
         title: frame.name,
         "aria-label": `${frame.name}, ${frame.corrected?.new ?? frame.verdict}, cosine ${fixed(frame.cosine, 2)}`,
       });
-    this.similar.replaceChildren(...(frames.length ? frames.map(one) : [el("p", { class: "quiet" }, "None: the file holds no features.")]));
+    this.similar.replaceChildren(...(frames.length ? frames.map(one) : [el("p", { class: "quiet" }, "There is no other frame.")]));
   }
 }

@@ -68,6 +68,7 @@ export class Gallery {
   async renew() {
     if (this.renewing) return;
     this.renewing = true;
+    this.hooks.choose(null, -1); // a key meanwhile would reach a frame that may have left the list
     await this.hooks.idle();
     const before = [...this.gone].filter((index) => index < this.chosen).length;
     try {

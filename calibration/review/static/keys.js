@@ -15,6 +15,7 @@ export class Keys {
     this.on.addEventListener("change", () => keep("keys", this.on.checked ? "on" : "off"));
     this.dialog = byId("help");
     byId("help-open").addEventListener("click", () => this.help());
+    byId("help-close").addEventListener("click", () => this.dialog.close());
     document.addEventListener("keydown", (event) => this.press(event));
   }
 
@@ -61,4 +62,14 @@ export class Keys {
     );
     this.dialog.showModal();
   }
+}
+
+const LETTERS = "abcdefhijklmnopqrtvwxyz"; // without g, s and u, which do something else
+
+/** By key the class it stands for: the server's digits, and letters for the classes beyond. */
+export function keysOf({ classes, keys }) {
+  const named = new Set(Object.values(keys));
+  const free = [...LETTERS].filter((letter) => !Object.hasOwn(keys, letter));
+  const others = classes.filter((name) => !named.has(name)).slice(0, free.length);
+  return { ...keys, ...Object.fromEntries(others.map((name, at) => [free[at], name])) };
 }

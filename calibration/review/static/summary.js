@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { button, byId, el, fixed, settled, table } from "./dom.js";
 import { mark } from "./marks.js";
-import { rate } from "./rates.js";
+import { change, rate } from "./rates.js";
 
 const SHOWN = 60;
 
@@ -21,10 +21,8 @@ export class Summary {
   async show() {
     try {
       const found = await get("/api/summary");
-      this.present = found;
       this.counts.replaceChildren(this.rates(found), this.pareto(found.pareto), this.confusion(found.confusion));
       this.sliders(found.operating_point);
-      this.preview();
     } catch (error) {
       this.hooks.failed(error);
     }
@@ -53,16 +51,19 @@ export class Summary {
     return el("section", { class: "card" }, el("h2", {}, "Pareto"), table("Frames by verdict, the most frequent first", ["Verdict", "", "Frames", "Sum", "Corrected"], rows));
   }
 
-  confusion({ classes, rows, verdicts }) {
+  /** Rows and columns that hold nothing are left out. */
+  confusion({ classes, rows }) {
     const most = Math.max(1, ...rows.flat());
-    const cell = (count, same) => {
-      const td = el("td", { class: same ? "same" : "other" }, count ? String(count) : "·");
+    const down = classes.map((_, row) => row).filter((row) => rows[row].some(Boolean));
+    const across = classes.map((_, column) => column).filter((column) => rows.some((counts) => counts[column]));
+    const cell = (row, column) => {
+      const count = rows[row][column];
+      const td = el("td", { class: row === column ? "same" : "other" }, count ? String(count) : "·");
       td.style.setProperty("--share", `${Math.round((60 * count) / most)}%`);
       return td;
     };
-    const names = verdicts ?? classes;
-    const body = rows.map((counts, row) => [[mark(names[row]), ` ${names[row]}`], ...counts.map((count, column) => cell(count, names[row] === classes[column]))]);
-    const inside = body.length ? table("Rows: the runtime's verdict. Columns: the class it was corrected to.", ["", ...classes], body) : el("p", { class: "quiet" }, "Nothing is corrected yet.");
+    const body = down.map((row) => [[mark(classes[row]), ` ${classes[row]}`], ...across.map((column) => cell(row, column))]);
+    const inside = body.length ? table("Rows: the verdict. Columns: the class it was corrected to.", ["", ...across.map((column) => classes[column])], body) : el("p", { class: "quiet" }, "Nothing is corrected yet.");
     return el("section", { class: "card" }, el("h2", {}, "Confusion"), el("div", { class: "scroll confusion" }, inside));
   }
 
@@ -70,46 +71,45 @@ export class Summary {
 
   sliders(point) {
     this.inputs = new Map();
+    if (point === null) {
+      this.point.replaceChildren(el("h2", { id: "point-title" }, "Another operating point"), el("p", { class: "quiet" }, "The store does not know its operating point: start with --bundle."));
+      return;
+    }
+    const floors = Object.values(point.confidence_thresholds);
     const rows = [
       this.slider("defect_threshold", "Defect threshold", point.defect_threshold, 1),
-      this.slider("novelty_threshold", "Unknown above a novelty of", point.novelty_threshold, 2, true),
-      ...Object.entries(point.confidence_thresholds).map(([name, value]) => this.slider(`reject.${name}`, [mark(name), ` ${name} is decided from`], value, 1)),
+      this.slider("novelty_threshold", "Unknown above a novelty of", point.novelty_threshold, 2, { off: "none", shown: "never", start: 1 }),
+      this.slider("reject", "Every class is decided from a confidence of", null, 1, { off: "", shown: "as it is", start: Math.max(0, ...floors) }),
     ];
-    this.review = el("input", { type: "checkbox", set: { checked: point.review_disagreement }, on: { change: () => this.ask() } });
     this.point.replaceChildren(
       el("h2", { id: "point-title" }, "Another operating point"),
-      el("p", { class: "quiet" }, "What it would change in this store. Nothing is stored here: `sem-clip operating-point` does that."),
-      el("div", { class: "sliders" }, rows, el("label", { class: "check" }, this.review, " left undecided where class and score disagree")),
+      el("p", { class: "quiet" }, "What it would change in this store. Nothing is stored here; that is what ", el("code", {}, "sem-clip operating-point"), " does."),
+      el("div", { class: "sliders" }, rows),
       button("Back to the present one", () => this.show()),
       (this.outcome = el("div", { role: "status", "aria-live": "polite" })),
     );
+    this.preview();
   }
 
-  /** open: whether it can be switched off (null). */
-  slider(name, label, value, highest, open = false) {
-    const number = el("output", {}, value === null ? "never" : fixed(value));
-    const range = el("input", { type: "range", min: 0, max: highest, step: 0.001, value: value ?? highest, disabled: value === null });
-    this.inputs.set(name, () => (range.disabled ? "none" : range.value));
-    range.addEventListener("input", () => {
-      number.textContent = fixed(Number(range.value));
+  /** optional: `{off, shown, start}` of a number that can be switched off: what is asked then, what is shown, where it begins. */
+  slider(name, label, value, highest, optional = null) {
+    const number = el("output", {}, value === null ? optional.shown : fixed(value));
+    const range = el("input", { type: "range", min: 0, max: highest, step: "any", value: value ?? optional.start, disabled: value === null });
+    let touched = false; // what nobody moved is not asked for, so that no digit is lost on it
+    this.inputs.set(name, () => (!touched ? "" : range.disabled ? optional.off : range.value));
+    const moved = () => {
+      touched = true;
+      number.textContent = range.disabled ? optional.shown : fixed(Number(range.value));
       this.ask();
-    });
-    const toggle = open
-      ? el("label", { class: "check" }, el("input", { type: "checkbox", set: { checked: value !== null }, on: { change: (event) => this.toggled(event, range, number) } }), " on")
-      : null;
+    };
+    range.addEventListener("input", moved);
+    const flip = (event) => {
+      range.disabled = !event.target.checked;
+      moved();
+    };
+    const box = el("input", { type: "checkbox", set: { checked: value !== null }, on: { change: flip } });
+    const toggle = optional === null ? null : el("label", { class: "check" }, box, "on");
     return el("div", { class: "slider" }, el("label", {}, el("span", {}, label), range), number, toggle);
-  }
-
-  toggled(event, range, number) {
-    range.disabled = !event.target.checked;
-    number.textContent = range.disabled ? "never" : fixed(Number(range.value));
-    this.ask();
-  }
-
-  query() {
-    const query = { review_disagreement: this.review.checked };
-    for (const [name, read] of this.inputs) query[name] = read();
-    return query;
   }
 
   async preview() {
@@ -117,7 +117,8 @@ export class Summary {
     this.aborter = new AbortController();
     const { signal } = this.aborter;
     try {
-      const moved = await get("/api/operating-point", this.query(), signal);
+      const query = Object.fromEntries([...this.inputs].map(([name, read]) => [name, read()]));
+      const moved = await get("/api/operating-point", query, signal);
       if (!signal.aborted) this.outcome.replaceChildren(...this.compared(moved));
     } catch (error) {
       if (error.name !== "AbortError" && !signal.aborted) this.outcome.replaceChildren(el("p", { class: "alarm" }, error.message));
@@ -125,19 +126,19 @@ export class Summary {
   }
 
   compared(moved) {
-    const now = Object.fromEntries(this.present.pareto.map(({ class: name, count }) => [name, count]));
-    const names = [...new Set([...Object.keys(now), ...Object.keys(moved.verdicts)])];
+    const { before } = moved;
+    const names = [...new Set([...Object.keys(before.verdicts), ...Object.keys(moved.verdicts)])];
     const rows = names.map((name) => {
-      const [before, after] = [now[name] ?? 0, moved.verdicts[name] ?? 0];
-      const change = after - before;
-      return [[mark(name), ` ${name}`], String(before), String(after), change === 0 ? "·" : change > 0 ? `+${change}` : `−${-change}`];
+      const [old, now] = [before.verdicts[name] ?? 0, moved.verdicts[name] ?? 0];
+      return [[mark(name), ` ${name}`], String(old), String(now), now === old ? "·" : now > old ? `+${now - old}` : `−${old - now}`];
     });
-    rows.push(["Purity", rate(this.present.purity), rate(moved.purity), ""], ["Coverage", rate(this.present.coverage), rate(moved.coverage), ""]);
-    const count = moved.changed_count ?? moved.changed.length;
+    for (const [name, key] of [["Purity", "purity"], ["Coverage", "coverage"]]) rows.push([name, rate(before[key]), rate(moved[key]), change(before[key], moved[key])]);
     const links = moved.changed.slice(0, SHOWN).map((id) => button(`#${id}`, () => this.hooks.open(id), { class: "link", "aria-label": `Show frame ${id}` }));
+    const count = moved.changed_total;
     return [
-      table("Present operating point against the moved one", ["Verdict", "Present", "Moved", "Change"], rows),
+      table("The present operating point against the moved one", ["Verdict", "Present", "Moved", "Change"], rows),
       el("p", { id: "changed" }, count === 0 ? "No verdict would change." : `${count} ${count === 1 ? "verdict" : "verdicts"} would change: `, ...links, count > links.length ? " …" : ""),
+      moved.left_out ? el("p", { class: "quiet" }, `${moved.left_out} frames are left out: not read, judged by other classes, or without scores.`) : "",
     ];
   }
 }

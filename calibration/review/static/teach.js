@@ -1,12 +1,14 @@
 // Teach again: from the corrections to a recipe that is compared, then accepted or discarded; and the recipes before.
 
 import { get, post } from "./api.js";
-import { button, byId, el, percent, table } from "./dom.js";
+import { button, byId, el, table } from "./dom.js";
+import { change, rate } from "./rates.js";
 
 /** Milliseconds between two looks at a job. */
 const LOOK = 700;
+const SHOWN = 50;
 
-const NAMES = { accuracy: "Accuracy", purity: "Purity", coverage: "Coverage", overkill: "Overkill", underkill: "Underkill" };
+const NAMES = { accuracy: "Accuracy", purity: "Purity", coverage: "Coverage", overkill: "Overkill", underkill: "Underkill", unknown: "Unknown", "cannot decide": "Cannot decide" };
 
 export class Teach {
   /** hooks: said(text), failed(error), judging(). */
@@ -21,8 +23,8 @@ export class Teach {
     this.decide = el(
       "div",
       { class: "row" },
-      button("Accept the new recipe", () => this.act("/api/teach/accept", "The new recipe is accepted."), { id: "accept", class: "main" }),
-      button("Discard it", () => this.act("/api/teach/discard", "The new recipe is discarded; the old one stays."), { id: "discard" }),
+      button("Accept the new recipe", () => this.act("/api/teach/accept", { note: this.note.value }, "The new recipe is accepted."), { id: "accept", class: "main" }),
+      button("Discard it", () => this.act("/api/teach/discard", {}, "The new recipe is discarded; the old one stays."), { id: "discard" }),
     );
     this.judge = button("Judge these frames again", () => this.again(), { id: "judge" });
     this.history = el("div", { id: "history" });
@@ -88,25 +90,23 @@ export class Teach {
     }
   }
 
-  compared({ before, after, changed, frames }) {
-    const names = Object.keys(NAMES).filter((name) => name in (before ?? {}) || name in (after ?? {}));
-    const rows = names.map((name) => {
-      const [old, now] = [before?.[name] ?? null, after?.[name] ?? null];
-      const both = typeof old === "number" && typeof now === "number";
-      return [NAMES[name], percent(old), percent(now), both ? `${now >= old ? "+" : "−"}${(100 * Math.abs(now - old)).toFixed(1)}` : ""];
-    });
-    const said = frames ? ` on ${frames} frames that taught neither` : "";
-    const list = Array.isArray(changed) ? changed : [];
+  /** What `sem-clip teach --corrections --json` writes. */
+  compared({ frames, corrected, before, after, changed }) {
+    const names = Object.keys(NAMES).filter((name) => name in before && name in after);
+    const rows = names.map((name) => [NAMES[name], rate(before[name]), rate(after[name]), change(before[name], after[name])]);
+    const better = changed.filter((one) => one.after === one.truth).length;
+    const worse = changed.filter((one) => one.before === one.truth).length;
+    const word = (one) => (one.after === one.truth ? "better" : one.before === one.truth ? "worse" : "other");
     return [
-      table(`Before and after${said}`, ["", "Before", "After", "Points"], rows),
-      el("p", { id: "changed-frames" }, list.length === 0 ? "No verdict changed on these frames." : `${list.length} verdicts changed:`),
-      el("ul", { class: "changes" }, list.slice(0, 50).map(({ frame, before: old, after: now, is }) => el("li", {}, `${frame}: ${old} → ${now}${is ? ` (is ${is})` : ""}`))),
+      table(`On ${frames} frames that taught neither, ${corrected} of them corrected`, ["", "Before", "After", "Points"], rows),
+      el("p", { id: "changed-frames" }, changed.length === 0 ? "No verdict changed on these frames." : `${changed.length} verdicts changed, ${better} for the better, ${worse} for the worse:`),
+      el("ul", { class: "changes" }, changed.slice(0, SHOWN).map((one) => el("li", {}, `${word(one)}: ${one.frame}: ${one.before} → ${one.after} (it is ${one.truth})`))),
     ];
   }
 
-  async act(path, words) {
+  async act(path, body, words) {
     try {
-      await post(path, { note: this.note.value });
+      await post(path, body);
       this.hooks.said(words);
       await this.show();
     } catch (error) {
@@ -133,7 +133,7 @@ export class Teach {
     const rows = recipes.map((recipe) => [
       String(recipe.number),
       recipe.when ?? "–",
-      recipe.note || "no note",
+      [recipe.note || "no note", recipe.who ? ` (${recipe.who})` : ""],
       recipe.current ? "in use" : button("Back to it", () => this.back(recipe.number), { "aria-label": `Back to recipe ${recipe.number}` }),
     ]);
     this.history.replaceChildren(rows.length ? table("Recipes of this bundle", ["Number", "When", "Note", ""], rows) : el("p", { class: "quiet" }, "No recipe was accepted here yet."));
