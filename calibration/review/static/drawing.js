@@ -1,7 +1,7 @@
 // A mask, drawn on the frame: polygons and a brush that add or erase, and the outline that the runtime proposes.
 
 import { maskOf } from "./api.js";
-import { button, el, svg } from "./dom.js";
+import { button, byId, el, svg } from "./dom.js";
 import { base64, greyPng } from "./png.js";
 
 /** Pixels of the largest frame that is drawn on: a canvas of four bytes each. */
@@ -113,6 +113,7 @@ export class Drawing {
   close() {
     this.reset();
     if (this.open) this.viewer.drawing = null;
+    if (document.activeElement === this.viewer.root) this.leave();
     this.bar.hidden = true;
     this.canvas.hidden = true;
     [this.canvas.width, this.canvas.height] = [0, 0];
@@ -120,6 +121,13 @@ export class Drawing {
     this.cross.replaceChildren();
     this.viewer.root.classList.remove("drawing");
     this.hooks.changed();
+  }
+
+  /** The arrow keys are the gallery's again. */
+  leave() {
+    const gallery = byId("gallery");
+    if (gallery.checkVisibility()) gallery.focus();
+    else this.viewer.root.blur();
   }
 
   take(tool) {
