@@ -15,8 +15,11 @@ import { Wafer } from "./wafer.js";
 
 /** Milliseconds between two looks for new answers. */
 const LOOK = 4000;
+/** Looks without news after which new answers are offered only. */
+const FOLLOW = 15;
 const what = { opacity: Number(kept("opacity", 50)) / 100, outline: kept("outline", "on") === "on", side: Number(kept("tiles", 150)) };
-const state = { facts: null, frame: null, follow: 0 };
+/** seen: the counter of the store when the list was fetched. follow: looks left in which new answers are shown at once. */
+const state = { facts: null, frame: null, seen: null, follow: 0 };
 
 function said(text) {
   byId("status").textContent = text;
@@ -31,6 +34,7 @@ function failed(error) {
 const corrections = new Corrections({
   saving: (id) => gallery.correct(id, null, true),
   saved: (id, corrected, undone) => {
+    if (!undone) detail.drawing.forget(id);
     const index = id === null ? -1 : gallery.correct(id, corrected);
     if (detail.frame?.id === id) detail.show({ ...detail.frame, corrected });
     said(undone ? (corrected ? `Taken back: ${corrected.new} again.` : "Taken back: not corrected.") : `Saved: ${corrected.old} → ${corrected.new}.`);
@@ -54,12 +58,13 @@ const gallery = new Gallery(byId("gallery"), what, {
   },
   failed,
   idle: () => corrections.idle(),
+  held: () => detail.drawing.drawn,
 });
 
 const detail = new Detail(byId("detail"), what, { correct, open: (frame) => detail.show(frame), said, failed });
 const summary = new Summary({ open: openFrame, failed });
 const wafer = new Wafer({ open: openFrame, failed });
-const teach = new Teach({ said, failed, judging: () => (state.follow = 15) });
+const teach = new Teach({ said, failed, judging: () => (state.follow = FOLLOW) });
 const filters = new Filters((query) => {
   gallery.show(query);
 });
@@ -82,6 +87,7 @@ async function correct(frame, name) {
   if (!frame) return said("No frame is chosen, or the list is being loaded: press again.");
   try {
     const mask = await maskFor(frame, name);
+    detail.drawing.remember(frame.id);
     corrections.correct(frame.id, name, mask);
     detail.drawing.close();
     // A frame that is not the gallery's, a similar one, stays in sight.
@@ -188,7 +194,7 @@ const keys = new Keys(
     "=": { does: () => detail.viewer.fit(), says: "fit the frame" },
     "/": { does: () => (view("frames"), byId("text").focus()), says: "search by name" },
     Enter: { once: true, does: () => inFrames() && detail.large(), says: "the frame large, or the gallery again" },
-    Escape: { does: () => (detail.drawing.open ? detail.drawing.close() : document.body.classList.contains("large") && detail.large()), says: "stop drawing, or back to the gallery" },
+    Escape: { does: () => (detail.drawing.open ? detail.drawing.discard() : document.body.classList.contains("large") && detail.large()), says: "stop drawing, or back to the gallery" },
     "?": { does: () => keys.help(), says: "this help" },
   },
   (key) => {
@@ -204,6 +210,7 @@ const keys = new Keys(
 function tell(found) {
   const before = state.facts;
   state.facts = found;
+  arrived();
   setClasses(found.classes);
   filters.offer(found);
   wafer.offer(found);
@@ -215,6 +222,16 @@ function tell(found) {
   detail.classesOf(found.classes, known);
 }
 
+/** A writer has added answers, or not. After the frames were judged again from here, they are shown at once. */
+function arrived() {
+  state.seen ??= state.facts.changed;
+  if (state.facts.changed === state.seen) return;
+  byId("renew").hidden = false;
+  if (state.follow === 0) return;
+  state.follow = FOLLOW;
+  renew();
+}
+
 async function count() {
   try {
     tell(await facts());
@@ -223,16 +240,11 @@ async function count() {
   }
 }
 
-/** Look whether a writer has added answers. After the frames were judged again from here, they are shown at once. */
+/** Look what the store holds now. */
 async function look() {
   if (document.hidden && state.follow === 0) return;
-  const before = state.facts?.changed;
   try {
-    const found = await facts();
-    tell(found);
-    if (found.changed === before) return;
-    if (state.follow > 0) await gallery.renew();
-    else byId("renew").hidden = false;
+    tell(await facts());
   } catch {
     // The next correction says that the server is gone; no need to say it every few seconds.
   } finally {
@@ -241,8 +253,10 @@ async function look() {
 }
 
 async function renew() {
+  if (detail.drawing.drawn) return said("Save or close the drawing first.");
   byId("renew").hidden = true;
-  await gallery.renew();
+  state.seen = state.facts.changed;
+  return gallery.renew();
 }
 
 async function start() {

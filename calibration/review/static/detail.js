@@ -127,11 +127,12 @@ export class Detail {
   /** Show an entry of /api/frames at once, and all else about it as soon as nothing moves. */
   show(frame) {
     const same = frame !== null && this.frame !== null && frame.id === this.frame.id;
+    if (!same && this.frame !== null && this.drawing.remember(this.frame.id)) this.hooks.said("The drawing is not saved. It is there when you draw on that frame again.");
     this.frame = frame;
     if (!same) this.aborter?.abort();
     this.body.hidden = frame === null;
     this.empty.hidden = frame !== null;
-    if (frame === null) return;
+    if (frame === null) return this.drawing.close();
     if (!same) {
       this.full = null;
       this.drawing.close();

@@ -19,6 +19,7 @@ export class Drawing {
     this.line = svg("polyline", { class: "open" });
     this.overlay = svg("svg", { class: "shapes", "aria-hidden": "true" }, this.line, this.cross);
     viewer.sheet.append(this.canvas, this.overlay);
+    this.kept = new Map();
     this.radius = 8;
     this.tool = "polygon";
     this.reset();
@@ -40,7 +41,7 @@ export class Drawing {
       button("Take back", () => this.undo(), { title: "Ctrl+Z" }),
       button("Clear", () => this.wipe()),
       button("Save mask", () => this.hooks.save(), { id: "save-mask", class: "main" }),
-      button("Close", () => this.close(), { title: "Escape" }),
+      button("Close", () => this.discard(), { title: "Escape" }),
     );
   }
 
@@ -78,10 +79,24 @@ export class Drawing {
     this.viewer.root.classList.add("drawing");
     this.spot = [width / 2, height / 2];
     this.take(this.tool);
-    if (corrected?.mask) this.loadMask(frame, corrected);
+    const before = this.kept.get(frame.id);
+    if (before) {
+      this.steps = before;
+      this.paint();
+    } else if (corrected?.mask) this.loadMask(frame, corrected);
     this.viewer.root.focus();
     this.hooks.said("Drawing: click corners, or move the cross with the arrow keys, Space sets a corner or a dab, Enter closes the polygon.");
     this.hooks.changed();
+  }
+
+  /** Keep what is drawn until the server has it (`forget`), or until the frame is drawn on again. */
+  remember(id) {
+    if (this.drawn) this.kept.set(id, this.steps);
+    return this.drawn;
+  }
+
+  forget(id) {
+    this.kept.delete(id);
   }
 
   loadMask(frame, corrected) {
@@ -164,6 +179,12 @@ export class Drawing {
     this.hooks.changed();
   }
 
+  /** Stop, and keep nothing. */
+  discard() {
+    this.forget(this.viewer.frame?.id);
+    this.close();
+  }
+
   closePolygon() {
     if (this.corners.length < 3) return this.hooks.said("A polygon has at least three corners.");
     const polygons = [this.corners];
@@ -228,7 +249,7 @@ export class Drawing {
       if (this.tool === "polygon") this.corner([...this.spot]);
       else this.add({ kind: this.tool, radius: this.radius, points: [[...this.spot]] });
     } else if (event.key === "Enter") this.closePolygon();
-    else if (event.key === "Escape") this.close();
+    else if (event.key === "Escape") this.discard();
     else return false;
     return true;
   }

@@ -12,7 +12,8 @@ const HIGHEST = 16_000_000;
 export class Gallery {
   /**
    * root: the scrolling element. what: `{opacity, outline, side}`, shared with the switches.
-   * hooks: choose(entry, index), place(index, total, shown), failed(error), idle() -> a promise: nothing is being saved.
+   * hooks: choose(entry, index), place(index, total, shown), failed(error), idle() -> a promise: nothing is being saved,
+   * held(): whether the chosen frame must stay, because it is drawn on.
    */
   constructor(root, what, hooks) {
     this.root = root;
@@ -66,7 +67,7 @@ export class Gallery {
 
   /** The same list anew, as it is now. Frames that a correction took out of it are not counted any more. */
   async renew() {
-    if (this.renewing) return;
+    if (this.renewing || this.hooks.held()) return;
     this.renewing = true;
     this.hooks.choose(null, -1); // a key meanwhile would reach a frame that may have left the list
     await this.hooks.idle();
