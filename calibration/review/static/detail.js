@@ -184,6 +184,7 @@ export class Detail {
   told(full) {
     this.full = full;
     this.reason.textContent = full.reason ?? "";
+    this.title.title = full.source ?? full.name;
     this.viewer.shapesOf(full);
     if (this.drawing.open) this.drawing.outline = full.outline ?? [];
     const side = full.pixel_size_nm;

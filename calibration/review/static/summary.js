@@ -59,7 +59,7 @@ export class Summary {
     const cell = (row, column) => {
       const count = rows[row][column];
       const td = el("td", { class: row === column ? "same" : "other" }, count ? String(count) : "·");
-      td.style.setProperty("--share", `${Math.round((60 * count) / most)}%`);
+      td.style.setProperty("--share", `${Math.round((45 * count) / most)}%`);
       return td;
     };
     const body = down.map((row) => [[mark(classes[row]), ` ${classes[row]}`], ...across.map((column) => cell(row, column))]);
