@@ -116,6 +116,7 @@ class FakeReview:
             "corrected": len(self.corrected()),
             "who": "tester",
             "can_teach": self.can_teach,
+            "can_judge": True,
             "why_not": "" if self.can_teach else "start with --bundle and --data",
             "operating_point": self.point(),
             "wafers": [{"lot": "L1", "wafer": wafer, "mm": 300.0} for wafer in ("1", "2")],
@@ -225,7 +226,7 @@ class FakeReview:
         changed = [{"frame": "a.png", "truth": "hole", "before": "good", "after": "hole"}]
         compared = {"frames": 40, "corrected": 2, "before": rates[0], "after": rates[1], "changed": changed}
         done = self.state == "done"
-        return {"state": self.state, "lines": ["supports encoded"] * self.looks, "before_after": compared if done else None}
+        return {"what": "teach", "state": self.state, "lines": ["supports encoded"] * self.looks, "before_after": compared if done else None}
 
     def picture(self, number: int, query: dict[str, list[str]]) -> bytes:
         rng = np.random.default_rng(number)

@@ -1,4 +1,4 @@
-// Teach again: from the corrections to a recipe that is compared, then accepted or discarded; and the recipes before.
+this.judge.disabled = !this.judges ||// Teach again: from the corrections to a recipe that is compared, then accepted or discarded; and the recipes before.
 
 import { get, post } from "./api.js";
 import { button, byId, el, table } from "./dom.js";
@@ -33,12 +33,13 @@ export class Teach {
       el("section", { class: "card" }, el("h2", {}, "Recipes"), this.history),
     );
     this.state = "idle";
-    this.update({ state: "idle", lines: [], before_after: null });
+    this.update({ what: "teach", state: "idle", lines: [], before_after: null });
   }
 
   /** From /api/facts: whether teaching is possible here, and why not. */
-  offer({ can_teach: can, why_not: why, corrected }) {
+  offer({ can_teach: can, can_judge: judges, why_not: why, corrected }) {
     this.can = can;
+    this.judges = judges;
     this.why.textContent = can ? `${corrected} ${corrected === 1 ? "frame is" : "frames are"} corrected. The recipe in use stays until you accept the new one.` : why;
     this.enable();
   }
@@ -66,15 +67,18 @@ export class Teach {
     }
   }
 
-  update({ state, lines, before_after: compared }) {
-    if (this.state === "running" && state === "done") this.hooks.said("Teaching is done: compare, then accept or discard.");
-    if (this.state === "running" && state === "failed") this.hooks.failed(new Error(`Teaching failed: ${lines.at(-1) ?? "it said nothing"}`));
+  /** what: "teach" or "judge", the job that runs or ran last. */
+  update({ what, state, lines, before_after: compared }) {
+    const ended = this.state === "running" && state !== "running";
+    if (ended && state === "failed") this.hooks.failed(new Error(`${what === "teach" ? "Teaching" : "Judging"} failed: ${lines.at(-1) ?? "it said nothing"}`));
+    else if (ended) this.hooks.said(what === "teach" ? "Teaching is done: compare, then accept or discard." : `Judged again: ${lines.at(-1) ?? ""}`);
+    const taught = what === "teach" && state === "done";
     this.state = state;
     this.lines.textContent = lines.join("\n");
     this.lines.hidden = lines.length === 0;
     this.lines.scrollTop = this.lines.scrollHeight;
-    this.decide.hidden = state !== "done";
-    this.outcome.replaceChildren(...(state === "done" && compared ? this.compared(compared) : []));
+    this.decide.hidden = !taught;
+    this.outcome.replaceChildren(...(taught ? this.compared(compared) : []));
     this.root.setAttribute("aria-busy", String(state === "running"));
     this.enable();
     clearTimeout(this.timer);
@@ -91,7 +95,9 @@ export class Teach {
   }
 
   /** What `sem-clip teach --corrections --json` writes. */
-  compared({ frames, corrected, before, after, changed }) {
+  compared(found) {
+    if (!found) return [el("p", { class: "quiet" }, "All frames taught: there are none left to compare the recipes on.")];
+    const { frames, corrected, before, after, changed } = found;
     const names = Object.keys(NAMES).filter((name) => name in before && name in after);
     const rows = names.map((name) => [NAMES[name], rate(before[name]), rate(after[name]), change(before[name], after[name])]);
     const better = changed.filter((one) => one.after === one.truth).length;
@@ -117,6 +123,7 @@ export class Teach {
   async again() {
     try {
       await post("/api/judge");
+      this.update(await get("/api/teach"));
       this.hooks.said("The frames are judged again by the recipe in use.");
       this.hooks.judging();
     } catch (error) {
@@ -125,11 +132,13 @@ export class Teach {
   }
 
   async recipes() {
-    if (!this.can) {
-      this.history.replaceChildren(el("p", { class: "quiet" }, "The history needs --bundle."));
+    let recipes = [];
+    try {
+      ({ recipes } = await get("/api/recipes"));
+    } catch (error) {
+      this.history.replaceChildren(el("p", { class: "quiet" }, error.message)); // without a bundle there is none
       return;
     }
-    const { recipes } = await get("/api/recipes");
     const rows = recipes.map((recipe) => [
       String(recipe.number),
       recipe.when ?? "–",
