@@ -19,7 +19,7 @@ import runtime
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = (
     *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
-    *("pyarrow", "tritonclient", "grpc", "openvino"),
+    *("pyarrow", "tritonclient", "grpc", "openvino", "starlette", "uvicorn", "jinja2"),
 )
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
@@ -237,7 +237,7 @@ import sys
 heavy = {HEAVY!r}
 if {blocked}:
     sys.modules.update(dict.fromkeys(heavy))
-import runtime, runtime.cli, runtime.commands, calibration.commands
+import runtime, runtime.cli, runtime.commands, calibration.commands, calibration.review.command
 loaded = [name for name, module in sys.modules.items() if module is not None and name.split(".")[0] in heavy]
 assert loaded == [], loaded
 print(runtime.Predictor.__name__)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from runtime.errors import FrameError
 from runtime.frames import decode_frame
 from runtime.operating_point import same_name_key
 from runtime.recipe import MAX_CLASSES, FrameOptions
@@ -109,7 +110,10 @@ def drawn_mask(given: Any, size: tuple[int, int]) -> Mask:
     # Its head first: a picture of another size, however large, is not inflated.
     if not content.startswith(_PNG) or content[16:24] != width.to_bytes(4, "big") + height.to_bytes(4, "big"):
         raise ReviewError(f"mask must be a PNG file of {width} x {height} pixels, as the frame")
-    pixels = np.asarray(decode_frame(content, FrameOptions(), "the mask").pixels)
+    try:
+        pixels = np.asarray(decode_frame(content, FrameOptions(), "mask").pixels)
+    except FrameError as exc:
+        raise ReviewError(f"mask {exc.reason}") from None
     if not np.isin(pixels, (0, 255)).all():
         raise ReviewError("mask must hold 0 and 255 alone")
     found: Mask = pixels == 255

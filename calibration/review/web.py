@@ -85,12 +85,12 @@ class Parameters:
         self._read: set[str] = set()
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """All values, each of at most MOST_TEXT characters."""
+        """All values, each of at most MOST_TEXT characters; an empty one means none."""
         self._read.add(name)
         values = self._query.get(name, ())
         if len(values) > 100 or any(len(value) > MOST_TEXT for value in values):
             raise ReviewError(f"{name} is too long: at most 100 values of {MOST_TEXT} characters")
-        return tuple(values)
+        return tuple(value for value in values if value)
 
     def text(self, name: str, default: str = "") -> str:
         """One value."""

@@ -64,6 +64,7 @@ class Workshop:
         self._lock = threading.Lock()
         self._job = Job()
         self._process: subprocess.Popen[bytes] | None = None
+        self._thread: Worker | None = None
         self._ending = threading.Event()
         beside = session.log.path
         self._candidate, self._report = beside.with_suffix(".taught.safetensors"), beside.with_suffix(".taught.json")
@@ -97,6 +98,9 @@ class Workshop:
         only(asked.body)
         if why_not := self._why_not_judge():
             raise ReviewError(why_not, 409)
+        with self._lock:
+            if self._job.what == "teach" and self._job.state == "done":
+                raise ReviewError("a candidate waits: accept or discard it first", 409)
         return self._begin("judge", "", self._judge)
 
     def accept(self, asked: Asked) -> Answer:
@@ -149,6 +153,8 @@ class Workshop:
                 process.wait(_PATIENCE_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+        if self._thread is not None:
+            self._thread.join(_PATIENCE_S)
 
     # ---- the job -------------------------------------------------------------------------------------------------
 
@@ -177,9 +183,12 @@ class Workshop:
 
     def _forget(self) -> None:
         self._job = Job(self._job.number)
+        with suppress(OSError):  # a file that stays is nothing that can be accepted
+            self._remove_files()
+
+    def _remove_files(self) -> None:
         for file in (self._candidate, self._report):
-            with suppress(OSError):
-                file.unlink()
+            file.unlink(missing_ok=True)
 
     def _begin(self, what: str, note: str, work: Callable[[Job], None]) -> Answer:
         with self._lock:
@@ -201,7 +210,8 @@ class Workshop:
                 with self._lock:
                     job.state = state
 
-        Worker(run, "sem-clip-review").start()
+        self._thread = Worker(run, "sem-clip-review")
+        self._thread.start()
         return json_answer({"job": job.number})
 
     def _tell(self, job: Job, line: str) -> None:
@@ -210,6 +220,7 @@ class Workshop:
 
     def _teach(self, job: Job) -> None:
         """Run `sem-clip teach`. Raises ReviewError if it fails."""
+        self._remove_files()  # a candidate of before must not pass for the new one
         words = [self._session.bundle, "--data", self._session.data, "--corrections", self._session.log.path]
         words += ["--out", self._candidate, "--json", self._report, "--force"]
         words += ["--weights", self._weights] if self._weights is not None else []
