@@ -10,10 +10,8 @@ for example, gets a line of its own before the next change, so that none is lost
 
 from __future__ import annotations
 
-import getpass
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from .encoder import sha256_field
 from .errors import BundleError, RecipeError
 from .files import sha256_of, write_atomically
 from .jsonfields import MAX_WHOLE, Fields
-from .line_log import LineLog, read_lines
+from .line_log import MAX_NAME, LineLog, now, read_lines, user_name
 from .manifest import load_bundle, replace_recipe
 from .operating_point import unprintable
 from .recipe import MAX_CLASSES, Recipe
@@ -32,7 +30,6 @@ HEAD = {"format": "sem-clip-recipes", "version": 1}
 MAX_NOTE = 1000
 FOUND, ACCEPTED, BACK = "found", "accepted", "back"
 """What a line tells: the recipe was there already; it was accepted; the bundle went back to it."""
-_MAX_NAME = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +120,7 @@ def _change(bundle: Path, note: str, who: str, action: str, recipe: Recipe, numb
 
 
 def _line(number: int, action: str, recipe: Recipe, note: str, who: str, back_to: int | None = None) -> Kept:
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    return Kept(number, when, who or _user(), action, note, recipe.sha256(), recipe.classes, back_to)
+    return Kept(number, now(), who or user_name(), action, note, recipe.sha256(), recipe.classes, back_to)
 
 
 def _stored(line: Kept) -> dict[str, Any]:
@@ -165,8 +161,8 @@ def _kept(path: Path, entries: list[dict[str, Any]]) -> list[Kept]:
 def _read(number: int, entry: Mapping[str, Any], faults: list[str]) -> Kept:
     fields = Fields(entry, f"line {number + 1}", faults)
     texts = {name: fields.text(name) for name in ("when", "who", "action")}
-    if any(unprintable(text) or len(text) > _MAX_NAME for text in texts.values()):
-        fields.fault("who", f"and when and action must be 1 to {_MAX_NAME} characters that can be printed")
+    if any(unprintable(text) or len(text) > MAX_NAME for text in texts.values()):
+        fields.fault("who", f"and when and action must be 1 to {MAX_NAME} characters that can be printed")
     note = entry.get("note")
     if not isinstance(note, str) or len(note) > MAX_NOTE or (note and unprintable(note)):
         fields.fault("note", f"must be a text of {MAX_NOTE} characters at most that can be printed")
@@ -183,10 +179,3 @@ def _read(number: int, entry: Mapping[str, Any], faults: list[str]) -> Kept:
     faults += [f"line {number + 1}.{name[:80]} is not known to this version" for name in entry if name not in known]
     return line
 
-
-def _user() -> str:
-    try:
-        name = getpass.getuser()[:_MAX_NAME]
-    except (KeyError, OSError, ImportError):
-        return "unknown"
-    return "unknown" if unprintable(name) else name

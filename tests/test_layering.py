@@ -53,6 +53,7 @@ LAYERS = (
     {
         "runtime.jsonlines",
         "runtime.jpeg",
+        "runtime.line_log",
         "runtime.locking",
         "runtime.onnxfile",
         "runtime.serving.ray_session",
@@ -108,8 +109,9 @@ LAYERS = (
     {"runtime.fab.lot_run"},
     {"runtime.fab.lot_results"},
     {"runtime.fab.lot", "runtime.fab.lot_watch"},
-    {"runtime.options", "runtime.describe", "runtime.serving.server_options"},
+    {"runtime.options", "runtime.describe", "runtime.recipe_history", "runtime.serving.server_options"},
     {"runtime.serving.ray_options"},
+    {"runtime.recipes_command"},
     {"runtime.commands", "runtime.serving.ray_command", "runtime.serving.triton_command", "runtime.verify"},
     {"runtime.fab.lot_command"},
     {"runtime.cli"},
