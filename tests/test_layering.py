@@ -101,7 +101,7 @@ LAYERS = (
     {"runtime.pipeline"},
     {"runtime.stream", "runtime.batching", "runtime.agreement"},
     {"runtime.golden"},
-    {"runtime.speed"},
+    {"runtime.speed", "runtime.golden_renewal"},
     {"runtime.qualification"},
     {"runtime.predictor", "runtime.peak", "runtime.verification"},
     {"runtime.serving.answer_folder", "runtime.serving.frame_rows", "runtime.serving.verify_server"},
