@@ -11,14 +11,12 @@ content: a mask is never overwritten. `runtime.line_log` keeps the file whole wh
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import os
 import re
 import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -29,10 +27,10 @@ from numpy.typing import NDArray
 from runtime.errors import FrameError
 from runtime.files import sha256_of, write_atomically
 from runtime.folders import one_name
-from runtime.frames import read_frame, split_page
+from runtime.frames import read_frame
 from runtime.golden import png_file
 from runtime.jsonfields import Fields
-from runtime.line_log import LineLog, read_lines
+from runtime.line_log import MAX_NAME, LineLog, now, read_lines, user_name
 from runtime.operating_point import is_verdict, same_name_key, unprintable
 
 from . import masks
@@ -44,8 +42,6 @@ HEAD = {"format": FORMAT, "version": VERSION}
 SUFFIX = ".corrections.jsonl"
 """What stands in place of a store's own suffix in the name of its corrections."""
 MASKS = ".masks"
-MAX_NAME = 128
-"""Characters of a class name, and of a person's."""
 MOST_CHECKSUM = 2**32 - 1
 _MASK = re.compile(r"[0-9a-f]{64}\.png")
 _PLACE = ("lot", "wafer", "defect_id")
@@ -131,7 +127,7 @@ class CorrectionLog:
         """
         log, new = self._writer(), one_name(new)
         place = {name: getattr(site, name, None) for name in _PLACE}
-        made = Correction(str(frame), checksum, _now(), who or user(), old, new, None, **place)
+        made = Correction(str(frame), checksum, now(), who or user_name(), old, new, None, **place)
         with self._lock:
             faults = [*_faults(asdict(made)), *self._twins(made)]
             if faults:
@@ -152,7 +148,7 @@ class CorrectionLog:
             if not self._order:
                 raise CorrectionError(self.path, "holds no correction that could be taken back")
             number = self._order[-1]
-            log.add({"undo": number, "when": _now(), "who": who or user()})
+            log.add({"undo": number, "when": now(), "who": who or user_name()})
             return self._take_back(number)
 
     def newest(self) -> Correction | None:
@@ -278,25 +274,6 @@ def default_path(store: Path) -> Path:
     return store.with_suffix(SUFFIX)
 
 
-def content_sha256(frame: str | Path) -> str:
-    """Hex SHA-256 that names a frame by its content: that of its file, and for a page of a stack of file and page.
-
-    Raises OSError.
-    """
-    file, page = split_page(str(frame))
-    digest = sha256_of(Path(file))
-    return digest if page is None else hashlib.sha256(f"{digest}#{page}".encode()).hexdigest()
-
-
-def user() -> str:
-    """The name of the person whose process this is, or "unknown"."""
-    try:
-        name = getpass.getuser()[:MAX_NAME]
-    except (KeyError, OSError, ImportError):
-        name = ""
-    return "unknown" if unprintable(name) else name
-
-
 def class_fault(name: str) -> str:
     """Why no class may have this name; "" if one may."""
     if unprintable(name) or name != name.strip():
@@ -304,10 +281,6 @@ def class_fault(name: str) -> str:
     if len(name) > MAX_NAME:
         return f"no class may have a name of {len(name):,} characters; {MAX_NAME} are the most"
     return f'no class may be called "{name}": that is a verdict' if is_verdict(name) else ""
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _people(fields: Fields) -> None:

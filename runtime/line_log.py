@@ -7,11 +7,13 @@ never changed or removed.
 
 from __future__ import annotations
 
+import getpass
 import json
 import logging
 import os
 import threading
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -20,10 +22,13 @@ from .errors import BundleError, SemClipError
 from .files import read_bounded, sync_folder
 from .jsonfields import parse_json
 from .locking import HeldLock
+from .terminal import printable
 
 MAX_BYTES = 256 * 2**20
 MAX_LINE = 64 * 2**10
 """Bytes of a line, its end included."""
+MAX_NAME = 128
+"""Characters of the name of a person who writes."""
 WAIT_S = 2.0
 """So long does a writer wait for another one to end."""
 Error = Callable[[Path, str], SemClipError]
@@ -125,6 +130,20 @@ class LineLog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def user_name() -> str:
+    """The user of this process, for lines that say who wrote them; "unknown" on a system that does not know."""
+    try:
+        name = getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        name = ""
+    return printable(name)[:MAX_NAME] if name.strip() else "unknown"
+
+
+def now() -> str:
+    """This moment, as ISO 8601 in UTC, in seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def read_lines(path: Path, head: Mapping[str, Any], error: Error) -> list[dict[str, Any]]:

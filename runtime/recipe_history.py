@@ -10,19 +10,19 @@ for example, gets a line of its own before the next change, so that none is lost
 
 from __future__ import annotations
 
-import getpass
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from .changing import holding
 from .encoder import sha256_field
-from .errors import BundleError, RecipeError
+from .errors import BackendError, BackendUnavailable, BundleError, RecipeError
 from .files import sha256_of, write_atomically
+from .golden_renewal import renewed_golden
 from .jsonfields import MAX_WHOLE, Fields
-from .line_log import LineLog, read_lines
+from .line_log import MAX_NAME, LineLog, now, read_lines, user_name
 from .manifest import load_bundle, replace_recipe
 from .operating_point import unprintable
 from .recipe import MAX_CLASSES, Recipe
@@ -30,9 +30,9 @@ from .recipe import MAX_CLASSES, Recipe
 FOLDER, FILE = "recipes", "history.jsonl"
 HEAD = {"format": "sem-clip-recipes", "version": 1}
 MAX_NOTE = 1000
+_log = logging.getLogger("sem_clip")
 FOUND, ACCEPTED, BACK = "found", "accepted", "back"
 """What a line tells: the recipe was there already; it was accepted; the bundle went back to it."""
-_MAX_NAME = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ def read_history(bundle: str | Path) -> list[Kept]:
 def accept(bundle: str | Path, recipe: str | Path | Recipe, note: str, who: str = "") -> Kept:
     """Make a recipe, or that of a file, the bundle's own, and keep the one before. Returns the new line.
 
+    The golden frames get the new recipe's answers where onnxruntime is installed (`golden_renewal`); else a warning
+    says that they keep those of an earlier recipe. Thresholds come with the recipe, calibrated or not.
     note: why, in one line of MAX_NOTE characters at most. who: by default the user of this process.
     Raises RecipeError for a recipe that the bundle's encoder cannot run; BundleError for a note that is too long, where
     the bundle holds this recipe already, and where another process changes it. Then nothing is changed.
@@ -116,15 +118,26 @@ def _change(bundle: Path, note: str, who: str, action: str, recipe: Recipe, numb
                 lines.append(_line(len(lines) + 1, FOUND, present, "", who))
                 log.add(_stored(lines[-1]))
             _keep(bundle, recipe)
-            replace_recipe(bundle, recipe, instead_of=present)
+            replace_recipe(bundle, recipe, instead_of=present, golden=_golden(bundle, present, recipe))
             made = _line(len(lines) + 1, action, recipe, note, who, number)
             log.add(_stored(made))  # last: the history never tells of what was not done
     return made
 
 
+def _golden(bundle: Path, old: Recipe, new: Recipe) -> bytes | None:
+    """The golden frames by the new recipe, if an engine of this host can answer them; else a warning says why not."""
+    manifest = load_bundle(bundle)[0]
+    if manifest.golden is None:
+        return None
+    try:
+        return renewed_golden(bundle, manifest, old, new)
+    except (BackendUnavailable, BackendError, BundleError) as exc:
+        _log.warning("%s: the golden frames keep the answers of another recipe, so `verify` refuses: %s", bundle, exc)
+        return None
+
+
 def _line(number: int, action: str, recipe: Recipe, note: str, who: str, back_to: int | None = None) -> Kept:
-    when = datetime.now(UTC).isoformat(timespec="seconds")
-    return Kept(number, when, who or _user(), action, note, recipe.sha256(), recipe.classes, back_to)
+    return Kept(number, now(), who or user_name(), action, note, recipe.sha256(), recipe.classes, back_to)
 
 
 def _stored(line: Kept) -> dict[str, Any]:
@@ -165,8 +178,8 @@ def _kept(path: Path, entries: list[dict[str, Any]]) -> list[Kept]:
 def _read(number: int, entry: Mapping[str, Any], faults: list[str]) -> Kept:
     fields = Fields(entry, f"line {number + 1}", faults)
     texts = {name: fields.text(name) for name in ("when", "who", "action")}
-    if any(unprintable(text) or len(text) > _MAX_NAME for text in texts.values()):
-        fields.fault("who", f"and when and action must be 1 to {_MAX_NAME} characters that can be printed")
+    if any(unprintable(text) or len(text) > MAX_NAME for text in texts.values()):
+        fields.fault("who", f"and when and action must be 1 to {MAX_NAME} characters that can be printed")
     note = entry.get("note")
     if not isinstance(note, str) or len(note) > MAX_NOTE or (note and unprintable(note)):
         fields.fault("note", f"must be a text of {MAX_NOTE} characters at most that can be printed")
@@ -183,10 +196,3 @@ def _read(number: int, entry: Mapping[str, Any], faults: list[str]) -> Kept:
     faults += [f"line {number + 1}.{name[:80]} is not known to this version" for name in entry if name not in known]
     return line
 
-
-def _user() -> str:
-    try:
-        name = getpass.getuser()[:_MAX_NAME]
-    except (KeyError, OSError, ImportError):
-        return "unknown"
-    return "unknown" if unprintable(name) else name

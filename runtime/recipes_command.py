@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from .errors import BundleError, PredictorError
-from .golden import load_golden
+from .errors import PredictorError
 from .manifest import load_bundle
 from .options import add_bundle_argument, at_least
 from .recipe_history import MAX_NOTE, Kept, accept, go_back, read_history
@@ -58,9 +56,9 @@ class Recipes:
         if args.accept is not None and not args.note.strip():
             raise PredictorError("--accept needs --note: say in a few words what this recipe is for")
         if args.accept is not None:
-            _say_of_proof(args.bundle, accept(args.bundle, args.accept, args.note))
+            accept(args.bundle, args.accept, args.note)
         elif args.back is not None:
-            _say_of_proof(args.bundle, go_back(args.bundle, args.back, args.note))
+            go_back(args.bundle, args.back, args.note)
         require_stdout("give the program one")
         present, lines = load_bundle(args.bundle)[1].sha256(), read_history(args.bundle)
         if args.json:
@@ -88,15 +86,3 @@ def history_lines(lines: list[Kept], present: str) -> list[str]:
 def _action(line: Kept) -> str:
     return line.action if line.back_to is None else f"{line.action} to {line.back_to}"
 
-
-def _say_of_proof(bundle: Path, line: Kept) -> None:
-    """What a recipe of other tensors leaves behind: the golden frames, which hold the answers of an earlier one."""
-    manifest, recipe = load_bundle(bundle)
-    try:
-        load_golden(bundle, manifest, recipe)
-    except BundleError:
-        print(
-            f"note: recipe {line.number} is in use; the golden frames hold the answers of another one, so `sem-clip "
-            "verify` has nothing to compare with until the bundle goes back or is built again",
-            file=sys.stderr,
-        )
