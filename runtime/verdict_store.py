@@ -64,9 +64,9 @@ _ORDER = {
     "newest": ("id DESC", "id"),
     "least sure": ("sureness, id", "error IS NOT NULL, sureness DESC, id DESC"),
     "most unlike": ("novelty DESC, id DESC", "novelty IS NULL, novelty, id"),
-    "confidence": ("confidence IS NULL, confidence, id", "confidence DESC, id"),
+    "confidence": ("confidence IS NULL, confidence, id", "confidence DESC, id DESC"),
     "novelty": ("novelty IS NULL, novelty, id", "novelty DESC, id DESC"),
-    "size": ("size_nm IS NULL, size_nm, id", "size_nm DESC, id"),
+    "size": ("size_nm IS NULL, size_nm, id", "size_nm DESC, id DESC"),
     "source": ("source, id", "source DESC, id DESC"),
 }
 """SQL of each order, and of its reverse. SQLite sorts NULL before all numbers."""
