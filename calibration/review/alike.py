@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.changing import is_relative
-from runtime.files import sha256_of
+from runtime.errors import FrameError
 from runtime.frames import read_frame
 from runtime.recipe import Recipe
 from runtime.verdict import unit_rows
 
+from ..contents import content_sha256
+from ..relearning import CORRECTED
 from .listing import entry_json
 from .pictures import Pictures, small_picture
 from .session import Kept, Session
@@ -31,7 +33,7 @@ class Alike:
         self._session, self._pictures = session, pictures
         self._features = Kept(self._read_features, session.store.change_counter)
         self._lock = threading.Lock()
-        self._found: dict[tuple[str, str], Path | None] = {}
+        self._found: dict[tuple[str, str], str | None] = {}
 
     def similar(self, asked: Asked) -> Answer:
         """The frames of the store that are most like this one, the likest first."""
@@ -81,22 +83,30 @@ class Alike:
 
     def _support(self, recipe: Recipe, index: int) -> dict[str, Any]:
         name, _ = support_record(recipe, index)
+        shown = name.rpartition("/")[2] or f"support {index + 1}"
         picture = self._path(recipe, index) is not None
-        shown = Path(name).name or f"support {index + 1}"
-        return {"number": index, "name": shown, "class": _class_of(recipe, name), "picture": picture}
+        return {"number": index, "name": shown, "class": class_of(recipe, name), "picture": picture}
 
-    def _path(self, recipe: Recipe, index: int) -> Path | None:
-        """The support's file below the data folder: only with the content that taught, and hashed once."""
+    def _path(self, recipe: Recipe, index: int) -> str | None:
+        """The support's file: one of the data folder, or a frame of this store, with the content that taught."""
         name, digest = support_record(recipe, index)
-        data = self._session.data
-        if data is None or not name or not _SHA256.fullmatch(digest):
+        if not name or not _SHA256.fullmatch(digest):
             return None
         with self._lock:
             if (name, digest) not in self._found:
-                path = data / name
-                inside = is_relative(name) and path.resolve().is_relative_to(data.resolve()) and path.is_file()
-                self._found[name, digest] = path if inside and sha256_of(path) == digest else None
+                path = self._place(name)
+                self._found[name, digest] = path if path is not None and _is(path, digest) else None
             return self._found[name, digest]
+
+    def _place(self, name: str) -> str | None:
+        """Where a support of this name may lie. A recipe could name any file, so nothing else is looked at."""
+        if self._session.ids_of(name):
+            return name
+        data = self._session.data
+        if data is None or not is_relative(name):
+            return None
+        path = (data / name).resolve()
+        return str(data / name) if path.is_relative_to(data.resolve()) else None
 
     def _read_features(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         ids, rows = self._session.store.features()
@@ -117,10 +127,22 @@ def support_record(recipe: Recipe, index: int) -> tuple[str, str]:
     return names[index], digests[index]
 
 
-def _class_of(recipe: Recipe, name: str) -> str | None:
-    """A support lies in the folder of its class."""
+def class_of(recipe: Recipe, name: str) -> str | None:
+    """The class of a support: as a correction said, else its folder; None if neither tells."""
+    entries = recipe.teaching.get(CORRECTED)
+    for entry in entries if isinstance(entries, list) else []:
+        if isinstance(entry, dict) and entry.get("frame") == name:
+            label = entry.get("class")
+            return label if label in recipe.classes else None
     folder = Path(name).parent.name
     return folder if folder in recipe.classes else None
+
+
+def _is(path: str, digest: str) -> bool:
+    try:
+        return content_sha256(path) == digest
+    except (OSError, FrameError):
+        return False
 
 
 def _asked(asked: Asked, default: int) -> tuple[int, int]:

@@ -244,8 +244,10 @@ class Workshop:
             report = parse_json(read_bounded(self._report, _MOST_REPORT, _unread), faults)
         except ValueError as exc:
             raise ReviewError(f"{self._report.name} cannot be read ({exc})") from exc
+        if not isinstance(report, dict):
+            raise ReviewError(f"{self._report.name} holds no figures")
         with self._lock:
-            job.before_after, job.recipe = report, self._candidate.name
+            job.before_after, job.recipe = report.get("judged"), self._candidate.name
 
     def _judge(self, job: Job) -> None:
         assert self._store is not None

@@ -30,7 +30,7 @@ print("encoding <b>supports</b>", flush=True)
 print("words:", json.dumps(words), file=sys.stderr, flush=True)
 out = pathlib.Path(words[words.index("--out") + 1])
 shutil.copy({candidate!r}, out)
-pathlib.Path(words[words.index("--json") + 1]).write_text(json.dumps({report!r}))
+pathlib.Path(words[words.index("--json") + 1]).write_text(json.dumps(dict(judged={report!r})))
 """
 
 
