@@ -90,7 +90,9 @@ class Correcting:
             raise ReviewError("a good frame has no defect to mark: leave the mask out")
         if entry.frame_size is None:
             raise ReviewError("the store does not know the frame's size", 409)
-        marked = self._pictures.result(entry).mask() if given == OF_OUTLINE else drawn_mask(given, entry.frame_size)
+        with self._session.room:
+            result = self._pictures.result(entry) if given == OF_OUTLINE else None
+            marked = drawn_mask(given, entry.frame_size) if result is None else result.mask()
         if not marked.any():
             raise ReviewError("the mask marks nothing: draw where the defect is, or leave the mask out")
         return marked

@@ -11,7 +11,7 @@ from runtime.prediction import Prediction
 from runtime.verdict_store import MOST_LISTED, ORDERS, Entry, Query
 
 from ..corrections import Correction
-from .outline import closed_polygons
+from .outline import Point, closed_polygons
 from .session import Kept, Session
 from .web import Answer, Asked, Parameters, ReviewError, id_in, json_answer
 
@@ -95,7 +95,8 @@ class Listing:
         if not isinstance(result, Prediction):
             return [], "JSON lines hold no map, so there is no outline"
         try:
-            polygons = closed_polygons(result.mask())
+            with self._session.room:
+                polygons = _polygons(result)
         except FrameError as exc:
             return [], f"no outline: {exc.reason}"
         return (polygons, "") if polygons is not None else ([], "the outline has too many corners to be drawn")
@@ -123,6 +124,15 @@ class Listing:
             if site.lot is not None and site.x_nm is not None and site.y_nm is not None:
                 found.setdefault((site.lot, site.wafer), site.wafer_mm)
         return [{"lot": lot, "wafer": wafer, "mm": mm} for (lot, wafer), mm in found.items()]
+
+
+def _polygons(result: Prediction) -> list[list[Point]] | None:
+    """The outline of the mask, sought where the regions are: a frame may be large, and its defect small."""
+    boxes = result.regions
+    left, top = min(box.x for box in boxes), min(box.y for box in boxes)
+    right, bottom = max(box.x + box.width for box in boxes), max(box.y + box.height for box in boxes)
+    found = closed_polygons(result.mask()[top:bottom, left:right])
+    return None if found is None else [[(x + left, y + top) for x, y in corners] for corners in found]
 
 
 def _query(given: Parameters) -> Query:

@@ -33,7 +33,6 @@ THUMB = 256
 """Longest side of a small picture, in pixels."""
 LARGEST_MAP = 2048
 """Longest side of a map or an outline; the page stretches it over the frame. Maps are smooth, frames are not."""
-AT_ONCE = 2
 _MOST_KEPT = 64 * 2**20
 _RED, _YELLOW = (255, 40, 30), (255, 220, 0)
 _REGION = re.compile(r"(\d{1,5}),(\d{1,5}),(\d{1,5}),(\d{1,5})")
@@ -49,7 +48,6 @@ class Pictures:
         self._run = secrets.token_hex(8)  # tags of another run, which may have served another store, mean nothing
         self._small = _Latest(_MOST_KEPT)
         self._frames = _Latest(2 * _MOST_KEPT)
-        self._room = threading.BoundedSemaphore(AT_ONCE)
 
     def picture(self, asked: Asked) -> Answer:
         """The frame, whole or small, or a part of it at full resolution."""
@@ -83,7 +81,7 @@ class Pictures:
         entry = self._session.entry(number)
         correction = self._session.correction_of(entry)
         drawn = None if correction is None else self._session.log.mask_path(correction)
-        with self._room:
+        with self._session.room:
             marked = self.result(entry).mask() if drawn is None else defect_pixels(read_mask(drawn))
             return Answer(png(Image.fromarray(marked.astype(np.uint8) * np.uint8(255))), "image/png")
 
@@ -138,7 +136,7 @@ class Pictures:
             return Answer(b"", "image/png", 304, tag)
         content = self._small.get(key)
         if not isinstance(content, bytes):
-            with self._room:
+            with self._session.room:
                 content = draw()
             if keep:
                 self._small.put(key, content, len(content))

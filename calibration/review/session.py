@@ -18,6 +18,9 @@ from ..corrections import Correction, CorrectionLog
 from ..dataset import GOOD
 from .web import ReviewError
 
+AT_ONCE = 2
+"""Large frames that are worked on at a time."""
+
 
 class Session:
     """One run of the review page. Its methods may be called from any thread.
@@ -31,6 +34,8 @@ class Session:
     ) -> None:
         self.store, self.log, self.bundle, self.data = store, log, bundle, data
         self.who = user_name()
+        self.room = threading.BoundedSemaphore(AT_ONCE)
+        """For what needs much memory: held while pictures and masks are made."""
         self._lock = threading.Lock()
         self._recipe: Recipe | None = None
         self._ids = Kept(store.ids_by_path, store.change_counter)
