@@ -1,6 +1,6 @@
 """Draw the pictures of the review page: photographs of a running one. See docs/development.md.
 
-sem-clip review demo/verdicts.sqlite --bundle demo/bundle --data demo/bundle-frames
+sem-clip review demo/verdicts.db --bundle demo/bundle --data demo/bundle-frames/teach
 python docs/pictures/review.py http://127.0.0.1:PORT/
 """
 

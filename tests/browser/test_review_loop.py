@@ -33,7 +33,7 @@ def served(toy_bundle: Path, toy_frames: Path, tmp_path: Path) -> Iterator[str]:
     """The address of a review server on a store of judged frames."""
     for name in ("starlette", "uvicorn", "jinja2"):
         pytest.importorskip(name)
-    bundle, data, store = tmp_path / "bundle", tmp_path / "data", tmp_path / "verdicts.sqlite"
+    bundle, data, store = tmp_path / "bundle", tmp_path / "data", tmp_path / "verdicts.db"
     shutil.copytree(toy_bundle, bundle)
     shutil.copytree(toy_frames, data)
     assert main(["predict", str(bundle), str(data), "--backend", "cpu", "--store", str(store)]) == 0
