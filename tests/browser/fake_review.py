@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import sys
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,7 +86,7 @@ class FakeReview:
 
     def __enter__(self) -> FakeReview:
         handler = type("Handler", (_Handler,), {"review": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,))
         self.thread.start()
         self.url = f"http://127.0.0.1:{self.server.server_port}/"
@@ -202,7 +203,8 @@ class FakeReview:
         changed = [frame["id"] for frame in self.frames if verdicts[frame["id"]] != frame["verdict"]]
         rates = {name: rate for name, rate in self.summary({}).items() if name in ("purity", "coverage")}
         return {
-            **rates, "verdicts": dict(Counter(verdicts.values())),
+            **rates,
+            "verdicts": dict(Counter(verdicts.values())),
             "before": {**rates, "verdicts": dict(Counter(frame["verdict"] for frame in self.frames))},
             "changed": changed[:200],
             "changed_total": len(changed),
@@ -226,7 +228,12 @@ class FakeReview:
         changed = [{"frame": "a.png", "truth": "hole", "before": "good", "after": "hole"}]
         compared = {"frames": 40, "corrected": 2, "before": rates[0], "after": rates[1], "changed": changed}
         done = self.state == "done"
-        return {"what": "teach", "state": self.state, "lines": ["supports encoded"] * self.looks, "before_after": compared if done else None}
+        return {
+            "what": "teach",
+            "state": self.state,
+            "lines": ["supports encoded"] * self.looks,
+            "before_after": compared if done else None,
+        }
 
     def picture(self, number: int, query: dict[str, list[str]]) -> bytes:
         rng = np.random.default_rng(number)
@@ -291,6 +298,13 @@ class FakeReview:
         return {"recipe": str(body["number"])}
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser drops what it does not need any more; anything else is a fault of this stand-in."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
 class _Handler(BaseHTTPRequestHandler):
     review: FakeReview
     protocol_version = "HTTP/1.1"
@@ -340,7 +354,12 @@ class _Handler(BaseHTTPRequestHandler):
         if path.endswith("/undo") and not review.log:
             return self.answer({"error": "nothing to undo"}, 409)
         does = {"/api/corrections": review.correct, "/api/corrections/undo": review.undo, "/api/teach": review.teach}
-        does |= {"/api/teach/accept": review.accept, "/api/teach/discard": review.discard, "/api/judge": review.judge, "/api/recipes/back": review.back}
+        does |= {
+            "/api/teach/accept": review.accept,
+            "/api/teach/discard": review.discard,
+            "/api/judge": review.judge,
+            "/api/recipes/back": review.back,
+        }
         with review.lock:
             review.said.append((path, body))
             return self.answer(does[path](body))
@@ -350,7 +369,13 @@ class _Handler(BaseHTTPRequestHandler):
 
     def send(self, status: int, kind: str, content: bytes) -> None:
         self.send_response(status)
-        for name, value in {"Content-Type": kind, "Content-Length": str(len(content)), "Content-Security-Policy": POLICY, "X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}.items():
+        for name, value in {
+            "Content-Type": kind,
+            "Content-Length": str(len(content)),
+            "Content-Security-Policy": POLICY,
+            "X-Content-Type-Options": "nosniff",
+            "Cache-Control": "no-store",
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

@@ -98,9 +98,7 @@ def test_a_queue_of_uncorrected_frames_leaves_none_out(browser: Any) -> None:
         expect(page.locator("#position")).to_have_text("1 of 250")
         order = [frame["name"] for frame in review.listed({"order": ["least sure"], "limit": ["250"]})["frames"]]
         page.locator("#gallery").focus()
-        for number in range(120):
-            press(page, "g")
-            expect(page.locator(".tile.corrected")).not_to_contain_text("saving") if number % 40 == 39 else None
+        press(page, *["g"] * 120)
         found = saved(page, review, 120)
         assert sorted(found) == sorted(order[:120])
 
@@ -366,9 +364,11 @@ def test_tab_reaches_all_parts_and_the_focus_is_seen(page: Any) -> None:
     for _ in range(90):
         page.keyboard.press("Tab")
         at = page.evaluate(
-            "() => { const node = document.activeElement; return [node.id || node.dataset.class || node.textContent, "
+            "() => { const node = document.activeElement; return [node.id || node.dataset.class || (node.tagName === 'BODY' ? 'BODY' : node.textContent), "
             "getComputedStyle(node).outlineStyle] }"
         )
+        if at[0] == "BODY":  # round once; the browser's own controls come before the first again
+            continue
         assert at[1] != "none", at
         seen.add(at[0])
     assert {"tab-frames", "text", "corrected", "opacity", "gallery", "draw", "good", "new-class", "undo"} <= seen

@@ -1,4 +1,4 @@
-this.judge.disabled = !this.judges ||// Teach again: from the corrections to a recipe that is compared, then accepted or discarded; and the recipes before.
+// Teach again: from the corrections to a recipe that is compared, then accepted or discarded; and the recipes before.
 
 import { get, post } from "./api.js";
 import { button, byId, el, table } from "./dom.js";
@@ -46,7 +46,7 @@ export class Teach {
 
   enable() {
     this.start.disabled = !this.can || this.state === "running";
-    this.judge.disabled = !this.can || this.state === "running";
+    this.judge.disabled = !this.judges || this.state === "running";
   }
 
   async show() {
