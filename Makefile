@@ -19,9 +19,10 @@ help:  ## list these goals
 
 demo: $(RUNS)  ## teach on generated frames, judge others, and evaluate: all in demo/
 	$(BIN)/python export/build_engine.py --out demo/bundle --force
-	$(BIN)/sem-clip predict demo/bundle demo/bundle-frames/new --json demo/verdicts.jsonl --force
+	$(BIN)/sem-clip predict demo/bundle demo/bundle-frames/new --json demo/verdicts.jsonl --store demo/verdicts.db --force
 	$(BIN)/sem-clip evaluate demo/bundle demo/bundle-frames/new --out demo/evaluation --force
 	@echo "Look at demo/evaluation/contact_sheet.png and demo/verdicts.jsonl"
+	@echo "Open the page to look and correct: $(BIN)/sem-clip review demo/verdicts.db --bundle demo/bundle --data demo/bundle-frames/teach --open"
 
 test: $(INSTALLED)  ## the fast tests: about 4 minutes on 2 cores
 	$(PYTEST) -m "not slow"
@@ -73,7 +74,7 @@ $(RUNS): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	@test -z "$(TORCH_CPU)" || $(BIN)/python -m pip install --quiet --index-url $(TORCH_CPU) torch torchvision
-	$(BIN)/python -m pip install --quiet --editable '.[cpu,export]'
+	$(BIN)/python -m pip install --quiet --editable '.[cpu,export,review]'
 	@touch $@
 
 # What tests and checks need in addition.

@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ from .dataset import Sample, load_frames, say_left_out
 from .errors import CalibrationError
 from .plots import draw_purity_coverage, draw_reliability, require_matplotlib
 from .rules import DEFECT_RULES, PIXEL_RULES, Rule
-from .scoring import Scored, count_labels, leave_out_supports, score_frames
+from .scoring import Scored, count_labels, leave_out_supports, rate_text, score_frames
 
 
 class Calibrate:
@@ -256,16 +255,8 @@ def _print_rates(done: Calibrated) -> None:
     names = ("overkill", "underkill", "purity", "coverage", *VERDICTS, "ece")
     print(f"\n{'on these frames':<16}{'before':>24}{'after':>24}")
     for name in names:
-        print(
-            f"{name.upper() if name == 'ece' else name:<16}{_cell(done.before[name]):>24}{_cell(done.after[name]):>24}"
-        )
-
-
-def _cell(rate: Mapping[str, Any]) -> str:
-    if rate["value"] is None:
-        return "no such frames"
-    counts = f"{rate['count']}/{rate['of']}" if "count" in rate else f"{rate['of']} frames"
-    return f"{100 * rate['value']:.1f} % ({counts})"
+        shown = name.upper() if name == "ece" else name
+        print(f"{shown:<16}{rate_text(done.before[name]):>24}{rate_text(done.after[name]):>24}")
 
 
 def _number(value: float | None) -> str:

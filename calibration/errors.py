@@ -2,6 +2,7 @@
 
 SemClipError
 ├── DatasetError          a data folder that cannot be used; lists all faults
+│   └── CorrectionError   a file of corrections that cannot be used, or a correction that cannot be taken
 └── CalibrationError      an operating point that cannot be chosen from these frames
     └── PlotsUnavailable  matplotlib is not installed; names the extra
 """
@@ -26,6 +27,10 @@ class DatasetError(SemClipError):
         if len(self.faults) > len(shown):
             text += f"\n  - ... and {len(self.faults) - len(shown)} more"
         super().__init__(text)
+
+
+class CorrectionError(DatasetError):
+    """A file of corrections cannot be used, or a correction cannot be taken. `faults` lists everything that is wrong."""
 
 
 class CalibrationError(SemClipError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,14 @@ class Scored:
 def _rate(hits: NDArray[np.bool_], among: NDArray[np.bool_]) -> dict[str, float | int | None]:
     count, of = int(hits.sum()), int(among.sum())
     return {"value": count / of if of else None, "count": count, "of": of}
+
+
+def rate_text(rate: Mapping[str, Any]) -> str:
+    """A rate of `Scored.summary` with its counts, for people."""
+    if rate["value"] is None:
+        return "no such frames"
+    counts = f"{rate['count']}/{rate['of']}" if "count" in rate else f"{rate['of']} frames"
+    return f"{100 * rate['value']:.1f} % ({counts})"
 
 
 def leave_out_supports(dataset: Dataset, recipe: Recipe) -> tuple[list[Sample], list[Sample]]:

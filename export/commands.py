@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,18 +10,29 @@ from typing import TYPE_CHECKING, Any
 
 from runtime.backends.ort import check_provider
 from runtime.files import require_files
-from runtime.manifest import Artifact, Encoder, Manifest, bundle_of_recipe, load_bundle
+from runtime.manifest import Artifact, Manifest, load_bundle
 from runtime.options import add_bundle_argument, add_device_argument, add_removed
 
-from .errors import CheckpointError, ExportError, OutputExistsError
+from .encoders import (
+    encoder_of_bundle,
+    need_torch,
+    new_encoder,
+    note_other_smoothing,
+    require_no_recipe_of_bundle,
+    require_value_path,
+    take_encoder_of,
+)
+from .errors import ExportError
 from .options import (
     DEFAULT_ARCH,
     DEMO_SHOTS,
+    add_correction_arguments,
     add_graph_arguments,
     add_profile_arguments,
     add_target_arguments,
     add_teaching_arguments,
     frame_options,
+    take_teaching_defaults,
     tiling,
 )
 
@@ -78,7 +88,7 @@ class Build:
 
     def run(self, args: argparse.Namespace) -> int:
         """Build and print the summary."""
-        _need_torch()
+        need_torch()
         check_provider("cpu")  # which compares the graph with torch at the end
         from .bundle import refuse_existing
         from .progress import Stages
@@ -92,7 +102,7 @@ class Build:
         stages = Stages()
         request = _request(args, stages, args.out)
         with stages.stage("load encoder"):
-            model, graph = _encoder(args)
+            model, graph = new_encoder(args)
         manifest = self._write(args, model, graph, request, stages, cache)
         if builder is not None:
             _add_engine(args.out, builder, stages)
@@ -141,6 +151,7 @@ class Teach:
         """Declare the arguments."""
         add_bundle_argument(parser, "its encoder will run the recipe")
         add_teaching_arguments(parser)
+        add_correction_arguments(parser)
         output = parser.add_argument_group("output")
         output.add_argument(
             "--out", type=Path, required=True, metavar="FILE", help="recipe file to write (.safetensors)"
@@ -149,23 +160,27 @@ class Teach:
 
     def run(self, args: argparse.Namespace) -> int:
         """Teach and print what to type next."""
-        require_files([args.out], force=args.force)
-        _need_torch()
+        require_files([args.out, *([args.json] if args.json else [])], force=args.force)
+        need_torch()
+        if args.corrections is not None:
+            from .teach_again import teach_again
+
+            return teach_again(args)
+        take_teaching_defaults(args)
         from .progress import Stages
         from .teach import teach_recipe
         from .teaching.support_cache import open_cache
 
-        if bundle_of_recipe(args.out) is not None:
-            raise OutputExistsError(f"{args.out} is a bundle's own recipe, which the bundle would miss: choose another")
+        require_no_recipe_of_bundle(args.out)
         manifest, _ = load_bundle(args.bundle)
-        _take_encoder_of(manifest.encoder, args)
+        take_encoder_of(manifest.encoder, args)
         cache = open_cache(args.support_cache)
         stages = Stages()
         request = replace(_request(args, stages, args.out), smoothing_px=manifest.smoothing_px)
-        _require_value_path(args, manifest.encoder, request)  # before the supports are encoded
+        require_value_path(args, manifest.encoder, request.settings)  # before the supports are encoded
         with stages.stage("load encoder"):
-            model, graph = _encoder_of_bundle(args, manifest.encoder)
-        _note_other_smoothing(args, manifest)
+            model, graph = encoder_of_bundle(args, manifest.encoder)
+        note_other_smoothing(args, manifest)
         recipe = teach_recipe(model, graph, request, stages, cache)
         manifest.encoder.check(recipe, where=str(args.out))
         recipe.save(args.out)
@@ -294,75 +309,6 @@ def _demo_frames(out: Path) -> Path:
     return out.parent / f"{out.name}-frames"
 
 
-def _encoder(args: argparse.Namespace) -> tuple[LoadedModel, SemClipGraph]:
-    """The encoder of a new bundle, and its graph."""
-    from .model.graph import SemClipGraph
-
-    model, size = _model(args, args.image_size), args.frame_size
-    if size is not None:
-        size = (size[0] - args.ignore_top - args.ignore_bottom, size[1])
-        if size[0] < 1:
-            raise ExportError(f"--frame-size has {args.frame_size[0]} rows and all of them would be ignored")
-    return model, SemClipGraph(model.encoder(), input_size=size)
-
-
-def _model(args: argparse.Namespace, image_size: tuple[int, int] | None) -> LoadedModel:
-    from .model.checkpoint import load_model
-
-    return load_model(
-        args.arch or DEFAULT_ARCH,
-        weights=args.weights,
-        pretrained=args.pretrained,
-        random_seed=0 if args.random_weights else None,
-        image_size=image_size,
-    )
-
-
-def _take_encoder_of(encoder: Encoder, args: argparse.Namespace) -> None:
-    """Without --arch and weights, those of the bundle: its architecture, and random weights where it has them."""
-    if args.arch is None:
-        args.arch = encoder.architecture
-    if not encoder.trained and args.weights is None and args.pretrained is None:
-        args.random_weights = True
-
-
-def _require_value_path(args: argparse.Namespace, encoder: Encoder, request: TeachRequest) -> None:
-    """Raise ExportError where the method reads the V path and the bundle's graphs leave it out."""
-    if (request.settings.lambda_v or 0.0) > 0 and not encoder.value_path:
-        raise ExportError(
-            f"{args.bundle} has no V path, which --method {args.method} reads: build a bundle that has it with "
-            f"`sem-clip build --method {args.method}`"
-        )
-
-
-def _encoder_of_bundle(args: argparse.Namespace, encoder: Encoder) -> tuple[LoadedModel, SemClipGraph]:
-    """The bundle's encoder in torch. Raises CheckpointError if the weights that were given are not its own."""
-    from .bundle import describe_encoder
-    from .model.graph import SemClipGraph
-
-    model = _model(args, encoder.image_size)
-    resized = encoder.input_size if encoder.resizes_in_graph else None
-    graph = SemClipGraph(model.encoder(), redundancy=encoder.redundancy, input_size=resized)
-    if describe_encoder(model, graph).id != encoder.id:
-        raise CheckpointError(
-            f"these weights ({model.origin}, SHA-256 {model.sha256[:16]}) are not those of {args.bundle} "
-            f"({encoder.weights}, {encoder.checkpoint_sha256[:16]}): give the bundle's own with --arch and --weights"
-        )
-    return model, graph
-
-
-def _note_other_smoothing(args: argparse.Namespace, manifest: Manifest) -> None:
-    from .teach import METHODS, smoothing_px
-
-    own = smoothing_px(manifest.encoder, METHODS[args.method][1])
-    if not math.isclose(own, manifest.smoothing_px):
-        print(
-            f"note: {args.bundle} smooths its maps by {manifest.smoothing_px:g} px, --method {args.method} by "
-            f"{own:g}; a recipe cannot change that: `sem-clip build --method {args.method}` does",
-            file=sys.stderr,
-        )
-
-
 def _summarize(out: Path, manifest: Manifest, dataset: Dataset, to_judge: Path, stages: Stages) -> None:
     encoder = manifest.encoder
     print(f"\nbundle    {out}")
@@ -385,12 +331,3 @@ def _summarize(out: Path, manifest: Manifest, dataset: Dataset, to_judge: Path, 
         print(f"note      {note}")
     print(f"next      sem-clip predict {out} {to_judge} --json verdicts.jsonl --overlays overlays")
 
-
-def _need_torch() -> None:
-    try:
-        import open_clip  # noqa: F401
-        import torch  # noqa: F401
-    except ImportError as exc:
-        raise ExportError(
-            f'teaching and exporting need PyTorch and open_clip ({exc}): pip install "sem-clip[export,cpu]"'
-        ) from exc

@@ -20,6 +20,18 @@ DEFAULT_ARCH = "sem_tiny"
 DEMO_SHOTS = 10
 METHOD_NAMES = ("default", "paper")
 """Those of teach.METHODS, which costs torch to import."""
+WHITE_LEVEL = 65535
+VIEWS = 8
+TEACHING_DEFAULTS = {
+    "shots": DEMO_SHOTS,
+    "method": "default",
+    "views": VIEWS,
+    "seed": 0,
+    "ignore_top": 0,
+    "ignore_bottom": 0,
+    "white_level": WHITE_LEVEL,
+}
+"""Of those options that have another default where a recipe is taught again."""
 BATCH = (1, 32, 64)
 MOST_CLASSES = 64
 
@@ -63,7 +75,7 @@ def add_teaching_arguments(parser: argparse.ArgumentParser) -> None:
     teaching.add_argument(
         "--views",
         type=int,
-        default=8,
+        default=VIEWS,
         metavar="N",
         help="variations of each support to encode, at least 1; fewer teach faster and less well (default: 8)",
     )
@@ -112,7 +124,7 @@ def add_frame_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--white-level",
         type=int,
-        default=65535,
+        default=WHITE_LEVEL,
         metavar="VALUE",
         help="grey value that counts as white in 16-bit frames, 1 to 65535; 4095 where the tool stores 12 bits "
         "(default: 65535)",
@@ -172,7 +184,44 @@ def frame_options(args: argparse.Namespace) -> FrameOptions:
         raise ExportError(f"--{name.replace('_', '-')} {rest}") from None
 
 
-def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
+def add_correction_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare how `teach` takes corrections in. What is of the old recipe is None unless it is given."""
+    again = parser.add_argument_group("teaching again")
+    again.add_argument(
+        "--corrections",
+        type=Path,
+        metavar="FILE",
+        help="corrected frames, as `sem-clip review` writes them: they teach beside the supports of the old recipe, "
+        "which lie in --data; one in five is held out. The recipe before and after is judged on these and on all frames "
+        "of --data that taught neither. What is not given is as in the old recipe (default: teach anew)",
+    )
+    again.add_argument(
+        "--recipe",
+        type=Path,
+        metavar="OLD",
+        help="with --corrections, the recipe to begin with (default: the bundle's own)",
+    )
+    again.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="with --corrections, write the figures before and after to FILE (default: print them only)",
+    )
+    parser.set_defaults(**dict.fromkeys(TEACHING_DEFAULTS))
+
+
+def take_teaching_defaults(args: argparse.Namespace) -> None:
+    """What `teach` does where nothing is said. Raises ExportError for options that need --corrections."""
+    for name in ("recipe", "json"):
+        if getattr(args, name) is not None:
+            raise ExportError(f"--{name} is of teaching again: add --corrections")
+    for name, value in TEACHING_DEFAULTS.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def add_graph_arguments
+(parser: argparse.ArgumentParser) -> None:
     """Declare what the exported graphs are like."""
     frames = parser.add_argument_group("graph")
     frames.add_argument(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from calibration.contents import content_sha256
 from calibration.dataset import Dataset, Sample
+from calibration.relearning import name_in
 from runtime.backends import Outputs
 from runtime.files import sha256_of
 from runtime.frames import prepare
@@ -68,6 +70,7 @@ ONNX_FILES = {"fp32": "model.onnx", "fp16": "model.fp16.onnx"}
 class TeachRequest:
     """What to teach: `shots` frames of every class of `dataset`, drawn with `seed` (from `allowed` only, if given).
 
+    shots: K, or one for each class by its name. supports: exactly these frames, without a draw.
     views: how many variations of each support are encoded, the first one unaugmented; with tiles half of it for each.
     smoothing_px: of the map, in pixels of the encoder's image, as the bundle has it. None: as `smoothing_px` gives.
     tiling: how to read frames in tiles; None reads each as a whole. `encode_request` brings it into `options`.
@@ -75,7 +78,7 @@ class TeachRequest:
 
     dataset: Dataset
     prompts: Prompts
-    shots: int
+    shots: int | Mapping[str, int]
     seed: int = 0
     options: FrameOptions = field(default_factory=FrameOptions)
     settings: TeachSettings = field(default_factory=TeachSettings)
@@ -83,6 +86,7 @@ class TeachRequest:
     views: int = 8
     smoothing_px: float | None = None
     tiling: Tiling | None = None
+    supports: tuple[Sample, ...] | None = None
 
 
 def smoothing_px(encoder: Encoder, at_240: float = SMOOTHING_PX_AT_240) -> float:
@@ -124,7 +128,9 @@ def encode_request(
     Raises DatasetError, FrameError, PromptError.
     """
     dataset, encoder = request.dataset, describe_encoder(model, graph)
-    supports = draw_supports(dataset, request.shots, request.seed, allowed=request.allowed)
+    supports = request.supports
+    if supports is None:
+        supports = draw_supports(dataset, request.shots, request.seed, allowed=request.allowed)
     request = _with_tiling(request, supports, encoder, stages)
     with stages.stage("text bank"):
         bank = build_text_bank(model, request.prompts, dataset.classes)
@@ -208,9 +214,10 @@ def _provenance(encoded: EncodedSupports) -> dict[str, Any]:
     request, dataset = encoded.request, encoded.request.dataset
     read = dataset.classes if encoded.bank.source == "tower" else ()
     return {
-        "shots": request.shots,
-        "supports": [str(sample.path.relative_to(dataset.folder).as_posix()) for sample in encoded.supports],
-        "support_sha256": [sha256_of(sample.path) for sample in encoded.supports],
+        "shots": request.shots if isinstance(request.shots, int) else dict(request.shots),
+        "views": request.views,
+        "supports": [name_in(dataset.folder, sample) for sample in encoded.supports],
+        "support_sha256": [content_sha256(sample.path) for sample in encoded.supports],
         "prompts": {name: request.prompts.for_class(name) for name in read},
     }
 

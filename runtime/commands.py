@@ -6,7 +6,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -26,6 +26,9 @@ from .predictor import Predictor
 from .recipe import Recipe
 from .serving.ray_options import add_ray_arguments, uses_ray
 from .terminal import Reasons, printable, progress_bar, require_stdout
+from .verdict_file import require_store
+from .verdict_records import Run
+from .verdict_writer import VerdictWriter
 
 REASONS_SHOWN = 5
 """How many unreadable frames the summary names with their reasons; the JSON lines and rows name all."""
@@ -67,6 +70,13 @@ class Predict:
             help="fill the column of features in the Parquet file, the largest by far (default: leave it empty)",
         )
         output.add_argument(
+            "--store",
+            type=Path,
+            metavar="FILE",
+            help="add all answers, with maps and features, to a store of verdicts for `sem-clip review` and `sem-clip "
+            "report`, and write nothing to stdout; it is made if it is not there (default: none)",
+        )
+        output.add_argument(
             "--overlays", type=Path, metavar="DIR", help="write a picture of each frame and its defects (default: none)"
         )
         output.add_argument(
@@ -94,16 +104,16 @@ class Predict:
         unread: list[FrameError] = []
         frames = find_frames(args.paths, unread)
         _refuse_inputs(args, frames)
-        with open_predictor(args) as predictor, _results(args) as write:
+        with open_predictor(args) as predictor, _results(args, predictor) as write:
             draw = _overlay_writer(args.overlays, frames)
             print(predictor.backend.description, file=sys.stderr)
             tally = Tally(predictor.recipe.classes, _kept_in(args))
             for error in unread:
-                write(FailedFrame(error.source, error))
+                write(FailedFrame(error.source, error), error.source)
                 tally.failures.add(error)
             answers = zip(frames, predictor.stream(frames), strict=True)
             for frame, result in progress_bar(answers, len(frames)):
-                write(result)
+                write(result, frame)
                 tally.add(result)
                 if isinstance(result, Prediction) and (reason := draw(frame, result)):
                     tally.undrawn.add(reason)
@@ -174,27 +184,32 @@ class Tally:
 
 
 @contextmanager
-def _results(args: argparse.Namespace) -> Iterator[Callable[[Prediction | FailedFrame], None]]:
-    """A function that writes one result: as a JSON line, as a row, or as both."""
+def _results(
+    args: argparse.Namespace, predictor: Predictor
+) -> Iterator[Callable[[Prediction | FailedFrame, str], None]]:
+    """A function that writes one result, of the frame of a path: as a JSON line, as a row, and into a store."""
     with ExitStack() as files:
         line = files.enter_context(json_lines(args.json)) if _writes_json(args) else None
         row = files.enter_context(parquet_rows(args.parquet)) if args.parquet is not None else None
+        store = files.enter_context(open_writer(args.store, args.bundle, predictor)) if args.store is not None else None
 
-        def write(result: Prediction | FailedFrame) -> None:
+        def write(result: Prediction | FailedFrame, path: str) -> None:
             if line is not None:
                 line(result.to_dict())
             if row is not None:
                 row(result.to_row(features=args.features))
+            if store is not None:
+                store.add(result, path=path)
 
         yield write
 
 
 def _writes_json(args: argparse.Namespace) -> bool:
-    return args.json is not None or args.parquet is None
+    return args.json is not None or (args.parquet is None and args.store is None)
 
 
 def _kept_in(args: argparse.Namespace) -> str:
-    return "JSON lines" if _writes_json(args) else "rows"
+    return "JSON lines" if _writes_json(args) else "rows" if args.parquet is not None else "entries of the store"
 
 
 def _check_outputs(args: argparse.Namespace) -> None:
@@ -205,14 +220,24 @@ def _check_outputs(args: argparse.Namespace) -> None:
         import_pyarrow()
     elif args.features:
         raise PredictorError("--features fills a column of a Parquet file: name one with --parquet")
-    files = [path for path in (args.json, args.parquet) if path is not None]
-    require_files(files, force=args.force)
-    if len({os.path.realpath(path) for path in files}) < len(files):
-        raise PredictorError(f"--json and --parquet are one file, {args.json}: give two names")
+    files = {"--json": args.json, "--parquet": args.parquet, "--store": args.store}
+    _refuse_one_name({option: path for option, path in files.items() if path is not None})
+    require_files([path for path in (args.json, args.parquet) if path is not None], force=args.force)
+    if args.store is not None:
+        require_store(args.store)
     if args.overlays is not None:
         require_folder(args.overlays)
         if args.overlays.exists() and any(args.overlays.iterdir()) and not args.force:
             raise PredictorError(f"{args.overlays} exists; add --force to replace it, or choose another name")
+
+
+def _refuse_one_name(files: Mapping[str, Path]) -> None:
+    """Raise PredictorError for two outputs in one file. files: by option."""
+    first: dict[str, str] = {}
+    for option, path in files.items():
+        other = first.setdefault(os.path.realpath(path), option)
+        if other != option:
+            raise PredictorError(f"{other} and {option} are one file, {files[other]}: give two names")
 
 
 def _refuse_archives(paths: Sequence[str]) -> None:
@@ -229,7 +254,7 @@ def _refuse_inputs(args: argparse.Namespace, frames: Sequence[str]) -> None:
     """Raise PredictorError where an output would replace an input, or be taken for one."""
     if args.overlays is not None:
         _refuse_among_frames(args.overlays, frames)
-    for path in (args.json, args.parquet):
+    for path in (args.json, args.parquet, args.store):
         if path is not None and path.is_file():
             _refuse_an_input(path, frames, args.bundle)
 
@@ -263,6 +288,11 @@ def open_predictor(args: argparse.Namespace) -> Predictor:
         pixel_size_nm=args.pixel_size,
         side_files=not args.no_side_files,
     )
+
+
+def open_writer(store: Path, bundle: Path, predictor: Predictor) -> VerdictWriter:
+    """A writer for what a Predictor answers from now on. Raises StoreError."""
+    return VerdictWriter(store, Run.now(bundle, predictor.manifest.encoder.id, predictor.recipe))
 
 
 class Inspect:

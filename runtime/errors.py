@@ -12,7 +12,8 @@
     │   │   └── KlarfIncomplete   a KLARF file that is not whole yet
     │   ├── (runtime.fab.lot_errors.LotError, for lots and their codes)
     │   ├── QueueFullError        `submit` found no room in time
-    │   └── RowError              a row, or a Parquet file of rows, that is none of this version
+    │   ├── RowError              a row, or a Parquet file of rows, that is none of this version
+    │   └── StoreError            a store of verdicts that is damaged, foreign, or cannot be written
     ├── (calibration.errors: DatasetError, CalibrationError)
     └── (export.errors.ExportError, for teaching and exporting)
 
@@ -123,3 +124,15 @@ class QueueFullError(PredictorError):
 
 class RowError(PredictorError):
     """A row of answers, or a Parquet file of them, is damaged, foreign, or of another version of the schema."""
+
+
+class StoreError(PredictorError):
+    """A store of verdicts is damaged, foreign, of another version, or cannot be written.
+
+    where: the file. reason: the message without it.
+    """
+
+    def __init__(self, where: object, reason: str) -> None:
+        self.where = str(where)
+        self.reason = reason
+        super().__init__(f"{self.where}: {reason}")

@@ -21,7 +21,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
-from .errors import PredictorError
+from .errors import PredictorError, SemClipError
 
 try:
     import fcntl
@@ -37,7 +37,7 @@ _NAME_BYTES = 255
 _cleaned: set[str] = set()
 
 
-def read_bounded(path: Path, max_bytes: int, error: Callable[[Path, str], PredictorError]) -> bytes:
+def read_bounded(path: Path, max_bytes: int, error: Callable[[Path, str], SemClipError]) -> bytes:
     """The file's bytes; `error` if it is missing, unreadable, no plain file, or larger than `max_bytes`."""
     try:
         with io.BufferedReader(open_plain(path)) as stream:

@@ -246,7 +246,7 @@ def _decoding(name: str) -> Iterator[None]:
 
 
 def _from_file(path: str, options: FrameOptions, name: str, sides: bool) -> Decoded:
-    path, page = _split_page(path)
+    path, page = split_page(path)
     frame = _from_page(path, page, options, name)
     if not sides:
         return frame
@@ -372,7 +372,7 @@ def _reader(head: bytes, name: str) -> Any:
     raise FrameError(name, f"is not a readable {', '.join(FORMATS)} file" if head else "is empty (0 bytes)")
 
 
-def _split_page(path: str) -> tuple[str, int | None]:
+def split_page(path: str) -> tuple[str, int | None]:
     """`file.tif#3` is frame 3 of `file.tif`. If a file of that very name exists too, the stack comes first: a name
     keeps its meaning when other files appear."""
     match = _PAGE.fullmatch(path)

@@ -51,6 +51,25 @@ def locked(file: Path, what: Path, wait_s: float | None = None) -> Iterator[bool
         lock.release()
 
 
+class HeldLock:
+    """The lock of `locked`, held from now until `release`, which any thread may call.
+
+    Each is a lock of its own: a second one for the same file waits, even in the same thread. Raises as `locked`.
+    """
+
+    def __init__(self, file: Path, what: Path, wait_s: float | None = None) -> None:
+        self._file = file.parent.resolve() / file.name
+        self._lock = FileLock(self._file, thread_local=False, on_acquired=_say_who)
+        _acquire(self._lock, self._file, what, WAIT_S if wait_s is None else wait_s)
+
+    def release(self) -> None:
+        """Let others have it, and remove the file. A second call does nothing."""
+        if self._lock.is_locked:
+            with suppress(OSError):  # as in `locked`
+                self._file.unlink()
+            self._lock.release()
+
+
 def _acquire(lock: FileLock, file: Path, what: Path, wait_s: float) -> None:
     end = time.monotonic() + wait_s
     while True:

@@ -204,11 +204,14 @@ def _load(folder: Path, content: bytes, *, verify_all: bool) -> tuple[Manifest, 
     return manifest, recipe
 
 
-def replace_recipe(folder: str | Path, recipe: Recipe, *, instead_of: Recipe | None = None) -> None:
+def replace_recipe(
+    folder: str | Path, recipe: Recipe, *, instead_of: Recipe | None = None, golden: bytes | None = None
+) -> None:
     """Make `recipe` the bundle's own. Artifacts and engines are not touched.
 
-    instead_of: the recipe that the bundle must still hold. Raises BundleError if it holds another, if it is faulty, if
-    another process is changing it, or if the recipe is not of its encoder; then nothing is written.
+    instead_of: the recipe that the bundle must still hold. golden: the content of a golden file with its answers; None
+    leaves the file that is there. Raises BundleError if the bundle holds another recipe, if it is faulty, if another
+    process is changing it, or if the recipe is not of its encoder; then nothing is written.
     """
     folder = Path(folder).resolve()
     load_bundle(folder)[0].encoder.check(recipe)
@@ -222,12 +225,23 @@ def replace_recipe(folder: str | Path, recipe: Recipe, *, instead_of: Recipe | N
         if digest == manifest.recipe_sha256:
             return
         file = PurePosixPath(manifest.recipe_file).with_name(f"recipe-{digest[:12]}.safetensors").as_posix()
+        files, changed = {file: content}, replace(manifest, recipe_file=file, recipe_sha256=digest)
+        if golden is not None and manifest.golden is not None:
+            changed = replace(changed, golden=_named_golden(manifest.golden, golden))
+            files[_named_golden(manifest.golden, golden).file] = golden
         try:
-            (staging / file).parent.mkdir(parents=True, exist_ok=True)
-            (staging / file).write_bytes(content)
+            for name, data in files.items():
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                (staging / name).write_bytes(data)
         except OSError as exc:
             raise BundleError(folder, f"the recipe cannot be written ({exc.strerror})") from exc
-        put_in_place(folder, staging, replace(manifest, recipe_file=file, recipe_sha256=digest), instead_of=manifest)
+        put_in_place(folder, staging, changed, instead_of=manifest)
+
+
+def _named_golden(there: GoldenFile, content: bytes) -> GoldenFile:
+    """Another golden file beside the one that is there."""
+    digest = hashlib.sha256(content).hexdigest()
+    return GoldenFile(PurePosixPath(there.file).with_name(f"golden-{digest[:12]}.safetensors").as_posix(), digest)
 
 
 def bundle_of_recipe(file: Path) -> Path | None:

@@ -19,7 +19,7 @@ import runtime
 PACKAGES = ("runtime", "calibration", "export", "benchmarks")
 HEAVY = (
     *("torch", "onnx", "onnxruntime", "open_clip", "timm", "tensorrt", "tensorrt_rtx", "cuda", "scipy", "matplotlib"),
-    *("pyarrow", "tritonclient", "grpc", "openvino"),
+    *("pyarrow", "tritonclient", "grpc", "openvino", "starlette", "uvicorn", "jinja2"),
 )
 LIGHT = {"numpy", "PIL", "safetensors", "tifffile", "filelock"}
 OPTIONAL = {"runtime.inflate": {"isal"}}
@@ -53,12 +53,14 @@ LAYERS = (
     {
         "runtime.jsonlines",
         "runtime.jpeg",
+        "runtime.line_log",
         "runtime.locking",
         "runtime.onnxfile",
         "runtime.serving.ray_session",
         "runtime.serving.stores",
         "runtime.targets",
         "runtime.telemetry",
+        "runtime.verdict_file",
     },
     {"runtime.fab.lot_journal"},
     {"runtime.fab.klarf_tokens"},
@@ -80,12 +82,12 @@ LAYERS = (
     {"runtime.manifest"},
     {"runtime.frames", "runtime.maps"},
     {"runtime.rows", "runtime.windows", "runtime.fab.sem_metadata"},
-    {"runtime.prediction", "runtime.folders"},
+    {"runtime.prediction", "runtime.folders", "runtime.verdict_records"},
     {"runtime.parquet_index"},
-    {"runtime.parquet"},
-    {"runtime.fab.lot_fusion", "runtime.fab.lot_parquet"},
-    {"runtime.fab.report"},
-    {"runtime.fab.lot_plan"},
+    {"runtime.parquet", "runtime.verdict_rows"},
+    {"runtime.fab.lot_fusion", "runtime.fab.lot_parquet", "runtime.verdict_writer"},
+    {"runtime.fab.report", "runtime.verdict_lines"},
+    {"runtime.fab.lot_plan", "runtime.verdict_store"},
     {"runtime.backends.base", "runtime.backends.buckets", "runtime.backends.cuda_device"},
     {"runtime.backends.trt_kernels", "runtime.backends.trt_slots", "runtime.backends.v2_model"},
     {"runtime.backends.trt_engine"},
@@ -101,7 +103,7 @@ LAYERS = (
     {"runtime.pipeline"},
     {"runtime.stream", "runtime.batching", "runtime.agreement"},
     {"runtime.golden"},
-    {"runtime.speed"},
+    {"runtime.speed", "runtime.golden_renewal"},
     {"runtime.qualification"},
     {"runtime.predictor", "runtime.peak", "runtime.verification"},
     {"runtime.serving.answer_folder", "runtime.serving.frame_rows", "runtime.serving.verify_server"},
@@ -109,8 +111,9 @@ LAYERS = (
     {"runtime.fab.lot_run"},
     {"runtime.fab.lot_results"},
     {"runtime.fab.lot", "runtime.fab.lot_watch"},
-    {"runtime.options", "runtime.describe", "runtime.serving.server_options"},
+    {"runtime.options", "runtime.describe", "runtime.recipe_history", "runtime.serving.server_options"},
     {"runtime.serving.ray_options"},
+    {"runtime.recipes_command"},
     {"runtime.commands", "runtime.serving.ray_command", "runtime.serving.triton_command", "runtime.verify"},
     {"runtime.fab.lot_command"},
     {"runtime.cli"},
@@ -237,7 +240,7 @@ import sys
 heavy = {HEAVY!r}
 if {blocked}:
     sys.modules.update(dict.fromkeys(heavy))
-import runtime, runtime.cli, runtime.commands, calibration.commands
+import runtime, runtime.cli, runtime.commands, calibration.commands, calibration.review.command
 loaded = [name for name, module in sys.modules.items() if module is not None and name.split(".")[0] in heavy]
 assert loaded == [], loaded
 print(runtime.Predictor.__name__)

@@ -31,6 +31,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "ImageMissing": ("a.tif", "is not in images/"),
     "KlarfError": ("a.klarf", "has no column TEST", 3),
     "KlarfIncomplete": ("a.klarf", "has no EndOfFile"),
+    "StoreError": ("a.sqlite", "is damaged"),
     "BackendError": ("failed", ["a.png", "b.png"]),
     "GpuError": ("failed", ["a.png"]),
     "OutOfDeviceMemory": ("no room",),

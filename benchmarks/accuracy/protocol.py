@@ -44,7 +44,7 @@ GENERATED_FIELD, GENERATED_DEFECTS = 256, (8, 40)
 """With --generated-size: the side in px that patterns scale with, and the range of a defect's longer side in px."""
 
 
-def _add_subject(parser: argparse.ArgumentParser) -> None:
+def add_subject(parser: argparse.ArgumentParser) -> None:
     """Declare the data, and the encoder that is judged on it."""
     data = parser.add_argument_group("data")
     source = data.add_mutually_exclusive_group(required=True)
@@ -96,7 +96,7 @@ class Accuracy:
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""
-        _add_subject(parser)
+        add_subject(parser)
         what = parser.add_argument_group("what to measure")
         what.add_argument(
             "--shots", default="1,2,5,10", metavar="K,...", help="support frames per class (default: 1,2,5,10)"
@@ -182,7 +182,7 @@ def _read_plan(args: argparse.Namespace, work: Path) -> Plan:
         model,
         graph,
         encoder,
-        _load_data(args, encoder, work / "generated"),
+        load_data(args, encoder, work / "generated"),
         shots,
         range(args.first_seed, args.first_seed + args.seeds),
         precisions,
@@ -197,7 +197,7 @@ def _read_plan(args: argparse.Namespace, work: Path) -> Plan:
     )
 
 
-def _load_data(args: argparse.Namespace, encoder: Encoder, generated: Path) -> Dataset:
+def load_data(args: argparse.Namespace, encoder: Encoder, generated: Path) -> Dataset:
     """The requested classes of the data folder or of frames generated in the folder `generated`."""
     if args.generated is not None:
         # At the encoder's input size: the generator ensures that a defect is visible at the size it makes.

@@ -51,8 +51,8 @@ class HeadFit:
 class ClassHead:
     """weight [K, F] and bias [K], for the graph's `features`.
 
-    out_of_fold: P_C [supports, K] of the unaugmented supports, by heads fitted without them; None if a class has a
-    single support. prior: how far the text is used, for the recipe's record; {} if it is not.
+    out_of_fold: P_C [supports, K] of the unaugmented supports, by heads fitted without them; None if `good` or every
+    defect class has a single support. prior: how far the text is used, for the recipe's record; {} if it is not.
     """
 
     weight: Tensor
@@ -179,11 +179,14 @@ def _regress(
 def out_of_fold_probabilities(x: Tensor, features: SupportFeatures, classes: int, how: HeadFit) -> Tensor | None:
     """P_C (eq. 22) of every unaugmented support by heads fitted without its frame: [supports, K].
 
-    x: the head's inputs [V, F]. All views of a frame are left out together. None if a class has a single frame.
+    x: the head's inputs [V, F]. All views of a frame are left out together. None if `good` or every defect class has a
+    single frame: nothing would be left to fit to. A defect class with a single frame beside larger ones is judged by a
+    head that has never seen it, as a new defect would be.
     """
     frames, first = np.unique(features.frame.numpy(), return_index=True)
     labels, unaugmented = features.labels[first], x[features.unaugmented]
-    folds = min(MAX_FOLDS, int(torch.bincount(labels, minlength=classes).min()))
+    counts = torch.bincount(labels, minlength=classes)
+    folds = min(MAX_FOLDS, int(counts[0]), int(counts[1:].max()))
     if folds < 2:
         return None
     fold = torch.zeros(int(frames[-1]) + 1, dtype=torch.int64)  # of every frame

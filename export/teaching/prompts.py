@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -97,3 +97,20 @@ def _phrases(value: Any, where: str, faults: list[str], *, empty_ok: bool = Fals
         return ()
     faults += [f'{where}: "{item}" needs exactly one {{}}' for item in value if item.count("{}") != 1]
     return tuple(value)
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedPrompts(Prompts):
+    """The prompts that a recipe records, and those of a file for classes that it lacks. recorded: by class."""
+
+    recorded: Mapping[str, tuple[str, ...]]
+
+    @classmethod
+    def of(cls, recorded: Mapping[str, Sequence[str]], prompts: Prompts) -> RecordedPrompts:
+        """recorded: as in a recipe's `teaching`."""
+        own = {field.name: getattr(prompts, field.name) for field in fields(Prompts)}
+        return cls(**own, recorded={name: tuple(phrases) for name, phrases in recorded.items()})
+
+    def for_class(self, name: str) -> list[str]:
+        """As `Prompts.for_class`, for a class that is not recorded."""
+        return list(self.recorded[name]) if name in self.recorded else Prompts.for_class(self, name)

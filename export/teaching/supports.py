@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -17,23 +17,27 @@ from calibration.errors import DatasetError
 
 
 def draw_supports(
-    dataset: Dataset, shots: int, seed: int, *, allowed: Iterable[Sample] | None = None
+    dataset: Dataset, shots: int | Mapping[str, int], seed: int, *, allowed: Iterable[Sample] | None = None
 ) -> tuple[Sample, ...]:
     """K frames of every class, spread over as many groups as possible; class by class, `good` first.
 
-    Nested: the draw for 5 shots begins with that for 2. allowed: draw from these samples only.
-    Raises DatasetError if a class has fewer than `shots`.
+    Nested: the draw for 5 shots begins with that for 2. shots: K, or one for each class by its name.
+    allowed: draw from these samples only. Raises DatasetError if a class has fewer than its shots.
     """
-    if shots < 1:
-        raise DatasetError(dataset.folder, f"shots must be at least 1, not {shots}")
+    by_class = dict.fromkeys(dataset.classes, shots) if isinstance(shots, int) else dict(shots)
+    if min(by_class.values()) < 1:
+        raise DatasetError(dataset.folder, f"shots must be at least 1, not {min(by_class.values())}")
     pool = list(dataset.samples if allowed is None else allowed)
     supports: list[Sample] = []
     faults = []
     for label in dataset.classes:
         order = _draw_order([sample for sample in pool if sample.label == label], label, seed)
-        if len(order) < shots:
-            faults.append(f"class {label} has {len(order)} frames to draw from, fewer than the {shots} shots asked for")
-        supports += order[:shots]
+        wanted = by_class[label]
+        if len(order) < wanted:
+            faults.append(
+                f"class {label} has {len(order)} frames to draw from, fewer than the {wanted} shots asked for"
+            )
+        supports += order[:wanted]
     if faults:
         raise DatasetError(dataset.folder, faults)
     return tuple(supports)

@@ -26,20 +26,28 @@ def with_classes(
     file: KlarfFile,
     classes: Mapping[Key, Mapping[str, int]],
     lookup: Mapping[int, str] | None = None,
+    *,
+    manual: bool = False,
 ) -> bytes:
     """The file's bytes with new class numbers in some cells; every other byte is as it was.
 
     classes: {(wafer, DEFECTID, TEST): {column: number}}. Cells that hold the number already stay as they are written.
     lookup: names by class number. Numbers that a class lookup of the file lacks are added to it.
+    manual: whether people chose the numbers, which may then go into the columns of manual classes.
     Raises KlarfError where a defect or column is not there or not clear, a column belongs to people or names the
     defect, a number does not fit, or the lookup has another name or number.
     """
-    edits = [edit for number in _found(file, classes) for edit in number]
+    edits = [edit for number in _found(file, classes, manual=manual) for edit in number]
     if lookup:
         if not file.lookups:
             raise KlarfError(file.source.name, "has no class lookup that could be extended; leave the names out")
         edits += [edit for one in file.lookups for edit in _extended(file, one, lookup)]
     return _edited(file.source.data, edits)
+
+
+def is_manual(column: str) -> bool:
+    """Whether people write their classes into this column."""
+    return bool(_MANUAL.match(column.upper()))
 
 
 def write_klarf(file: KlarfFile, content: bytes, path: Path | str, *, force: bool = False) -> None:
@@ -55,7 +63,9 @@ def write_klarf(file: KlarfFile, content: bytes, path: Path | str, *, force: boo
     write_atomically(path, content)
 
 
-def _found(file: KlarfFile, classes: Mapping[Key, Mapping[str, int]]) -> Iterable[list[_Edit]]:
+def _found(
+    file: KlarfFile, classes: Mapping[Key, Mapping[str, int]], *, manual: bool
+) -> Iterable[list[_Edit]]:
     """The edits of each defect that `classes` names; all of them must be there, once."""
     seen: dict[Key, Defect] = {}
     for defect in file.defects:
@@ -73,11 +83,11 @@ def _found(file: KlarfFile, classes: Mapping[Key, Mapping[str, int]]) -> Iterabl
         raise KlarfError(file.source.name, f"has no {_named(missing[0])}{more}")
     checked: set[tuple[int, str]] = set()
     for key, defect in seen.items():
-        yield list(_edits(file, defect, classes[key], checked))
+        yield list(_edits(file, defect, classes[key], checked, manual=manual))
 
 
 def _edits(
-    file: KlarfFile, defect: Defect, wanted: Mapping[str, int], checked: set[tuple[int, str]]
+    file: KlarfFile, defect: Defect, wanted: Mapping[str, int], checked: set[tuple[int, str]], *, manual: bool
 ) -> Iterable[_Edit]:
     """The edits of one defect. checked: ids of tables, and columns, that were found to be fit to write."""
     source = file.source
@@ -87,7 +97,7 @@ def _edits(
     for name, number in wanted.items():
         column = name.upper()
         if (id(defect.table), column) not in checked:
-            _check_column(file, defect.table, column, defect.start)
+            _check_column(file, defect.table, column, defect.start, manual=manual)
             checked.add((id(defect.table), column))
         new = _digits(file, number, column)
         start, end = spans[column]
@@ -96,15 +106,15 @@ def _edits(
             yield start, end, new
 
 
-def _check_column(file: KlarfFile, table: Table, column: str, at: int) -> None:
+def _check_column(file: KlarfFile, table: Table, column: str, at: int, *, manual: bool) -> None:
     """Raise KlarfError unless the column is there and may be written."""
     source = file.source
-    if _MANUAL.match(column):
+    if is_manual(column) and not manual:
         raise KlarfError(source.name, f"{column} holds what people decided, and is never written")
     if column in _FIXED:
         raise KlarfError(source.name, f"{column} is part of what the defect is, and is never written")
     if column not in table.columns:
-        there = ", ".join(name for name in table.columns if name not in _FIXED and not _MANUAL.match(name))
+        there = ", ".join(name for name in table.columns if name not in _FIXED and (manual or not is_manual(name)))
         source.fail(f"there is no column {column} to write; choose among {there[:2000]}", at)
     if table.nested and not table.types[table.columns[column]].startswith(("INT", "FLOAT", "DOUBLE")):
         source.fail(f"{column} is of type {table.types[table.columns[column]]}, which takes no class number", at)

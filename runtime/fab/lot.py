@@ -13,12 +13,13 @@ from ..files import require_folder
 from ..locking import locked
 from ..predictor import Predictor
 from ..terminal import printable, progress_bar
+from ..verdict_writer import VerdictWriter
 from .codes import Codes
 from .klarf_writing import with_classes
 from .lot_errors import LotError
 from .lot_journal import Journal, same_header
 from .lot_plan import Lot
-from .lot_results import Done, Order, Outputs, read_summary, write_results
+from .lot_results import Done, Order, Outputs, read_summary, same_settings, write_results
 from .lot_run import Engine, journal_header, judge
 
 COLUMN = "CLASSNUMBER"
@@ -32,6 +33,7 @@ class LotClassifier:
     images: the folder in which the lots' image files lie. types: image types to judge; all of them if empty.
     out: the folder of the results. parquet: whether to write that side file. force: replace results that are there.
     encoding: of the lots' texts; None to find it from their bytes. lookup: whether to add codes to the class lookup.
+    store: takes the answers of all images as well. A lot that was judged without it is not taken for done.
     """
 
     predictor: Predictor
@@ -45,6 +47,7 @@ class LotClassifier:
     force: bool = False
     encoding: str | None = None
     lookup: bool = True
+    store: VerdictWriter | None = None
 
     def open(self, path: Path) -> Lot:
         """Read a lot and find its images. Raises KlarfError, LotError."""
@@ -65,18 +68,18 @@ class LotClassifier:
         self._require_writable(lot)
         require_folder(self.out)
         self.out.mkdir(parents=True, exist_ok=True)
-        order = Order(self.predictor.recipe, self.engine, self.codes, self.columns, self.lookup)
+        order = Order(self.predictor.recipe, self.engine, self.codes, self.columns, self.lookup, self._store_id())
         settings = order.settings(lot, outputs)
         with locked(self.out / f".{path.name}.lock", path):
             before = None if self.force else read_summary(outputs)
-            if before is not None and before["settings"] == settings:
+            if before is not None and same_settings(before["settings"], settings):
                 outputs.journal.unlink(missing_ok=True)  # of a run that was killed at its very end
                 return _done_before(outputs, before["status"])
             return self._judge(lot, outputs, order)
 
     def _judge(self, lot: Lot, outputs: Outputs, order: Order) -> Done:
         stamps = lot.stamps()
-        header = journal_header(lot, self.engine, stamps)
+        header = journal_header(lot, self.engine, stamps) | ({} if self.store is None else {"store": self.store.id})
         there = [path for path in (*outputs.results(), outputs.summary) if path.exists()]
         if there and not self.force and not same_header(outputs.journal, header):
             raise LotError(
@@ -90,7 +93,7 @@ class LotClassifier:
             _say_where_it_begins(lot, journal)
             left = sum(len(wafer.defects) for wafer in lot.file.wafers) - journal.resumed
             try:
-                for _ in progress_bar(judge(lot, self.predictor, self.engine, journal), left):
+                for _ in progress_bar(judge(lot, self.predictor, self.engine, journal, self.store), left):
                     pass
             except BaseException:
                 with suppress(OSError, ValueError):
@@ -99,6 +102,9 @@ class LotClassifier:
             done = write_results(lot, outputs, journal, order, stamps)
             journal.remove()
         return done
+
+    def _store_id(self) -> str | None:
+        return None if self.store is None else self.store.id
 
     def _require_writable(self, lot: Lot) -> None:
         """Raise KlarfError before any image is judged if a cell cannot take a code, or a code has another name."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from ..commands import add_frame_options, open_predictor
-from ..errors import BackendError, PredictorError
+from ..commands import add_frame_options, open_predictor, open_writer
+from ..errors import BackendError, PredictorError, StoreError
 from ..options import add_bundle_argument, add_engine_arguments, at_least
 from ..parquet import import_pyarrow
 from ..terminal import message, printable
+from ..verdict_file import require_store
 from .codes import Codes
 from .lot import COLUMN, LotClassifier, lots_of_one_name
 from .lot_results import Done
@@ -69,7 +71,9 @@ class ClassifyLot:
     def run(self, args: argparse.Namespace) -> int:
         """Classify; 1 if some images were not read, 2 if a lot could not be classified."""
         _check(args)
-        with open_predictor(args) as predictor:
+        with ExitStack() as opened:
+            predictor = opened.enter_context(open_predictor(args))
+            store = args.store and opened.enter_context(open_writer(args.store, args.bundle, predictor))
             classifier = LotClassifier(
                 predictor=predictor,
                 engine=Engine.of(predictor, args.batch_size, _frame_options(args)),
@@ -82,6 +86,7 @@ class ClassifyLot:
                 force=args.force,
                 encoding=args.encoding,
                 lookup=args.lookup,
+                store=store,
             )
             print(predictor.backend.description, file=sys.stderr)
             if args.watch is not None:
@@ -127,6 +132,13 @@ def _add_lot_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help='leave the Parquet file out, which needs "sem-clip[parquet]" (default: write it)',
     )
+    lots.add_argument(
+        "--store",
+        type=Path,
+        metavar="FILE",
+        help="add the answers of all images, with maps and features, to a store of verdicts for `sem-clip review` and "
+        "`sem-clip report`; it is made if it is not there (default: none)",
+    )
     lots.add_argument("--force", action="store_true", help="replace results that are there (default: refuse)")
 
 
@@ -144,6 +156,8 @@ def _check(args: argparse.Namespace) -> None:
         raise PredictorError("; ".join(faults))
     if args.parquet:
         import_pyarrow()
+    if args.store is not None:
+        require_store(args.store)
 
 
 def _frame_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -156,7 +170,7 @@ def _one(classifier: LotClassifier, path: Path) -> int:
     """Classify a lot and say what became of it; 2 if that failed, which leaves the other lots as they are."""
     try:
         done = classifier.classify(path)
-    except BackendError:
+    except (BackendError, StoreError):  # as the next lot would fail too
         raise
     except PredictorError as exc:
         print(f"error: {message(exc)}", file=sys.stderr)

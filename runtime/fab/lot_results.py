@@ -70,13 +70,17 @@ class Done:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Order:
-    """What to make of a lot's answers. columns: those that take the codes. lookup: whether to add codes to it."""
+    """What to make of a lot's answers. columns: those that take the codes. lookup: whether to add codes to it.
+
+    store_id: of the store that takes the answers too; None without one.
+    """
 
     recipe: Recipe
     engine: Engine
     codes: Codes
     columns: tuple[str, ...]
     lookup: bool
+    store_id: str | None = None
 
     def settings(self, lot: Lot, outputs: Outputs) -> dict[str, Any]:
         """What the results depend on, apart from the images: kept in the summary, to know them again."""
@@ -89,6 +93,7 @@ class Order:
             "columns": list(self.columns),
             "lookup": self.lookup,
             "parquet": outputs.parquet is not None,
+            **({} if self.store_id is None else {"store": self.store_id}),
         }
 
 
@@ -104,6 +109,13 @@ def read_summary(outputs: Outputs) -> dict[str, Any] | None:
         return None
     sound = isinstance(found, dict) and found.get("format") == FORMAT and found.get("version") == VERSION
     return found if sound and {"settings", "status"} <= found.keys() and found["status"] in (0, 1) else None
+
+
+def same_settings(before: Any, now: Mapping[str, Any]) -> bool:
+    """Whether an earlier run had these settings, perhaps with a store that is not asked for now."""
+    if not isinstance(before, dict):
+        return False
+    return {name: value for name, value in before.items() if name != "store" or name in now} == now
 
 
 def write_results(lot: Lot, outputs: Outputs, journal: Journal, order: Order, stamps: Mapping[str, Stamp]) -> Done:

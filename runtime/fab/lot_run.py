@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+from ..errors import FrameError
 from ..maps import SIZES_NM
 from ..prediction import FailedFrame, Prediction
 from ..predictor import Predictor
+from ..verdict_records import Site
+from ..verdict_writer import VerdictWriter
 from .codes import NO_IMAGE
 from .lot_fusion import Fusion
 from .lot_journal import Journal
 from .lot_plan import Entry, Lot, Stamp
 
+_NM_PER_MM = 1e6
 FORMAT = 1
 """Rises when the lines of a journal change, so that no older one is taken up."""
 
@@ -68,11 +72,14 @@ def journal_header(lot: Lot, engine: Engine, stamps: Mapping[str, Stamp]) -> dic
     }
 
 
-def judge(lot: Lot, predictor: Predictor, engine: Engine, journal: Journal) -> Iterator[Entry]:
+def judge(
+    lot: Lot, predictor: Predictor, engine: Engine, journal: Journal, store: VerdictWriter | None = None
+) -> Iterator[Entry]:
     """Answer the defects that the journal does not hold yet, and yield each that is answered.
 
     All images of the lot are one stream, so that batches are full. A run that is taken up begins with the batch in
-    which the first of its images lies; answers that are known are dropped. Raises BackendError.
+    which the first of its images lies; answers that are known are dropped. The store has the answers of a defect before
+    the journal has them, so that none is missing there after a kill. Raises BackendError, StoreError.
     """
     skipped = sum(_judged_images(entry) for entry in islice(lot.entries(), journal.resumed))
     start = skipped // engine.batch * engine.batch
@@ -84,14 +91,35 @@ def judge(lot: Lot, predictor: Predictor, engine: Engine, journal: Journal) -> I
         for image in entry.images:
             if image.fault:
                 fusion.fail(image.name, image.type, image.fault)
+                _keep(store, lot, entry, FailedFrame(image.name, FrameError(image.name, image.fault)), None)
                 continue
             result = next(results)
+            _keep(store, lot, entry, result, image.path)
             if isinstance(result, FailedFrame):
                 fusion.fail(image.name, image.type, result.error)
             else:
                 fusion.add(image.name, image.type, result)
+        if store is not None:
+            store.flush()
         journal.add(record_of(lot, entry, fusion, engine))
         yield entry
+
+
+def _keep(
+    store: VerdictWriter | None, lot: Lot, entry: Entry, result: Prediction | FailedFrame, path: str | None
+) -> None:
+    if store is None:
+        return
+    defect, diameter = entry.defect, lot.file.wafers[entry.wafer].diameter_nm
+    site = Site(
+        lot.name,
+        defect.wafer,
+        str(defect.id),
+        defect.x_nm,
+        defect.y_nm,
+        None if diameter is None else diameter / _NM_PER_MM,
+    )
+    store.add(result, site, path)
 
 
 def _judged_images(entry: Entry) -> int:

@@ -31,7 +31,7 @@ class WaferFacts:
 
 
 @dataclass(slots=True, eq=False)
-class _Places:
+class Places:
     """Where the defects of one wafer with one verdict lie, from the wafer's middle."""
 
     x_nm: array[float] = field(default_factory=lambda: array("d"))
@@ -46,7 +46,7 @@ class Tally:
         self.classes = tuple(classes)
         self.verdicts: Counter[str] = Counter()
         self.by_wafer: list[Counter[str]] = [Counter() for _ in wafers]
-        self.places: list[dict[str, _Places]] = [defaultdict(_Places) for _ in wafers]
+        self.places: list[dict[str, Places]] = [defaultdict(Places) for _ in wafers]
         self.manual: Counter[tuple[int, str]] = Counter()
         self.agreed = 0
         self.unread = Reasons(SHOWN)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-from ..errors import BackendError, BackendUnavailable, BundleError, KlarfIncomplete, PredictorError
+from ..errors import BackendError, BackendUnavailable, BundleError, KlarfIncomplete, PredictorError, StoreError
 from ..terminal import message, printable
 from .lot_plan import Lot, Stamp, stamp
 
@@ -64,7 +64,7 @@ class LotWatch:
     def look(self, now: float) -> bool:
         """Go through the folder once and classify what is whole. now: seconds of any clock. Returns whether lots wait.
 
-        Raises BackendError; OSError where the folder cannot be read.
+        Raises BackendError, StoreError; OSError where the folder cannot be read.
         """
         found = sorted(path for path in self.folder.iterdir() if SUFFIXES.fullmatch(path.name))
         for gone in {*self._waiting, *self._taken} - {*found}:
@@ -103,7 +103,7 @@ class LotWatch:
     def _take(self, path: Path, seen: Stamp, waiting: _Waiting, now: float) -> None:
         try:
             self.classify(path)
-        except BackendError:
+        except (BackendError, StoreError):
             raise
         except BundleError as exc:  # another process judges it, and may be killed
             self._wait_longer(waiting, now, f"waiting: {exc}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from ..terminal import show
-from .lot_tally import Tally
+from .lot_tally import Places, Tally
 
 COLOURS = ("#c0392b", "#2471a3", "#b7950b", "#7d3c98", "#117864", "#ca6f1e", "#2e4053", "#a93272", "#5d8c1a", "#1b9aaa")
 OTHERS, PLAIN = "#707070", "#d0d3d4"
@@ -65,31 +65,39 @@ def pareto_chart(counts: Sequence[tuple[str, int]], colour: Mapping[str, str]) -
 
 
 def wafer_map(tally: Tally, wafer: int, colour: Mapping[str, str]) -> str:
-    """One wafer with a dot for each place that has defects, seen with y upwards; "" without places."""
-    places = {name: found for name, found in tally.places[wafer].items() if found.x_nm}
+    """One wafer of a lot, as `places_map`."""
+    facts = tally.wafers[wafer]
+    return places_map(facts.id, facts.diameter_nm, tally.places[wafer], colour)
+
+
+def places_map(name: str, diameter_nm: float | None, spots: Mapping[str, Places], colour: Mapping[str, str]) -> str:
+    """One wafer with a dot for each place that has defects, seen with y upwards; "" without places.
+
+    name: of the wafer. spots: by verdict.
+    """
+    places = {verdict: found for verdict, found in spots.items() if found.x_nm}
     if not places:
         return ""
-    facts = tally.wafers[wafer]
     reach = max(abs(value) for found in places.values() for values in (found.x_nm, found.y_nm) for value in values)
-    half = facts.diameter_nm / 2 if facts.diameter_nm else 0.0
+    half = diameter_nm / 2 if diameter_nm else 0.0
     outline = f'<circle cx="{_SIZE / 2}" cy="{_SIZE / 2}" r="{_RADIUS}" class="wafer"/>' if half else ""
     scale = _RADIUS / max(half, reach, 1.0)
     if half and reach > half * 1.001:  # the outline then is as small as the scale makes it
         outline = f'<circle cx="{_SIZE / 2}" cy="{_SIZE / 2}" r="{half * scale:.1f}" class="wafer"/>'
     pitch = 2 * _RADIUS / _BINS
     dots = []
-    for name in sorted(places, key=lambda name: -len(places[name].x_nm)):  # rare ones on top
-        spots = {
+    for verdict in sorted(places, key=lambda one: -len(places[one].x_nm)):  # rare ones on top
+        dotted = {
             (round(x * scale / pitch), round(y * scale / pitch))
-            for x, y in zip(places[name].x_nm, places[name].y_nm, strict=True)
+            for x, y in zip(places[verdict].x_nm, places[verdict].y_nm, strict=True)
         }
         path = "".join(
-            f"M{_SIZE / 2 + x * pitch:.1f} {_SIZE / 2 - y * pitch:.1f}h0" for x, y in sorted(spots)
+            f"M{_SIZE / 2 + x * pitch:.1f} {_SIZE / 2 - y * pitch:.1f}h0" for x, y in sorted(dotted)
         )  # a line of no length with round ends is a dot
         dots.append(
-            f'<path d="{path}" class="dots" stroke="{colour.get(name, PLAIN)}"><title>{text(name)}</title></path>'
+            f'<path d="{path}" class="dots" stroke="{colour.get(verdict, PLAIN)}"><title>{text(verdict)}</title></path>'
         )
     return (
-        f'<svg role="img" aria-label="map of wafer {text(facts.id)}" viewBox="0 0 {_SIZE:.0f} {_SIZE:.0f}" '
+        f'<svg role="img" aria-label="map of wafer {text(name)}" viewBox="0 0 {_SIZE:.0f} {_SIZE:.0f}" '
         f'width="{_SIZE:.0f}" height="{_SIZE:.0f}">{outline}{"".join(dots)}</svg>'
     )

@@ -88,7 +88,8 @@ def _check(args: argparse.Namespace) -> None:
         raise PredictorError(
             f"{args.parquet} is a URI, and --parquet writes a folder of this machine: name one, and copy it when done"
         )
-    for option, value in (("--json", args.json), ("--overlays", args.overlays), ("--force", args.force)):
+    others = (("--json", args.json), ("--store", args.store), ("--overlays", args.overlays), ("--force", args.force))
+    for option, value in others:
         if value:
             raise PredictorError(
                 f"{option} is not for --engine ray, which writes and continues the folder of --parquet"

@@ -1,0 +1,55 @@
+"""Draw the pictures of the review page: photographs of a running one. See docs/development.md.
+
+sem-clip review demo/verdicts.db --bundle demo/bundle --data demo/bundle-frames/teach
+python docs/pictures/review.py http://127.0.0.1:PORT/
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import sys
+from typing import Any
+
+from draw import save
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+SIZE = {"width": 1360, "height": 850}
+PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+
+
+def photograph(page: Any, name: str, width: int) -> None:
+    """What the page shows now, `width` pixels wide."""
+    picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+    height = round(picture.height * width / picture.width)
+    save(picture.resize((width, height), Image.Resampling.LANCZOS), name)
+
+
+def main(url: str) -> None:
+    """The frames with a queue and a mask, then the summary."""
+    program = next((path for path in map(shutil.which, PROGRAMS) if path), None)
+    if program is None:
+        sys.exit("no Chromium here: apt install chromium")
+    words = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=words)
+        page = browser.new_context(viewport=SIZE, color_scheme="light").new_page()
+        page.goto(url)
+        page.get_by_role("button", name="Least sure first").click()
+        page.wait_for_selector("#similar button img")
+        page.wait_for_timeout(1500)
+        photograph(page, "review.png", 1200)
+        page.locator("#tab-summary").click()
+        page.wait_for_selector("#changed")
+        page.get_by_label("Defect threshold").press("ArrowRight")
+        page.wait_for_timeout(1500)
+        photograph(page, "review-summary.png", 1000)
+        browser.close()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])

@@ -1,0 +1,212 @@
+"""Teaching again from the review page, the recipes that came of it, and judging again."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("starlette")
+pytest.importorskip("jinja2")
+
+from conftest import make_recipe
+from review_pages import Desk, make_store, opened, paint, six_frames
+
+from calibration.review import workshop
+from runtime.manifest import load_bundle
+from runtime.recipe import Recipe
+from runtime.verdict_store import Query
+
+REPORT = {"frames": 4, "before": {"accuracy": {"value": 0.5}}, "after": {"accuracy": {"value": 0.75}}}
+TEACH = """
+import json, pathlib, shutil, sys
+words = sys.argv[1:]
+print("encoding <b>supports</b>", flush=True)
+print("words:", json.dumps(words), file=sys.stderr, flush=True)
+out = pathlib.Path(words[words.index("--out") + 1])
+shutil.copy({candidate!r}, out)
+pathlib.Path(words[words.index("--json") + 1]).write_text(json.dumps(dict(judged={report!r})))
+"""
+
+
+@pytest.fixture
+def desk(tmp_path: Path, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Desk]:
+    """A page that can teach: torch counts as there, and a script stands in for `sem-clip teach`."""
+    monkeypatch.setattr(workshop, "find_spec", lambda name: object())
+    make_recipe(defect_threshold=0.25).save(tmp_path / "candidate.safetensors")
+    script(monkeypatch, TEACH.format(candidate=str(tmp_path / "candidate.safetensors"), report=REPORT))
+    store = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "frames"))
+    with opened(store, fake_bundle, tmp_path / "frames") as page:
+        yield page
+
+
+def script(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    monkeypatch.setattr(workshop, "child_command", lambda _, *words: [sys.executable, "-c", code, *words])
+
+
+def ended(desk: Desk) -> dict[str, Any]:
+    """The job, once it runs no more."""
+    until = time.monotonic() + 60
+    while (job := desk.get("/api/teach").json())["state"] == "running":
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    return job
+
+
+def taught(desk: Desk) -> dict[str, Any]:
+    assert desk.correct(2, "hole").status == 200
+    assert desk.post("/api/teach", {"note": "lot 7"}).json() == {"job": 1}
+    return ended(desk)
+
+
+def test_teaching_needs_bundle_data_and_torch(tmp_path: Path, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "frames"))
+    with opened(store, fake_bundle) as page:
+        facts = page.get("/api/facts").json()
+        assert facts["can_teach"] is False
+        assert "--data DIR" in facts["why_not"]
+        page.correct(2, "hole")
+        assert page.post("/api/teach", {"note": ""}).status == 409
+    monkeypatch.setattr(workshop, "find_spec", lambda name: None)
+    with opened(store, fake_bundle, tmp_path / "frames") as page:
+        assert 'pip install "sem-clip[export]"' in page.get("/api/facts").json()["why_not"]
+
+
+def test_teaching_without_corrections_is_refused(desk: Desk) -> None:
+    reply = desk.post("/api/teach", {"note": ""})
+    assert reply.status == 409
+    assert "nothing is corrected" in reply.json()["error"]
+
+
+def test_a_candidate_waits_and_the_bundle_keeps_its_recipe(desk: Desk, fake_bundle: Path) -> None:
+    before = load_bundle(fake_bundle)[1].sha256()
+    job = taught(desk)
+    assert (job["state"], job["what"], job["before_after"]) == ("done", "teach", REPORT)
+    assert job["lines"][0] == "encoding <b>supports</b>"
+    words = json.loads(job["lines"][1].removeprefix("words: "))
+    assert words[:3] == ["teach", str(fake_bundle), "--data"]
+    assert words[words.index("--corrections") + 1] == str(desk.log.path)
+    assert load_bundle(fake_bundle)[1].sha256() == before
+    assert Recipe.load(words[words.index("--out") + 1]).operating_point.defect_threshold == 0.25
+
+
+def test_accepting_changes_the_bundle_and_keeps_a_history_to_go_back(desk: Desk, fake_bundle: Path) -> None:
+    before = load_bundle(fake_bundle)[1].sha256()
+    taught(desk)
+    assert desk.post("/api/teach/accept", {"note": ""}).status == 200
+    assert load_bundle(fake_bundle)[1].operating_point.defect_threshold == 0.25
+    assert desk.get("/api/facts").json()["operating_point"]["defect_threshold"] == 0.25
+    assert desk.get("/api/teach").json()["state"] == "idle"
+    assert not list(desk.log.path.parent.glob("*.taught.*"))
+    recipes = desk.get("/api/recipes").json()["recipes"]
+    assert [(one["note"], one["current"]) for one in recipes] == [("", False), ("lot 7", True)]
+    assert desk.post("/api/recipes/back", {"number": 1}).status == 200
+    assert load_bundle(fake_bundle)[1].sha256() == before
+    assert [one["current"] for one in desk.get("/api/recipes").json()["recipes"]] == [False, False, True]
+    for number in (0, 9, "1", True, None):
+        assert desk.post("/api/recipes/back", {"number": number}).status in (400, 409)
+
+
+def test_a_candidate_can_be_discarded_and_accepted_once(desk: Desk, fake_bundle: Path) -> None:
+    for path in ("/api/teach/accept", "/api/teach/discard"):
+        assert desk.post(path, {}).status == 409
+    before = load_bundle(fake_bundle)[1].sha256()
+    taught(desk)
+    assert desk.post("/api/teach/discard", {}).status == 200
+    assert desk.post("/api/teach/accept", {}).status == 409
+    assert not list(desk.log.path.parent.glob("*.taught.*"))
+    assert load_bundle(fake_bundle)[1].sha256() == before
+
+
+def test_teaching_that_fails_says_how(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, "import sys; print('error: no weights', file=sys.stderr); sys.exit(2)")
+    job = taught(desk)
+    assert job["state"] == "failed"
+    assert job["lines"] == ["error: no weights", "error: teaching ended with status 2"]
+    assert desk.post("/api/teach/accept", {}).status == 409
+
+
+def test_a_failure_leaves_no_candidate_of_before(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught(desk)
+    script(monkeypatch, "pass")
+    assert desk.post("/api/teach", {"note": ""}).status == 200
+    assert ended(desk)["state"] == "failed"
+    assert desk.post("/api/teach/accept", {}).status == 409
+
+
+def test_one_job_runs_at_a_time_and_ends_with_the_server(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, "import time; print('long', flush=True); time.sleep(600)")
+    desk.correct(2, "hole")
+    assert desk.post("/api/teach", {"note": ""}).status == 200
+    for path, body in (("/api/teach", {"note": ""}), ("/api/judge", {}), ("/api/recipes/back", {"number": 1})):
+        reply = desk.post(path, body)
+        assert reply.status == 409, path
+        assert "a job is running" in reply.json()["error"]
+    until = time.monotonic() + 30
+    while not desk.get("/api/teach").json()["lines"]:
+        assert time.monotonic() < until
+        time.sleep(0.02)
+    desk.workshop.close()
+    assert ended(desk)["state"] == "failed"
+
+
+def test_long_lines_are_cut_and_old_ones_dropped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, "print('x' * 100_000); print(*range(1000), sep='\\n'); print(chr(27) + '[2J'); raise SystemExit(1)")
+    lines = taught(desk)["lines"]
+    assert len(lines) == workshop.MOST_LINES
+    assert lines[-3] == "999"
+    assert max(map(len, lines)) <= 2000
+
+
+def test_judging_again_adds_answers_and_the_verdict_changes(desk: Desk) -> None:
+    assert {entry.verdict for entry in desk.store.entries(Query())} == {"good", "bridge", "hole"}
+    make_recipe(defect_threshold=1.0).save(desk.log.path.parent / "candidate.safetensors")
+    taught(desk)
+    assert desk.post("/api/teach/accept", {"note": "all good"}).status == 200
+    before = desk.get("/api/facts").json()["changed"]
+    assert desk.post("/api/judge", {}).status == 200
+    job = ended(desk)
+    assert (job["what"], job["state"]) == ("judge", "done"), job
+    assert "6 frames judged, 0 not read; 4 verdicts changed" in job["lines"][-1]
+    facts = desk.get("/api/facts").json()
+    assert facts["changed"] > before
+    assert (facts["verdicts"], facts["frames"], facts["corrected"]) == ({"good": 6}, 6, 1)
+    assert desk.store.entry(2).verdict == "bridge"  # the old answer stays
+
+
+def test_judging_keeps_the_size_of_a_pixel_and_says_what_was_not_read(tmp_path: Path, fake_bundle: Path) -> None:
+    from dataclasses import replace
+
+    frames = [paint(tmp_path / f"{number}.png", number, defect=True) for number in (1, 2)]
+    store = make_store(tmp_path, fake_bundle, frames, change=lambda _, result: replace(result, pixel_size_nm=(2.0, 3.0)))
+    frames[1].unlink()
+    with opened(store, fake_bundle) as page:
+        assert page.post("/api/judge", {}).status == 200
+        job = ended(page)
+        assert "1 frames judged, 1 not read" in job["lines"][-1], job
+        first, second = page.store.entries(Query())
+        assert page.store.result(first.id).pixel_size_nm == (2.0, 3.0)
+        assert first.id > 2
+        assert "no such file" in (second.error or "")
+
+
+def test_frames_of_several_white_levels_are_not_judged_by_one(tmp_path: Path, fake_bundle: Path) -> None:
+    from dataclasses import replace
+
+    from runtime.recipe import FrameOptions
+
+    frames = [paint(tmp_path / f"{number}.png", number, defect=True) for number in (1, 2)]
+    levels = [FrameOptions(white_level=4095), FrameOptions()]
+    store = make_store(
+        tmp_path, fake_bundle, frames, change=lambda index, result: replace(result, frame_options=levels[index])
+    )
+    with opened(store, fake_bundle) as page:
+        assert page.post("/api/judge", {}).status == 200
+        job = ended(page)
+        assert job["state"] == "failed"
+        assert "several white levels (4095, 65535)" in job["lines"][-1]
