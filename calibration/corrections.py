@@ -48,11 +48,19 @@ _PLACE = ("lot", "wafer", "defect_id")
 
 
 class Place(Protocol):
-    """Where a frame was taken: the wafer's site, of a lot."""
+    """Where a frame was taken, of a lot."""
 
-    lot: str | None
-    wafer: str | None
-    defect_id: str | None
+    @property
+    def lot(self) -> str | None:
+        """The lot's name."""
+
+    @property
+    def wafer(self) -> str | None:
+        """The wafer's name."""
+
+    @property
+    def defect_id(self) -> str | None:
+        """DEFECTID."""
 
 
 @dataclass(frozen=True, slots=True)
