@@ -7,8 +7,9 @@ INSTALLED := $(VENV)/.installed
 LOWEST := .venv-lowest
 # PyTorch without CUDA is a tenth of the download. Its makers keep an index of such builds: make demo TORCH_CPU=URL
 TORCH_CPU ?=
-# One thread per test process: the processes share the cores. Tests of one file stay in one process.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# One thread per test process: the processes share the cores. Tests of one file stay in one process. A process that
+# dies ends the run: another in its place can leave pytest waiting for ever.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all check lint hooks lowest clean

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 from .errors import BackendUnavailable, PredictorError, RowError
 from .files import OutputFile, open_plain
 from .maps import SIZES_NM
+from .parquet_index import Index, read_index
 from .prediction import FailedFrame, Prediction, read_result
 from .rows import COLUMNS, NAMES, SCHEMA_VERSION, Row
 from .terminal import printable
@@ -23,7 +24,6 @@ ROW_GROUP = 1000
 _TOGETHER = 50
 """Rows that are turned into Arrow's form at once: as Python's numbers, features take ten times the memory."""
 _READ_TOGETHER = 200
-_MAX_INDEX_BYTES = 1 << 26
 _MAX_GROUP_ROWS, _MAX_GROUP_BYTES, _MAX_BATCH_BYTES = 1 << 20, 1 << 29, 1 << 28
 _BUFFER = 1 << 20
 _BY_NAME = tuple(column.name for column in COLUMNS if column.kind == "numbers by name")
@@ -37,6 +37,11 @@ def import_pyarrow() -> Any:
     except ImportError as exc:
         raise BackendUnavailable(f'Parquet needs pyarrow ({exc}): pip install "sem-clip[parquet]"') from exc
     return pyarrow
+
+
+def arrow_errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for files that are damaged, gone or without a column: not all its errors are ValueErrors."""
+    return import_pyarrow().ArrowException, OSError, ValueError, KeyError, MemoryError
 
 
 def arrow_schema() -> Any:
@@ -112,17 +117,21 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
     pa = import_pyarrow()
     where = str(path)
     with _opened(path) as file:
-        with _reading(pa, where):
+        try:
+            index = read_index(file)
+        except ValueError as exc:
+            raise RowError(f"{where}: {exc}; name a whole file of `sem-clip predict --parquet`") from exc
+        with _reading(where):
             parquet = pa.parquet.ParquetFile(
                 file, pre_buffer=False, buffer_size=_BUFFER, page_checksum_verification=True
             )
             check_schema(parquet.schema_arrow, where)
-            _check_sizes(parquet.metadata, where)
-            together = rows_at_once(parquet.metadata, _READ_TOGETHER)
+            _check_sizes(index, where)
+            together = rows_at_once(index, _READ_TOGETHER)
             batches = parquet.iter_batches(together, columns=list(columns or NAMES), use_threads=False)
-        left = parquet.metadata.num_rows
+        left = index.rows
         while left > 0:
-            with _reading(pa, where):
+            with _reading(where):
                 batch = next(batches, None)
                 if batch is not None and batch.nbytes > _MAX_BATCH_BYTES:
                     raise RowError(
@@ -135,34 +144,29 @@ def read_rows(path: str | Path, columns: Sequence[str] | None = None) -> Iterato
             yield from rows
 
 
-def _check_sizes(index: Any, where: str) -> None:
+def _check_sizes(index: Index, where: str) -> None:
     """Raise RowError for row groups that would unpack to what no writer of rows makes, by the file's own account."""
-    groups = [index.row_group(number) for number in range(index.num_row_groups)]
-    if sum(group.num_rows for group in groups) != index.num_rows:
-        raise RowError(f"{where}: is damaged (its index contradicts itself); copy it again")
-    for number, group in enumerate(groups):
+    for number, group in enumerate(index.groups):
         # A value that is repeated takes no room in the file, and some in memory.
-        values = max(group.column(place).num_values for place in range(group.num_columns))
-        size = max(group.total_byte_size, 4 * values)
-        if group.num_rows > _MAX_GROUP_ROWS or size > _MAX_GROUP_BYTES:
+        values = max((column.values for column in group.columns), default=0)
+        size = max(group.total_bytes, 4 * values)
+        if group.rows > _MAX_GROUP_ROWS or size > _MAX_GROUP_BYTES:
             raise RowError(
-                f"{where}: row group {number} has {group.num_rows:,} rows and {size:,} bytes, more than "
+                f"{where}: row group {number} has {group.rows:,} rows and {size:,} bytes, more than "
                 f"{_MAX_GROUP_ROWS:,} or {_MAX_GROUP_BYTES:,}: write smaller row groups"
             )
 
 
-def rows_at_once(index: Any, most: int, columns: Collection[str] | None = None) -> int:
+def rows_at_once(index: Index, most: int, columns: Collection[str] | None = None) -> int:
     """How many rows to read at once, up to `most`, if each might repeat all texts and bytes of its row group.
 
-    index: a `pyarrow.parquet.FileMetaData`. columns: those that are read; all by default.
+    columns: those that are read; all by default.
     """
     largest = 1
-    for number in range(index.num_row_groups):
-        group = index.row_group(number)
-        chunks = [group.column(place) for place in range(group.num_columns)]
-        texts = [one for one in chunks if one.physical_type == "BYTE_ARRAY"]
-        read = [one for one in texts if columns is None or one.path_in_schema in columns]
-        largest = max(largest, sum(one.total_uncompressed_size for one in read))
+    for group in index.groups:
+        texts = [column for column in group.columns if column.is_text]
+        read = [column.uncompressed_bytes for column in texts if columns is None or column.path in columns]
+        largest = max(largest, sum(read))
     return max(1, min(most, _MAX_GROUP_BYTES // largest))
 
 
@@ -307,7 +311,7 @@ class _Sink(io.RawIOBase):
 
 @contextmanager
 def _opened(path: str | Path) -> Iterator[BinaryIO]:
-    """A Parquet file, with the length of its index checked. Raises RowError."""
+    """A file to read. Raises RowError."""
     try:
         file = io.BufferedReader(open_plain(path))
     except FileNotFoundError:
@@ -317,26 +321,15 @@ def _opened(path: str | Path) -> Iterator[BinaryIO]:
     except (OSError, ValueError) as exc:
         raise RowError(f"{path}: cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
     with file:
-        size = file.seek(0, io.SEEK_END)
-        file.seek(max(0, size - 8))
-        end = file.read(8)
-        if size < 12 or end[4:] != b"PAR1":
-            raise RowError(
-                f"{path}: is no Parquet file, or one whose end is missing: name a file of `sem-clip predict --parquet` "
-                "that was not cut off"
-            )
-        if int.from_bytes(end[:4], "little") > min(size, _MAX_INDEX_BYTES):
-            raise RowError(f"{path}: states an index of {int.from_bytes(end[:4], 'little'):,} bytes: it is damaged")
-        file.seek(0)
         yield file
 
 
 @contextmanager
-def _reading(pa: Any, where: str) -> Iterator[None]:
+def _reading(where: str) -> Iterator[None]:
     """Turn pyarrow's errors of damaged files into RowError."""
     try:
         yield
-    except (pa.ArrowException, OSError, ValueError, MemoryError, UnicodeError) as exc:
+    except arrow_errors() as exc:
         told = (str(exc).splitlines() or [type(exc).__name__])[0]
         raise RowError(f"{where}: is damaged ({told:.200}); copy it again, or judge the frames again") from exc
 

@@ -82,6 +82,7 @@ LAYERS = (
     {"runtime.frames", "runtime.maps"},
     {"runtime.rows", "runtime.windows", "runtime.fab.sem_metadata"},
     {"runtime.prediction", "runtime.folders"},
+    {"runtime.parquet_index"},
     {"runtime.parquet"},
     {"runtime.fab.lot_fusion", "runtime.fab.lot_parquet"},
     {"runtime.fab.report"},

@@ -19,7 +19,7 @@ from ..errors import BundleError, PredictorError
 from ..files import read_bounded, write_atomically
 from ..jsonfields import parse_json
 from ..locking import locked
-from ..parquet import ROW_GROUP, check_schema, import_pyarrow
+from ..parquet import ROW_GROUP, arrow_errors, check_schema, import_pyarrow
 
 SETTINGS = "_sem_clip.json"
 """Readers of Parquet folders skip names that begin with an underscore."""
@@ -201,7 +201,7 @@ def _read(path: Path, columns: Sequence[str] | None) -> Any:
         with parquet.ParquetFile(path, page_checksum_verification=True) as opened:
             check_schema(opened.schema_arrow, str(path))
             return opened.read(columns=None if columns is None else list(columns))
-    except (OSError, ValueError) as exc:  # of pyarrow, whose own errors are ValueErrors
+    except arrow_errors() as exc:
         raise PredictorError(
             f"{path}: is damaged ({_line(exc)}): remove it and run again, which judges its frames again"
         ) from exc

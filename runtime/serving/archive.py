@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import FrameError, PredictorError
 from ..folders import MASK_SUFFIX, SYSTEM_FOLDERS, find_frames, is_folder
 from ..frames import SUFFIXES
-from ..parquet import rows_at_once
+from ..parquet import arrow_errors, rows_at_once
 from ..rows import printed
 from .frame_rows import frame_columns, parquet_file
 from .stores import Stored, is_uri
@@ -47,7 +47,7 @@ def list_archive(paths: Sequence[str], unread: list[FrameError]) -> Any:
             parts.append(_members(found))
         except FrameError as exc:
             unread.append(exc)
-        except (OSError, ValueError) as exc:  # of pyarrow
+        except arrow_errors() as exc:
             unread.append(FrameError(found, f"cannot be read as Parquet ({exc})"))
     names = pa.array([printed(file) for file in files], pa.large_string())
     opened = pa.array([os.fsencode(file) for file in files], pa.large_binary())
@@ -87,7 +87,7 @@ def _remote(uri: str, unread: list[FrameError]) -> list[str]:
         if filesystem.get_file_info(root).type != fs.FileType.Directory:
             return [uri]  # a worker opens it, and says what is wrong with it
         found = filesystem.get_file_info(fs.FileSelector(root, recursive=True))
-    except (OSError, ValueError) as exc:  # of pyarrow, also for names that no store takes
+    except arrow_errors() as exc:  # also for names that no store takes
         unread.append(FrameError(uri, f"cannot be listed ({exc})"))
         return []
     below = [PurePosixPath(info.path).relative_to(root) for info in found if info.is_file]
@@ -127,9 +127,9 @@ def _members(file: str) -> Any:
     """The frames of a Parquet file. Raises FrameError, and errors of pyarrow."""
     import pyarrow as pa
 
-    with parquet_file(file) as opened:
+    with parquet_file(file) as (opened, index):
         column = frame_columns(opened, file)[0]
-        together = rows_at_once(opened.metadata, _NAMES_TOGETHER, (column,))
+        together = rows_at_once(index, _NAMES_TOGETHER, (column,))
         parts = [_names(batch.column(0), file) for batch in opened.iter_batches(together, columns=[column])]
     names = pa.chunked_array(parts, pa.large_string()).combine_chunks()
     if names.null_count:
@@ -144,10 +144,15 @@ def _members(file: str) -> Any:
 
 
 def _names(found: Any, file: str) -> Any:
-    """The column as `large_string`. Raises FrameError for longer names than files have: a small file can hold many."""
+    """The column as `large_string`. Raises FrameError for names that are no text, and for longer ones than files have,
+    of which a small file can hold many."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    try:
+        found.validate(full=True)
+    except pa.ArrowInvalid as exc:
+        raise FrameError(file, "has names that are no UTF-8 text: it is damaged, or not a text column") from exc
     longest = pc.max(pc.binary_length(found)).as_py() or 0
     if longest > MAX_NAME_BYTES:
         raise FrameError(file, f"has a name of {longest:,} bytes, more than the {MAX_NAME_BYTES:,} allowed")

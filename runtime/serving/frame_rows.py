@@ -16,7 +16,8 @@ from typing import Any, TypeAlias
 
 from ..errors import FrameError, PredictorError
 from ..frames import MAX_FILE_BYTES, EncodedFrame
-from ..parquet import rows_at_once
+from ..parquet import arrow_errors, rows_at_once
+from ..parquet_index import Index, read_index
 from ..prediction import FailedFrame, Prediction
 from ..predictor import Predictor
 from .stores import Stored, is_uri
@@ -128,7 +129,7 @@ def _fetch(uri: str) -> Entry:
             return EncodedFrame(uri, stream.read(MAX_FILE_BYTES), stored.page)
     except FrameError as exc:
         return FailedFrame(exc.source, exc)
-    except (OSError, ValueError) as exc:  # of pyarrow, also for names that no store takes
+    except arrow_errors() as exc:  # also for names that no store takes
         return failed(uri, f"cannot be read ({exc})")
 
 
@@ -147,29 +148,31 @@ def _of_parquet(file: str, wanted: Sequence[tuple[str, int]]) -> Iterator[Entry]
     try:
         for first, names, contents in _batches(file, wanted[0][1], wanted[-1][1]):
             while left and left[0][1] < first + len(names):
-                source, row = left.popleft()
+                source, row = left[0]
+                if row < first:
+                    raise FrameError(file, "is damaged (its index contradicts itself)")
                 name, data = names[row - first].as_py(), contents[row - first].as_py()
+                left.popleft()  # not before: what cannot be read must be answered below
                 yield EncodedFrame(source, data) if name == source else failed(source, f"{file} {OTHERS} {row}")
         reason = f"{file} has fewer rows by now"
     except FrameError as exc:
         reason = exc.reason
-    except (OSError, ValueError, KeyError) as exc:  # of pyarrow, whose own errors are ValueErrors
+    except arrow_errors() as exc:
         reason = f"{file} cannot be read ({exc})"
     yield from (failed(source, reason) for source, _ in left)
 
 
 def _batches(file: str, first: int, last: int) -> Iterator[tuple[int, Any, Any]]:
     """Number of the first row, names and contents of batches that hold the rows `first` to `last`."""
-    with parquet_file(file) as opened:
+    with parquet_file(file) as (opened, index):
         name, content = frame_columns(opened, file)
-        together = rows_at_once(opened.metadata, PARQUET_ROWS, (name, content))
+        together = rows_at_once(index, PARQUET_ROWS, (name, content))
         begin = 0
-        for group in range(opened.num_row_groups):
-            rows = opened.metadata.row_group(group).num_rows
-            at, begin = begin, begin + rows
+        for number, group in enumerate(index.groups):
+            at, begin = begin, begin + group.rows
             if begin <= first or at > last:
                 continue
-            for batch in opened.iter_batches(together, row_groups=[group], columns=[name, content]):
+            for batch in opened.iter_batches(together, row_groups=[number], columns=[name, content]):
                 if at > last:
                     break
                 if at + batch.num_rows > first:
@@ -178,13 +181,21 @@ def _batches(file: str, first: int, last: int) -> Iterator[tuple[int, Any, Any]]
 
 
 @contextmanager
-def parquet_file(file: str) -> Iterator[Any]:
-    """A Parquet file opened by a path or a URI, and read in pieces. Raises FrameError, and errors of pyarrow."""
+def parquet_file(file: str) -> Iterator[tuple[Any, Index]]:
+    """A Parquet file opened by a path or a URI, to read in pieces, and its index.
+
+    Raises FrameError, and errors of pyarrow.
+    """
     from pyarrow import fs, parquet
 
     filesystem, path = Stored.of(file).open() if is_uri(file) else (fs.LocalFileSystem(), file)
-    with filesystem.open_input_file(path) as stream, parquet.ParquetFile(stream, buffer_size=_BUFFER) as opened:
-        yield opened
+    with filesystem.open_input_file(path) as stream:
+        try:
+            index = read_index(stream)
+        except ValueError as exc:
+            raise FrameError(file, str(exc)) from exc
+        with parquet.ParquetFile(stream, buffer_size=_BUFFER) as opened:
+            yield opened, index
 
 
 def frame_columns(opened: Any, file: str) -> tuple[str, str]:

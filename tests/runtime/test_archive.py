@@ -161,15 +161,32 @@ def test_long_names_of_a_small_parquet_file_are_never_all_in_memory(
     assert rows[0] <= 16
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 and no more", None])
-def test_damaged_and_absent_parquet_files_are_not_read(content: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "is no Parquet file, or one whose end is missing"),
+        (b"PAR1 and no more", "is no Parquet file, or one whose end is missing"),
+        (b"PAR1" + bytes(8) + (8).to_bytes(4, "little") + b"PAR1", "is damaged"),
+        (None, "cannot be read as Parquet"),
+    ],
+)
+def test_damaged_and_absent_parquet_files_are_not_read(content: bytes | None, told: str, tmp_path: Path) -> None:
     file = tmp_path / "a.parquet"
     if content is not None:
         file.write_bytes(content)
     unread: list[FrameError] = []
     archive.list_archive([str(file)], unread)
-    assert [(error.source, error.reason.split(" (")[0]) for error in unread] == [
-        (str(file), "cannot be read as Parquet")
+    assert [(error.source, error.reason.split(" (")[0]) for error in unread] == [(str(file), told)]
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    write_packed(tmp_path / "a.parquet", ["eins.png", "zwei.png"])
+    content = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(content.replace(b"zwei.png", b"zw\xffi.png"))
+    unread: list[FrameError] = []
+    archive.list_archive([str(tmp_path / "a.parquet")], unread)
+    assert [error.reason for error in unread] == [
+        "has names that are no UTF-8 text: it is damaged, or not a text column"
     ]
 
 

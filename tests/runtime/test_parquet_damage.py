@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,16 @@ def test_every_damaged_byte_is_found_or_harmless(file: Path) -> None:
         except RowError:
             refused += 1
     assert refused > 100
+
+
+def test_no_damage_of_the_index_ends_the_process(file: Path) -> None:
+    """Its schema comes first. After damage there, pyarrow's own view of a column calls C++'s `terminate`."""
+    content = file.read_bytes()
+    start = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    for place in range(start, start + 800):
+        file.write_bytes(content[:place] + bytes([content[place] ^ 0x55]) + content[place + 1 :])
+        with suppress(RowError):
+            list(read_rows(file))
 
 
 @pytest.mark.parametrize("limit", ["_MAX_GROUP_ROWS", "_MAX_GROUP_BYTES"])
