@@ -153,9 +153,7 @@ def test_a_class_that_nothing_else_would_teach_is_taught_by_a_held_out_frame(cas
     assert [known.sample.label for known in plan.judged if known.corrected] == ["scratch"]
     # It taught, so it goes on teaching.
     taught = [known for known in plan.supports if known.sample.label == "scratch"]
-    again = replace(
-        case.taught(case.names(plan.supports), corrected=plan.record(case.data)), classes=case.recipe.classes
-    )
+    again = case.taught(case.names(plan.supports), corrected=plan.record(case.data))
     case.log.add(case.frame(93), "hole", "scratch")
     found = [known for known in case.plan(again).supports if known.sample.label == "scratch"]
     assert {known.content for known in taught} < {known.content for known in found}
@@ -175,7 +173,8 @@ def test_corrected_supports_of_an_earlier_round_need_not_be_in_this_file(case: C
     case.log.add(case.frame(91), "hole", "good")
     second = case.plan(again)
     found = {name: known.sample for name, known in zip(case.names(second.supports), second.supports, strict=True)}
-    assert (found[str(outside)].label, found[str(outside)].mask) == ("hole", Path(record[-1]["mask"] or record[0]["mask"]))
+    kept = found[str(outside)]
+    assert (kept.label, kept.mask) == ("hole", next(Path(entry["mask"]) for entry in record if entry["mask"]))
     assert found["images/hole/1.png"].label == "bridge"
     outside.unlink()
     assert f"{outside}, which taught the old recipe, cannot be read" in case.faults(again)
@@ -243,25 +242,21 @@ def test_before_and_after_name_every_frame_that_changed(case: Case, tmp_path: Pa
     case.log.add(case.frame(91, held_out=True), "hole", "bridge")
     plan = case.plan()
     bundle = write_bundle(tmp_path / "bundle", recipe=case.recipe)
-    blind = replace(
-        case.recipe, operating_point=replace(case.recipe.operating_point, defect_threshold=1.0)
-    )  # calls nearly every frame good
+    point = replace(case.recipe.operating_point, defect_threshold=1.0)
+    blind = replace(case.recipe, operating_point=point)  # calls every frame good
     with Predictor(bundle, backend="fake") as predictor:
         found = compare_recipes(predictor, blind, case.recipe, plan.judged)
-        results = {
-            name: [r.verdict for r in predictor.stream([k.sample.path for k in plan.judged]) if r.ok]
-            for name, _ in (("after", predictor.use(case.recipe)),)
-        }
+        results = [one.verdict for one in predictor.predict([known.sample.path for known in plan.judged])]
         assert compare_recipes(predictor, blind, case.recipe, []) is None
     assert found is not None
     assert (found.frames, found.corrected) == (13, 1)
     truth = [known.sample.label for known in plan.judged]
-    right = sum(a == b for a, b in zip(results["after"], truth, strict=True))
+    right = sum(a == b for a, b in zip(results, truth, strict=True))
     assert found.after["accuracy"] == {"value": right / 13, "count": right, "of": 13}
     assert found.before["underkill"]["of"] == sum(label != "good" for label in truth)
     assert {change.frame for change in found.changed} == {
         str(known.sample.path)
-        for known, verdict in zip(plan.judged, results["after"], strict=True)
+        for known, verdict in zip(plan.judged, results, strict=True)
         if verdict != "good"
     }
     lines = found.lines()
