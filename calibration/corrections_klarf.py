@@ -105,9 +105,7 @@ def _wanted(file: KlarfFile, mine: Iterable[Correction], faults: list[str]) -> d
     return found
 
 
-def _overwritten(
-    column: str, wanted: Iterable[tuple[Defect, Correction]], numbers: Mapping[str, int]
-) -> list[str]:
+def _overwritten(column: str, wanted: Iterable[tuple[Defect, Correction]], numbers: Mapping[str, int]) -> list[str]:
     """Faults: cells that hold another class by now."""
     faults = []
     for defect, made in wanted:

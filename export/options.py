@@ -220,8 +220,7 @@ def take_teaching_defaults(args: argparse.Namespace) -> None:
             setattr(args, name, value)
 
 
-def add_graph_arguments
-(parser: argparse.ArgumentParser) -> None:
+def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the exported graphs are like."""
     frames = parser.add_argument_group("graph")
     frames.add_argument(

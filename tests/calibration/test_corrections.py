@@ -138,10 +138,10 @@ def test_a_mask_that_is_gone_or_changed_is_named(tmp_path: Path) -> None:
         path = log.mask_path(made)
         assert path is not None
         path.write_bytes(png(mark(slice(3, 5)) * 255))
-        with pytest.raises(CorrectionError, match="mask of /a.png is not the one that was drawn"):
+        with pytest.raises(CorrectionError, match=r"mask of /a\.png is not the one that was drawn"):
             log.mask_path(made)
         path.unlink()
-        with pytest.raises(CorrectionError, match="mask of /a.png cannot be read"):
+        with pytest.raises(CorrectionError, match=r"mask of /a\.png cannot be read"):
             log.mask_path(made)
         again = log.add("/a.png", "good", "hole", mask=mark())
         assert log.mask_path(again) == path

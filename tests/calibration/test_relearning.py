@@ -82,7 +82,7 @@ def test_supports_are_the_old_ones_and_the_corrected_frames_and_the_rest_judges(
     assert plan.classes == ("good", "bridge", "hole", "scratch")
     assert plan.shots() == {"good": 2, "bridge": 2, "hole": 2, "scratch": 1}
     assert case.names(plan.supports) == [*case.recipe.teaching["supports"], str(teaches)]
-    assert [known.sample.label for known in plan.supports] == [*sum(([n] * 2 for n in plan.classes[:3]), []), "scratch"]
+    assert [known.sample.label for known in plan.supports] == [*(n for n in plan.classes[:3] for _ in "ab"), "scratch"]
     assert case.names(plan.judged) == [
         str(judges),
         *(f"images/{name}/{n}.png" for name in ("good", "bridge", "hole") for n in range(2, 6)),
@@ -255,9 +255,7 @@ def test_before_and_after_name_every_frame_that_changed(case: Case, tmp_path: Pa
     assert found.after["accuracy"] == {"value": right / 13, "count": right, "of": 13}
     assert found.before["underkill"]["of"] == sum(label != "good" for label in truth)
     assert {change.frame for change in found.changed} == {
-        str(known.sample.path)
-        for known, verdict in zip(plan.judged, results, strict=True)
-        if verdict != "good"
+        str(known.sample.path) for known, verdict in zip(plan.judged, results, strict=True) if verdict != "good"
     }
     lines = found.lines()
     assert lines[0].startswith("13 frames, 1 of them corrected")

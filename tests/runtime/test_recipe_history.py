@@ -227,9 +227,7 @@ def test_an_engine_that_disagrees_answers_for_no_other_recipe(golden_bundle: Pat
     golden = load_golden(golden_bundle, manifest, recipe)
     wrong = replace(golden.answers, defect_map=golden.answers.defect_map + 0.01)
     with pytest.raises(BundleError, match="does not agree with the golden frames"):
-        renew(
-            replace(golden, answers=wrong), LinearBackend(manifest.encoder), manifest, recipe, better, golden_bundle
-        )
+        renew(replace(golden, answers=wrong), LinearBackend(manifest.encoder), manifest, recipe, better, golden_bundle)
 
 
 def test_a_real_engine_renews_the_golden_frames_of_a_real_bundle(toy_bundle: Path, tmp_path: Path) -> None:

@@ -173,7 +173,6 @@ def test_out_of_fold_probabilities_are_none_with_a_single_good_support_or_single
     assert out_of_fold_probabilities(features.cls, features, 3, HeadFit()) is None
 
 
-
 @pytest.mark.parametrize("labels", [[0, 0, 0, 1, 1, 2], [0] * 6 + [1] * 6 + [2] * 2])
 def test_out_of_fold_heads_take_classes_of_unequal_shots(labels: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """A small class does not halve what the others are fitted to; every frame is judged by a head without it."""
