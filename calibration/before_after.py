@@ -59,9 +59,7 @@ class BeforeAfter:
         """A table for people, and the frames that changed."""
         whose = f"{self.corrected} of them corrected" if self.corrected else "none of them corrected"
         lines = [f"{f'{self.frames} frames, {whose}':<36}{'before':>20}{'after':>20}"]
-        lines += [
-            f"  {name:<34}{rate_text(self.before[name]):>20}{rate_text(self.after[name]):>20}" for name in RATES
-        ]
+        lines += [f"  {name:<34}{rate_text(self.before[name]):>20}{rate_text(self.after[name]):>20}" for name in RATES]
         better, worse = (sum(one.better is good for one in self.changed) for good in (True, False))
         lines.append(f"  {len(self.changed)} frames changed: {better} for the better, {worse} for the worse")
         signs = {True: "+", False: "-", None: " "}

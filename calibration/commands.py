@@ -7,7 +7,6 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from runtime import Predictor
 from runtime.files import require_files, write_atomically

@@ -12,7 +12,6 @@ content: a mask is never overwritten. `runtime.line_log` keeps the file whole wh
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import threading
 from collections.abc import Mapping
@@ -48,11 +47,19 @@ _PLACE = ("lot", "wafer", "defect_id")
 
 
 class Place(Protocol):
-    """Where a frame was taken: the wafer's site, of a lot."""
+    """Where a frame was taken, of a lot."""
 
-    lot: str | None
-    wafer: str | None
-    defect_id: str | None
+    @property
+    def lot(self) -> str | None:
+        """The lot's name."""
+
+    @property
+    def wafer(self) -> str | None:
+        """The wafer's name."""
+
+    @property
+    def defect_id(self) -> str | None:
+        """DEFECTID."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -295,7 +302,7 @@ def _faults(entry: Mapping[str, Any]) -> list[str]:
     faults: list[str] = []
     fields = Fields(entry, "correction", faults)
     frame = fields.text("frame")
-    if frame and (not os.path.isabs(frame) or "\0" in frame or not _is_text(frame)):
+    if frame and (not Path(frame).is_absolute() or "\0" in frame or not _is_text(frame)):
         fields.fault("frame", f"must be an absolute path that is valid text, not {frame[:200]!a}")
     if entry.get("checksum") is not None:
         fields.whole("checksum", 0, MOST_CHECKSUM)

@@ -27,7 +27,7 @@ class Corrections:
     help = "Write corrected frames as a data folder, or as manual classes into a copy of a lot's KLARF file."
     example = (
         "sem-clip corrections verdicts.corrections.jsonl --out corrected/\n"
-        "  sem-clip corrections verdicts.corrections.jsonl --klarf lot7.klarf --codes codes.toml --out lot7-manual.klarf"
+        "  sem-clip corrections verdicts.corrections.jsonl --klarf lot7.klarf --codes codes.toml --out manual.klarf"
     )
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
@@ -61,7 +61,10 @@ class Corrections:
             help="which code stands for which class, as for `classify-lot` (default: none; --klarf needs it)",
         )
         lot.add_argument(
-            "--column", default=MANUAL_COLUMN, metavar="NAME", help=f"column that takes the codes (default: {MANUAL_COLUMN})"
+            "--column",
+            default=MANUAL_COLUMN,
+            metavar="NAME",
+            help=f"column that takes the codes (default: {MANUAL_COLUMN})",
         )
         lot.add_argument(
             "--replace-classes",
@@ -101,10 +104,10 @@ class Corrections:
 def listing(log: CorrectionLog) -> list[str]:
     """The corrections that stand, one line each, and how many of each kind there are."""
     current = list(log.current().values())
-    lines = [
-        printable(f"{made.when}  {made.who:<12} {made.old} -> {made.new}{' with a mask' if made.mask else ''}  {made.frame}")
-        for made in current
-    ]
+    lines = []
+    for made in current:
+        drawn = " with a mask" if made.mask else ""
+        lines.append(printable(f"{made.when}  {made.who:<12} {made.old} -> {made.new}{drawn}  {made.frame}"))
     kinds = Counter((made.old, made.new) for made in current)
     lines += [printable(f"{count:6}  {old} -> {new}") for (old, new), count in kinds.most_common()]
     return [*lines, f"{len(current)} frames are corrected or confirmed"]

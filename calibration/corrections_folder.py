@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tifffile import PHOTOMETRIC, TiffFile
 
+from runtime import tiff
 from runtime.errors import FrameError
-from runtime.files import new_folder, require_folder
+from runtime.files import new_folder, open_plain, require_folder
 from runtime.folders import MASK_SUFFIX, SYSTEM_FOLDERS, one_name
 from runtime.frames import checksum_of, read_frame, split_page
 from runtime.golden import png_file
@@ -168,16 +168,15 @@ def _write(scratch: Path, entry: _Entry, options: FrameOptions) -> None:
 
 def _page(entry: _Entry, options: FrameOptions) -> bytes:
     """A page of a stack as a PNG file: with 16 bits where the page has them, so that any white level reads it."""
-    with TiffFile(entry.file) as opened:
-        pages = [page for page in opened.pages if not page.subfiletype & 5]  # neither reduced copies nor masks
-        number = (entry.page or 1) - 1
-        page = pages[number] if number < len(pages) else None
-        if page is not None and page.dtype == np.uint16 and page.photometric == PHOTOMETRIC.MINISBLACK:
-            pixels = page.asarray()
-            if pixels.ndim == 2:
-                content = io.BytesIO()
-                Image.fromarray(pixels).save(content, "PNG")
-                return content.getvalue()
+    with io.BufferedReader(open_plain(entry.file)) as file:
+        is_tiff = file.peek(4)[:4] in tiff.SIGNATURES
+        stored = tiff.decode(file, entry.page, entry.correction.frame) if is_tiff else None
+    if stored is not None and stored.white is None and not stored.inverted:  # its white is the frame options'
+        pixels = stored.values
+        if isinstance(pixels, np.ndarray) and pixels.ndim == 2 and pixels.dtype == np.uint16:
+            content = io.BytesIO()
+            Image.fromarray(pixels).save(content, "PNG")
+            return content.getvalue()
     return png_file(read_frame(entry.correction.frame, options))
 
 

@@ -52,7 +52,8 @@ def klarf_with_corrections(
     faults += [f'"{label}" has no code in {codes}' for label in sorted({made.new for made in mine} - numbers.keys())]
     if is_manual(column):
         faults += [
-            f'the code of "{label}" is {numbers[label]}, which as a manual class means that nobody decided: give it another'
+            f'the code of "{label}" is {numbers[label]}, which as a manual class means that nobody decided: '
+            "give it another"
             for label in sorted({made.new for made in mine} & numbers.keys())
             if numbers[label] in UNCLASSIFIED
         ]
@@ -104,9 +105,7 @@ def _wanted(file: KlarfFile, mine: Iterable[Correction], faults: list[str]) -> d
     return found
 
 
-def _overwritten(
-    column: str, wanted: Iterable[tuple[Defect, Correction]], numbers: Mapping[str, int]
-) -> list[str]:
+def _overwritten(column: str, wanted: Iterable[tuple[Defect, Correction]], numbers: Mapping[str, int]) -> list[str]:
     """Faults: cells that hold another class by now."""
     faults = []
     for defect, made in wanted:

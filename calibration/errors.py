@@ -30,7 +30,7 @@ class DatasetError(SemClipError):
 
 
 class CorrectionError(DatasetError):
-    """A file of corrections cannot be used, or a correction cannot be taken. `faults` lists everything that is wrong."""
+    """A file of corrections cannot be used, or a correction cannot be taken. `faults` lists all that is wrong."""
 
 
 class CalibrationError(SemClipError):

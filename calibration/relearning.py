@@ -271,7 +271,7 @@ def _notes(
 ) -> list[str]:
     notes = []
     if overruled:
-        notes.append(f"{overruled} supports of the old recipe were corrected or confirmed; they teach what the corrections say")
+        notes.append(f"{overruled} supports of the old recipe were corrected or confirmed: they teach what that says")
     if taken_back > 0:
         notes.append(f"{taken_back} supports of the old recipe are left out: their corrections were taken back")
     corrected = sum(known.corrected for known in supports)

@@ -330,4 +330,3 @@ def _summarize(out: Path, manifest: Manifest, dataset: Dataset, to_judge: Path, 
     for note in manifest.notes:
         print(f"note      {note}")
     print(f"next      sem-clip predict {out} {to_judge} --json verdicts.jsonl --overlays overlays")
-

@@ -192,8 +192,8 @@ def add_correction_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="FILE",
         help="corrected frames, as `sem-clip review` writes them: they teach beside the supports of the old recipe, "
-        "which lie in --data; one in five is held out. The recipe before and after is judged on these and on all frames "
-        "of --data that taught neither. What is not given is as in the old recipe (default: teach anew)",
+        "which lie in --data; one in five is held out. The recipes before and after are judged on these and on all "
+        "frames of --data that taught neither. What is not given is as in the old recipe (default: teach anew)",
     )
     again.add_argument(
         "--recipe",
@@ -220,8 +220,7 @@ def take_teaching_defaults(args: argparse.Namespace) -> None:
             setattr(args, name, value)
 
 
-def add_graph_arguments
-(parser: argparse.ArgumentParser) -> None:
+def add_graph_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what the exported graphs are like."""
     frames = parser.add_argument_group("graph")
     frames.add_argument(

@@ -194,4 +194,3 @@ def _say(args: argparse.Namespace, old: Recipe, new: Recipe, judged: BeforeAfter
     new_names = ", ".join(added)
     print(f"recipe {args.out}: {', '.join(new.classes)}{f'; new: {new_names}' if added else ''}")
     print(f'next:  sem-clip recipes {args.bundle} --accept {args.out} --note "..."')
-

@@ -195,4 +195,3 @@ def _read(number: int, entry: Mapping[str, Any], faults: list[str]) -> Kept:
     known = {*Kept.__dataclass_fields__} - {"number"}
     faults += [f"line {number + 1}.{name[:80]} is not known to this version" for name in entry if name not in known]
     return line
-

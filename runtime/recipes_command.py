@@ -85,4 +85,3 @@ def history_lines(lines: list[Kept], present: str) -> list[str]:
 
 def _action(line: Kept) -> str:
     return line.action if line.back_to is None else f"{line.action} to {line.back_to}"
-

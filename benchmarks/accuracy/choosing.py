@@ -94,7 +94,10 @@ RULES: Mapping[str, Rule] = {RANDOM: at_random, "least sure": least_sure, "most 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Study:
-    """What is measured. start: frames per class that teach first. step: labels of a round. views: of each support."""
+    """What is measured. start: frames per class that teach first. step: labels of a round. views: of each support.
+
+    pool: frames per class to choose from, of the seed's groups.
+    """
 
     model: LoadedModel
     graph: SemClipGraph
@@ -107,6 +110,7 @@ class Study:
     step: int
     rounds: int
     views: int
+    pool: int
 
     @classmethod
     def open(cls, args: argparse.Namespace, work: Path) -> Study:
@@ -121,7 +125,8 @@ class Study:
         dataset = load_data(args, encoder, work / "generated")
         bank = build_text_bank(model, load_prompts(), dataset.classes)
         cache = SupportCache(work / "features", MAX_CACHE_BYTES)
-        numbers = args.start, args.step, args.rounds, args.views
+        smallest = min(len(dataset.of_class(name)) for name in dataset.classes)
+        numbers = args.start, args.step, args.rounds, args.views, args.pool or max(args.start, smallest // 2)
         return cls(model, graph, encoder, dataset, bank, options, cache, *numbers)
 
     @property
@@ -132,12 +137,11 @@ class Study:
 
     def run_seed(self, seed: int) -> list[dict[str, Any]]:
         """A row for each rule and round. Raises DatasetError where the pool is too small."""
-        wanted = -(-self.labels[-1] // len(self.dataset.classes))
-        pool, test = split_by_group(self.dataset, wanted, seed)
+        pool, test = split_by_group(self.dataset, self.pool, seed)
         if len(pool) < self.labels[-1]:
             raise ExportError(
                 f"seed {seed}: the pool holds {len(pool)} frames, fewer than the {self.labels[-1]} labels asked for: "
-                "take fewer --rounds or a smaller --step"
+                "take a larger --pool, fewer --rounds or a smaller --step"
             )
         first = draw_supports(self.dataset, self.start, seed, allowed=pool)
         taught = self._encode(pool, self.views)
@@ -149,6 +153,8 @@ class Study:
             for labels in self.labels:
                 recipe = self._teach(taught, known, seed)
                 rows.append({"seed": seed, "rule": name, "labels": labels, **self._figures(judged, recipe)})
+                if labels == self.labels[-1]:
+                    break
                 rest = np.flatnonzero(~known)
                 order = rule(self._answers(seen.part(torch.from_numpy(~known)), recipe), rng)
                 known[rest[order[: self.step]]] = True
@@ -241,6 +247,12 @@ class Choosing:
         what.add_argument(
             "--step", type=at_least(1), default=6, metavar="N", help="frames to label in each round (default: 6)"
         )
+        what.add_argument(
+            "--pool",
+            type=at_least(1),
+            metavar="N",
+            help="frames per class to choose from; all others are for the test (default: half of the smallest class)",
+        )
         what.add_argument("--rounds", type=at_least(1), default=5, metavar="N", help="rounds (default: 5)")
         what.add_argument(
             "--seeds", type=at_least(1), default=5, metavar="N", help="draws of pool and first frames (default: 5)"
@@ -276,6 +288,7 @@ class Choosing:
                 "start": study.start,
                 "step": study.step,
                 "views": study.views,
+                "pool": study.pool,
                 "machine": describe_machine(),
             }
         print(f"{table(rows)}\n\n{table(rows, 'recall')}")

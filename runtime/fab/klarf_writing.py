@@ -63,9 +63,7 @@ def write_klarf(file: KlarfFile, content: bytes, path: Path | str, *, force: boo
     write_atomically(path, content)
 
 
-def _found(
-    file: KlarfFile, classes: Mapping[Key, Mapping[str, int]], *, manual: bool
-) -> Iterable[list[_Edit]]:
+def _found(file: KlarfFile, classes: Mapping[Key, Mapping[str, int]], *, manual: bool) -> Iterable[list[_Edit]]:
     """The edits of each defect that `classes` names; all of them must be there, once."""
     seen: dict[Key, Defect] = {}
     for defect in file.defects:

@@ -167,10 +167,31 @@ def test_out_of_fold_heads_leave_out_all_views_of_a_support(monkeypatch: pytest.
     assert sorted(number for left in judged for number in left) == list(range(12))
 
 
-@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 0, 0, 1, 1, 2]])
-def test_out_of_fold_probabilities_are_none_with_a_single_support_of_a_class(labels: list[int]) -> None:
+@pytest.mark.parametrize("labels", [[0, 1, 2], [0, 1, 1, 2, 2], [0, 0, 0, 1, 2]])
+def test_out_of_fold_probabilities_are_none_with_a_single_good_support_or_single_defects(labels: list[int]) -> None:
     features = plant(labels)
     assert out_of_fold_probabilities(features.cls, features, 3, HeadFit()) is None
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 0, 1, 1, 2], [0] * 6 + [1] * 6 + [2] * 2])
+def test_out_of_fold_heads_take_classes_of_unequal_shots(labels: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small class does not halve what the others are fitted to; every frame is judged by a head without it."""
+    features = plant(labels)
+    features.cls[:, 0] = torch.arange(len(labels)).float()
+    taught: list[int] = []
+
+    def fit(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        taught.append(len(x))
+        return fit_head(x, *arguments, **options)
+
+    monkeypatch.setattr(fit_head_module, "fit_head", fit)
+    found = out_of_fold_probabilities(features.cls, features, 3, HeadFit())
+    assert found is not None
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.sum(1), torch.ones(len(labels)))
+    folds = min(MAX_FOLDS, labels.count(0), labels.count(1))
+    assert len(taught) == folds
+    assert sum(len(labels) - count for count in taught) == len(labels)
 
 
 def test_head_scale_gives_each_block_its_weight() -> None:

@@ -146,3 +146,15 @@ def test_classes_that_share_groups_all_stay_in_the_test(seed: int) -> None:
     pool, test = split_by_group(Dataset(Path(), tuple(sites), tuple(samples)), 10, seed)
     assert {sample.label for sample in test} == set(sites)
     assert not {sample.group for sample in pool} & {sample.group for sample in test}
+
+
+def test_shots_may_differ_by_class() -> None:
+    shots = {label: 1 + number for number, label in enumerate(SET.classes)}
+    supports = draw_supports(SET, shots, 0)
+    assert Counter(sample.label for sample in supports) == shots
+    equal = draw_supports(SET, 9, 0)
+    for label, count in shots.items():
+        mine, all_of = ([s for s in drawn if s.label == label] for drawn in (supports, equal))
+        assert mine == all_of[:count]
+    with pytest.raises(DatasetError, match="shots must be at least 1, not 0"):
+        draw_supports(SET, {**shots, SET.classes[-1]: 0}, 0)
