@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from .errors import StoreError
 from .files import open_plain
@@ -59,7 +59,7 @@ def _fill(database: sqlite3.Connection, path: Path) -> None:
             insert(database, runs[latest], record)
 
 
-def _lines(path: Path, file: io.BufferedReader) -> Iterator[tuple[str, bytes]]:
+def _lines(path: Path, file: BinaryIO) -> Iterator[tuple[str, bytes]]:
     """Each line with its place. Raises StoreError."""
     number = 0
     while line := file.readline(MAX_LINE + 1):

@@ -40,6 +40,10 @@ class Site:
     wafer_mm: float | None = None
 
 
+NOWHERE = Site()
+"""The place of a frame that comes from no wafer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """One command that judged.

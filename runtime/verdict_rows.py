@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, TypeAlias
 
@@ -106,7 +106,7 @@ def _size_nm(row: Row) -> float | None:
 
 
 def entry_of(where: str, values: Sequence[Any], runs: int) -> Entry:
-    """An entry from the columns LISTED. runs: how many there are. Raises StoreError for values that no writer stores."""
+    """An entry from the columns LISTED. runs: how many there are. Raises StoreError for what no writer stores."""
     row = dict(zip(LISTED, values, strict=True))
     failed = row["error"] is not None
     faults = [name for name, sound in _CHECKS.items() if not sound(row[name], failed)]
@@ -138,9 +138,7 @@ def _number(value: Any, _: bool) -> bool:
 
 
 def _within(most: float) -> Any:
-    return lambda value, failed: (
-        value is None if failed else isinstance(value, float) and 0 <= value <= most
-    )
+    return lambda value, failed: value is None if failed else isinstance(value, float) and 0 <= value <= most
 
 
 def _whole(most: int, least: int = 1) -> Any:
@@ -236,10 +234,14 @@ def regions_of(where: str, number: int, blob: Any, pixel_size_nm: tuple[float, f
         raise damaged(where, number, "its regions hold numbers that are none")
     return tuple(
         Region(
-            *(int(row[name]) for name in _REGION[:5]),
-            (row["centroid_x"], row["centroid_y"]),
-            row["peak"],
-            row["below_threshold"],
+            x=int(row["x"]),
+            y=int(row["y"]),
+            width=int(row["width"]),
+            height=int(row["height"]),
+            area=int(row["area"]),
+            centroid=(row["centroid_x"], row["centroid_y"]),
+            peak=row["peak"],
+            below_threshold=row["below_threshold"],
         ).sized(pixel_size_nm)
         for row in rows
     )

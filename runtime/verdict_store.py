@@ -289,9 +289,10 @@ class VerdictStore:
             return self._database.execute(sql, values).fetchall()
 
 
-def _where(query: Query) -> tuple[str, list[Any]]:
+def _where(query: Query) -> tuple[str, list[str | float]]:
     """The condition of a query in SQL, and its values."""
-    parts, values = [_NEWEST], []
+    parts = [_NEWEST]
+    values: list[str | float] = []
     for column, names in (("verdict", query.verdicts), ("label", query.labels), ("lot", query.lots)):
         if not names:
             continue

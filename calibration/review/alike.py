@@ -64,9 +64,7 @@ class Alike:
             raise ReviewError("another encoder judged this frame, so the supports cannot be compared with it", 409)
         cosines = recipe.unit_supports @ unit_rows(result.features[None])[0]
         best = np.argsort(-cosines, kind="stable")[:count].tolist()
-        found = [
-            {**self._support(recipe, index), "cosine": round(float(cosines[index]), 6)} for index in best
-        ]
+        found = [{**self._support(recipe, index), "cosine": round(float(cosines[index]), 6)} for index in best]
         return json_answer({"supports": found})
 
     def support(self, asked: Asked) -> Answer:

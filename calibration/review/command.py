@@ -61,7 +61,7 @@ class Review:
             "--bundle",
             type=Path,
             metavar="DIR",
-            help="bundle whose recipe is taught again, and judges again (default: none, the page only looks and corrects)",
+            help="bundle whose recipe is taught again, and judges again (default: none, only look and correct)",
         )
         teaching.add_argument(
             "--data",

@@ -20,7 +20,7 @@ EVERY = 200
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """How a frame was read before. sides: of a pixel, in nm; None if unknown, as all is of a frame that was not read."""
+    """How a frame was read before. sides: of a pixel, in nm. None if unknown, and all of a frame that was not read."""
 
     white_level: int | None
     sides: tuple[float, float] | None

@@ -136,11 +136,14 @@ def _polygons(result: Prediction) -> list[list[Point]] | None:
 
 
 def _query(given: Parameters) -> Query:
+    bounds: dict[str, Any] = {
+        f"{end}_{name}": given.number(f"{end}_{name}") for name in _RANGES for end in ("min", "max")
+    }
     return Query(
         verdicts=given.texts("verdict"),
         labels=given.texts("label"),
         lots=given.texts("lot"),
-        **{f"{end}_{name}": given.number(f"{end}_{name}") for name in _RANGES for end in ("min", "max")},
+        **bounds,
         text=given.text("text"),
         order=given.choice("order", ORDERS, "source"),
         descending=given.choice("descending", ("true", "false"), "false") == "true",

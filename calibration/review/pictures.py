@@ -236,6 +236,6 @@ def _inside(text: str, shape: tuple[int, ...]) -> tuple[int, int, int, int]:
     """A region x, y, width, height of the frame. Raises ReviewError if it is none."""
     found = _REGION.fullmatch(text)
     x, y, width, height = map(int, found.groups()) if found else (0, 0, 0, 0)
-    if not (0 < width <= MAX_SIDE and 0 < height and x + width <= shape[1] and y + height <= shape[0]):
+    if not (0 < width <= MAX_SIDE and height > 0 and x + width <= shape[1] and y + height <= shape[0]):
         raise ReviewError(f"region must be x,y,width,height inside the frame of {shape[1]} x {shape[0]} pixels")
     return x, y, width, height

@@ -227,4 +227,3 @@ def _each(store: VerdictStore, query: Query) -> Iterator[Entry]:
 
 def _share(count: int, total: int) -> str:
     return f"{count / total:.1%}" if total else "-"
-

@@ -1,4 +1,4 @@
-"""A stand-in for the review server: the same addresses and answers from memory, without a store, an engine or a bundle."""
+"""A stand-in for the review server: the same addresses, and answers from memory, without store or engine."""
 
 from __future__ import annotations
 

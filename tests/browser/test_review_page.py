@@ -318,7 +318,8 @@ FAINT = """() => {
     canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1);
     return [...canvas.getImageData(0, 0, 1, 1).data];
   };
-  const light = (c) => c.slice(0, 3).map((v) => v / 255).map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
+  const light = (c) => c.slice(0, 3).map((v) => v / 255)
+    .map((v) => (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4))
     .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
   const ground = (node) => {
     for (let at = node; at; at = at.parentElement) {
@@ -333,11 +334,13 @@ FAINT = """() => {
     const node = text.parentElement;
     if (!text.data.trim() || !node.checkVisibility() || node.closest("[disabled], noscript, svg, option")) continue;
     const [a, b] = [light(rgba(getComputedStyle(node).color)), light(ground(node))].sort((x, y) => y - x);
-    if ((a + 0.05) / (b + 0.05) < 4.5) faint.push(`${text.data.trim().slice(0, 30)}: ${((a + 0.05) / (b + 0.05)).toFixed(2)}`);
+    const contrast = (a + 0.05) / (b + 0.05);
+    if (contrast < 4.5) faint.push(`${text.data.trim().slice(0, 30)}: ${contrast.toFixed(2)}`);
   }
   return [...new Set(faint)];
 }"""
-NAMELESS = """() => [...document.querySelectorAll("button, input, select, [role=tab], [role=listbox], [role=application], img")]
+NAMELESS = """() => [...document.querySelectorAll(
+    "button, input, select, [role=tab], [role=listbox], [role=application], img")]
   .filter((node) => node.checkVisibility())
   .filter((node) => node.tagName === "IMG" ? !node.hasAttribute("alt")
     : !(node.getAttribute("aria-label") || node.textContent.trim() || node.labels?.length || node.title))
@@ -364,7 +367,8 @@ def test_tab_reaches_all_parts_and_the_focus_is_seen(page: Any) -> None:
     for _ in range(90):
         page.keyboard.press("Tab")
         at = page.evaluate(
-            "() => { const node = document.activeElement; return [node.id || node.dataset.class || (node.tagName === 'BODY' ? 'BODY' : node.textContent), "
+            "() => { const node = document.activeElement; const name = node.id || node.dataset.class; "
+            "return [name || (node.tagName === 'BODY' ? 'BODY' : node.textContent), "
             "getComputedStyle(node).outlineStyle] }"
         )
         if at[0] == "BODY":  # round once; the browser's own controls come before the first again

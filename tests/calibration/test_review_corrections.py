@@ -69,7 +69,22 @@ def test_a_new_class_gets_a_key(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", " hole", "Hole", "HOLE ", "unknown", "Cannot Decide", "a\nb", "\x1b[2J", "\u202e", "x" * 501, None, 3, "\ud800"]
+    "name",
+    [
+        "",
+        " hole",
+        "Hole",
+        "HOLE ",
+        "unknown",
+        "Cannot Decide",
+        "a\nb",
+        "\x1b[2J",
+        "\u202e",
+        "x" * 501,
+        None,
+        3,
+        "\ud800",
+    ],
 )
 def test_a_name_that_no_class_may_have_is_refused(desk: Desk, name: Any) -> None:
     reply = desk.post("/api/corrections", {"id": 2, "new": name, "mask": None})

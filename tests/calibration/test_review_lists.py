@@ -114,7 +114,11 @@ def test_corrected_frames_can_be_left_out_and_listed_alone(desk: Desk) -> None:
     assert names(desk, corrected="no", verdict="hole") == ["<img "]
     (shown,) = desk.get("/api/frames", {"corrected": "yes"}).json()["frames"]
     assert shown["verdict"] == "hole"  # the verdict itself never changes
-    assert (shown["corrected"]["old"], shown["corrected"]["new"], shown["corrected"]["mask"]) == ("hole", "bridge", False)
+    assert (shown["corrected"]["old"], shown["corrected"]["new"], shown["corrected"]["mask"]) == (
+        "hole",
+        "bridge",
+        False,
+    )
     assert shown["corrected"]["who"] == desk.session.who
     assert desk.post("/api/corrections/undo", {}).status == 200
     assert names(desk, corrected="yes") == []
@@ -143,7 +147,9 @@ def test_pictures_are_the_frames_pixels(desk: Desk) -> None:
     np.testing.assert_array_equal(part, whole[12:20, 10:30])
 
 
-@pytest.mark.parametrize("region", ["0,0,65,1", "64,0,1,1", "0,0,0,1", "-1,0,1,1", "1,1,1", "a,b,c,d", "0,0,1,65", "99999,0,1,1"])
+@pytest.mark.parametrize(
+    "region", ["0,0,65,1", "64,0,1,1", "0,0,0,1", "-1,0,1,1", "1,1,1", "a,b,c,d", "0,0,1,65", "99999,0,1,1"]
+)
 def test_a_region_outside_of_the_frame_is_refused(desk: Desk, region: str) -> None:
     assert desk.get("/picture/1", {"region": region}).status == 400
 

@@ -43,7 +43,14 @@ def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
 
 @pytest.mark.parametrize(
     ("method", "path"),
-    [("GET", "/"), ("GET", "/api/facts"), ("GET", "/picture/1"), ("GET", "/nowhere"), ("PUT", "/"), ("GET", "/api/teach/accept")],
+    [
+        ("GET", "/"),
+        ("GET", "/api/facts"),
+        ("GET", "/picture/1"),
+        ("GET", "/nowhere"),
+        ("PUT", "/"),
+        ("GET", "/api/teach/accept"),
+    ],
 )
 def test_every_answer_carries_the_headers_once(desk: Desk, method: str, path: str) -> None:
     reply = ask(desk.app, method, path, {"host": HOST})
@@ -53,7 +60,17 @@ def test_every_answer_carries_the_headers_once(desk: Desk, method: str, path: st
     assert "access-control-allow-origin" not in dict(reply.headers)
 
 
-@pytest.mark.parametrize("host", ["evil.example", f"evil.example:{PORT}", "127.0.0.1", f"127.0.0.1:{PORT + 1}", "", f"127.0.0.1:{PORT}.evil.example"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "evil.example",
+        f"evil.example:{PORT}",
+        "127.0.0.1",
+        f"127.0.0.1:{PORT + 1}",
+        "",
+        f"127.0.0.1:{PORT}.evil.example",
+    ],
+)
 def test_another_host_name_that_leads_here_gets_nothing(desk: Desk, host: str) -> None:
     for path in ("/", "/api/facts", "/picture/1", "/static/app.js"):
         assert ask(desk.app, "GET", path, {"host": host}).status == 403
@@ -176,7 +193,15 @@ def test_a_frame_that_changed_since_is_not_served(tmp_path: Path, fake_bundle: P
 
 
 def test_without_the_token_nothing_is_answered(locked: Desk) -> None:
-    for path in ("/", "/api/facts", "/picture/1", "/static/app.js", f"/api/facts?token={TOKEN}", "/?token=wrong", "/?token="):
+    for path in (
+        "/",
+        "/api/facts",
+        "/picture/1",
+        "/static/app.js",
+        f"/api/facts?token={TOKEN}",
+        "/?token=wrong",
+        "/?token=",
+    ):
         reply = locked.get(path)
         assert reply.status == 403, path
         assert "set-cookie" not in dict(reply.headers)
@@ -222,7 +247,16 @@ def test_the_guard_does_not_run_what_it_refuses(desk: Desk) -> None:
 
 @pytest.mark.parametrize(
     ("host", "loopback"),
-    [("127.0.0.1", True), ("127.1.2.3", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False), ("192.168.0.1", False), ("localhost.evil.example", False)],
+    [
+        ("127.0.0.1", True),
+        ("127.1.2.3", True),
+        ("::1", True),
+        ("localhost", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.0.1", False),
+        ("localhost.evil.example", False),
+    ],
 )
 def test_only_loopback_addresses_need_no_token(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
@@ -253,7 +287,9 @@ def test_a_port_that_is_taken_is_an_error_that_says_so() -> None:
         listen("203.0.113.5", 0)
 
 
-def test_a_failure_tells_the_browser_nothing_of_the_server(desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failure_tells_the_browser_nothing_of_the_server(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("a secret")
 

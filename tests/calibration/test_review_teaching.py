@@ -64,7 +64,9 @@ def taught(desk: Desk) -> dict[str, Any]:
     return ended(desk)
 
 
-def test_teaching_needs_bundle_data_and_torch(tmp_path: Path, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_teaching_needs_bundle_data_and_torch(
+    tmp_path: Path, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "frames"))
     with opened(store, fake_bundle) as page:
         facts = page.get("/api/facts").json()
@@ -156,7 +158,9 @@ def test_one_job_runs_at_a_time_and_ends_with_the_server(desk: Desk, monkeypatch
 
 
 def test_long_lines_are_cut_and_old_ones_dropped(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    script(monkeypatch, "print('x' * 100_000); print(*range(1000), sep='\\n'); print(chr(27) + '[2J'); raise SystemExit(1)")
+    script(
+        monkeypatch, "print('x' * 100_000); print(*range(1000), sep='\\n'); print(chr(27) + '[2J'); raise SystemExit(1)"
+    )
     lines = taught(desk)["lines"]
     assert len(lines) == workshop.MOST_LINES
     assert lines[-3] == "999"
@@ -183,7 +187,9 @@ def test_judging_keeps_the_size_of_a_pixel_and_says_what_was_not_read(tmp_path: 
     from dataclasses import replace
 
     frames = [paint(tmp_path / f"{number}.png", number, defect=True) for number in (1, 2)]
-    store = make_store(tmp_path, fake_bundle, frames, change=lambda _, result: replace(result, pixel_size_nm=(2.0, 3.0)))
+    store = make_store(
+        tmp_path, fake_bundle, frames, change=lambda _, result: replace(result, pixel_size_nm=(2.0, 3.0))
+    )
     frames[1].unlink()
     with opened(store, fake_bundle) as page:
         assert page.post("/api/judge", {}).status == 200

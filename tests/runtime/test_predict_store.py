@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def test_a_store_holds_the_answers_of_the_json_lines(
         entries = store.entries(Query(order="newest", descending=True))
         found: dict[str, Any] = {entry.source: store.result(entry.id) for entry in entries}
         assert {name: result.to_dict() for name, result in found.items()} == lines
-        assert [entry.path for entry in entries] == [os.path.abspath(entry.source) for entry in entries]
+        assert [entry.path for entry in entries] == [str(Path(entry.source).absolute()) for entry in entries]
         (run,) = store.runs()
     manifest, recipe = load_bundle(fake_bundle)
     assert (run.bundle, run.encoder_id, run.recipe_sha256) == (str(fake_bundle), manifest.encoder.id, recipe.sha256())

@@ -1,4 +1,4 @@
-"""runtime.verdict_file: a file that is no store, or a damaged one, is an error with a remedy, and nothing in it runs."""
+"""runtime.verdict_file: no store, or a damaged one: an error with a remedy, and nothing in it runs."""
 
 from __future__ import annotations
 
@@ -169,10 +169,10 @@ def test_a_view_in_the_place_of_a_table_is_refused(path: Path) -> None:
         "UPDATE details SET facts = '[]'",
         "UPDATE details SET facts = '{}'",
         "UPDATE details SET facts = x'7b7d'",
-        "UPDATE details SET facts = '{\"path\": \"/etc/passwd\"}'",
-        "UPDATE details SET facts = replace(facts, '\"tiles\": 1', '\"tiles\": 1, \"source\": \"other\"')",
+        'UPDATE details SET facts = \'{"path": "/etc/passwd"}\'',
+        'UPDATE details SET facts = replace(facts, \'"tiles": 1\', \'"tiles": 1, "source": "other"\')',
         "UPDATE details SET facts = replace(facts, '\"map_rows\": 4', '\"map_rows\": 40000')",
-        "UPDATE details SET facts = replace(facts, '\"pixel_width_nm\": 2.0', '\"pixel_width_nm\": \"2\"')",
+        'UPDATE details SET facts = replace(facts, \'"pixel_width_nm": 2.0\', \'"pixel_width_nm": "2"\')',
         "UPDATE details SET probabilities = x'00'",
         "UPDATE details SET probabilities = zeroblob(8)",
         "UPDATE details SET probabilities = 'text'",

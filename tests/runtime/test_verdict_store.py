@@ -303,9 +303,9 @@ def test_an_empty_store_has_nothing(path: Path) -> None:
 
 
 def test_many_threads_read_one_store(path: Path) -> None:
-    with VerdictStore(write_store(path, [answer(f"/{number:03}.png") for number in range(60)])) as store:
-        with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(lambda number: (store.entry(number), store.result(number)), range(1, 61)))
+    write_store(path, [answer(f"/{number:03}.png") for number in range(60)])
+    with VerdictStore(path) as store, ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda number: (store.entry(number), store.result(number)), range(1, 61)))
     assert [entry.source for entry, _ in found if entry] == [f"/{number:03}.png" for number in range(60)]
     assert all(isinstance(result, Prediction) and entry and result.source == entry.source for entry, result in found)
 

@@ -1,4 +1,4 @@
-"""runtime.verdict_writer: nothing that was stored is lost, whatever happens to the writer, and readers see it at once."""
+"""runtime.verdict_writer: what was stored is not lost, whatever happens to the writer; readers see it."""
 
 from __future__ import annotations
 
@@ -51,14 +51,13 @@ def test_answers_appear_while_the_writer_waits_for_more(path: Path) -> None:
 
 
 def test_two_readers_see_a_growing_store(path: Path) -> None:
-    with VerdictWriter(path, make_run()) as writer:
-        with VerdictStore(path) as one, VerdictStore(path) as other:
-            for number in range(0, 900, 300):
-                for within in range(300):
-                    writer.add(answer(f"/{number + within:04}.png"))
-                writer.flush()
-                assert one.count(Query()) == other.count(Query()) == number + 300
-                assert isinstance(one.result(number + 1), type(answer("/a.png")))
+    with VerdictWriter(path, make_run()) as writer, VerdictStore(path) as one, VerdictStore(path) as other:
+        for number in range(0, 900, 300):
+            for within in range(300):
+                writer.add(answer(f"/{number + within:04}.png"))
+            writer.flush()
+            assert one.count(Query()) == other.count(Query()) == number + 300
+            assert isinstance(one.result(number + 1), type(answer("/a.png")))
 
 
 def test_two_writers_add_to_one_store(path: Path) -> None:
@@ -128,24 +127,28 @@ def test_a_closed_writer_takes_nothing(path: Path) -> None:
         writer.add(answer("/a.png"))
 
 
-def test_what_cannot_be_stored_is_an_error_of_the_block(path: Path) -> None:
-    write_store(path, [answer("/a.png")])
-    with pytest.raises(StoreError, match="in use|damaged|no store"), VerdictWriter(path, make_run()) as writer:
+def add_without_a_table(path: Path, then: type[Exception] | None = None) -> None:
+    """Add an answer to a store whose table another program removes meanwhile."""
+    with VerdictWriter(path, make_run()) as writer:
         with sqlite3.connect(path) as other:
             other.execute("DROP TABLE details")
         other.close()
         writer.add(answer("/b.png"))
+        if then is not None:
+            raise then("interrupted")
         writer.flush()
+
+
+def test_what_cannot_be_stored_is_an_error_of_the_block(path: Path) -> None:
+    write_store(path, [answer("/a.png")])
+    with pytest.raises(StoreError, match=r"in use|damaged|no store"):
+        add_without_a_table(path)
 
 
 def test_a_failure_behind_another_error_is_told(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_store(path, [answer("/a.png")])
-    with pytest.raises(KeyError), VerdictWriter(path, make_run()) as writer:
-        with sqlite3.connect(path) as other:
-            other.execute("DROP TABLE details")
-        other.close()
-        writer.add(answer("/b.png"))
-        raise KeyError("interrupted")
+    with pytest.raises(KeyError):
+        add_without_a_table(path, KeyError)
     assert capsys.readouterr().err.startswith("the last answers are not stored: ")
 
 

@@ -42,9 +42,7 @@ def test_every_image_is_stored_with_its_place(case: LotCase) -> None:
         by_defect = {(line["wafer"], str(line["defect_id"])): line for line in case.lines()}
         for entry in store.entries(Query()):
             line = by_defect[entry.site.wafer or "", entry.site.defect_id or ""]
-            assert entry.site == Site(
-                "L7", line["wafer"], str(line["defect_id"]), line["x_nm"], line["y_nm"], 300.0
-            )
+            assert entry.site == Site("L7", line["wafer"], str(line["defect_id"]), line["x_nm"], line["y_nm"], 300.0)
             assert entry.path is not None
             assert Path(entry.path.partition("#")[0]).is_file()
             assert store.result(entry.id) is not None
