@@ -88,7 +88,8 @@ def _record(path: Path, where: str, line: bytes) -> tuple[Record, tuple[str, ...
     if fields.has("error"):
         record, classes = failed_record(source, fields.text("error"), NOWHERE, _absolute(source)), None
     else:
-        row = _row(source, fields, sized=document.get("pixel_size_nm") is not None)
+        sized = isinstance(document, dict) and document.get("pixel_size_nm") is not None
+        row = _row(source, fields, sized=sized)
         classes = tuple(row["probabilities"])
         if row["label"] not in classes or len(classes) < 2:
             faults.append("raw.probabilities must be of at least two classes, the label among them")

@@ -113,13 +113,6 @@ def test_an_error_is_one_message_before_a_frame_is_read(
     assert names_in(tmp_path) == ["bundle", "frames"]
 
 
-def test_a_store_is_not_put_among_the_files_of_the_bundle(fake_bundle: Path, frames: Path, capsys: Capture) -> None:
-    target = fake_bundle / "v.sqlite"
-    assert predict(fake_bundle, frames, "--store", target) == 2
-    assert "is a file of the bundle" in capsys.readouterr().err
-    assert not target.exists()
-
-
 def test_a_run_that_fails_keeps_what_it_judged(
     fake_bundle: Path, frames: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,11 +12,13 @@ from stores import answer, failed, write_store
 from runtime.errors import StoreError
 from runtime.verdict_store import ORDERS, Query, VerdictStore
 
+ROUNDED = {"novelty": 0.25, "map_score": 0.5, "peak": 0.75}
+"""Numbers that survive the six digits of JSON lines."""
 RESULTS = [
-    answer("/lot/a.png", (0.6, 0.3, 0.1), is_defect=False),
+    answer("/lot/a.png", (0.6, 0.3, 0.1), is_defect=False, **ROUNDED),
     failed("/lot/b.png"),
-    answer("/lot/c.png", (0.25, 0.5, 0.25), warnings=("odd",)),
-    answer("/lot/d.png", (0.125, 0.375, 0.5), verdict="unknown", pixel_size_nm=None),
+    answer("/lot/c.png", (0.25, 0.5, 0.25), warnings=("odd",), **ROUNDED),
+    answer("/lot/d.png", (0.125, 0.375, 0.5), verdict="unknown", pixel_size_nm=None, **ROUNDED),
 ]
 
 
