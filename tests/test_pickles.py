@@ -26,6 +26,7 @@ SAMPLES: dict[str, tuple[Any, ...]] = {
     "BundleError": ("bundle/", ["one fault", "another"]),
     "RecipeError": ("recipe.safetensors", "a fault"),
     "LotError": ("a.klarf", ["a fault", "another"]),
+    "CorrectionError": ("data/", ["a fault"] * 30),
     "DatasetError": ("data/", ["a fault"] * 30),
     "FrameError": ("a.png", "is empty"),
     "ImageMissing": ("a.tif", "is not in images/"),
