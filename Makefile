@@ -24,11 +24,11 @@ demo: $(RUNS)  ## teach on generated frames, judge others, and evaluate: all in 
 	@echo "Look at demo/evaluation/contact_sheet.png and demo/verdicts.jsonl"
 	@echo "Open the page to look and correct: $(BIN)/sem-clip review demo/verdicts.db --bundle demo/bundle --data demo/bundle-frames/teach --open"
 
-test: $(INSTALLED)  ## the fast tests: about 4 minutes on 2 cores
+test: $(INSTALLED)  ## the fast tests: about 3 minutes on 2 cores
 	$(PYTEST) -m "not slow"
 
-test-all: $(INSTALLED)  ## all tests
-	$(PYTEST)
+test-all: test  ## all tests
+	$(PYTEST) -m slow
 
 check: lint test  ## lint, types and the fast tests: what a change must pass
 

@@ -22,7 +22,7 @@ class Report:
     """Verdicts and corrections in, one HTML file out, and the same as PDF."""
 
     help = "Write verdicts and corrections as one self-contained HTML file, to send or to print."
-    example = "sem-clip report verdicts.sqlite --out report.html --pdf"
+    example = "sem-clip report verdicts.db --out report.html --pdf"
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
         """Declare the arguments."""

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from concurrent.futures import Future
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from predictions import make_prediction
 
 from runtime import BackendUnavailable, FailedFrame, FrameError, Prediction, PredictorError
 from runtime.parquet import (
+    _TOGETHER,
     ROW_GROUP,
     _Rows,
     arrow_schema,
@@ -153,24 +155,27 @@ def test_a_run_that_ends_early_keeps_its_rows_readable(
 def test_ctrl_c_in_the_middle_of_a_row_group_keeps_all_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """The interrupt comes to the thread that judges, while the other one writes."""
+    """The interrupt comes to the thread that judges, which waits for the other one to write."""
     path = tmp_path / "rows.parquet"
     put, writing, interrupted = _Rows._put, threading.Event(), threading.Event()
+    result, waits = Future.result, count(1)
 
     def slow(rows: _Rows) -> None:
         writing.set()
-        interrupted.wait(10)
+        assert interrupted.wait(10)
         put(rows)
 
-    def rows() -> Iterator[dict[str, Any]]:
-        yield from [FAILED.to_row()] * ROW_GROUP
-        writing.wait(10)
-        threading.Timer(0.1, interrupted.set).start()
-        raise KeyboardInterrupt
+    def interrupt(future: Future[None], timeout: float | None = None) -> None:
+        if next(waits) == ROW_GROUP // _TOGETHER:
+            assert writing.wait(10)
+            threading.Timer(0.1, interrupted.set).start()
+            raise KeyboardInterrupt
+        result(future, timeout)
 
     monkeypatch.setattr(_Rows, "_put", slow)
+    monkeypatch.setattr(Future, "result", interrupt)
     with pytest.raises(KeyboardInterrupt):
-        write(path, rows())
+        write(path, [FAILED.to_row()] * (ROW_GROUP + 1))
     assert len(list(read_rows(tmp_path / "rows.parquet.partial"))) == ROW_GROUP
     assert f"the rows of {ROW_GROUP} frames" in capsys.readouterr().err
 

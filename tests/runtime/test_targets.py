@@ -139,6 +139,7 @@ def test_an_engine_without_a_target_has_no_check_of_it(golden_bundle: Path) -> N
     assert checks[TARGET].passed is False
 
 
+@pytest.mark.slow
 def test_verify_ends_with_3_where_only_a_target_is_missed(
     toy_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,7 +20,7 @@ from runtime.verdict_store import Query, VerdictStore, VerdictWriter
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return write_store(tmp_path / "verdicts.sqlite", [answer("/a.png"), answer("/b.png"), failed("/c.png")])
+    return write_store(tmp_path / "verdicts.db", [answer("/a.png"), answer("/b.png"), failed("/c.png")])
 
 
 def change(path: Path, *statements: str, values: tuple[Any, ...] = ()) -> None:

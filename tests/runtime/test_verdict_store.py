@@ -20,7 +20,7 @@ ODD_NAMES = ['/lot/<b>"x"</b>.png', "/lot/a\nb.png", "/lot/it's.png", "/lot/ü#2
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "verdicts.sqlite"
+    return tmp_path / "verdicts.db"
 
 
 def sources(store: VerdictStore, **query: Any) -> list[str]:

@@ -24,7 +24,7 @@ from runtime.verdict_writer import COMMIT_FRAMES
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    return tmp_path / "verdicts.sqlite"
+    return tmp_path / "verdicts.db"
 
 
 def until(true: Callable[[], bool]) -> None:

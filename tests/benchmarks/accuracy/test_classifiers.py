@@ -46,6 +46,8 @@ from runtime.files import sha256_of
 from runtime.manifest import Encoder
 from runtime.recipe import FrameOptions
 
+pytestmark = pytest.mark.slow
+
 SMALL = "test_vit"
 
 

@@ -25,6 +25,8 @@ from benchmarks.accuracy.dra import (
 from calibration.metrics import auroc
 from export.teaching.views import SupportFeatures
 
+pytestmark = pytest.mark.slow
+
 GRID = (4, 4)
 PATCHES, WIDTH = 16, 8
 

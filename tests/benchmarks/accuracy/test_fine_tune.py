@@ -22,6 +22,8 @@ from benchmarks.accuracy.classifiers import (
     load_classifier,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def small(folder: Path, name: str = "test_vit") -> Classifier:
     """One of timm's own small networks with random weights."""

@@ -34,6 +34,8 @@ from export.errors import PromptError
 from export.model.checkpoint import LoadedModel, load_model
 from export.teaching.prompts import load_prompts
 
+pytestmark = pytest.mark.slow
+
 GRID = (4, 4)
 SUBJECT = "image of a wafer"
 STATES = ["image of a wafer with a hole", "scratched image of a wafer"]

@@ -27,6 +27,8 @@ from benchmarks.speed.suite import Settings, TorchOptions, measure
 from runtime import BundleError, FakeBackend, FrameError, FrameOptions, SemClipError
 from runtime.manifest import load_bundle
 
+pytestmark = pytest.mark.slow
+
 TINY = Settings(
     batches=(1, 3),
     batch=2,
@@ -53,7 +55,6 @@ def report(toy_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
     return dict(json.loads(json.dumps(found, allow_nan=False)))
 
 
-@pytest.mark.slow
 def test_the_schema_is_stable(report: dict[str, Any]) -> None:
     assert (report["format"], report["version"]) == ("sem-clip-benchmark", 1)
     assert set(report) == {

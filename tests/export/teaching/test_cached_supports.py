@@ -171,6 +171,7 @@ def test_recipes_are_equal_without_cache_with_a_cold_and_with_a_warm_one(
     ]
 
 
+@pytest.mark.slow
 def test_teach_uses_the_named_folder(toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: Capture) -> None:
     words = ["teach", str(toy_bundle), "--data", str(toy_frames), "--shots", "2", "--views", "1"]
     kept = ["--support-cache", str(tmp_path / "cache")]
