@@ -245,11 +245,11 @@ def test_without_a_browser_the_message_says_what_to_install(
     assert "apt install chromium" in capsys.readouterr().err
 
 
-def test_a_prediction_of_another_recipe_is_still_drawn(tmp_path: Path, fake_bundle: Path) -> None:
+def test_coverage_counts_frames_that_got_a_class(tmp_path: Path, fake_bundle: Path) -> None:
     def moved(index: int, result: Prediction) -> Prediction:
-        return replace(result, verdict="unsure") if index == 0 else result
+        return replace(result, verdict="unknown") if index == 0 else result
 
     frames = [paint(tmp_path / f"{number}.png", number, defect=number > 0) for number in range(3)]
     page = page_of(make_store(tmp_path, fake_bundle, frames, change=moved))
     assert "66.7% decided (coverage)" in page.text
-    assert "unsure 1 33.3% 0" in page.text
+    assert "unknown 1 33.3% 0" in page.text
