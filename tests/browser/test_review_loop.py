@@ -30,13 +30,16 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def served(toy_bundle: Path, toy_frames: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a review server on a store of judged frames."""
+    """The address of a review server on a store of frames that taught nothing."""
     for name in ("starlette", "uvicorn", "jinja2"):
         pytest.importorskip(name)
-    bundle, data, store = tmp_path / "bundle", tmp_path / "data", tmp_path / "verdicts.db"
+    from export.synthetic import write_dataset
+
+    bundle, new, data, store = (tmp_path / name for name in ("bundle", "new", "data", "verdicts.db"))
     shutil.copytree(toy_bundle, bundle)
     shutil.copytree(toy_frames, data)
-    assert main(["predict", str(bundle), str(data), "--backend", "cpu", "--store", str(store)]) == 0
+    write_dataset(new, per_class=4, size=(96, 96), seed=2)
+    assert main(["predict", str(bundle), str(new), "--backend", "cpu", "--store", str(store)]) == 0
     words = ["review", str(store), "--bundle", str(bundle), "--data", str(data)]
     program = [sys.executable, "-c", "import sys, sem_clip; sys.exit(sem_clip.main())", *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
