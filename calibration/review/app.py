@@ -171,5 +171,6 @@ def first_page(**values: Any) -> Place:
     from jinja2 import Environment, FileSystemLoader
 
     pages = Environment(loader=FileSystemLoader(HERE / "templates"), autoescape=True)
-    content = pages.get_template("index.html").render(**values).encode("utf-8", "backslashreplace")
+    modules = sorted(path.name for path in (HERE / "static").glob("*.js"))
+    content = pages.get_template("index.html").render(modules=modules, **values).encode("utf-8", "backslashreplace")
     return Place("/", _always(Answer(content, "text/html; charset=utf-8")))

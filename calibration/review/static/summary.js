@@ -48,7 +48,7 @@ export class Summary {
       bar.style.width = `${(100 * count) / most}%`;
       return [[mark(name), ` ${name}`], el("td", { class: "bar" }, bar), String(count), `${((100 * so_far) / Math.max(1, total)).toFixed(0)} %`, String(corrected)];
     });
-    return el("section", { class: "card" }, el("h2", {}, "Pareto"), table("Frames by verdict, the most frequent first", ["Verdict", "", "Frames", "Sum", "Corrected"], rows));
+    return el("section", { class: "card" }, el("h2", {}, "Pareto"), table("Frames by verdict, the most frequent first", ["Verdict", "", "Frames", "Sum", "Corrected to it"], rows));
   }
 
   /** Rows and columns that hold nothing are left out. */
