@@ -81,7 +81,8 @@ def test_the_file_needs_nothing_else_and_runs_no_script(store: Path) -> None:
         for name in ("src", "href", "xlink:href", "action", "data"):
             assert (attributes.get(name) or "data:").startswith(("data:", "#"))
     policy = next(one["content"] for one in page.all("meta") if one.get("http-equiv") == "Content-Security-Policy")
-    assert policy and policy.startswith("default-src 'none'")
+    assert policy
+    assert policy.startswith("default-src 'none'")
     assert "http" not in re.sub(r"http://www\.w3\.org/\S+|http-equiv", "", store.with_suffix(".html").read_text())
 
 
