@@ -12,9 +12,11 @@ import os
 import secrets
 import sqlite3
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from weakref import WeakSet
 
 from .errors import StoreError
 from .files import open_plain, require_files, sync_folder
@@ -159,15 +161,50 @@ def _told(error: sqlite3.Error, code: str) -> str:
     return f"is damaged, or no store of verdicts ({said})"
 
 
+def head_of(path: str | Path) -> bytes | None:
+    """The first bytes of a file; None for a store that this process has open.
+
+    On POSIX, closing any handle to a file drops the locks that SQLite holds on it. A writer elsewhere would then take
+    the log away under a reader, which from then on sees old answers, or a damaged file. Raises OSError, ValueError.
+    """
+    found = Path(path).stat()
+    with _listing:
+        if any(one.file == (found.st_dev, found.st_ino) for one in _open_here):
+            return None
+    with open_plain(path) as file:
+        return file.read(_HEAD) or b""
+
+
+class _Listed(sqlite3.Connection):
+    """A connection that `head_of` knows of until it is closed. file: device and inode."""
+
+    file: tuple[int, int] | None = None
+
+    def enlist(self, path: Path) -> None:
+        found = Path(path).stat()
+        with _listing:
+            self.file = found.st_dev, found.st_ino
+            _open_here.add(self)
+
+    def close(self) -> None:
+        super().close()
+        self.file = None
+
+
+_open_here: WeakSet[_Listed] = WeakSet()
+_listing = threading.Lock()
+
+
 def _check_head(path: Path) -> None:
     """Raise StoreError unless the file begins as a store: before SQLite reads any of it."""
     try:
-        with open_plain(path) as file:
-            head = file.read(_HEAD) or b""
+        head = head_of(path)
     except FileNotFoundError:
         raise StoreError(path, "does not exist; `sem-clip predict --store FILE` writes one") from None
     except (OSError, ValueError) as exc:
         raise StoreError(path, f"cannot be read ({getattr(exc, 'strerror', None) or exc})") from exc
+    if head is None:
+        return
     if len(head) < _HEAD or not head.startswith(MAGIC):
         raise StoreError(path, "is no store of verdicts: name a file of `sem-clip predict --store`")
     version, _, application = struct.unpack_from(">III", head, _VERSION_AT)
@@ -184,10 +221,16 @@ def _check_head(path: Path) -> None:
 def _open(path: Path, mode: str) -> sqlite3.Connection:
     with failing(path):
         database = sqlite3.connect(
-            _uri(path, mode), uri=True, isolation_level=None, timeout=WAIT_S, check_same_thread=False
+            _uri(path, mode),
+            uri=True,
+            isolation_level=None,
+            timeout=WAIT_S,
+            check_same_thread=False,
+            factory=_Listed,
         )
     try:
         with failing(path):
+            database.enlist(path)
             _harden(database)
             if mode == "ro":
                 database.execute("PRAGMA query_only = ON")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,10 +19,9 @@ from numpy.typing import NDArray
 
 from .arguments import whole_number
 from .errors import FrameError, StoreError
-from .files import open_plain
 from .prediction import FailedFrame, Prediction
 from .rows import printed
-from .verdict_file import LARGEST, MAGIC, TOGETHER, failing, open_to_read
+from .verdict_file import LARGEST, MAGIC, TOGETHER, failing, head_of, open_to_read
 from .verdict_lines import lines_database
 from .verdict_records import BOUNDS, MOST_LISTED, NOT_READ, NOWHERE, ORDERS, Entry, Query, Run, Scores, Site
 from .verdict_rows import (
@@ -75,11 +75,12 @@ _ORDER = {
 class VerdictStore:
     """Reads a store of verdicts, also while a writer adds to it. A context manager; safe to call from many threads.
 
+    of_lines: whether it was made of JSON lines, to which nothing can be added.
     Raises StoreError for a file that is no store, or is damaged: when it is opened, and when a damaged part is read.
     """
 
     def __init__(self, path: str | Path) -> None:
-        self._open(str(path), open_to_read(Path(path)))
+        self._open(str(path), open_to_read(Path(path)), of_lines=False)
 
     @classmethod
     def from_json_lines(cls, path: str | Path) -> VerdictStore:
@@ -88,21 +89,20 @@ class VerdictStore:
         A relative `source` is a path from the current folder. Raises StoreError that names the first faulty line.
         """
         store = cls.__new__(cls)
-        store._open(str(path), lines_database(Path(path)))
+        store._open(str(path), lines_database(Path(path)), of_lines=True)
         return store
 
     @classmethod
     def of_any(cls, path: str | Path) -> VerdictStore:
         """A store, or JSON lines: by the first bytes of the file. Raises StoreError."""
         try:
-            with open_plain(path) as file:
-                head = file.read(len(MAGIC)) or b""
+            head = head_of(path)
         except (OSError, ValueError):
-            head = MAGIC  # which says why it cannot be read
-        return cls(path) if head == MAGIC else cls.from_json_lines(path)
+            head = None  # opening it says why it cannot be read
+        return cls(path) if head is None or head.startswith(MAGIC) else cls.from_json_lines(path)
 
-    def _open(self, where: str, database: sqlite3.Connection) -> None:
-        self.where = where
+    def _open(self, where: str, database: sqlite3.Connection, *, of_lines: bool) -> None:
+        self.where, self.of_lines = where, of_lines
         self._database = database
         self._turn = threading.RLock()
         self._runs: tuple[Run, ...] = ()
@@ -123,9 +123,12 @@ class VerdictStore:
     def runs(self) -> tuple[Run, ...]:
         """The runs, in the order in which they were stored."""
         with self._turn:
-            sql = "SELECT began, bundle, encoder_id, recipe_sha256, classes, operating_point FROM runs WHERE id > ?"
-            rows = self._rows(f"{sql} ORDER BY id LIMIT {_MANY}", (len(self._runs),), 1 << 24)
-            self._runs += tuple(run_of(self.where, row) for row in rows)
+            known = len(self._runs)
+            sql = "SELECT id, began, bundle, encoder_id, recipe_sha256, classes, operating_point FROM runs WHERE id > ?"
+            rows = self._rows(f"{sql} ORDER BY id LIMIT {_MANY}", (known,), 1 << 24)
+            if [row[0] for row in rows] != list(range(known + 1, known + 1 + len(rows))):
+                raise StoreError(self.where, "is damaged: its runs are not numbered from 1 on")
+            self._runs += tuple(run_of(self.where, row[1:]) for row in rows)
             return self._runs
 
     def lots(self) -> tuple[str, ...]:
@@ -203,11 +206,11 @@ class VerdictStore:
 
     def ids_by_path(self) -> dict[str, tuple[int, ...]]:
         """The listed frames of each file, to find those that a correction is about."""
-        found: dict[str, tuple[int, ...]] = {}
+        found: dict[str, list[int]] = {}
         for entry in self._each(f"SELECT {_COLUMNS} {_NEWEST} AND path IS NOT NULL AND id > ? ORDER BY id"):
             if entry.path is not None:
-                found[entry.path] = (*found.get(entry.path, ()), entry.id)
-        return found
+                found.setdefault(entry.path, []).append(entry.id)
+        return {path: tuple(ids) for path, ids in found.items()}
 
     def features(
         self, ids: Sequence[int] | None = None, encoder_id: str | None = None
@@ -283,10 +286,16 @@ class VerdictStore:
             last = rows[-1][0]
 
     def _rows(self, sql: str, values: Sequence[Any] = (), largest: int = TOGETHER) -> list[tuple[Any, ...]]:
-        """The rows of one statement. largest: bytes of a value. Raises StoreError."""
-        with self._turn, failing(self.where):
+        """The rows of one statement, of LARGEST bytes together. largest: bytes of a value. Raises StoreError."""
+        found, size = [], 0
+        with self._turn, failing(self.where), closing(self._database.cursor()) as cursor:
             self._database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, largest)
-            return self._database.execute(sql, values).fetchall()
+            for row in cursor.execute(sql, values):
+                found.append(row)
+                size += sum(len(value) for value in row if isinstance(value, str | bytes))
+                if size > LARGEST:
+                    raise StoreError(self.where, f"is damaged: a list of it takes more than {LARGEST:,} bytes")
+        return found
 
 
 def _where(query: Query) -> tuple[str, list[str | float]]:

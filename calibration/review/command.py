@@ -11,10 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.errors import PredictorError
-from runtime.files import open_plain
 from runtime.options import add_engine_arguments, at_least, engine_options
 from runtime.terminal import require_stdout
-from runtime.verdict_file import MAGIC
 from runtime.verdict_store import VerdictStore
 
 from ..corrections import CorrectionLog, default_path
@@ -110,7 +108,7 @@ class Review:
             log = open_things.enter_context(CorrectionLog(args.corrections or default_path(args.store)))
             session = Session(store, log, args.bundle, args.data)
             workshop = Workshop(
-                session, args.store if is_store(args.store) else None, args.weights, lambda: engine_options(args)
+                session, None if store.of_lines else args.store, args.weights, lambda: engine_options(args)
             )
             open_things.enter_context(closing(workshop))
             socket = open_things.enter_context(listen(args.host, args.port))
@@ -125,12 +123,6 @@ class Review:
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
             serve(app, [socket])
         return 0
-
-
-def is_store(path: Path) -> bool:
-    """Whether answers can be added to the file, or whether it holds JSON lines."""
-    with open_plain(path) as file:
-        return (file.read(len(MAGIC)) or b"") == MAGIC
 
 
 def places(session: Session, workshop: Workshop, guard: Guard) -> Sequence[Place]:

@@ -13,6 +13,7 @@ import pytest
 from commandline import posix
 from stores import answer, failed, make_run, write_store
 
+from runtime import verdict_store
 from runtime.errors import StoreError
 from runtime.verdict_file import create, require_store
 from runtime.verdict_store import Query, VerdictStore, VerdictWriter
@@ -72,6 +73,21 @@ def test_a_database_of_another_program_is_refused_and_stays(tmp_path: Path) -> N
     with pytest.raises(StoreError, match="another program"):
         VerdictWriter(file, make_run())
     assert file.read_bytes() == before
+
+
+def test_runs_with_gaps_are_refused_rather_than_read_again_and_again(path: Path) -> None:
+    change(path, "UPDATE runs SET id = 5")
+    with VerdictStore(path) as store, pytest.raises(StoreError, match="its runs are not numbered from 1 on"):
+        store.runs()
+
+
+def test_a_list_is_bounded_in_all(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(path, "UPDATE answers SET source = printf('%.30000c', 'a')")
+    monkeypatch.setattr(verdict_store, "LARGEST", 80_000)
+    with VerdictStore(path) as store:
+        assert store.count(Query()) == 3
+        with pytest.raises(StoreError, match="a list of it takes more than 80,000 bytes"):
+            store.entries(Query())
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -167,3 +167,29 @@ def test_a_large_answer_is_stored_before_two_hundred_are_there(path: Path) -> No
             writer.add(answer(f"/{number}.png", (0.9, 0.05, 0.05), patch_map=large, is_defect=False))
             assert writer._bytes <= 1 << 26
     assert count(path) == 5
+
+
+@posix
+def test_opening_a_store_again_takes_no_lock_from_a_reader_of_this_process(path: Path) -> None:
+    """Closing a file drops the locks of its process; a writer elsewhere would take the log away under the reader."""
+    code = (
+        "import sys\nsys.path.insert(0, 'tests')\nfrom stores import answer, make_run\n"
+        "from runtime.verdict_store import VerdictWriter\n"
+        f"with VerdictWriter({str(path)!r}, make_run()) as writer:\n"
+        "    writer.add(answer(sys.argv[1]))\n    writer.flush()\n"
+        "    print('there', flush=True)\n    sys.stdin.readline()\n"
+    )
+    store = None
+    for number in range(3):
+        words = [sys.executable, "-c", code, f"/{number}.png"]
+        with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "there\n"
+            store = store or VerdictStore(path)
+            assert store.count(Query()) == number + 1
+            VerdictStore.of_any(path).close()
+            VerdictWriter(path, make_run()).close()
+            process.communicate("\n")
+        assert len(store.entries(Query())) == number + 1
+    assert store is not None
+    store.close()
