@@ -69,7 +69,7 @@ class Relearning:
                 "frame": name_in(folder, known.sample),
                 "class": known.sample.label,
                 "group": known.sample.group,
-                "mask": None if known.sample.mask is None else str(known.sample.mask),
+                "mask": None if known.sample.mask is None else str(known.sample.mask.absolute()),
             }
             for known in self.supports
             if known.corrected

@@ -22,7 +22,6 @@ from .verdict_writer import insert, insert_run
 
 MAX_LINE = 1 << 24
 """Bytes of a line: a frame with thousands of regions takes a megabyte."""
-_BOX = ("x", "y", "width", "height", "area")
 
 
 def lines_database(path: Path) -> sqlite3.Connection:
@@ -141,7 +140,8 @@ def _region(fields: Fields, index: int, value: Any) -> Row:
     region = Fields(value, f"regions[{index}]", fields.faults)
     centre = region.numbers("centroid", 2)
     return {
-        **{name: region.whole(name, 0, MAX_SIDE * MAX_SIDE) for name in _BOX},
+        **{name: region.whole(name, 0, MAX_SIDE) for name in ("x", "y")},
+        **{name: region.whole(name, 1, MAX_SIDE * MAX_SIDE) for name in ("width", "height", "area")},
         "centroid_x": centre[0],
         "centroid_y": centre[1],
         "peak": region.number("peak", 0, 1),

@@ -39,6 +39,7 @@ _BY_COLUMN = {*LISTED, "encoder_id", "recipe_sha256", "probabilities", "regions"
 _FACTS = tuple(column.name for column in COLUMNS if column.name not in _BY_COLUMN)
 _REGION = ("x", "y", "width", "height", "area", "centroid_x", "centroid_y", "peak", "below_threshold")
 _REJECT, _FAILED = 2.0, 3.0
+_LARGEST = 2.0**31
 _EMPTY: Record = {"facts": "{}", "probabilities": b"", "regions": b"", "patch_map": None, "features": None}
 
 
@@ -230,8 +231,10 @@ def _region_rows(where: str, number: int, blob: Any) -> list[Row]:
 def regions_of(where: str, number: int, blob: Any, pixel_size_nm: tuple[float, float] | None) -> tuple[Region, ...]:
     """Regions without the map, for frames whose map was not stored. Raises StoreError."""
     rows = _region_rows(where, number, blob)
-    if not all(math.isfinite(value) for row in rows for value in row.values()):
-        raise damaged(where, number, "its regions hold numbers that are none")
+    if not all(0 <= value <= _LARGEST for row in rows for value in row.values()):
+        raise damaged(where, number, "its regions hold numbers that cannot be right")
+    if not all(row["width"] >= 1 <= row["height"] for row in rows):
+        raise damaged(where, number, "its regions are empty")
     return tuple(
         Region(
             x=int(row["x"]),

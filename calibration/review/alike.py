@@ -77,7 +77,8 @@ class Alike:
         path = self._path(recipe, number)
         if path is None:
             raise ReviewError("the support's file is not there, or is not the one that taught", 404)
-        return Answer(small_picture(read_frame(path, recipe.frame)), "image/png")
+        with self._session.room:
+            return Answer(small_picture(read_frame(path, recipe.frame)), "image/png")
 
     def _support(self, recipe: Recipe, index: int) -> dict[str, Any]:
         name, _ = support_record(recipe, index)

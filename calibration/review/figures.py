@@ -8,12 +8,15 @@ from dataclasses import replace
 from typing import Any
 
 from runtime.operating_point import VERDICTS, OperatingPoint
+from runtime.recipe import MAX_CLASSES
 from runtime.verdict_store import NOT_READ
 
 from .scores import ScoreBook
 from .session import Session
 from .web import Answer, Asked, Parameters, ReviewError, json_answer
 
+MOST_NAMES = 4 * MAX_CLASSES
+"""Rows of the confusion: all classes of several recipes. The store of another program's making may have any number."""
 MOST_CHANGED = 200
 """Frames that are named where an operating point is moved; all are counted."""
 
@@ -33,7 +36,7 @@ class Figures:
         verdicts = {number: session.entry(number).verdict or "" for number in corrected}
         truth = {number: correction.new for number, correction in corrected.items()}
         added = Counter(truth.values())
-        names = list(dict.fromkeys([*session.classes(), *VERDICTS, *counts]))
+        names = list(dict.fromkeys([*session.classes(), *VERDICTS, *counts]))[:MOST_NAMES]
         point = session.point()
         order = sorted(names, key=lambda name: (-counts.get(name, 0), names.index(name)))
         return json_answer(

@@ -101,8 +101,8 @@ class Session:
 
     def corrected(self) -> dict[int, Correction]:
         """The corrections that stand, by the frames of this store."""
-        current = self.log.current().items()
-        return {number: correction for frame, correction in current for number in self.ids_of(frame)}
+        ids = self._ids.get()
+        return {number: made for frame, made in self.log.current().items() for number in ids.get(frame, ())}
 
 
 class Kept:

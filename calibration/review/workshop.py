@@ -233,6 +233,8 @@ class Workshop:
             stderr=subprocess.STDOUT,
         ) as process:
             self._process = process
+            if self._ending.is_set():  # `close` looked before there was a process
+                process.terminate()
             assert process.stdout is not None
             while line := process.stdout.readline(_MOST_LINE):
                 if text := line.decode("utf-8", "backslashreplace").strip():
@@ -251,6 +253,7 @@ class Workshop:
 
     def _judge(self, job: Job) -> None:
         assert self._store is not None
+        self._session.reload()  # `sem-clip recipes` may have put another recipe there
         judge_again(self._session, self._store, self._engine(), lambda line: self._tell(job, line), self._ending.is_set)
 
 

@@ -159,6 +159,15 @@ def test_a_class_that_nothing_else_would_teach_is_taught_by_a_held_out_frame(cas
     assert {known.content for known in taught} < {known.content for known in found}
 
 
+def test_masks_are_found_again_from_another_folder(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    case.log.add(case.frame(90), "good", "hole", mask=np.eye(64, dtype=np.bool_))
+    case.log.close()
+    monkeypatch.chdir(tmp_path)
+    with CorrectionLog("c.jsonl", write=False) as log:
+        entries = plan_relearning(case.recipe, case.dataset, log, OPTIONS).record(case.data)
+    assert [Path(entry["mask"]).parent for entry in entries] == [tmp_path / "c.masks"]
+
+
 def test_corrected_supports_of_an_earlier_round_need_not_be_in_this_file(case: Case, tmp_path: Path) -> None:
     marked = np.zeros((64, 64), np.bool_)
     marked[:9, :9] = True

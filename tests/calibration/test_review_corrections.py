@@ -18,6 +18,7 @@ from conftest import make_recipe, write_bundle
 from PIL import Image
 from review_pages import Desk, make_store, opened, paint, six_frames
 
+from calibration.review import figures
 from calibration.corrections import CorrectionLog, default_path
 
 
@@ -226,3 +227,10 @@ def test_a_moved_operating_point_undoes_the_temperature_that_judged(tmp_path: Pa
         assert 0.4 < sure < 0.6
         for floor, verdict in ((sure - 0.001, "bridge"), (sure + 0.001, "cannot decide")):
             assert page.get("/api/operating-point", {"reject": floor}).json()["verdicts"] == {verdict: 1}
+
+
+def test_the_summary_of_a_store_with_any_number_of_verdicts_is_bounded(desk: Desk, monkeypatch: Any) -> None:
+    monkeypatch.setattr(desk.store, "verdicts", lambda: {f"verdict {number}": 1 for number in range(10_000)})
+    summary = desk.get("/api/summary").json()
+    assert len(summary["confusion"]["rows"]) == len(summary["pareto"]) + 5 == figures.MOST_NAMES
+    assert summary["coverage"]["of"] == 10_000

@@ -110,6 +110,7 @@ def test_a_change_by_another_site_changes_nothing(desk: Desk) -> None:
     assert change(desk, sec_fetch_site="same-site") == 403
     assert change(desk, origin="https://evil.example") == 403
     assert change(desk, origin="null") == 403
+    assert change(desk, origin="http://[") == 403
     assert change(desk, origin=f"http://127.0.0.1:{PORT + 1}") == 403
     assert change(desk, x_review_token="") == 403
     assert change(desk, x_review_token="x" * 43) == 403

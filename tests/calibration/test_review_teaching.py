@@ -20,6 +20,7 @@ from review_pages import Desk, make_store, opened, paint, six_frames
 from calibration.review import workshop
 from runtime.manifest import load_bundle
 from runtime.recipe import Recipe
+from runtime.recipe_history import accept
 from runtime.verdict_store import Query
 
 REPORT = {"frames": 4, "before": {"accuracy": {"value": 0.5}}, "after": {"accuracy": {"value": 0.75}}}
@@ -216,3 +217,18 @@ def test_frames_of_several_white_levels_are_not_judged_by_one(tmp_path: Path, fa
         job = ended(page)
         assert job["state"] == "failed"
         assert "several white levels (4095, 65535)" in job["lines"][-1]
+
+
+def test_a_process_that_began_while_the_server_ends_is_ended_too(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, "import time; time.sleep(600)")
+    desk.workshop.close()
+    assert desk.correct(2, "hole").status == 200
+    assert desk.post("/api/teach", {"note": ""}).status == 200
+    assert ended(desk)["state"] == "failed"
+
+
+def test_frames_are_judged_again_by_the_recipe_that_the_bundle_holds_by_now(desk: Desk, fake_bundle: Path) -> None:
+    accept(fake_bundle, make_recipe(defect_threshold=0.25), "by the command")
+    assert desk.post("/api/judge", {}).status == 200
+    assert ended(desk)["state"] == "done"
+    assert desk.store.runs()[-1].recipe_sha256 == load_bundle(fake_bundle)[1].sha256()

@@ -207,8 +207,9 @@ def test_a_damaged_value_is_an_error_when_it_is_read(path: Path, statement: str)
         read_all(path)
 
 
-def test_regions_of_no_number_are_an_error(path: Path) -> None:
-    blob = np.full(9, np.nan).tobytes()
+@pytest.mark.parametrize("value", [np.nan, -1.0, 0.0, 1e300])
+def test_regions_of_no_number_or_no_size_are_an_error(path: Path, value: float) -> None:
+    blob = np.full(9, value).tobytes()
     change(path, "UPDATE details SET regions = ?", values=(blob,))
     with pytest.raises(StoreError, match="damaged"):
         read_all(path)

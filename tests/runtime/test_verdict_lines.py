@@ -113,6 +113,7 @@ def changed(**changes: Any) -> dict[str, Any]:
         (changed(pixel_size_nm=[1]), "pixel_size_nm must be 2 finite numbers"),
         (changed(regions=[{"x": 1}]), r"regions\[0\].centroid is missing"),
         (changed(regions="none"), "regions must be a list"),
+        (changed(regions=[{"x": 1, "y": 1, "width": 0}]), r"regions\[0\].width must lie in \[1, "),
         (changed(raw={"probabilities": {"good": 1.0}}), "of at least two classes, the label among them"),
         (changed(raw={"probabilities": {"good": 0.5, "hole": 0.5}}), "the label among them"),
         (changed(raw={"probabilities": {"bridge": "x", "hole": 0.5}}), "bridge must be a finite number"),
