@@ -206,6 +206,26 @@ def test_a_mask_stays_when_only_the_class_changes(page: Any, review: FakeReview)
     assert (mask_of(review, 2) == before).all()
 
 
+def test_an_undo_comes_after_the_correction_whose_mask_is_still_packed(page: Any, review: FakeReview) -> None:
+    page.evaluate(
+        """() => {
+          const whole = Response.prototype.arrayBuffer;
+          Response.prototype.arrayBuffer = async function () {
+            await new Promise((later) => setTimeout(later, 500));
+            return whole.call(this);
+          };
+        }"""
+    )
+    press(page, "s", "D")
+    for corner in ((20, 20), (70, 20), (70, 60)):
+        page.mouse.click(*screen_place(page, *corner, SIDE))
+    page.keyboard.press("Enter")
+    press(page, "2", "u")
+    expect(page.locator("#status")).to_contain_text("Taken back: not corrected.")
+    assert [path for path, _ in review.said] == ["/api/corrections", "/api/corrections/undo"]
+    assert review.corrected() == {}
+
+
 def test_a_refused_correction_is_said_and_is_not_shown_as_saved(page: Any, review: FakeReview) -> None:
     review.refuse = "the disk is full"
     press(page, "2")

@@ -18,8 +18,8 @@ from conftest import make_recipe, write_bundle
 from PIL import Image
 from review_pages import Desk, make_store, opened, paint, six_frames
 
-from calibration.review import figures
 from calibration.corrections import CorrectionLog, default_path
+from calibration.review import figures
 
 
 @pytest.fixture

@@ -78,23 +78,26 @@ async function maskFor(frame, name) {
   if (detail.drawing.open) return detail.drawing.mask();
   if (!frame.corrected?.mask) return null;
   const response = await fetch(maskOf(frame.id, frame.corrected.when));
-  if (!response.ok) throw new Error("Not saved: the mask that was drawn before cannot be read.");
+  if (!response.ok) throw new Error("the mask that was drawn before cannot be read");
   return base64(new Uint8Array(await response.arrayBuffer()));
 }
 
 /** Correct a frame and go on to the next. */
 async function correct(frame, name) {
   if (!frame) return said("No frame is chosen, or the list is being loaded: press again.");
+  const mask = maskFor(frame, name);
+  // In its place at once: an undo that is asked for while the mask is packed comes after it.
+  corrections.correct(frame.id, name, mask);
   try {
-    const mask = await maskFor(frame, name);
-    detail.drawing.remember(frame.id);
-    corrections.correct(frame.id, name, mask);
-    detail.drawing.close();
-    // A frame that is not the gallery's, a similar one, stays in sight.
-    if (detail.frame?.id === frame.id && state.frame?.id === frame.id) next();
-  } catch (error) {
-    failed(error);
+    await mask;
+  } catch {
+    return; // `refused` says why; the drawing stays
   }
+  if (detail.frame?.id !== frame.id) return;
+  detail.drawing.remember(frame.id);
+  detail.drawing.close();
+  // A frame that is not the gallery's, a similar one, stays in sight.
+  if (state.frame?.id === frame.id) next();
 }
 
 function next() {

@@ -27,12 +27,12 @@ export class Corrections {
     return this.last;
   }
 
-  /** name: the class that is right. mask: null, "outline", or a PNG in base64. */
+  /** name: the class that is right. mask: a promise of null, "outline", or a PNG in base64. */
   correct(id, name, mask) {
     this.hooks.saving(id);
     return this.then(async () => {
       try {
-        const { corrected } = await post("/api/corrections", { id, new: name, mask });
+        const { corrected } = await post("/api/corrections", { id, new: name, mask: await mask });
         this.hooks.saved(id, corrected, false);
       } catch (error) {
         this.hooks.refused(id, error);

@@ -301,7 +301,9 @@ export class Drawing {
 
   /** What a correction carries: null if nothing is drawn, "outline" if it was taken as it is, else a PNG in base64. */
   async mask() {
-    await this.loaded; // a saved mask that is still coming is part of it
+    const { loaded } = this;
+    await loaded; // a saved mask that is still coming is part of it
+    if (this.loaded !== loaded) throw new Error("the drawing was closed before its mask was there");
     if (!this.drawn) return null;
     if (this.steps.length === 1 && this.steps[0].kind === "outline") return "outline";
     const { width, height } = this.canvas;
