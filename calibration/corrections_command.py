@@ -10,7 +10,7 @@ from pathlib import Path
 from runtime.errors import PredictorError
 from runtime.fab.klarf import read_klarf
 from runtime.fab.klarf_writing import write_klarf
-from runtime.files import require_files
+from runtime.files import require_files, require_other_files
 from runtime.options import at_least
 from runtime.recipe import FrameOptions
 from runtime.terminal import printable
@@ -123,6 +123,7 @@ def _write_folder(args: argparse.Namespace, log: CorrectionLog) -> None:
 
 
 def _write_klarf(args: argparse.Namespace, log: CorrectionLog) -> None:
+    require_other_files([args.out], [args.file, args.klarf, args.codes])
     require_files([args.out], force=args.force)
     content, count = klarf_with_corrections(
         log,

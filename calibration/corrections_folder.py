@@ -16,7 +16,7 @@ from runtime import tiff
 from runtime.errors import FrameError
 from runtime.files import new_folder, open_plain, require_folder
 from runtime.folders import MASK_SUFFIX, SYSTEM_FOLDERS, one_name
-from runtime.frames import checksum_of, read_frame, split_page
+from runtime.frames import SUFFIXES, checksum_of, read_frame, split_page
 from runtime.golden import png_file
 from runtime.operating_point import same_name_key
 from runtime.recipe import FrameOptions
@@ -60,8 +60,9 @@ class _Entry:
 def export_folder(log: CorrectionLog, out: Path, options: FrameOptions) -> Export:
     """Write the corrections that stand as a data folder, whole or not at all.
 
-    options: how the frames were read when they were judged. Files are copied as they are, pages of stacks as PNG files.
-    groups.csv has the lot and wafer of each frame, else its folder, and who corrected it.
+    options: how the frames were read when they were judged. Files are copied as they are; pages of stacks, and files
+    whose ending is none of a frame, become PNG files. groups.csv has the lot and wafer of each frame,
+    else its folder, and who corrected it.
     Raises CorrectionError with all faults: frames that are gone or changed, classes that no folder can be called, one
     picture of two classes; PredictorError or OSError where `out` cannot be written.
     """
@@ -136,7 +137,8 @@ def _entries(
 
 def _name(file: Path, page: int | None, content: str, taken: set[str]) -> str:
     """The name of a copy: the frame's own, with a part of its content's hash where that is taken or means a mask."""
-    stem, suffix = one_name(file.stem).lstrip(".") or "frame", file.suffix if page is None else ".png"
+    stem = one_name(file.stem).lstrip(".") or "frame"
+    suffix = file.suffix if page is None and file.suffix.lower() in SUFFIXES else ".png"
     if page is not None:
         stem += f"-{page}"
     if len(stem.encode()) > MAX_NAME_BYTES - 20 or stem.lower().endswith(MASK_SUFFIX):
@@ -151,14 +153,14 @@ def _write(scratch: Path, entry: _Entry, options: FrameOptions) -> None:
     """Copy a frame and its mask. Raises CorrectionError if the copy is not read as the frame is."""
     target = scratch / entry.path
     target.parent.mkdir(parents=True, exist_ok=True)
-    if entry.page is None:
+    if target.suffix == entry.file.suffix:
         shutil.copyfile(entry.file, target)
     else:
-        target.write_bytes(_page(entry, options))
+        target.write_bytes(_as_png(entry, options))
     before, after = (read_frame(source, options) for source in (entry.correction.frame, target))
     if before.shape != after.shape or checksum_of(before) != checksum_of(after):
         raise CorrectionError(
-            entry.correction.frame, "cannot be written as a PNG file without a change: save the page as a file"
+            entry.correction.frame, "cannot be written as a PNG file without a change: save it as one yourself"
         )
     if entry.mask is not None:
         mask = scratch / "masks" / entry.correction.new / f"{target.stem}.png"
@@ -166,8 +168,8 @@ def _write(scratch: Path, entry: _Entry, options: FrameOptions) -> None:
         shutil.copyfile(entry.mask, mask)
 
 
-def _page(entry: _Entry, options: FrameOptions) -> bytes:
-    """A page of a stack as a PNG file: with 16 bits where the page has them, so that any white level reads it."""
+def _as_png(entry: _Entry, options: FrameOptions) -> bytes:
+    """A frame as a PNG file: with 16 bits where it has them, so that any white level reads it."""
     with io.BufferedReader(open_plain(entry.file)) as file:
         is_tiff = file.peek(4)[:4] in tiff.SIGNATURES
         stored = tiff.decode(file, entry.page, entry.correction.frame) if is_tiff else None

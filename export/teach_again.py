@@ -18,7 +18,7 @@ from calibration.corrections import CorrectionLog
 from calibration.dataset import Dataset, load_dataset, say_left_out
 from calibration.relearning import CORRECTED, Relearning, plan_relearning
 from runtime import Predictor
-from runtime.files import write_atomically
+from runtime.files import require_other_files, write_atomically
 from runtime.frame_options import FRAME_OPTION_RANGES
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
@@ -46,6 +46,8 @@ def teach_again(args: argparse.Namespace) -> int:
         raise ExportError("--corrections needs --data, the folder of the frames that taught the old recipe")
     if args.shots is not None:
         raise ExportError("--shots draws frames; with --corrections those of the old recipe teach: leave it out")
+    inputs = [args.corrections, *(path for path in (args.recipe, args.prompts, args.weights) if path is not None)]
+    require_other_files([args.out, *([args.json] if args.json is not None else [])], inputs)
     manifest, own = load_bundle(args.bundle)
     old = own if args.recipe is None else Recipe.load(args.recipe)
     manifest.encoder.check(old, where=str(args.recipe or args.bundle))

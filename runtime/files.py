@@ -16,7 +16,7 @@ import secrets
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +96,16 @@ def require_files(paths: Iterable[Path], *, force: bool) -> None:
         require_folder(Path(os.path.realpath(path)).parent)
         if path.exists() and not force:
             raise PredictorError(f"{path} exists; add --force to replace it, or choose another name")
+
+
+def require_other_files(outputs: Sequence[Path], inputs: Sequence[Path]) -> None:
+    """Raise PredictorError where an output would replace what the same command reads, or another output."""
+    taken = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        name = os.path.realpath(path)
+        if name in taken:
+            raise PredictorError(f"{path} is read or written by this command already: choose another name")
+        taken.add(name)
 
 
 def write_atomically(path: Path, content: bytes) -> None:

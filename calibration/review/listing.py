@@ -119,9 +119,10 @@ class Listing:
 
     def _find_wafers(self) -> list[dict[str, Any]]:
         found: dict[tuple[str | None, str | None], float | None] = {}
-        for entry in self._session.all_entries(Query(lots=self._session.store.lots()[:MOST_LISTED])):
+        lots = self._session.store.lots()[:MOST_LISTED]
+        for entry in self._session.all_entries(Query(lots=lots)) if lots else ():
             site = entry.site
-            if site.lot is not None and site.x_nm is not None and site.y_nm is not None:
+            if site.x_nm is not None and site.y_nm is not None:
                 found.setdefault((site.lot, site.wafer), site.wafer_mm)
         return [{"lot": lot, "wafer": wafer, "mm": mm} for (lot, wafer), mm in found.items()]
 

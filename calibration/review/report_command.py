@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from runtime.errors import PredictorError
-from runtime.files import require_files, write_atomically
+from runtime.files import require_files, require_other_files, write_atomically
 from runtime.options import at_least
 from runtime.terminal import printable
 from runtime.verdict_store import VerdictStore
@@ -59,8 +58,11 @@ class Report:
         out: Path = args.out
         pdf = out.with_suffix(".pdf") if args.pdf else None
         corrections = _corrections(args)
-        _refuse_inputs([out, *([pdf] if pdf else [])], [args.store, *([corrections] if corrections else [])])
-        require_files([out, *([pdf] if pdf else [])], force=args.force)
+        outputs = [out, *([pdf] if pdf else [])]
+        if pdf == out:
+            raise PredictorError(f"{out} is the name of the PDF too: give --out another ending, such as .html")
+        require_other_files(outputs, [args.store, *([corrections] if corrections else [])])
+        require_files(outputs, force=args.force)
         import_jinja()
         browser = find_browser() if pdf else None
         with VerdictStore.of_any(args.store) as store:
@@ -88,13 +90,3 @@ def _corrections(args: argparse.Namespace) -> Path | None:
         return named
     beside = default_path(args.store)
     return beside if beside.exists() else None
-
-
-def _refuse_inputs(outputs: list[Path], inputs: list[Path]) -> None:
-    """Raise PredictorError where --force would replace what the report is made of, or one output the other."""
-    names = [os.path.realpath(path) for path in outputs]
-    for path, name in zip(outputs, names, strict=True):
-        if any(name == os.path.realpath(one) for one in inputs):
-            raise PredictorError(f"{path} is what the report is made of: choose another name with --out")
-    if len(set(names)) < len(names):
-        raise PredictorError(f"{outputs[0]} is the name of the PDF too: give --out another ending, such as .html")

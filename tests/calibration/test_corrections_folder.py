@@ -58,6 +58,14 @@ def sum_of(path: Path, options: FrameOptions = OPTIONS) -> int:
     return checksum_of(read_frame(path, options))
 
 
+def test_a_frame_of_an_odd_ending_is_in_the_data_set(tmp_path: Path) -> None:
+    path = frame(tmp_path / "lot1/a.png", 1).rename(tmp_path / "lot1/a.img")
+    with CorrectionLog(tmp_path / "c.jsonl") as log:
+        log.add(path, "good", "hole", checksum=sum_of(path))
+        export_folder(log, tmp_path / "out", OPTIONS)
+    assert sum_of(tmp_path / "out/images/hole/a.png") == sum_of(path)
+
+
 def test_the_folder_is_a_data_set_of_the_corrected_frames(log: CorrectionLog, tmp_path: Path) -> None:
     done = export_folder(log, tmp_path / "out", OPTIONS)
     assert (done.counts, done.masks) == ({"good": 2, "pin hole": 2}, 1)

@@ -116,3 +116,12 @@ def test_a_lot_without_corrections_is_refused(case: Case, capsys: Capture) -> No
     case.correct("hole", lot=None)
     assert case.run() == 2
     assert "no correction is of lot L7" in capsys.readouterr().err
+
+
+def test_the_corrections_are_never_replaced(case: Case, capsys: Capture) -> None:
+    case.correct("hole")
+    before = case.log.read_bytes()
+    case.out = case.log
+    assert case.run("--force") == 2
+    assert "is read or written by this command already" in capsys.readouterr().err
+    assert case.log.read_bytes() == before

@@ -181,7 +181,7 @@ def test_nothing_is_replaced_unasked_and_no_input_ever(store: Path, capsys: Capt
     assert report(store, "--out", out) == 2
     assert "--force" in capsys.readouterr().err
     assert report(store, "--out", store, "--force") == 2
-    assert "what the report is made of" in capsys.readouterr().err
+    assert "read or written by this command already" in capsys.readouterr().err
     assert report(store, "--out", store.with_suffix(".pdf"), "--pdf") == 2
     assert "the name of the PDF too" in capsys.readouterr().err
     assert store.read_bytes() == before

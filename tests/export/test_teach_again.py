@@ -110,6 +110,7 @@ def test_a_new_class_is_taught_judged_accepted_and_taught_again(
         (["--data", "DATA", "--seed", "-1"], "--seed must be at least 0"),
         (["--data", "DATA", "--views", "0"], "--views must be at least 1"),
         (["--data", "DATA", "--ignore", "auto", "--ignore-top", "3"], "--ignore auto finds the rows"),
+        (["--data", "DATA", "--json", "LOG", "--force"], "is read or written by this command already"),
         (["--data", "DATA", "--white-level", "0"], "--white-level must lie in"),
         (["--data", "DATA", "--method", "paper"], "has no V path, which --method paper reads"),
     ],
@@ -123,12 +124,13 @@ def test_arguments_that_cannot_work_are_refused(
     tmp_path: Path,
     capsys: Capture,
 ) -> None:
-    given = [str(toy_frames) if word == "DATA" else word for word in words]
-    out = tmp_path / "r.safetensors"
+    given = [{"DATA": str(toy_frames), "LOG": str(log)}.get(word, word) for word in words]
+    out, before = tmp_path / "r.safetensors", log.read_bytes()
     status, stderr = sem_clip(capsys, "teach", toy_bundle, "--corrections", log, "--out", out, *given)
     assert status == 2
     assert fault in errors_in(stderr)[0]
     assert not out.exists()
+    assert log.read_bytes() == before
 
 
 @pytest.mark.parametrize("option", ["--recipe", "--json"])
