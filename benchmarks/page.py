@@ -20,6 +20,7 @@ from pathlib import Path
 from subprocess import PIPE, Popen
 from typing import Any
 
+from calibration.review.printing import BROWSERS
 from export.synthetic import write_dataset
 from runtime import Predictor, PredictorError
 from runtime.options import at_least
@@ -27,7 +28,6 @@ from runtime.packages import child_command, child_environment
 from runtime.verdict_store import Run, Site, VerdictWriter
 
 PER_CLASS, SIZE = 30, (480, 480)
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 SCROLL_MS = 5000
 _SCROLL = """async (milliseconds) => {
   const gallery = document.getElementById("gallery");
@@ -67,7 +67,7 @@ def measure(url: str) -> dict[str, float]:
     """Milliseconds of one visit, with nothing cached."""
     from playwright.sync_api import sync_playwright
 
-    program = next((path for path in map(shutil.which, PROGRAMS) if path), None)
+    program = next((path for path in map(shutil.which, BROWSERS) if path), None)
     if program is None:
         raise PredictorError("the page needs a browser: apt install chromium")
     words = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
@@ -163,6 +163,13 @@ class VerdictStore:
         order = _ORDER[query.order][query.descending]
         rows = self._rows(f"SELECT {_COLUMNS} {where} ORDER BY {order} LIMIT ? OFFSET ?", (*values, limit, offset))
         return [self._entry(row) for row in rows]
+
+    def all_entries(self, query: Query) -> Iterator[Entry]:
+        """All frames that fit a query; few are held at a time."""
+        at = 0
+        while found := self.entries(query, at):
+            yield from found
+            at += len(found)
 
     def entry(self, number: int) -> Entry | None:
         """The answer of an id, also one that is no longer the newest; None without one."""

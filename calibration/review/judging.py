@@ -42,7 +42,7 @@ def judge_again(
     Raises ReviewError, BundleError, BackendError, BackendUnavailable, StoreError.
     """
     bundle, recipe = session.require_bundle()
-    frames = [(entry.path, entry.id) for entry in session.all_entries(Query()) if entry.path is not None]
+    frames = [(entry.path, entry.id) for entry in session.store.all_entries(Query()) if entry.path is not None]
     if not frames:
         raise ReviewError("no frame of the store came from a file", 409)
     known = [_Known.of(session.store.facts(number)) for _, number in frames]

@@ -108,7 +108,7 @@ class Listing:
         given.finish()
         points: list[dict[str, Any]] = []
         diameter = None
-        for entry in self._session.all_entries(Query(lots=(lot,) if lot else ())):
+        for entry in self._session.store.all_entries(Query(lots=(lot,) if lot else ())):
             site = entry.site
             if (site.lot or "", site.wafer or "") == (lot, wafer) and site.x_nm is not None and site.y_nm is not None:
                 diameter = site.wafer_mm if diameter is None else diameter
@@ -120,7 +120,7 @@ class Listing:
     def _find_wafers(self) -> list[dict[str, Any]]:
         found: dict[tuple[str | None, str | None], float | None] = {}
         lots = self._session.store.lots()[:MOST_LISTED]
-        for entry in self._session.all_entries(Query(lots=lots)) if lots else ():
+        for entry in self._session.store.all_entries(Query(lots=lots)) if lots else ():
             site = entry.site
             if site.x_nm is not None and site.y_nm is not None:
                 found.setdefault((site.lot, site.wafer), site.wafer_mm)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from runtime.fab.lot_tally import Places
 from runtime.fab.report_svg import colours, pareto_chart, places_map
 from runtime.operating_point import VERDICTS
 from runtime.terminal import Reasons, show
-from runtime.verdict_store import MOST_LISTED, NOT_READ, Entry, Query, VerdictStore
+from runtime.verdict_store import NOT_READ, Entry, Query, VerdictStore
 
 from ..corrections import Correction
 from ..dataset import GOOD
@@ -151,7 +151,7 @@ def _places(store: VerdictStore) -> dict[str, Any]:
     wafers: dict[tuple[str, str], _Wafer] = {}
     more: set[tuple[str, str]] = set()
     for lot in store.lots()[:MOST_ROWS]:
-        for entry in _each(store, Query(lots=(lot,))):
+        for entry in store.all_entries(Query(lots=(lot,))):
             site = entry.site
             if site.x_nm is None or site.y_nm is None or entry.verdict is None:
                 continue
@@ -216,13 +216,6 @@ def _card(store: VerdictStore, entry: Entry, correction: Correction | None, undr
         "reason": facts.get("reason", ""),
         "correction": correction,
     }
-
-
-def _each(store: VerdictStore, query: Query) -> Iterator[Entry]:
-    at = 0
-    while found := store.entries(query, at, MOST_LISTED):
-        yield from found
-        at += len(found)
 
 
 def _share(count: int, total: int) -> str:

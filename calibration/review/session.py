@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from runtime.line_log import user_name
 from runtime.manifest import load_bundle
 from runtime.operating_point import OperatingPoint
 from runtime.recipe import Recipe
-from runtime.verdict_store import MOST_LISTED, Entry, Query, Run, VerdictStore
+from runtime.verdict_store import Entry, Run, VerdictStore
 
 from ..corrections import Correction, CorrectionLog
 from ..dataset import GOOD
@@ -82,13 +82,6 @@ class Session:
         if found is None:
             raise ReviewError(f"the store has no frame {number}", 404)
         return found
-
-    def all_entries(self, query: Query) -> Iterator[Entry]:
-        """All frames of a query, in bounded memory."""
-        at = 0
-        while found := self.store.entries(query, at, MOST_LISTED):
-            yield from found
-            at += len(found)
 
     def ids_of(self, frame: str) -> tuple[int, ...]:
         """The answers of the store to a frame, by its path; none where it holds no answer to it."""

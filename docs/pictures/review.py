@@ -18,6 +18,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from calibration.review.printing import BROWSERS
+
 SIZE = {"width": 1360, "height": 850}
 QUALITY, CORRECTED = 72, 16
 _TRUTH = """async (count) => {
@@ -27,7 +29,6 @@ _TRUTH = """async (count) => {
   return sources.map((source) => source.split("/").at(-2));
 }"""
 """The folder of each of the frames that are least sure."""
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def photograph(page: Any, name: str, width: int) -> None:
@@ -41,7 +42,7 @@ def photograph(page: Any, name: str, width: int) -> None:
 
 def main(url: str) -> None:
     """The frames with a queue and a mask, then the summary."""
-    program = next((path for path in map(shutil.which, PROGRAMS) if path), None)
+    program = next((path for path in map(shutil.which, BROWSERS) if path), None)
     if program is None:
         sys.exit("no Chromium here: apt install chromium")
     words = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []

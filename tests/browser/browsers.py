@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
+from calibration.review.printing import BROWSERS
+
 PATIENCE_MS = 20_000
 """After which a page counts as stuck."""
 UNMET = "Failed to load resource"
@@ -19,7 +20,7 @@ UNMET = "Failed to load resource"
 
 def program() -> str:
     """The browser of this machine; skips the test where there is none."""
-    found = next((path for name in PROGRAMS if (path := shutil.which(name))), None)
+    found = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium here: apt install chromium")
     return found
