@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from runtime import Predictor, Recipe
@@ -44,16 +44,7 @@ class BeforeAfter:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        changed = [
-            {"frame": one.frame, "truth": one.truth, "before": one.before, "after": one.after} for one in self.changed
-        ]
-        return {
-            "frames": self.frames,
-            "corrected": self.corrected,
-            "before": dict(self.before),
-            "after": dict(self.after),
-            "changed": changed,
-        }
+        return {**asdict(self), "changed": [asdict(one) for one in self.changed]}
 
     def lines(self) -> list[str]:
         """A table for people, and the frames that changed."""

@@ -105,6 +105,7 @@ class LineLog:
     def _append(self, line: bytes) -> None:
         """Write a line at the end, to the disk. Raises OSError, after what was written of it is gone."""
         try:
+            os.ftruncate(self._handle, self._end)  # what a line left that could be neither written nor taken back
             os.lseek(self._handle, self._end, os.SEEK_SET)
             rest = memoryview(line)
             while rest:

@@ -169,6 +169,23 @@ def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pyte
     assert read(path) == [{"n": 1}, {"n": 3}]
 
 
+def test_what_a_failed_line_left_does_not_stay_behind_a_shorter_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "log.jsonl"
+    with opened(path) as log:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fail)
+            patch.setattr(os, "ftruncate", lambda file, size: os.fstat(file).st_size == size or fail())
+            with pytest.raises(BundleError, match="Input/output error"):
+                log.add({"text": "x" * 100})
+        log.add({"text": "y"})
+        assert read(path) == [{"text": "y"}]
+
+
 def test_a_line_that_readers_would_refuse_is_not_written(tmp_path: Path) -> None:
     with opened(tmp_path / "log.jsonl") as log, pytest.raises(BundleError, match="takes lines of 65,536 bytes"):
         log.add({"n": "x" * 70_000})
