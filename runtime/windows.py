@@ -88,7 +88,7 @@ def lay_out(size: Size, encoder: Encoder, options: FrameOptions, name: str) -> L
         return None
     cell = options.tile / encoder.grid[0]
     cells = tuple(max(least, round(side / cell)) for side, least in zip(size, encoder.grid, strict=True))
-    shared = round(options.overlap / cell)
+    shared = -(-options.overlap * encoder.grid[0] // options.tile)  # whole patches, none too few
     starts = [_starts(n, g, min(shared, g - 1)) for n, g in zip(cells, encoder.grid, strict=True)]
     count = len(starts[0]) * len(starts[1])
     if count == 1:

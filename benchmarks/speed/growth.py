@@ -1,4 +1,4 @@
-"""Cost over threads, frame size and number of classes. throughput.py has it over batch size."""
+"""Cost over threads, frame size, tiles and number of classes. throughput.py has it over batch size."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ from benchmarks.speed.timing import alternate, per_second
 from runtime.host import usable_cores
 from runtime.operating_point import OperatingPoint
 from runtime.pipeline import Pipeline, Setup
-from runtime.recipe import Recipe
+from runtime.recipe import FrameOptions, Recipe
+from runtime.windows import lay_out
 
 CLASSES = (2, 7, 16, 32, 64)
 FRAME_SIZES = ((240, 240), (480, 480), (960, 1280), (1536, 2048))
+TILED_FRAME = 4
+"""A frame that is read in tiles is so many times as long as the encoder's input."""
 _FRAMES_OF_A_SIZE = 4
 
 
@@ -79,6 +82,41 @@ def over_frame_sizes(subject: Subject, folder: Path, rounds: int) -> list[dict[s
             "frames_per_second": per_second(_FRAMES_OF_A_SIZE, measured[f"{height}x{width} {name}"]),
         }
         for height, width in sizes
+        for name in subject.engines
+    ]
+
+
+def over_tiles(subject: Subject, folder: Path, rounds: int) -> list[dict[str, Any]]:
+    """Frames/s of whole predictions of one large frame: as a whole, in tiles of twice the encoder's input, and of once.
+
+    Neighbours share an eighth of a tile. Empty for a bundle with the resize in its graph, which has no tiles.
+    """
+    encoder = subject.manifest.encoder
+    if encoder.resizes_in_graph:
+        return []
+    native = encoder.image_size[0]
+    side = TILED_FRAME * native
+    paths = write_frames(folder, 1, (side, side))
+    runs: dict[str, Callable[[], object]] = {}
+    counts: dict[int, int] = {}
+    for tile in (0, 2 * native, native):
+        options = FrameOptions(tile=tile, overlap=tile // 8)
+        layout = lay_out((side, side), encoder, options, paths[0])
+        counts[tile] = 1 if layout is None else len(layout)
+        for name, backend in subject.engines.items():
+            pipeline = subject.pipeline(backend, backend.max_batch)
+            runs[f"{tile} {name}"] = partial(predict, pipeline, paths, Setup(subject.recipe, options))
+    measured = alternate(runs, rounds)
+    return [
+        {
+            "engine": str(name),
+            "frame_size": [side, side],
+            "tile": tile,
+            "tiles": count,
+            "frames_per_second": per_second(1, measured[f"{tile} {name}"]),
+            "tiles_per_second": per_second(count, measured[f"{tile} {name}"]),
+        }
+        for tile, count in counts.items()
         for name in subject.engines
     ]
 

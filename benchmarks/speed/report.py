@@ -192,6 +192,14 @@ def _growth(section: Report) -> str:
             for r in section["frame_sizes"]
         ]
         parts.append(table(["engine", "frame (height x width)", "decode and resize, ms", "frames/s"], rows))
+    if section["tiles"]:
+        height, width = section["tiles"][0]["frame_size"]
+        rows = [
+            [r["engine"], r["tile"] or "none", r["tiles"], r["frames_per_second"], r["tiles_per_second"]]
+            for r in section["tiles"]
+        ]
+        header = ["engine", "tile, pixels", f"tiles of a frame of {height} x {width}", "frames/s", "tiles/s"]
+        parts.append(table(header, rows))
     rows = [[r["engine"], r["classes"], r["frames_per_second"]] for r in section["classes"]]
     parts.append(table(["engine", "classes", "frames/s"], rows))
     return "\n\n".join(parts)

@@ -189,6 +189,7 @@ def _growth(bench: _Bench) -> dict[str, Any]:
     return {
         "threads": growth.over_threads(subject, settings.batch, settings.rounds),
         "frame_sizes": growth.over_frame_sizes(subject, bench.work / "sizes", settings.rounds),
+        "tiles": growth.over_tiles(subject, bench.work / "tiles", settings.rounds),
         "classes": growth.over_classes(subject, settings.classes, settings.batch, settings.rounds),
     }
 

@@ -73,7 +73,7 @@ def test_the_schema_is_stable(report: dict[str, Any]) -> None:
     assert set(sections["split"][0]["ms"]) == {"decode", "resize", "copy_in", "compute", "copy_out", "postprocess"}
     assert set(sections["host"]) == {"limit", "fake", "feeding", "end_to_end"}
     assert set(sections["memory"]) == {"engines", "stream"}
-    assert set(sections["growth"]) == {"threads", "frame_sizes", "classes"}
+    assert set(sections["growth"]) == {"threads", "frame_sizes", "tiles", "classes"}
     assert set(sections["roofline"]) == {"flops", "peak", "reached"}
 
 
@@ -114,6 +114,7 @@ def test_growth_has_a_row_for_each_requested_size(report: dict[str, Any]) -> Non
     growth = report["sections"]["growth"]
     assert sorted({row["classes"] for row in growth["classes"]}) == [2, 5]
     assert {1, report["machine"]["cores"]} <= {row["threads"] for row in growth["threads"]}
+    assert [(row["tile"], row["tiles"]) for row in growth["tiles"]] == [(0, 1)] * 2 + [(128, 9)] * 2 + [(64, 25)] * 2
     assert [row["frame_size"] for row in growth["frame_sizes"]] == [[48, 64]] * 2 + [[120, 160]] * 2
     assert [row["answered"] for row in report["sections"]["memory"]["stream"]] == [4, 12]
 
