@@ -110,6 +110,8 @@ def main(arguments: list[str] | None = None) -> int:
         with Popen(program, stdout=PIPE, text=True, env=child_environment()) as server:
             try:
                 line = server.stdout.readline() if server.stdout else ""
+                if not line:
+                    return 2  # the server has said why
                 rounds: list[dict[str, Any]] = [measure(line.split()[-1]) for _ in range(args.rounds)]
             finally:
                 server.terminate()

@@ -11,12 +11,15 @@ import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 from PIL import Image
 from places import ROOT
+
+from calibration.review.app import first_page
+from calibration.review.web import Asked
 
 REVIEW = ROOT / "calibration" / "review"
 CLASSES = ["good", "bridge", "hole", "<b>\"&'odd</b>"]
@@ -74,6 +77,7 @@ class FakeReview:
         self.frames = [made_frame(number) for number in range(count)]
         self.can_teach, self.slow_ms = can_teach, slow_ms
         self.refuse = ""
+        self.first_page = first_page().handler(cast(Asked, None)).content  # it is the same for everyone
         self.said: list[tuple[str, dict[str, Any]]] = []
         self.log: list[tuple[dict[str, Any], Any]] = []
         self.masks: dict[int, bytes] = {}
@@ -316,7 +320,7 @@ class _Handler(BaseHTTPRequestHandler):
         parts = urlsplit(self.path)
         query, path, review = parse_qs(parts.query), parts.path, self.review
         if path == "/":
-            return self.send(200, "text/html; charset=utf-8", (REVIEW / "templates/index.html").read_bytes())
+            return self.send(200, "text/html; charset=utf-8", self.review.first_page)
         if path.startswith("/static/"):
             file = REVIEW / "static" / path.removeprefix("/static/")
             return self.send(200, KINDS[file.suffix], file.read_bytes())

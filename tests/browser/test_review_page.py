@@ -12,6 +12,7 @@ from browsers import chosen, chromium, opened, screen_place
 from fake_review import CLASSES, SIDE, FakeReview
 from PIL import Image
 
+pytest.importorskip("jinja2")
 pytestmark = pytest.mark.slow
 
 
