@@ -6,7 +6,7 @@ import { Detail } from "./detail.js";
 import { byId, el, keep, kept, settled } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Gallery } from "./gallery.js";
-import { Keys, keysOf } from "./keys.js";
+import { Keys } from "./keys.js";
 import { setClasses } from "./marks.js";
 import { base64 } from "./png.js";
 import { Summary } from "./summary.js";
@@ -220,9 +220,8 @@ function tell(found) {
   teach.offer(found);
   byId("counts").textContent = `${found.frames} frames, ${found.corrected} corrected`;
   if (before && before.classes.join("\n") === found.classes.join("\n")) return;
-  const known = keysOf(found);
-  keys.classesOf(known, (name) => inFrames() && correct(detail.frame, name));
-  detail.classesOf(found.classes, known);
+  keys.classesOf(found.keys, (name) => inFrames() && correct(detail.frame, name));
+  detail.classesOf(found.classes, found.keys);
 }
 
 /** A writer has added answers, or not. After the frames were judged again from here, they are shown at once. */

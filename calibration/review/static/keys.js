@@ -63,13 +63,3 @@ export class Keys {
     this.dialog.showModal();
   }
 }
-
-const LETTERS = "abcdefhijklmnopqrtvwxyz"; // without g, s and u, which do something else
-
-/** By key the class it stands for: the server's digits, and letters for the classes beyond. */
-export function keysOf({ classes, keys }) {
-  const named = new Set(Object.values(keys));
-  const free = [...LETTERS].filter((letter) => !Object.hasOwn(keys, letter));
-  const others = classes.filter((name) => !named.has(name)).slice(0, free.length);
-  return { ...keys, ...Object.fromEntries(others.map((name, at) => [free[at], name])) };
-}
