@@ -255,6 +255,14 @@ def test_a_new_class_is_named_in_the_page(page: Any, review: FakeReview) -> None
     assert saved(page, review, 1) == {names(review, 1)[0]: "particle"}
 
 
+def test_a_digit_that_no_class_has_is_said_and_corrects_nothing(page: Any, review: FakeReview) -> None:
+    press(page, "9")
+    expect(page.locator("#status")).to_have_text("No class has the key 9: nothing is corrected.")
+    expect(page.locator("#position")).to_have_text("1 of 60")
+    press(page, "2")
+    assert saved(page, review, 1) == {names(review, 1)[0]: "bridge"}
+
+
 def test_a_class_key_that_is_held_down_corrects_one_frame(page: Any, review: FakeReview) -> None:
     ready(page)
     for _ in range(5):

@@ -220,7 +220,11 @@ function tell(found) {
   teach.offer(found);
   byId("counts").textContent = `${found.frames} frames, ${found.corrected} corrected`;
   if (before && before.classes.join("\n") === found.classes.join("\n")) return;
-  keys.classesOf(found.keys, (name) => inFrames() && correct(detail.frame, name));
+  keys.classesOf(
+    found.keys,
+    (name) => inFrames() && correct(detail.frame, name),
+    (key) => inFrames() && said(`No class has the key ${key}: nothing is corrected.`),
+  );
   detail.classesOf(found.classes, found.keys);
 }
 

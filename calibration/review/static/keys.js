@@ -19,10 +19,11 @@ export class Keys {
     document.addEventListener("keydown", (event) => this.press(event));
   }
 
-  /** keys: class by key. correct: called with the class. */
-  classesOf(keys, correct) {
+  /** keys: class by key. correct: called with the class; missed: with a digit that no class has. */
+  classesOf(keys, correct, missed) {
     this.classes = keys;
     this.correct = correct;
+    this.missed = missed;
   }
 
   press(event) {
@@ -46,6 +47,10 @@ export class Keys {
     }
     if (Object.hasOwn(this.classes, key)) {
       if (!repeat) this.correct(this.classes[key]); // a key held down must not correct frame after frame
+      return true;
+    }
+    if (/^[0-9]$/.test(key)) {
+      this.missed?.(key);
       return true;
     }
     if (target.matches?.("input[type=range], [role=tab]")) return false;
