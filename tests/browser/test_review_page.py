@@ -230,8 +230,34 @@ def test_an_undo_comes_after_the_correction_whose_mask_is_still_packed(page: Any
 def test_a_refused_correction_is_said_and_is_not_shown_as_saved(page: Any, review: FakeReview) -> None:
     review.refuse = "the disk is full"
     press(page, "2")
-    expect(page.locator("#alarm")).to_contain_text("Not saved: the disk is full")
+    expect(page.locator("#alarm")).to_contain_text(f"Not saved: {names(review, 1)[0]}: the disk is full")
     expect(page.locator("#tile-0 .badge")).to_be_empty()
+
+
+def test_a_refused_correction_is_named_until_it_is_made(page: Any, review: FakeReview) -> None:
+    alarm, first = page.locator("#alarm"), names(review, 1)[0]
+    review.refuse = "the disk is full"
+    press(page, "2")
+    expect(alarm).to_contain_text("the disk is full")
+    review.refuse = ""
+    press(page, "3")
+    saved(page, review, 1)
+    expect(alarm).to_contain_text(f"Saving works again. Still not saved: {first}")
+    expect(alarm).not_to_contain_text("the disk is full")
+    expect(alarm).to_have_class("past")
+    alarm.get_by_role("button", name=first).click()
+    expect(page.locator("#detail h2")).to_have_text(first)
+    press(page, "2")
+    assert saved(page, review, 2)[first] == "bridge"
+    expect(alarm).to_be_hidden()
+
+
+def test_a_refused_undo_is_said_until_something_is_saved(page: Any, review: FakeReview) -> None:
+    press(page, "u")
+    expect(page.locator("#alarm")).to_contain_text("nothing to undo")
+    press(page, "2")
+    saved(page, review, 1)
+    expect(page.locator("#alarm")).to_be_hidden()
 
 
 def test_names_with_markup_stay_text(browser: Any) -> None:
