@@ -77,6 +77,9 @@ class FakeReview:
         self.frames = [made_frame(number) for number in range(count)]
         self.can_teach, self.slow_ms = can_teach, slow_ms
         self.refuse = ""
+        self.open = threading.Event()
+        """Changes of the recipe are answered while this is set."""
+        self.open.set()
         self.first_page = first_page().handler(cast(Asked, None)).content  # it is the same for everyone
         self.said: list[tuple[str, dict[str, Any]]] = []
         self.log: list[tuple[dict[str, Any], Any]] = []
@@ -85,8 +88,9 @@ class FakeReview:
         self.lock = threading.Lock()
 
     @staticmethod
-    def recipe(number: int, note: str) -> dict[str, Any]:
-        return {"number": number, "when": "2026-01-01T00:00:00Z", "note": note, "current": True}
+    def recipe(number: int, note: str, sha256: str = "") -> dict[str, Any]:
+        named = {"number": number, "when": "2026-01-01T00:00:00Z", "note": note}
+        return {**named, "sha256": sha256 or f"{number:064}", "current": True}
 
     def __enter__(self) -> FakeReview:
         handler = type("Handler", (_Handler,), {"review": self})
@@ -97,6 +101,7 @@ class FakeReview:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        self.open.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -278,10 +283,13 @@ class FakeReview:
 
     def accept(self, body: dict[str, Any]) -> dict[str, Any]:
         self.state = "idle"
+        return self.use(self.recipe(len(self.recipes) + 1, body["note"]))
+
+    def use(self, line: dict[str, Any]) -> dict[str, Any]:
         for recipe in self.recipes:
             recipe["current"] = False
-        self.recipes.append(self.recipe(len(self.recipes) + 1, body["note"]))
-        return {"recipe": "2"}
+        self.recipes.append(line)
+        return {"accepted": line}
 
     def discard(self, _: dict[str, Any]) -> dict[str, Any]:
         self.state = "idle"
@@ -297,9 +305,8 @@ class FakeReview:
         return {"job": 2}
 
     def back(self, body: dict[str, Any]) -> dict[str, Any]:
-        for recipe in self.recipes:
-            recipe["current"] = recipe["number"] == body["number"]
-        return {"recipe": str(body["number"])}
+        sha256 = self.recipes[body["number"] - 1]["sha256"]
+        return self.use(self.recipe(len(self.recipes) + 1, f"back to {body['number']}", sha256))
 
 
 class _Server(ThreadingHTTPServer):
@@ -364,6 +371,8 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/judge": review.judge,
             "/api/recipes/back": review.back,
         }
+        if path in ("/api/teach/accept", "/api/recipes/back"):
+            review.open.wait()
         with review.lock:
             review.said.append((path, body))
             return self.answer(does[path](body))
