@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -71,7 +72,10 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 class FakeReview:
-    """Serves on a free port of the loopback while it is open. `said` are the changes it was asked for."""
+    """Serves on a free port of the loopback while it is open. `said` are the changes it was asked for.
+
+    slow_ms: how long lists and what is told of a frame take.
+    """
 
     def __init__(self, count: int = 60, *, can_teach: bool = True, slow_ms: int = 0) -> None:
         self.frames = [made_frame(number) for number in range(count)]
@@ -165,7 +169,7 @@ class FakeReview:
         corners = [[30, 30], [60, 30], [60, 50], [30, 50], [30, 30]]
         return {
             **frame,
-            "reason": "said so",
+            "reason": "said so, in a text of some lines: " + "it is like the supports of its class, " * 5,
             "probabilities": dict.fromkeys(CLASSES, 0.25),
             "regions": [box] if defect else [],
             "outline": [corners] if defect else [],
@@ -333,6 +337,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(200, KINDS[file.suffix], file.read_bytes())
         if found := re.fullmatch(r"/(picture|map|outline|mask|support)/(\d+)", path):
             return self.send(200, "image/png", self.image(found[1], int(found[2]), query))
+        if path.startswith("/api/frames"):
+            time.sleep(review.slow_ms / 1000)
         if found := re.fullmatch(r"/api/frames/(\d+)(?:/(similar|supports))?", path):
             answer = {None: review.told, "similar": review.similar, "supports": review.supports}[found[2]]
             return self.answer(answer(int(found[1])))
