@@ -170,6 +170,11 @@ class CorrectionLog:
             found = [self._made[number - 1] for number in last]
         return {made.frame: made for made in found if made is not None}
 
+    def named(self) -> tuple[str, ...]:
+        """All classes that corrections ever named, in the order of their first use; also of those taken back."""
+        with self._lock:
+            return tuple(dict.fromkeys(made.new for made in self._made if made is not None))
+
     def taken_back(self) -> set[str]:
         """Frames whose corrections were all taken back."""
         with self._lock:

@@ -15,7 +15,8 @@ from .outline import Point, closed_polygons
 from .session import Kept, Session
 from .web import Answer, Asked, Parameters, ReviewError, id_in, json_answer
 
-_KEYS = "1234567890"
+_KEYS = "1234567890abcdefhijklmnopqrtvwxyz"
+"""Of the classes, place by place. Without g, s and u, which do something else on the page."""
 _RANGES = ("confidence", "novelty", "size_nm")
 _TOLD = ("reason", "probabilities", "regions", "warnings", "defect_threshold", "pixel_threshold")
 """What `VerdictStore.facts` knows of a frame, and the page shows."""
@@ -44,7 +45,7 @@ class Listing:
                 "lots": list(store.lots()),
                 "frames": store.count(Query()),
                 "changed": store.change_counter(),
-                "keys": dict(zip(_KEYS, classes, strict=False)),
+                "keys": {key: name for key, name in zip(_KEYS, session.places(), strict=False) if name in classes},
                 "corrected": len(session.corrected()),
                 "who": session.who,
                 **self._teaching(),

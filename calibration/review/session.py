@@ -38,6 +38,7 @@ class Session:
         """For what needs much memory: held while pictures and masks are made."""
         self._lock = threading.Lock()
         self._recipe: Recipe | None = None
+        self._places: dict[str, None] = {}
         self._ids = Kept(store.ids_by_path, store.change_counter)
         self.reload()
 
@@ -72,9 +73,20 @@ class Session:
         recipe, runs = self.recipe, self.store.runs()
         return recipe.classes if recipe is not None else runs[-1].classes if runs else (GOOD,)
 
+    def places(self) -> tuple[str, ...]:
+        """Every class that had a place here: those taught at first, then new ones in the order of their first use.
+
+        A class keeps its place, and so its key, whatever is taken back or taught meanwhile.
+        """
+        names = [*self.taught(), *self.log.named()]
+        with self._lock:
+            self._places.update(dict.fromkeys(names))
+            return tuple(self._places)
+
     def classes(self) -> tuple[str, ...]:
-        """Those classes, and the new ones of corrections."""
-        return tuple(dict.fromkeys([*self.taught(), *sorted(one.new for one in self.log.current().values())]))
+        """The classes that are taught, and the new ones of corrections that stand, in the order of their places."""
+        there = {*self.taught(), *(one.new for one in self.log.current().values())}
+        return tuple(name for name in self.places() if name in there)
 
     def entry(self, number: int) -> Entry:
         """A frame of the store. Raises ReviewError (404) where there is none: nothing else is ever served."""

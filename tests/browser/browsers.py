@@ -63,8 +63,23 @@ def opened(browser: Any, url: str, **context: Any) -> Iterator[Any]:
         held.close()
 
 
+STILL = """async () => {
+  const box = () => JSON.stringify(document.querySelector(".stage .sheet").getBoundingClientRect());
+  for (let [before, same] = ["", 0]; same < 3; ) {
+    await new Promise(requestAnimationFrame);
+    const now = box();
+    [before, same] = [now, now === before ? same + 1 : 0];
+  }
+}"""
+
+
 def screen_place(page: Any, x: float, y: float, side: float) -> tuple[float, float]:
-    """Where on the screen a pixel of the large frame is. side: the frame's width in pixels."""
+    """Where on the screen a pixel of the large frame is. side: the frame's width in pixels.
+
+    What is told of the frame moves it, and comes a moment later; the similar frames come last.
+    """
+    page.wait_for_selector("#similar > *", state="attached")
+    page.evaluate(STILL)
     box = page.locator(".stage .sheet").bounding_box()
     return box["x"] + x * box["width"] / side, box["y"] + y * box["width"] / side
 

@@ -8,6 +8,7 @@ import json
 import re
 import sys
 import threading
+import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
@@ -71,12 +72,18 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 class FakeReview:
-    """Serves on a free port of the loopback while it is open. `said` are the changes it was asked for."""
+    """Serves on a free port of the loopback while it is open. `said` are the changes it was asked for.
+
+    slow_ms: how long lists and what is told of a frame take.
+    """
 
     def __init__(self, count: int = 60, *, can_teach: bool = True, slow_ms: int = 0) -> None:
         self.frames = [made_frame(number) for number in range(count)]
         self.can_teach, self.slow_ms = can_teach, slow_ms
         self.refuse = ""
+        self.open = threading.Event()
+        """Changes of the recipe are answered while this is set."""
+        self.open.set()
         self.first_page = first_page().handler(cast(Asked, None)).content  # it is the same for everyone
         self.said: list[tuple[str, dict[str, Any]]] = []
         self.log: list[tuple[dict[str, Any], Any]] = []
@@ -85,8 +92,9 @@ class FakeReview:
         self.lock = threading.Lock()
 
     @staticmethod
-    def recipe(number: int, note: str) -> dict[str, Any]:
-        return {"number": number, "when": "2026-01-01T00:00:00Z", "note": note, "current": True}
+    def recipe(number: int, note: str, sha256: str = "") -> dict[str, Any]:
+        named = {"number": number, "when": "2026-01-01T00:00:00Z", "note": note}
+        return {**named, "sha256": sha256 or f"{number:064}", "current": True}
 
     def __enter__(self) -> FakeReview:
         handler = type("Handler", (_Handler,), {"review": self})
@@ -97,6 +105,7 @@ class FakeReview:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, at: TracebackType | None) -> None:
+        self.open.set()
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
@@ -160,7 +169,7 @@ class FakeReview:
         corners = [[30, 30], [60, 30], [60, 50], [30, 50], [30, 30]]
         return {
             **frame,
-            "reason": "said so",
+            "reason": "said so, in a text of some lines: " + "it is like the supports of its class, " * 5,
             "probabilities": dict.fromkeys(CLASSES, 0.25),
             "regions": [box] if defect else [],
             "outline": [corners] if defect else [],
@@ -278,10 +287,13 @@ class FakeReview:
 
     def accept(self, body: dict[str, Any]) -> dict[str, Any]:
         self.state = "idle"
+        return self.use(self.recipe(len(self.recipes) + 1, body["note"]))
+
+    def use(self, line: dict[str, Any]) -> dict[str, Any]:
         for recipe in self.recipes:
             recipe["current"] = False
-        self.recipes.append(self.recipe(len(self.recipes) + 1, body["note"]))
-        return {"recipe": "2"}
+        self.recipes.append(line)
+        return {"accepted": line}
 
     def discard(self, _: dict[str, Any]) -> dict[str, Any]:
         self.state = "idle"
@@ -297,9 +309,8 @@ class FakeReview:
         return {"job": 2}
 
     def back(self, body: dict[str, Any]) -> dict[str, Any]:
-        for recipe in self.recipes:
-            recipe["current"] = recipe["number"] == body["number"]
-        return {"recipe": str(body["number"])}
+        sha256 = self.recipes[body["number"] - 1]["sha256"]
+        return self.use(self.recipe(len(self.recipes) + 1, f"back to {body['number']}", sha256))
 
 
 class _Server(ThreadingHTTPServer):
@@ -326,6 +337,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self.send(200, KINDS[file.suffix], file.read_bytes())
         if found := re.fullmatch(r"/(picture|map|outline|mask|support)/(\d+)", path):
             return self.send(200, "image/png", self.image(found[1], int(found[2]), query))
+        if path.startswith("/api/frames"):
+            time.sleep(review.slow_ms / 1000)
         if found := re.fullmatch(r"/api/frames/(\d+)(?:/(similar|supports))?", path):
             answer = {None: review.told, "similar": review.similar, "supports": review.supports}[found[2]]
             return self.answer(answer(int(found[1])))
@@ -364,6 +377,8 @@ class _Handler(BaseHTTPRequestHandler):
             "/api/judge": review.judge,
             "/api/recipes/back": review.back,
         }
+        if path in ("/api/teach/accept", "/api/recipes/back"):
+            review.open.wait()
         with review.lock:
             review.said.append((path, body))
             return self.answer(does[path](body))

@@ -53,9 +53,34 @@ def press(page: Any, *keys: str) -> None:
 
 
 def saved(page: Any, review: FakeReview, count: int) -> dict[str, str]:
-    """The corrections, once there are `count`."""
-    expect(page.locator("#counts")).to_contain_text(f"{count} corrected")
+    """The corrections, once there are `count`. Many may take their time, as long as they go on."""
+    counts = page.locator("#counts")
+    while not (shown := counts.text_content()).endswith(f" {count} corrected"):
+        expect(counts).not_to_have_text(shown)
     return review.corrected()
+
+
+COUNT_MISSES = """() => {
+  window.missed = 0;
+  // No MutationObserver: it is told nothing where the same text is set again.
+  Object.defineProperty(document.getElementById("status"), "textContent", {
+    set(text) { missed += text.includes("press again"); this.replaceChildren(text); },
+  });
+}"""
+
+
+def correct_many(page: Any, key: str, count: int) -> None:
+    """Press a class key as fast as it goes until `count` presses have reached a frame.
+
+    While the list is read anew a key reaches none; the page says to press again, and each such press is made up for.
+    """
+    page.evaluate(COUNT_MISSES)
+    pressed = 0
+    while left := count - pressed + page.evaluate("missed"):
+        page.wait_for_selector("#detail .body")  # the list waits for all corrections that are on their way
+        for _ in range(left):
+            page.keyboard.press(key)
+        pressed += left
 
 
 def mask_of(review: FakeReview, number: int) -> np.ndarray:
@@ -92,16 +117,21 @@ def test_skip_corrects_nothing_and_undo_goes_back_to_the_frame(page: Any, review
     expect(page.locator("#alarm")).to_contain_text("nothing to undo")
 
 
-def test_a_queue_of_uncorrected_frames_leaves_none_out(browser: Any) -> None:
+@pytest.mark.parametrize("slow_ms", [0, 400])
+def test_a_queue_of_uncorrected_frames_leaves_none_out(browser: Any, slow_ms: int) -> None:
     """Pages to come shift as corrected frames leave the list."""
-    with FakeReview(250) as review, opened(browser, review.url) as page:
+    with FakeReview(250, slow_ms=slow_ms) as review, opened(browser, review.url) as page:
         page.get_by_role("button", name="Least sure first").click()
-        expect(page.locator("#position")).to_have_text("1 of 250")
         order = [frame["name"] for frame in review.listed({"order": ["least sure"], "limit": ["250"]})["frames"]]
+        # Until the new list is there, keys act on the one before, which begins with the same frame.
+        expect(page.locator("#tile-1 .name")).to_have_text(order[1])
         page.locator("#gallery").focus()
-        press(page, *["g"] * 120)
+        ready(page)
+        correct_many(page, "g", 120)
         found = saved(page, review, 120)
         assert sorted(found) == sorted(order[:120])
+        ids = [body["id"] for _, body in review.said]
+        assert len(ids) == len(set(ids)) == 120  # none twice
 
 
 def test_filters_and_search_ask_the_server(page: Any, review: FakeReview) -> None:
@@ -134,6 +164,14 @@ def test_only_tiles_in_sight_exist_however_long_the_list_is(browser: Any) -> Non
         page.wait_for_selector("#tile-0 .picture.there")
         assert page.locator(".tile").count() < 200
         assert sum("/picture/" in url for url in asked) < 500
+
+
+def test_places_on_the_frame_are_given_once_it_moves_no_more(page: Any, review: FakeReview) -> None:
+    review.slow_ms = 200
+    press(page, "s", "D")
+    place = screen_place(page, 20, 20, SIDE)
+    page.wait_for_selector("#similar button")
+    assert screen_place(page, 20, 20, SIDE) == place
 
 
 def test_a_polygon_is_saved_as_a_grey_mask(page: Any, review: FakeReview) -> None:
@@ -230,8 +268,34 @@ def test_an_undo_comes_after_the_correction_whose_mask_is_still_packed(page: Any
 def test_a_refused_correction_is_said_and_is_not_shown_as_saved(page: Any, review: FakeReview) -> None:
     review.refuse = "the disk is full"
     press(page, "2")
-    expect(page.locator("#alarm")).to_contain_text("Not saved: the disk is full")
+    expect(page.locator("#alarm")).to_contain_text(f"Not saved: {names(review, 1)[0]}: the disk is full")
     expect(page.locator("#tile-0 .badge")).to_be_empty()
+
+
+def test_a_refused_correction_is_named_until_it_is_made(page: Any, review: FakeReview) -> None:
+    alarm, first = page.locator("#alarm"), names(review, 1)[0]
+    review.refuse = "the disk is full"
+    press(page, "2")
+    expect(alarm).to_contain_text("the disk is full")
+    review.refuse = ""
+    press(page, "3")
+    saved(page, review, 1)
+    expect(alarm).to_contain_text(f"Saving works again. Still not saved: {first}")
+    expect(alarm).not_to_contain_text("the disk is full")
+    expect(alarm).to_have_class("past")
+    alarm.get_by_role("button", name=first).click()
+    expect(page.locator("#detail h2")).to_have_text(first)
+    press(page, "2")
+    assert saved(page, review, 2)[first] == "bridge"
+    expect(alarm).to_be_hidden()
+
+
+def test_a_refused_undo_is_said_until_something_is_saved(page: Any, review: FakeReview) -> None:
+    press(page, "u")
+    expect(page.locator("#alarm")).to_contain_text("nothing to undo")
+    press(page, "2")
+    saved(page, review, 1)
+    expect(page.locator("#alarm")).to_be_hidden()
 
 
 def test_names_with_markup_stay_text(browser: Any) -> None:
@@ -253,6 +317,14 @@ def test_a_new_class_is_named_in_the_page(page: Any, review: FakeReview) -> None
     page.get_by_label("Name of another class").fill("particle")
     page.keyboard.press("Enter")
     assert saved(page, review, 1) == {names(review, 1)[0]: "particle"}
+
+
+def test_a_digit_that_no_class_has_is_said_and_corrects_nothing(page: Any, review: FakeReview) -> None:
+    press(page, "9")
+    expect(page.locator("#status")).to_have_text("No class has the key 9: nothing is corrected.")
+    expect(page.locator("#position")).to_have_text("1 of 60")
+    press(page, "2")
+    assert saved(page, review, 1) == {names(review, 1)[0]: "bridge"}
 
 
 def test_a_class_key_that_is_held_down_corrects_one_frame(page: Any, review: FakeReview) -> None:
@@ -317,6 +389,45 @@ def test_teaching_is_compared_accepted_and_shown_in_the_verdicts(page: Any, revi
     page.locator("#tab-teach").click()
     page.get_by_role("button", name="Back to recipe 1").click()
     expect(page.locator("#status")).to_contain_text("Recipe 1 is in use again")
+    # Line 3 took the recipe of line 1 back: both are the one in use.
+    rows = page.locator("#history tbody tr")
+    expect(rows.nth(0)).to_contain_text("in use, as 3")
+    expect(rows.nth(2)).to_contain_text("in use")
+    assert page.locator("#history button").all_text_contents() == ["Back to it"]
+    expect(rows.nth(1).get_by_role("button", name="Back to recipe 2")).to_be_enabled()
+
+
+def test_a_change_of_the_recipe_is_shown_while_it_lasts_and_made_once(page: Any, review: FakeReview) -> None:
+    page.locator("#tab-teach").click()
+    page.locator("#teach").click()
+    expect(page.locator("#outcome table")).to_be_visible()
+    acts = page.locator("#view-teach button:visible")
+    for button, path in (("#accept", "/api/teach/accept"), ("#history button", "/api/recipes/back")):
+        review.open.clear()
+        page.locator(button).evaluate("(button) => { button.click(); button.click(); }")
+        expect(page.locator("#busy")).to_contain_text("the golden frames get its answers")
+        expect(page.locator("#view-teach")).to_have_attribute("aria-busy", "true")
+        page.locator("#tab-summary").click()
+        page.locator("#tab-teach").click()  # shows the recipes anew
+        for at in range(acts.count()):
+            expect(acts.nth(at)).to_be_disabled()
+        review.open.set()
+        expect(page.locator("#busy")).to_be_hidden()
+        expect(page.locator("#history button")).to_be_enabled()
+        assert [said for said, _ in review.said].count(path) == 1
+    expect(page.locator("#judge")).to_be_enabled()
+
+
+def test_a_change_of_the_recipe_that_is_refused_can_be_tried_again(page: Any, review: FakeReview) -> None:
+    page.locator("#tab-teach").click()
+    page.locator("#teach").click()
+    review.refuse = "the disk is full"
+    page.locator("#accept").click()
+    expect(page.locator("#alarm")).to_contain_text("the disk is full")
+    expect(page.locator("#busy")).to_be_hidden()
+    review.refuse = ""
+    page.locator("#accept").click()
+    expect(page.locator("#status")).to_contain_text("The new recipe is accepted")
 
 
 def test_without_a_bundle_the_page_says_why_it_cannot_teach(browser: Any) -> None:
@@ -368,6 +479,10 @@ NAMELESS = """() => [...document.querySelectorAll(
   .map((node) => node.outerHTML.slice(0, 120))"""
 
 
+LAST = {"frames": "#similar button", "summary": "#changed:not(:empty)", "wafer": ".wafer path", "teach": "#history td"}
+"""What comes last in each view."""
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_view_is_readable_and_every_control_has_a_name(browser: Any, scheme: Any) -> None:
     with FakeReview() as review, opened(browser, review.url, color_scheme=scheme) as page:
@@ -377,7 +492,7 @@ def test_every_view_is_readable_and_every_control_has_a_name(browser: Any, schem
         page.wait_for_selector("#similar button")
         for name in ("frames", "summary", "wafer", "teach"):
             page.locator(f"#tab-{name}").click()
-            page.wait_for_timeout(400)
+            page.wait_for_selector(LAST[name])
             assert page.evaluate(FAINT) == [], name
             assert page.evaluate(NAMELESS) == [], name
 

@@ -20,6 +20,7 @@ from review_pages import Desk, make_store, opened, paint, six_frames
 
 from calibration.corrections import CorrectionLog, default_path
 from calibration.review import figures
+from calibration.review.session import Session
 
 
 @pytest.fixture
@@ -54,6 +55,46 @@ def test_a_correction_is_in_its_file_when_it_is_answered(desk: Desk) -> None:
     assert (stored.new, stored.who, stored.frame) == ("hole", desk.session.who, desk.store.entry(2).path)
     assert stored.checksum == desk.store.result(2).checksum
     assert desk.store.entry(2).verdict == "bridge"
+
+
+def facts_of(desk: Desk) -> dict[str, Any]:
+    found: dict[str, Any] = desk.get("/api/facts").json()
+    return found
+
+
+def test_a_key_never_moves_to_another_class(desk: Desk, fake_bundle: Path) -> None:
+    """New classes come after those of the bundle, in the order of their first use, and leave their place to nobody."""
+    for number, name in enumerate(("zip", "arc", "mud"), 1):
+        assert desk.correct(number, name).status == 200
+    keys = {"1": "good", "2": "bridge", "3": "hole", "4": "zip", "5": "arc", "6": "mud"}
+    assert facts_of(desk)["keys"] == keys
+    assert desk.correct(2, "hole").status == 200  # the one frame of its class
+    del keys["5"]
+    assert (facts_of(desk)["keys"], "arc" in facts_of(desk)["classes"]) == (keys, False)
+    assert desk.correct(4, "new").status == 200
+    later = facts_of(desk)["keys"]
+    assert later == {**keys, "7": "new"}
+    assert Session(desk.store, desk.log, fake_bundle).places() == desk.session.places()  # as after a restart
+
+
+def test_a_key_stays_when_the_new_classes_are_taught(desk: Desk, tmp_path: Path) -> None:
+    """Recipes name new classes by the alphabet."""
+    for number, name in enumerate(("zip", "arc"), 1):
+        assert desk.correct(number, name).status == 200
+    before = facts_of(desk)["keys"]
+    desk.session.bundle = write_bundle(
+        tmp_path / "taught", recipe=make_recipe(classes=("good", "bridge", "hole", "arc", "zip"))
+    )
+    desk.session.reload()
+    assert facts_of(desk)["keys"] == before
+
+
+def test_classes_beyond_the_digits_have_letters_that_do_nothing_else(desk: Desk) -> None:
+    for number in range(16):
+        assert desk.correct(1, f"class {number}").status == 200
+    assert facts_of(desk)["keys"].get("1") == "good"
+    assert desk.session.places()[3:] == tuple(f"class {number}" for number in range(16))
+    assert [key for key, name in facts_of(desk)["keys"].items() if name == "class 15"] == ["j"]  # a to f, h, i, j
 
 
 def test_a_verdict_may_be_confirmed(desk: Desk) -> None:

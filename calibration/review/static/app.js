@@ -1,12 +1,13 @@
 // The page: its views, and what passes between them.
 
+import { Alarm } from "./alarm.js";
 import { facts, get, maskOf } from "./api.js";
 import { Corrections } from "./corrections.js";
 import { Detail } from "./detail.js";
-import { byId, el, keep, kept, settled } from "./dom.js";
+import { byId, keep, kept, settled } from "./dom.js";
 import { Filters } from "./filters.js";
 import { Gallery } from "./gallery.js";
-import { Keys, keysOf } from "./keys.js";
+import { Keys } from "./keys.js";
 import { setClasses } from "./marks.js";
 import { base64 } from "./png.js";
 import { Summary } from "./summary.js";
@@ -25,16 +26,17 @@ function said(text) {
   byId("status").textContent = text;
 }
 
+const alarm = new Alarm(byId("alarm"), openFrame);
+
 function failed(error) {
-  const alarm = byId("alarm");
-  alarm.replaceChildren(error.message, " ", el("button", { type: "button", on: { click: () => (alarm.hidden = true) } }, "Close"));
-  alarm.hidden = false;
+  alarm.failed(error);
 }
 
 const corrections = new Corrections({
   saving: (id) => gallery.correct(id, null, true),
   saved: (id, corrected, undone) => {
     if (!undone) detail.drawing.forget(id);
+    alarm.saved(undone ? null : id);
     const index = id === null ? -1 : gallery.correct(id, corrected);
     if (detail.frame?.id === id) detail.show({ ...detail.frame, corrected });
     said(undone ? (corrected ? `Taken back: ${corrected.new} again.` : "Taken back: not corrected.") : `Saved: ${corrected.old} → ${corrected.new}.`);
@@ -42,9 +44,9 @@ const corrections = new Corrections({
     else if (undone && id !== null) openFrame(id);
     count();
   },
-  refused: (id, error) => {
-    const index = id === null ? -1 : gallery.restore(id);
-    failed(index >= 0 ? new Error(`Not saved: ${error.message}`) : error);
+  refused: (frame, error) => {
+    if (frame !== null) gallery.restore(frame.id);
+    alarm.refused(frame, error);
   },
 });
 
@@ -87,7 +89,7 @@ async function correct(frame, name) {
   if (!frame) return said("No frame is chosen, or the list is being loaded: press again.");
   const mask = maskFor(frame, name);
   // In its place at once: an undo that is asked for while the mask is packed comes after it.
-  corrections.correct(frame.id, name, mask);
+  corrections.correct(frame, name, mask);
   try {
     await mask;
   } catch {
@@ -220,9 +222,12 @@ function tell(found) {
   teach.offer(found);
   byId("counts").textContent = `${found.frames} frames, ${found.corrected} corrected`;
   if (before && before.classes.join("\n") === found.classes.join("\n")) return;
-  const known = keysOf(found);
-  keys.classesOf(known, (name) => inFrames() && correct(detail.frame, name));
-  detail.classesOf(found.classes, known);
+  keys.classesOf(
+    found.keys,
+    (name) => inFrames() && correct(detail.frame, name),
+    (key) => inFrames() && said(`No class has the key ${key}: nothing is corrected.`),
+  );
+  detail.classesOf(found.classes, found.keys);
 }
 
 /** A writer has added answers, or not. After the frames were judged again from here, they are shown at once. */

@@ -3,7 +3,7 @@
 import { post } from "./api.js";
 
 export class Corrections {
-  /** hooks: saving(id), saved(id, corrected, undone), refused(id, error). */
+  /** hooks: saving(id), saved(id, corrected, undone), refused(frame, error), without a frame of an undo. */
   constructor(hooks) {
     this.hooks = hooks;
     this.waiting = 0;
@@ -27,15 +27,16 @@ export class Corrections {
     return this.last;
   }
 
-  /** name: the class that is right. mask: a promise of null, "outline", or a PNG in base64. */
-  correct(id, name, mask) {
+  /** frame: its entry. name: the class that is right. mask: a promise of null, "outline", or a PNG in base64. */
+  correct(frame, name, mask) {
+    const { id } = frame;
     this.hooks.saving(id);
     return this.then(async () => {
       try {
         const { corrected } = await post("/api/corrections", { id, new: name, mask: await mask });
         this.hooks.saved(id, corrected, false);
       } catch (error) {
-        this.hooks.refused(id, error);
+        this.hooks.refused(frame, error);
       }
     });
   }

@@ -19,10 +19,11 @@ export class Keys {
     document.addEventListener("keydown", (event) => this.press(event));
   }
 
-  /** keys: class by key. correct: called with the class. */
-  classesOf(keys, correct) {
+  /** keys: class by key. correct: called with the class; missed: with a digit that no class has. */
+  classesOf(keys, correct, missed) {
     this.classes = keys;
     this.correct = correct;
+    this.missed = missed;
   }
 
   press(event) {
@@ -48,6 +49,10 @@ export class Keys {
       if (!repeat) this.correct(this.classes[key]); // a key held down must not correct frame after frame
       return true;
     }
+    if (/^[0-9]$/.test(key)) {
+      this.missed?.(key);
+      return true;
+    }
     if (target.matches?.("input[type=range], [role=tab]")) return false;
     return this.move(key);
   }
@@ -62,14 +67,4 @@ export class Keys {
     );
     this.dialog.showModal();
   }
-}
-
-const LETTERS = "abcdefhijklmnopqrtvwxyz"; // without g, s and u, which do something else
-
-/** By key the class it stands for: the server's digits, and letters for the classes beyond. */
-export function keysOf({ classes, keys }) {
-  const named = new Set(Object.values(keys));
-  const free = [...LETTERS].filter((letter) => !Object.hasOwn(keys, letter));
-  const others = classes.filter((name) => !named.has(name)).slice(0, free.length);
-  return { ...keys, ...Object.fromEntries(others.map((name, at) => [free[at], name])) };
 }

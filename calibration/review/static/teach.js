@@ -23,16 +23,17 @@ export class Teach {
     this.decide = el(
       "div",
       { class: "row" },
-      button("Accept the new recipe", () => this.act("/api/teach/accept", { note: this.note.value }, "The new recipe is accepted."), { id: "accept", class: "main" }),
-      button("Discard it", () => this.act("/api/teach/discard", {}, "The new recipe is discarded; the old one stays."), { id: "discard" }),
+      (this.accepts = button("Accept the new recipe", () => this.accept(), { id: "accept", class: "main" })),
+      (this.discards = button("Discard it", () => this.discard(), { id: "discard" })),
     );
     this.judge = button("Judge these frames again", () => this.again(), { id: "judge" });
     this.history = el("div", { id: "history" });
+    this.busy = el("p", { id: "busy", hidden: true });
     this.root.append(
-      el("section", { class: "card" }, el("h2", {}, "Teach again with the corrections"), el("label", { for: "note" }, "Note"), this.note, el("div", { class: "row" }, this.start, this.judge), this.why, this.lines, this.outcome, this.decide),
+      el("section", { class: "card" }, el("h2", {}, "Teach again with the corrections"), el("label", { for: "note" }, "Note"), this.note, el("div", { class: "row" }, this.start, this.judge), this.why, this.lines, this.outcome, this.decide, this.busy),
       el("section", { class: "card" }, el("h2", {}, "Recipes"), this.history),
     );
-    this.state = "idle";
+    [this.state, this.changing] = ["idle", false];
     this.update({ what: "teach", state: "idle", lines: [], before_after: null });
   }
 
@@ -45,8 +46,11 @@ export class Teach {
   }
 
   enable() {
-    this.start.disabled = !this.can || this.state === "running";
-    this.judge.disabled = !this.judges || this.state === "running";
+    const waits = this.state === "running" || this.changing;
+    this.start.disabled = !this.can || waits;
+    this.judge.disabled = !this.judges || waits;
+    for (const one of [this.accepts, this.discards, ...this.history.querySelectorAll("button")]) one.disabled = waits;
+    this.root.setAttribute("aria-busy", String(waits));
   }
 
   async show() {
@@ -79,7 +83,6 @@ export class Teach {
     this.lines.scrollTop = this.lines.scrollHeight;
     this.decide.hidden = !taught;
     this.outcome.replaceChildren(...(taught ? this.compared(compared) : []));
-    this.root.setAttribute("aria-busy", String(state === "running"));
     this.enable();
     clearTimeout(this.timer);
     if (state === "running") this.timer = setTimeout(() => this.look(), LOOK);
@@ -110,13 +113,38 @@ export class Teach {
     ];
   }
 
-  async act(path, body, words) {
+  accept() {
+    const during = "The new recipe is being accepted: the golden frames get its answers. This takes some seconds.";
+    return this.change("/api/teach/accept", { note: this.note.value }, during, "The new recipe is accepted.");
+  }
+
+  discard() {
+    return this.change("/api/teach/discard", {}, "The new recipe is being discarded.", "The new recipe is discarded; the old one stays.");
+  }
+
+  back(number) {
+    const during = `Recipe ${number} is being put back: the golden frames get its answers. This takes some seconds.`;
+    return this.change("/api/recipes/back", { number }, during, `Recipe ${number} is in use again. Judge the frames again to see its verdicts.`);
+  }
+
+  /** One change of the recipe at a time; until the server has answered, `during` is shown and no button acts. */
+  async change(path, body, during, after) {
+    if (this.changing) return;
+    this.changing = true;
+    [this.busy.textContent, this.busy.hidden] = [during, false];
+    this.enable();
+    this.hooks.said(during);
     try {
       await post(path, body);
-      this.hooks.said(words);
+      this.hooks.said(after);
       await this.show();
     } catch (error) {
+      this.hooks.said("");
       this.hooks.failed(error);
+    } finally {
+      this.changing = false;
+      this.busy.hidden = true;
+      this.enable();
     }
   }
 
@@ -139,22 +167,14 @@ export class Teach {
       this.history.replaceChildren(el("p", { class: "quiet" }, error.message)); // without a bundle there is none
       return;
     }
-    const rows = recipes.map((recipe) => [
-      String(recipe.number),
-      recipe.when ?? "–",
-      [recipe.note || "no note", recipe.who ? ` (${recipe.who})` : ""],
-      recipe.current ? "in use" : button("Back to it", () => this.back(recipe.number), { "aria-label": `Back to recipe ${recipe.number}` }),
-    ]);
+    const used = recipes.find((recipe) => recipe.current);
+    const state = (recipe) => {
+      if (recipe.current) return "in use";
+      if (used && recipe.sha256 === used.sha256) return `in use, as ${used.number}`; // the same recipe, on an earlier line
+      return button("Back to it", () => this.back(recipe.number), { "aria-label": `Back to recipe ${recipe.number}` });
+    };
+    const rows = recipes.map((recipe) => [String(recipe.number), recipe.when ?? "–", [recipe.note || "no note", recipe.who ? ` (${recipe.who})` : ""], state(recipe)]);
     this.history.replaceChildren(rows.length ? table("Recipes of this bundle", ["Number", "When", "Note", ""], rows) : el("p", { class: "quiet" }, "No recipe was accepted here yet."));
-  }
-
-  async back(number) {
-    try {
-      await post("/api/recipes/back", { number });
-      this.hooks.said(`Recipe ${number} is in use again. Judge the frames again to see its verdicts.`);
-      await this.recipes();
-    } catch (error) {
-      this.hooks.failed(error);
-    }
+    this.enable();
   }
 }
