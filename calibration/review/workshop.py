@@ -45,6 +45,7 @@ class Job:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_LINES))
     before_after: Mapping[str, Any] | None = None
     recipe: str | None = None
+    warning: str | None = None
 
 
 class Workshop:
@@ -82,7 +83,9 @@ class Workshop:
         """The job that runs, or ran last."""
         with self._lock:
             job = self._job
-            shown = {name: getattr(job, name) for name in ("what", "state", "note", "before_after", "recipe")}
+            shown = {
+                name: getattr(job, name) for name in ("what", "state", "note", "before_after", "recipe", "warning")
+            }
             return json_answer({"job": job.number, **shown, "lines": list(job.lines)})
 
     def teach(self, asked: Asked) -> Answer:
@@ -246,6 +249,7 @@ class Workshop:
         report = self._read_report()
         with self._lock:
             job.before_after, job.recipe = report.get("judged"), self._candidate.name
+            job.warning = report.get("warning")
 
     def _read_report(self) -> dict[str, Any]:
         """What `sem-clip teach --json` wrote. Raises ReviewError."""
@@ -275,6 +279,7 @@ class Workshop:
             return
         self._job.number, self._job.state = 1, "done"
         self._job.before_after, self._job.recipe = report.get("judged"), self._candidate.name
+        self._job.warning = report.get("warning")
 
     def _judge(self, job: Job) -> None:
         assert self._store is not None

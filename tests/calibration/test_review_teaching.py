@@ -32,7 +32,7 @@ print("encoding <b>supports</b>", flush=True)
 print("words:", json.dumps(words), file=sys.stderr, flush=True)
 out = pathlib.Path(words[words.index("--out") + 1])
 shutil.copy({candidate!r}, out)
-pathlib.Path(words[words.index("--json") + 1]).write_text(json.dumps(dict(judged={report!r})))
+pathlib.Path(words[words.index("--json") + 1]).write_text(json.dumps(dict(judged={report!r}, warning="few")))
 """
 
 
@@ -91,6 +91,7 @@ def test_a_candidate_waits_and_the_bundle_keeps_its_recipe(desk: Desk, fake_bund
     before = load_bundle(fake_bundle)[1].sha256()
     job = taught(desk)
     assert (job["state"], job["what"], job["before_after"]) == ("done", "teach", REPORT)
+    assert job["warning"] == "few"
     assert job["lines"][0] == "encoding <b>supports</b>"
     words = json.loads(job["lines"][1].removeprefix("words: "))
     assert words[:3] == ["teach", str(fake_bundle), "--data"]
