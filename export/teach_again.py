@@ -22,6 +22,7 @@ from runtime.files import require_other_files, write_atomically
 from runtime.frame_options import FRAME_OPTION_RANGES
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
+from runtime.recipe_history import UNJUDGED
 from runtime.terminal import printable
 
 from .encoders import encoder_of_bundle, require_no_recipe_of_bundle, require_value_path, take_encoder_of
@@ -78,7 +79,9 @@ def _taught(
     with stages.stage("load encoder"):
         model, graph = encoder_of_bundle(args, manifest.encoder)
     recipe = teach_recipe(model, graph, request, stages, cache)
-    record = {CORRECTED: plan.record(args.data), HELD: list(plan.held), AGAIN: old.sha256()}
+    record: dict[str, Any] = {CORRECTED: plan.record(args.data), HELD: list(plan.held), AGAIN: old.sha256()}
+    if plan.warning:
+        record[UNJUDGED] = plan.warning
     recipe = replace(recipe, teaching={**recipe.teaching, **record})
     manifest.encoder.check(recipe, where=str(args.out))
     return recipe
