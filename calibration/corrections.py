@@ -30,9 +30,10 @@ from runtime.frames import read_frame
 from runtime.golden import png_file
 from runtime.jsonfields import Fields
 from runtime.line_log import MAX_NAME, LineLog, now, read_lines, user_name
-from runtime.operating_point import is_verdict, same_name_key, unprintable
+from runtime.operating_point import same_name_key, unprintable
 
 from . import masks
+from .class_names import class_fault, folder_fault
 from .dataset import GOOD
 from .errors import CorrectionError, DatasetError
 
@@ -129,14 +130,14 @@ class CorrectionLog:
 
         who: by default the user of this process. mask: bool [height, width] of the frame, or a PNG file of it, grey,
         0 and 255. site: where the frame was taken, if that is known.
-        Raises CorrectionError for names that no class may have, for a mask that cannot be used, and where the file was
-        opened to read or cannot be written.
+        Raises CorrectionError for names that no class may have or no folder can be called, for a mask that cannot be
+        used, and where the file was opened to read or cannot be written.
         """
         log, new = self._writer(), one_name(new)
         place = {name: getattr(site, name, None) for name in _PLACE}
         made = Correction(str(frame), checksum, now(), who or user_name(), old, new, None, **place)
         with self._lock:
-            faults = [*_faults(asdict(made)), *self._twins(made)]
+            faults = [*_faults(asdict(made)), *filter(None, [folder_fault(made.new)]), *self._twins(made)]
             if faults:
                 raise CorrectionError(self.path, faults)
             stored = None if mask is None else self._keep(mask, new)
@@ -217,7 +218,7 @@ class CorrectionLog:
 
     def _twins(self, made: Correction) -> list[str]:
         """A class that another correction calls by a name that people take for the same."""
-        names = {one.new for one in self.current().values()} - {made.new}
+        names = {GOOD, *(one.new for one in self.current().values())} - {made.new}
         twins = sorted(name for name in names if same_name_key(name) == same_name_key(made.new))
         return [f'"{made.new}" and "{name}" would be two classes; write the name as before' for name in twins]
 
@@ -284,15 +285,6 @@ class CorrectionLog:
 def default_path(store: Path) -> Path:
     """Where the corrections of a store of verdicts lie: beside it."""
     return store.with_suffix(SUFFIX)
-
-
-def class_fault(name: str) -> str:
-    """Why no class may have this name; "" if one may."""
-    if unprintable(name) or name != name.strip():
-        return f"no class may be called {name[:MAX_NAME]!a}: it cannot be printed, or begins or ends with a blank"
-    if len(name) > MAX_NAME:
-        return f"no class may have a name of {len(name):,} characters; {MAX_NAME} are the most"
-    return f'no class may be called "{name}": that is a verdict' if is_verdict(name) else ""
 
 
 def _people(fields: Fields) -> None:

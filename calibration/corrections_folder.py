@@ -15,20 +15,19 @@ from PIL import Image
 from runtime import tiff
 from runtime.errors import FrameError
 from runtime.files import new_folder, open_plain, require_folder
-from runtime.folders import MASK_SUFFIX, SYSTEM_FOLDERS, one_name
+from runtime.folders import MASK_SUFFIX, one_name
 from runtime.frames import SUFFIXES, checksum_of, read_frame, split_page
 from runtime.golden import png_file
 from runtime.operating_point import same_name_key
 from runtime.recipe import FrameOptions
 
+from .class_names import MAX_NAME_BYTES, folder_fault
 from .contents import judged_content
 from .corrections import Correction, CorrectionLog
 from .dataset import GOOD
 from .errors import CorrectionError
 from .groups import GROUPS
 
-MAX_NAME_BYTES = 200
-"""Of the names of folders and files; file systems take 255, a temporary name and a suffix included."""
 _COLUMNS = ("path", "class", "group", "frame", "old", "who", "when")
 
 
@@ -83,17 +82,6 @@ def export_folder(log: CorrectionLog, out: Path, options: FrameOptions) -> Expor
             _write(scratch, entry, options)
         (scratch / GROUPS).write_bytes(_groups(entries))
     return Export(out, counts, sum(entry.mask is not None for entry in entries))
-
-
-def folder_fault(name: str) -> str:
-    """Why a class cannot be a folder of a data folder; "" if it can."""
-    if any(mark in name for mark in "/\\:\0") or name.startswith(".") or name.endswith("."):
-        return f'"{name}" is no name for a folder: it holds / \\ or :, or begins or ends with a dot'
-    if name.lower() in SYSTEM_FOLDERS:
-        return f'"{name}" is a folder of the system, which is never read: call the class otherwise'
-    if len(name.encode()) > MAX_NAME_BYTES:
-        return f'"{name[:40]}..." is too long for a folder: {MAX_NAME_BYTES} bytes are the most'
-    return ""
 
 
 def _class_faults(labels: Sequence[str]) -> list[str]:

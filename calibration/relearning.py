@@ -1,8 +1,9 @@
 """Teaching again: which frames teach, and which judge the recipe before and after.
 
 What taught the old recipe teaches again, and so do the corrected frames. One in HELD_OUT of these is held out by its
-content, and stays so in later rounds. The old and the new recipe are judged on it, and on the frames of the data folder
-that taught neither. Frames are known by their content (`calibration.contents`), so a copy is the same frame.
+content, and stays so in later rounds, for which the recipe records it. The old and the new recipe are judged on it, and
+on the frames of the data folder that taught neither. Frames are known by their content (`calibration.contents`), so a
+copy is the same frame.
 """
 
 from __future__ import annotations
@@ -27,6 +28,12 @@ from .errors import CorrectionError
 
 HELD_OUT = 5
 """One corrected frame in so many judges and never teaches."""
+LEAST = 10
+"""Of so many corrected frames at least one is held out."""
+HELD = "held_out"
+"""In a recipe's `teaching`: SHA-256 of the corrected frames that were held out, in this round or before."""
+SUPPORTS = "support_sha256"
+"""In a recipe's `teaching`: SHA-256 of each support."""
 CORRECTED = "corrected"
 """In a recipe's `teaching`: the corrected frames that taught it, with class and mask."""
 
@@ -45,13 +52,24 @@ class Relearning:
     """What to teach again, and on what to judge it.
 
     classes: those of the old recipe in their order, then new ones. supports: class by class. judged: frames that taught
-    neither recipe. notes: what may not have been expected, one line each.
+    neither recipe. notes: what may not have been expected, one line each. held: contents of corrected frames that may
+    never teach.
     """
 
     classes: tuple[str, ...]
     supports: tuple[Known, ...]
     judged: tuple[Known, ...]
     notes: tuple[str, ...]
+    held: tuple[str, ...] = ()
+
+    @property
+    def warning(self) -> str:
+        """Why the comparison tells little or nothing; "" if it does tell."""
+        if not self.judged:
+            return "there is nothing to compare the recipes on, since every frame taught: nothing tells which is better"
+        if not any(known.corrected for known in self.judged):
+            return f"no corrected frame judges, so the rates tell little: of {LEAST} or more, one is held out"
+        return ""
 
     def dataset(self, folder: Path) -> Dataset:
         """The supports as a set."""
@@ -88,9 +106,10 @@ def plan_relearning(old: Recipe, dataset: Dataset, log: CorrectionLog, options: 
     taught = _taught(old, dataset, there, log, faults)
     if faults:
         raise CorrectionError(log.path, faults)
-    digests = _digests(old)
+    digests = _contents_in(old, SUPPORTS)
     kept = [known for known in taught if known.content not in corrected]
-    held = _held_out(corrected, kept, digests)
+    before = _contents_in(old, HELD)
+    held = _held_out(corrected, kept, digests, before)
     supports = [*kept, *(known for content, known in corrected.items() if content not in held)]
     classes = _classes(old, supports, faults)
     if faults:
@@ -102,7 +121,8 @@ def plan_relearning(old: Recipe, dataset: Dataset, log: CorrectionLog, options: 
         if known.content not in taken:
             judged.setdefault(known.content, known)
     notes = _notes(len(taught) - len(kept), len(digests) - len(taught), held, ordered, list(judged.values()))
-    return Relearning(classes, tuple(ordered), tuple(judged.values()), tuple(notes))
+    every = dict.fromkeys([*before, *held])
+    return Relearning(classes, tuple(ordered), tuple(judged.values()), tuple(notes), tuple(every))
 
 
 def name_in(folder: Path, sample: Sample) -> str:
@@ -163,8 +183,8 @@ def _sample(correction: Correction, mask: Path | None, of_folder: Sample | None)
     return Sample(path, correction.new, group, mask)
 
 
-def _digests(old: Recipe) -> list[str]:
-    recorded = old.teaching.get("support_sha256")
+def _contents_in(old: Recipe, name: str) -> list[str]:
+    recorded = old.teaching.get(name)
     return [str(digest) for digest in recorded] if isinstance(recorded, list) else []
 
 
@@ -172,7 +192,7 @@ def _taught(
     old: Recipe, dataset: Dataset, there: Sequence[Known], log: CorrectionLog, faults: list[str]
 ) -> list[Known]:
     """The old recipe's supports, found by name and content; without those whose correction was taken back since."""
-    names, digests = old.teaching.get("supports"), _digests(old)
+    names, digests = old.teaching.get("supports"), _contents_in(old, SUPPORTS)
     if not isinstance(names, list) or len(names) != len(digests) or not digests:
         faults.append("the old recipe does not record which frames taught it: teach it anew with `sem-clip teach`")
         return []
@@ -230,19 +250,25 @@ def _add_stated(
     found.append(Known(Sample(path, str(entry["class"]), group, mask), digest, corrected=True))
 
 
-def _held_out(corrected: Mapping[str, Known], kept: Sequence[Known], digests: Sequence[str]) -> list[str]:
-    """Contents of the corrected frames that judge.
+def _held_out(
+    corrected: Mapping[str, Known], kept: Sequence[Known], digests: Sequence[str], earlier: Sequence[str]
+) -> list[str]:
+    """Contents of the corrected frames that judge. earlier: those that were held out in earlier rounds.
 
-    What taught the old recipe cannot judge it. A class that nothing else would teach is taught by its first frame.
+    What taught the old recipe cannot judge it. A class that nothing else would teach is taught by its first frame,
+    unless that was held out before. Where none of LEAST frames or more would judge, the first one that its class can
+    spare does.
     """
-    taught_before = set(digests)
-    held = [content for content in corrected if is_held_out(content) and content not in taught_before]
-    teaches = {known.sample.label for known in kept}
-    teaches |= {known.sample.label for content, known in corrected.items() if content not in held}
-    for content in sorted(held):
-        if (label := corrected[content].sample.label) not in teaches:
-            teaches.add(label)
+    free, before = corrected.keys() - set(digests), set(earlier)
+    held = [content for content in corrected if content in free and (content in before or is_held_out(content))]
+    teach = Counter(known.sample.label for known in kept)
+    teach.update(known.sample.label for content, known in corrected.items() if content not in held)
+    for content in sorted(set(held) - before):
+        if not teach[label := corrected[content].sample.label]:
+            teach[label] = 1
             held.remove(content)
+    if not held and len(corrected) >= LEAST:
+        held = [content for content in sorted(free) if teach[corrected[content].sample.label] > 1][:1]
     return held
 
 
@@ -276,6 +302,9 @@ def _notes(
         notes.append(f"{taken_back} supports of the old recipe are left out: their corrections were taken back")
     corrected = sum(known.corrected for known in supports)
     notes.append(f"{corrected} corrected frames teach, {len(held)} are held out to judge")
+    labels = {known.sample.label for known in supports}
+    untaught = sorted({known.sample.label for known in judged if known.corrected} - labels)
+    notes += [f"nothing teaches {name}: its frames are held out, so correct one more" for name in untaught]
     groups = {known.sample.group for known in supports}
     near = sum(known.sample.group in groups for known in judged)
     if near:

@@ -16,12 +16,13 @@ from typing import Any
 from calibration.before_after import BeforeAfter, compare_recipes
 from calibration.corrections import CorrectionLog
 from calibration.dataset import Dataset, load_dataset, say_left_out
-from calibration.relearning import CORRECTED, Relearning, plan_relearning
+from calibration.relearning import CORRECTED, HELD, Relearning, plan_relearning
 from runtime import Predictor
 from runtime.files import require_other_files, write_atomically
 from runtime.frame_options import FRAME_OPTION_RANGES
 from runtime.manifest import Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
+from runtime.recipe_history import UNJUDGED
 from runtime.terminal import printable
 
 from .encoders import encoder_of_bundle, require_no_recipe_of_bundle, require_value_path, take_encoder_of
@@ -65,7 +66,7 @@ def teach_again(args: argparse.Namespace) -> int:
     if args.json is not None:  # before the output names the file
         write_atomically(args.json, (json.dumps(_document(old, recipe, plan, judged), indent=1) + "\n").encode())
     recipe.save(args.out)
-    _say(args, old, recipe, judged)
+    _say(args, old, recipe, plan, judged)
     return 0
 
 
@@ -78,7 +79,9 @@ def _taught(
     with stages.stage("load encoder"):
         model, graph = encoder_of_bundle(args, manifest.encoder)
     recipe = teach_recipe(model, graph, request, stages, cache)
-    record = {CORRECTED: plan.record(args.data), AGAIN: old.sha256()}
+    record: dict[str, Any] = {CORRECTED: plan.record(args.data), HELD: list(plan.held), AGAIN: old.sha256()}
+    if plan.warning:
+        record[UNJUDGED] = plan.warning
     recipe = replace(recipe, teaching={**recipe.teaching, **record})
     manifest.encoder.check(recipe, where=str(args.out))
     return recipe
@@ -183,13 +186,16 @@ def _document(old: Recipe, new: Recipe, plan: Relearning, judged: BeforeAfter | 
         "new_classes": list(new.classes[len(old.classes) :]),
         "supports": plan.shots(),
         "notes": list(plan.notes),
+        "warning": plan.warning or None,
         "judged": None if judged is None else judged.to_dict(),
     }
 
 
-def _say(args: argparse.Namespace, old: Recipe, new: Recipe, judged: BeforeAfter | None) -> None:
-    for line in ["no frame is left to judge: every one taught"] if judged is None else judged.lines():
+def _say(args: argparse.Namespace, old: Recipe, new: Recipe, plan: Relearning, judged: BeforeAfter | None) -> None:
+    for line in [] if judged is None else judged.lines():
         print(line)
+    if plan.warning:
+        print(f"warning: {plan.warning}")
     if old.calibration:
         print("note: the old recipe was calibrated and the new one is not: `sem-clip calibrate` does it")
     added = new.classes[len(old.classes) :]

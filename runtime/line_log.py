@@ -148,11 +148,16 @@ def now() -> str:
 
 
 def read_lines(path: Path, head: Mapping[str, Any], error: Error) -> list[dict[str, Any]]:
-    """The entries of a file of lines, without a last one that is cut off. Takes no lock.
+    """The entries of a file of lines, without a last one that is cut off, which is said. Takes no lock.
 
     Raises `error` where it is missing, not of this format, or holds a line that cannot be read.
     """
-    return _read(path, head, error)[0]
+    entries, end, size = _read(path, head, error)
+    if not size:
+        _log.warning("%s: is empty", path)
+    elif size > end:
+        _log.warning("%s: the last line is cut off, or being written: it is left out (%d bytes)", path, size - end)
+    return entries
 
 
 def _read(path: Path, head: Mapping[str, Any], error: Error) -> tuple[list[dict[str, Any]], int, int]:

@@ -77,11 +77,21 @@ def _acquire(lock: FileLock, file: Path, what: Path, wait_s: float) -> None:
             lock.acquire(timeout=max(0.0, end - time.monotonic()))
             return
         except Timeout:
+            _require_place(file, what)
             raise BundleError(what, f"is being changed by {_who(file)}: wait until that is done") from None
         except OSError as exc:
             # A network share reports this for a lock file that its last holder has removed meanwhile.
             if exc.errno == errno.ESTALE and time.monotonic() < end:
                 continue
+            raise BundleError(what, f"cannot be locked, so it is not changed ({exc.strerror or exc})") from exc
+
+
+def _require_place(file: Path, what: Path) -> None:
+    """Raise BundleError where no file can be made: the library waits there as if somebody held the lock."""
+    if not file.exists():
+        try:
+            os.close(os.open(file, os.O_RDWR | os.O_CREAT, 0o666))
+        except OSError as exc:
             raise BundleError(what, f"cannot be locked, so it is not changed ({exc.strerror or exc})") from exc
 
 

@@ -20,10 +20,14 @@ CHANGED_BY_HAND = "changed_by_hand"
 """In a recipe's `calibration`: names of values that were edited since, which its promises no longer cover."""
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.01, 100.0
 
+_LOOK_ALIKE = str.maketrans("авекмнорстухѕіјһԁԛԝаαβεηικνορτυχ", "abekmhopctyxsijhdqwaabenikvoptux")
+"""Cyrillic and Greek letters, and the Latin ones that they look like."""
+
 
 def same_name_key(name: str) -> str:
-    """Equal for names that people or a file system take for one: case, blanks, Unicode forms."""
-    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
+    """Equal for names that people or a file system take for one: case, blanks, Unicode forms, look-alike letters."""
+    folded = unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+    return " ".join(folded.translate(_LOOK_ALIKE).split())
 
 
 def is_verdict(name: str) -> bool:

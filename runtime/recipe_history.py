@@ -30,6 +30,8 @@ from .recipe import MAX_CLASSES, Recipe
 FOLDER, FILE = "recipes", "history.jsonl"
 HEAD = {"format": "sem-clip-recipes", "version": 1}
 MAX_NOTE = 1000
+UNJUDGED = "unjudged"
+"""In a recipe's `teaching`: why no comparison with the recipe before tells whether it is better."""
 _log = logging.getLogger("sem_clip")
 FOUND, ACCEPTED, BACK = "found", "accepted", "back"
 """What a line tells: the recipe was there already; it was accepted; the bundle went back to it."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 
 from .errors import PredictorError
 from .manifest import load_bundle
 from .options import add_bundle_argument, at_least
-from .recipe_history import MAX_NOTE, Kept, accept, go_back, read_history
+from .recipe_history import MAX_NOTE, UNJUDGED, Kept, accept, go_back, read_history
 from .terminal import printable, require_stdout
 
 
@@ -60,7 +61,10 @@ class Recipes:
         elif args.back is not None:
             go_back(args.bundle, args.back, args.note)
         require_stdout("give the program one")
-        present, lines = load_bundle(args.bundle)[1].sha256(), read_history(args.bundle)
+        recipe = load_bundle(args.bundle)[1]
+        if args.accept is not None and isinstance(why := recipe.teaching.get(UNJUDGED), str) and why:
+            print(f"warning: {printable(why)}", file=sys.stderr)
+        present, lines = recipe.sha256(), read_history(args.bundle)
         if args.json:
             print(json.dumps([line.to_dict() for line in lines]))
         else:

@@ -55,6 +55,8 @@ __all__ = [
 
 _COLUMNS = ", ".join(LISTED)
 _NEWEST = "FROM answers WHERE newest = 1"
+LINES = (".jsonl", ".ndjson", ".json")
+"""Endings of JSON lines: an empty file of another name is nothing that was written whole."""
 _MANY = 100_000
 """Runs, lots and names that a store may hold."""
 _MOST_BYTES = 1 << 31
@@ -94,11 +96,13 @@ class VerdictStore:
 
     @classmethod
     def of_any(cls, path: str | Path) -> VerdictStore:
-        """A store, or JSON lines: by the first bytes of the file. Raises StoreError."""
+        """A store, or JSON lines: by the first bytes of the file; an empty one by its name. Raises StoreError."""
         try:
             head = head_of(path)
         except (OSError, ValueError):
             head = None  # opening it says why it cannot be read
+        if head == b"" and Path(path).suffix.lower() not in LINES:
+            raise StoreError(path, f"is empty: it holds no verdicts (empty JSON lines end in {' or '.join(LINES)})")
         return cls(path) if head is None or head.startswith(MAGIC) else cls.from_json_lines(path)
 
     def _open(self, where: str, database: sqlite3.Connection, *, of_lines: bool) -> None:

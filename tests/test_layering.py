@@ -117,6 +117,7 @@ LAYERS = (
     {"runtime.commands", "runtime.serving.ray_command", "runtime.serving.triton_command", "runtime.verify"},
     {"runtime.fab.lot_command"},
     {"runtime.cli"},
+    {"runtime.watched"},
 )
 """The modules of runtime from the bottom up; each imports its own layer and those below."""
 PUBLIC = [

@@ -94,7 +94,10 @@ def _endpoint(place: Place) -> Any:
 
     async def answer_to(request: Request) -> Response:
         try:
-            body = await _body(request.stream(), place.most_bytes) if place.method == "POST" else {}
+            body: dict[str, Any] = {}
+            if place.method == "POST":
+                require_size(request.headers.get("content-length", ""), place.most_bytes)
+                body = await _body(request.stream(), place.most_bytes)
         except (ReviewError, ClientDisconnect) as exc:
             answer = refusal(exc if isinstance(exc, ReviewError) else ReviewError("the sender left"))
         else:
@@ -106,6 +109,12 @@ def _endpoint(place: Place) -> Any:
         return Response(answer.content, answer.status, _headers(answer), answer.kind)
 
     return answer_to
+
+
+def require_size(promised: str, most: int) -> None:
+    """Refuse a body by what its head promises, before any of it is awaited. Raises ReviewError."""
+    if promised.isdecimal() and (len(promised) > 18 or int(promised) > most):
+        raise ReviewError(f"more than {most:,} bytes were sent", 413)
 
 
 async def _body(chunks: Any, most: int) -> dict[str, Any]:

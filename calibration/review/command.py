@@ -16,6 +16,8 @@ from runtime.terminal import require_stdout
 from runtime.verdict_store import VerdictStore
 
 from ..corrections import CorrectionLog, default_path
+from ..dataset import load_dataset
+from ..errors import CorrectionError
 from .alike import Alike
 from .app import Application, build_app, first_page, own_files
 from .correcting import MOST_BODY, Correcting
@@ -103,9 +105,11 @@ class Review:
             raise PredictorError(f'the review page needs {", ".join(missing)}: pip install "sem-clip[review]"')
         require_stdout("it would take the address of the page")
         token = choose_token(args.host, args.token_file)
+        if args.data is not None:
+            load_dataset(args.data)  # what is no data folder is said now, not once somebody teaches
         with ExitStack() as open_things:
             store = open_things.enter_context(VerdictStore.of_any(args.store))
-            log = open_things.enter_context(CorrectionLog(args.corrections or default_path(args.store)))
+            log = open_things.enter_context(_log_of(args))
             session = Session(store, log, args.bundle, args.data)
             workshop = Workshop(
                 session, None if store.of_lines else args.store, args.weights, lambda: engine_options(args)
@@ -156,6 +160,18 @@ def places(session: Session, workshop: Workshop, guard: Guard) -> Sequence[Place
         Place("/api/recipes", workshop.recipes),
         Place("/api/recipes/back", workshop.back, "POST"),
     ]
+
+
+def _log_of(args: argparse.Namespace) -> CorrectionLog:
+    """The file of corrections, open to write. Raises CorrectionError, with what to do where the place takes no file."""
+    try:
+        return CorrectionLog(args.corrections or default_path(args.store))
+    except CorrectionError as exc:
+        causes = [cause := exc.__cause__, None if cause is None else cause.__cause__]
+        if args.corrections is None and any(isinstance(one, OSError) for one in causes):
+            faults = [f"{fault}: name a file in another folder with --corrections FILE" for fault in exc.faults]
+            raise CorrectionError(default_path(args.store), faults) from exc
+        raise
 
 
 def address(host: str, port: int, token: str | None) -> str:

@@ -16,7 +16,7 @@ from runtime.operating_point import same_name_key
 from runtime.recipe import MAX_CLASSES, FrameOptions
 from runtime.verdict_store import Entry
 
-from ..corrections import class_fault
+from ..class_names import class_fault, folder_fault
 from ..dataset import GOOD
 from .listing import correction_json
 from .pictures import Pictures
@@ -74,11 +74,11 @@ class Correcting:
         classes = self._session.classes()
         if name in classes:
             return name
-        if fault := class_fault(name):
+        if fault := class_fault(name) or folder_fault(name):
             raise ReviewError(fault)
         twin = next((known for known in classes if same_name_key(known) == same_name_key(name)), None)
         if twin is not None:
-            raise ReviewError(f'there is the class "{twin}" already, which differs in case, blanks or form alone')
+            raise ReviewError(f'there is the class "{twin}" already, which people would take for the same')
         if len(classes) >= MAX_CLASSES:
             raise ReviewError(f"there are {MAX_CLASSES} classes, and a recipe has no more")
         return name

@@ -54,6 +54,10 @@ HEADERS: Mapping[str, str] = {
     "x-frame-options": "DENY",
 }
 """Of every answer, also of errors."""
+PAGE_TOKEN_NEEDED = (
+    "a change needs the page's token (x-review-token; /api/facts names it). If a page sent this, it is of an "
+    "earlier run of the server: load it again"
+)
 TOKEN_NEEDED = "open the address that `sem-clip review` printed: it holds the token"
 WELCOME = (
     b'<!doctype html><html lang="en"><meta charset="utf-8"><title>SEM-CLIP review</title>'
@@ -122,7 +126,7 @@ class Guard:
         if origin and origin.partition("://")[2].lower() != host.lower():
             raise ReviewError("another site sent this", 403)
         if not _same(request.one("x-review-token"), self.page_token):
-            raise ReviewError("the page is of an earlier run of the server: load it again", 403)
+            raise ReviewError(PAGE_TOKEN_NEEDED, 403)
         if request.one("content-type").partition(";")[0].strip().lower() != "application/json":
             raise ReviewError("send JSON (content-type: application/json)", 415)
 

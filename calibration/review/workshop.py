@@ -21,6 +21,7 @@ from runtime.errors import SemClipError
 from runtime.files import read_bounded
 from runtime.jsonfields import parse_json
 from runtime.packages import child_command, child_environment
+from runtime.recipe import Recipe
 from runtime.recipe_history import accept, go_back, read_history
 
 from .judging import judge_again
@@ -44,6 +45,7 @@ class Job:
     lines: deque[str] = field(default_factory=lambda: deque(maxlen=MOST_LINES))
     before_after: Mapping[str, Any] | None = None
     recipe: str | None = None
+    warning: str | None = None
 
 
 class Workshop:
@@ -68,6 +70,7 @@ class Workshop:
         self._ending = threading.Event()
         beside = session.log.path
         self._candidate, self._report = beside.with_suffix(".taught.safetensors"), beside.with_suffix(".taught.json")
+        self._take_up()
 
     # ---- what the page asks --------------------------------------------------------------------------------------
 
@@ -80,7 +83,9 @@ class Workshop:
         """The job that runs, or ran last."""
         with self._lock:
             job = self._job
-            shown = {name: getattr(job, name) for name in ("what", "state", "note", "before_after", "recipe")}
+            shown = {
+                name: getattr(job, name) for name in ("what", "state", "note", "before_after", "recipe", "warning")
+            }
             return json_answer({"job": job.number, **shown, "lines": list(job.lines)})
 
     def teach(self, asked: Asked) -> Answer:
@@ -224,11 +229,11 @@ class Workshop:
         words = [self._session.bundle, "--data", self._session.data, "--corrections", self._session.log.path]
         words += ["--out", self._candidate, "--json", self._report, "--force"]
         words += ["--weights", self._weights] if self._weights is not None else []
-        command = child_command("runtime.cli", "teach", *map(_absolute, words))
+        command = child_command("runtime.watched", "teach", *map(_absolute, words))
         with subprocess.Popen(
             command,
             env=child_environment(),
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # held open: its end tells the child that this process is gone
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         ) as process:
@@ -241,15 +246,40 @@ class Workshop:
                     self._tell(job, text)
         if process.returncode:
             raise ReviewError(f"teaching ended with status {process.returncode}")
-        faults: list[str] = []
+        report = self._read_report()
+        with self._lock:
+            job.before_after, job.recipe = report.get("judged"), self._candidate.name
+            job.warning = report.get("warning")
+
+    def _read_report(self) -> dict[str, Any]:
+        """What `sem-clip teach --json` wrote. Raises ReviewError."""
         try:
-            report = parse_json(read_bounded(self._report, _MOST_REPORT, _unread), faults)
-        except ValueError as exc:
+            report = parse_json(read_bounded(self._report, _MOST_REPORT, _unread), [])
+        except (ValueError, RecursionError) as exc:
             raise ReviewError(f"{self._report.name} cannot be read ({exc})") from exc
         if not isinstance(report, dict):
             raise ReviewError(f"{self._report.name} holds no figures")
-        with self._lock:
-            job.before_after, job.recipe = report.get("judged"), self._candidate.name
+        return report
+
+    def _take_up(self) -> None:
+        """Offer a candidate that an earlier run of the server left, if it follows the recipe in use; else name it."""
+        recipe = self._session.recipe
+        if recipe is None or not self._candidate.is_file():
+            return
+        self._job.lines.append(f"{self._candidate.name} was taught in an earlier run of the server")
+        try:
+            report = self._read_report()
+            if (report.get("old_recipe"), report.get("new_recipe")) != (
+                recipe.sha256(),
+                Recipe.load(self._candidate).sha256(),
+            ):
+                raise ReviewError("it does not follow the recipe in use")
+        except SemClipError as exc:
+            self._tell(self._job, f"it is not offered ({exc}); the next teaching replaces it")
+            return
+        self._job.number, self._job.state = 1, "done"
+        self._job.before_after, self._job.recipe = report.get("judged"), self._candidate.name
+        self._job.warning = report.get("warning")
 
     def _judge(self, job: Job) -> None:
         assert self._store is not None

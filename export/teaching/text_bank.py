@@ -44,7 +44,10 @@ def build_text_bank(model: LoadedModel, prompts: Prompts, classes: Sequence[str]
     """
     if not model.has_text:
         return anchor_bank(classes, model.clip.visual.output_dim)
-    vectors = np.stack([_embed_class(model, prompts.for_class(name)) for name in classes])
+    by_class = [prompts.for_class(name) for name in classes]
+    if model.vocabulary is not None:
+        _warn_of_unknown_words(model, [phrase for phrases in by_class for phrase in phrases], model.vocabulary)
+    vectors = np.stack([_embed_class(model, phrases) for phrases in by_class])
     aligned = model.text_aligned
     projection = Projection.of(model.clip.visual) if aligned else None
     return TextBank(vectors, _segmentation_bank(vectors), "tower", aligned=aligned, projection=projection)
@@ -71,8 +74,6 @@ def _embed_class(model: LoadedModel, phrases: Sequence[str]) -> NDArray[np.float
     """The class's unit vector [C]: the mean of its prompts' unit vectors, normalized."""
     tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
     warn_of_cut_prompts(tokenizer, phrases)
-    if model.vocabulary is not None:
-        _warn_of_unknown_words(tokenizer, phrases, model.vocabulary)
     tokens = tokenizer(list(phrases))
     with torch.inference_mode():
         parts = [model.clip.encode_text(tokens[i : i + _BATCH]) for i in range(0, len(tokens), _BATCH)]
@@ -89,15 +90,12 @@ def warn_of_cut_prompts(tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[
             _log.warning('prompt of %d tokens is cut to %d: "%s"', length, room, phrase)
 
 
-def _warn_of_unknown_words(
-    tokenizer: open_clip.SimpleTokenizer, phrases: Sequence[str], vocabulary: frozenset[int]
-) -> None:
-    """Log words that the text tower was never trained on; it gives them a meaningless vector."""
+def _warn_of_unknown_words(model: LoadedModel, phrases: Sequence[str], vocabulary: frozenset[int]) -> None:
+    """Log, in one line, words that the text tower was never trained on; it gives them a meaningless vector."""
+    tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
     words = {word for phrase in phrases for word in phrase.split()}
     unknown = sorted(word for word in words if not vocabulary.issuperset(tokenizer.encode(word)))
     if unknown:
         _log.warning(
-            'the text tower was never trained on "%s": prompts with it mean little, such as "%s"',
-            '", "'.join(unknown),
-            next(phrase for phrase in phrases if unknown[0] in phrase.split()),
+            'the text tower was never trained on "%s": prompts with such words mean little', '", "'.join(unknown)
         )

@@ -151,10 +151,11 @@ def test_a_mask_that_is_gone_or_changed_is_named(tmp_path: Path) -> None:
 def test_names_with_markup_and_quotes_stay_text(name: str, tmp_path: Path) -> None:
     frame = f"/lot/{name.replace('/', '-')}.png"
     with CorrectionLog(tmp_path / "c.jsonl") as log:
-        made = log.add(frame, "good", name, name)
+        label = name.translate(str.maketrans("/\\", "--"))
+        made = log.add(frame, "good", label, name)
     with CorrectionLog(tmp_path / "c.jsonl", write=False) as log:
         assert log.current() == {frame: made}
-        assert (made.new, made.who) == (name, name)
+        assert (made.new, made.who) == (label, name)
 
 
 @pytest.mark.parametrize(
@@ -167,6 +168,10 @@ def test_names_with_markup_and_quotes_stay_text(name: str, tmp_path: Path) -> No
         ({"new": " hole"}, "begins or ends with a blank"),
         ({"new": ""}, "must not be empty"),
         ({"new": "x" * 129}, "128 are the most"),
+        ({"new": "../../etc"}, "is no name for a folder"),
+        ({"new": "CON"}, "is a name of the system"),
+        ({"new": "\ud800"}, "cannot be printed"),
+        ({"new": "g\u043eod"}, "would be two classes"),
         ({"new": "Cannot  decide"}, "that is a verdict"),
         ({"new": "Bridge"}, '"Bridge" and "bridge" would be two classes'),
         ({"old": "\x1b[2J"}, "old must be 1 to 128 characters"),

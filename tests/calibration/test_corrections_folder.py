@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,10 @@ import tifffile
 from calibration_frames import command
 from PIL import Image
 
+from calibration.class_names import folder_fault
 from calibration.corrections import CorrectionLog
 from calibration.corrections_command import Corrections
-from calibration.corrections_folder import export_folder, folder_fault
+from calibration.corrections_folder import export_folder
 from calibration.dataset import load_dataset
 from calibration.errors import CorrectionError
 from runtime.frames import checksum_of, read_frame
@@ -125,13 +127,20 @@ def test_one_picture_of_two_classes_is_refused_and_of_one_class_written_once(tmp
             export_folder(log, tmp_path / "two", OPTIONS)
 
 
-@pytest.mark.parametrize("name", ["a/b", "..", "a\\b", ".hidden", "c:", "ends.", "lost+found", "ü" * 101])
+ODD = ["a/b", "..", "a\\b", ".hidden", "c:", "ends.", "lost+found", "CON", "nul.x", "ü" * 101]
+
+
+@pytest.mark.parametrize("name", ODD)
 def test_a_class_that_no_folder_can_be_called_is_refused(name: str, tmp_path: Path) -> None:
     assert folder_fault(name)
     with CorrectionLog(tmp_path / "c.jsonl") as log:
-        log.add(frame(tmp_path / "a.png", 1), "hole", name)
         with pytest.raises(CorrectionError):
-            export_folder(log, tmp_path / "out", OPTIONS)
+            log.add(frame(tmp_path / "a.png", 1), "hole", name)
+        log.add(frame(tmp_path / "a.png", 1), "hole", "new")
+    line = json.dumps(name)  # a file of another program
+    (tmp_path / "c.jsonl").write_text((tmp_path / "c.jsonl").read_text().replace('"new": "new"', f'"new": {line}'))
+    with CorrectionLog(tmp_path / "c.jsonl") as log, pytest.raises(CorrectionError):
+        export_folder(log, tmp_path / "out", OPTIONS)
     assert not (tmp_path / "out").exists()
 
 

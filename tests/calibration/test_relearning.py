@@ -18,7 +18,7 @@ from calibration.contents import content_sha256, judged_content
 from calibration.corrections import CorrectionLog
 from calibration.dataset import Dataset, load_dataset
 from calibration.errors import CorrectionError
-from calibration.relearning import CORRECTED, Known, Relearning, is_held_out, name_in, plan_relearning
+from calibration.relearning import CORRECTED, HELD, LEAST, Known, Relearning, is_held_out, name_in, plan_relearning
 from runtime import Predictor
 from runtime.errors import FrameError
 from runtime.frames import checksum_of, read_frame
@@ -230,6 +230,42 @@ def test_classes_that_lose_all_supports_or_would_be_twins_are_refused(case: Case
     found = case.faults()
     assert "no frame is left that teaches hole" in found
     assert '"Bridge" and "bridge" would be two classes' in found
+
+
+def test_of_ten_corrected_frames_one_is_held_out_and_stays_so(case: Case) -> None:
+    lone = case.frame(80)
+    case.log.add(lone, "hole", "scratch")  # its class can spare none
+    frames = [case.frame(90 + number) for number in range(LEAST - 2)]
+    for path in frames:
+        case.log.add(path, "hole", "bridge")
+    first = case.plan()
+    assert first.held == ()
+    assert "no corrected frame judges" in first.warning
+    frames.append(case.frame(120))
+    case.log.add(frames[-1], "hole", "bridge")
+    second = case.plan()
+    lowest = min(frames, key=content_sha256)
+    assert [known.sample.path for known in second.judged if known.corrected] == [lowest]
+    assert second.warning == ""
+    again = case.taught(case.names(second.supports), corrected=second.record(case.data), **{HELD: list(second.held)})
+    case.log.add(case.frame(130, held_out=True), "hole", "bridge")
+    third = case.plan(again)
+    assert lowest in [known.sample.path for known in third.judged]
+    assert set(second.held) < set(third.held)
+    case.log.add(lowest, "hole", "dent")  # a class that nothing else teaches
+    last = case.plan(again)
+    assert "dent" not in last.classes
+    assert "nothing teaches dent: its frames are held out, so correct one more" in last.notes
+
+
+def test_where_every_frame_taught_the_plan_warns(case: Case) -> None:
+    for name in ("good", "bridge", "hole"):
+        for number in range(2, 6):
+            (case.data / f"images/{name}/{number}.png").unlink()
+    case.log.add(case.frame(90), "hole", "bridge")
+    plan = case.plan()
+    assert plan.judged == ()
+    assert "nothing to compare the recipes on" in plan.warning
 
 
 def test_one_corrected_frame_in_five_is_held_out() -> None:

@@ -148,6 +148,28 @@ def test_what_cannot_be_opened_is_one_message(tmp_path: Path, addresses: list[st
     assert addresses == []
 
 
+def test_a_place_that_takes_no_corrections_says_where_they_can_go(
+    tmp_path: Path, fake_bundle: Path, addresses: list[str], capsys: Capture
+) -> None:
+    store = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "frames"))
+    beside = default_path(store)
+    (tmp_path / f".{beside.name}.lock").mkdir()
+    assert command(review.Review, store) == 2
+    assert "name a file in another folder with --corrections FILE" in capsys.readouterr().err
+    assert command(review.Review, store, "--corrections", beside) == 2
+    assert "another folder" not in capsys.readouterr().err
+    assert addresses == []
+
+
+def test_a_data_folder_that_could_not_teach_is_refused_at_the_start(
+    tmp_path: Path, fake_bundle: Path, addresses: list[str], capsys: Capture
+) -> None:
+    store = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "frames"))
+    assert command(review.Review, store, "--bundle", fake_bundle, "--data", tmp_path / "frames") == 2
+    assert str(tmp_path / "frames") in capsys.readouterr().err
+    assert addresses == []
+
+
 def test_without_its_packages_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -103,7 +103,7 @@ def test_a_verdict_may_be_confirmed(desk: Desk) -> None:
 
 
 def test_a_new_class_gets_a_key(desk: Desk) -> None:
-    name = "<b>\"new\"</b> 'é'"
+    name = "<b>\"new\" 'é'"
     assert desk.correct(2, name).status == 200
     facts = desk.get("/api/facts").json()
     assert facts["classes"] == ["good", "bridge", "hole", name]
@@ -119,6 +119,15 @@ def test_a_new_class_gets_a_key(desk: Desk) -> None:
         "HOLE ",
         "unknown",
         "Cannot Decide",
+        "../../etc",
+        "a/b",
+        "a\\b",
+        ".",
+        "..",
+        ".hidden",
+        "CON",
+        "g\u043eod",
+        "h\u03bfle",
         "a\nb",
         "\x1b[2J",
         "\u202e",

@@ -300,3 +300,15 @@ def test_a_failure_tells_the_browser_nothing_of_the_server(
     assert b"secret" not in reply.content
     assert "a secret" in caplog.text
     assert json.loads(reply.content)["error"]
+
+
+@pytest.mark.parametrize("promised", ["1000000000000", "9" * 5000])
+def test_a_body_is_refused_by_the_size_that_it_promises(promised: str, desk: Desk) -> None:
+    reply = desk.post("/api/judge", b"", {"content-length": promised})
+    assert reply.status == 413
+
+
+def test_a_change_without_the_pages_token_says_what_it_needs(desk: Desk) -> None:
+    reply = desk.post("/api/judge", {}, {"x-review-token": ""})
+    assert reply.status == 403
+    assert "a change needs the page's token" in reply.json()["error"]

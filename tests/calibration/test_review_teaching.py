@@ -17,6 +17,7 @@ pytest.importorskip("jinja2")
 from conftest import make_recipe
 from review_pages import Desk, make_store, opened, paint, six_frames
 
+from calibration.corrections import default_path
 from calibration.review import workshop
 from runtime.manifest import load_bundle
 from runtime.recipe import Recipe
@@ -31,7 +32,7 @@ print("encoding <b>supports</b>", flush=True)
 print("words:", json.dumps(words), file=sys.stderr, flush=True)
 out = pathlib.Path(words[words.index("--out") + 1])
 shutil.copy({candidate!r}, out)
-pathlib.Path(words[words.index("--json") + 1]).write_text(json.dumps(dict(judged={report!r})))
+pathlib.Path(words[words.index("--json") + 1]).write_text(json.dumps(dict(judged={report!r}, warning="few")))
 """
 
 
@@ -90,6 +91,7 @@ def test_a_candidate_waits_and_the_bundle_keeps_its_recipe(desk: Desk, fake_bund
     before = load_bundle(fake_bundle)[1].sha256()
     job = taught(desk)
     assert (job["state"], job["what"], job["before_after"]) == ("done", "teach", REPORT)
+    assert job["warning"] == "few"
     assert job["lines"][0] == "encoding <b>supports</b>"
     words = json.loads(job["lines"][1].removeprefix("words: "))
     assert words[:3] == ["teach", str(fake_bundle), "--data"]
@@ -232,3 +234,50 @@ def test_frames_are_judged_again_by_the_recipe_that_the_bundle_holds_by_now(desk
     assert desk.post("/api/judge", {}).status == 200
     assert ended(desk)["state"] == "done"
     assert desk.store.runs()[-1].recipe_sha256 == load_bundle(fake_bundle)[1].sha256()
+
+
+def left_behind(store: Path, old: str, new: Recipe) -> Path:
+    """A candidate beside the corrections of a store, as a server that was killed leaves it."""
+    beside = default_path(store)
+    new.save(beside.with_suffix(".taught.safetensors"))
+    document = {"old_recipe": old, "new_recipe": new.sha256(), "judged": REPORT}
+    beside.with_suffix(".taught.json").write_text(json.dumps(document))
+    return beside.with_suffix(".taught.safetensors")
+
+
+def test_a_candidate_of_an_earlier_run_is_offered(tmp_path: Path, fake_bundle: Path) -> None:
+    store, new = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "f")), make_recipe(defect_threshold=0.25)
+    file = left_behind(store, load_bundle(fake_bundle)[1].sha256(), new)
+    with opened(store, fake_bundle, tmp_path / "f") as page:
+        job = page.get("/api/teach").json()
+        assert (job["what"], job["state"], job["before_after"], job["recipe"]) == ("teach", "done", REPORT, file.name)
+        assert "earlier run" in job["lines"][0]
+        assert page.post("/api/teach/accept", {"note": ""}).status == 200
+    assert load_bundle(fake_bundle)[1].sha256() == new.sha256()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("old", ["0" * 64, None])
+def test_a_candidate_that_follows_another_recipe_is_named_and_not_offered(
+    old: Any, tmp_path: Path, fake_bundle: Path
+) -> None:
+    store = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "f"))
+    file = left_behind(store, old, make_recipe(defect_threshold=0.25))
+    with opened(store, fake_bundle, tmp_path / "f") as page:
+        job = page.get("/api/teach").json()
+        assert job["state"] == "idle"
+        assert file.name in job["lines"][0]
+        assert "not offered" in job["lines"][1]
+        assert page.post("/api/teach/accept", {"note": ""}).status == 409
+
+
+def test_the_child_that_teaches_is_watched(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def command(module: str, *words: str) -> list[str]:
+        seen.append(module)
+        return [sys.executable, "-c", "import select, sys; sys.exit(7 if select.select([0], [], [], 1)[0] else 8)"]
+
+    monkeypatch.setattr(workshop, "child_command", command)
+    assert taught(desk)["lines"][-1].endswith("status 8")  # stdin stays open while the server lives
+    assert seen == ["runtime.watched"]

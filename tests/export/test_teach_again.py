@@ -17,7 +17,7 @@ from PIL import Image
 from calibration.contents import content_sha256
 from calibration.corrections import CorrectionLog
 from calibration.dataset import load_dataset
-from calibration.relearning import CORRECTED, is_held_out
+from calibration.relearning import CORRECTED, HELD, is_held_out
 from export import teach_again as module
 from export.commands import Teach
 from export.errors import ExportError
@@ -85,6 +85,8 @@ def test_a_new_class_is_taught_judged_accepted_and_taught_again(
     document = json.loads(figures.read_text())
     assert (document["old_recipe"], document["new_recipe"]) == (old.sha256(), new.sha256())
     assert document["new_classes"] == ["ring"]
+    assert document["warning"] is None
+    assert len(new.teaching[HELD]) == 1
     assert document["judged"]["corrected"] == 1
     assert document["judged"]["frames"] == 1 + 7 * 4 - 7 * 2
     assert load_bundle(bundle)[1].sha256() == old.sha256()  # until the new one is accepted

@@ -64,6 +64,7 @@ def test_a_line_that_was_cut_off_is_ignored_by_readers_and_cut_away_by_the_next_
         log.add({"n": 2})
     path.write_bytes(path.read_bytes()[:-cut])
     assert read(path) == [{"n": 1}]
+    assert f"{path}: the last line is cut off, or being written" in caplog.text
     with opened(path) as log:
         assert log.entries == [{"n": 1}]
         assert log.cut == len('{"n": 2}\n') - cut
@@ -73,10 +74,11 @@ def test_a_line_that_was_cut_off_is_ignored_by_readers_and_cut_away_by_the_next_
 
 
 @pytest.mark.parametrize("left", [0, 10])
-def test_a_first_line_that_was_cut_off_begins_anew(left: int, tmp_path: Path) -> None:
+def test_a_first_line_that_was_cut_off_begins_anew(left: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "log.jsonl"
     path.write_bytes(json.dumps(HEAD).encode()[:left])
     assert read(path) == []
+    assert ("cut off" if left else f"{path}: is empty") in caplog.text
     with opened(path) as log:
         log.add({"n": 1})
     assert read(path) == [{"n": 1}]

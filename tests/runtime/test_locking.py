@@ -115,6 +115,15 @@ def test_an_impossible_lock_file_is_an_error_at_once(kind: str, tmp_path: Path) 
     assert (tmp_path / "precious").read_text() == "years of work"
 
 
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="it needs /proc, which takes no files")
+def test_a_place_that_takes_no_file_is_not_said_to_be_changed_by_others(tmp_path: Path) -> None:
+    with (
+        pytest.raises(BundleError, match="cannot be locked, so it is not changed"),
+        locked(Path("/proc/.x.lock"), Path("/proc/x"), wait_s=0.1),
+    ):
+        raise AssertionError("it was taken")
+
+
 def test_a_folder_that_is_not_there_cannot_be_locked(tmp_path: Path) -> None:
     with (
         pytest.raises(BundleError, match="cannot be locked"),

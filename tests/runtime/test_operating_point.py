@@ -11,7 +11,7 @@ from conftest import CLASSES, make_encoder, make_recipe
 
 from runtime import FakeBackend, Predictor
 from runtime.jsonfields import Fields
-from runtime.operating_point import OperatingPoint, is_verdict
+from runtime.operating_point import OperatingPoint, is_verdict, same_name_key
 
 POINT = OperatingPoint(0.25, 0.75, 1.5, {"good": 0.5, "bridge": 0.0, "hole": 1.0}, 0.125, True)
 
@@ -92,3 +92,9 @@ def test_another_operating_point_changes_verdicts_and_nothing_else(
         return [(r.verdict, r.reason, r.is_defect, r.mask().sum()) for r in results]
 
     assert judged(before) != judged(after)
+
+
+@pytest.mark.parametrize(("name", "twin"), [("g\u043eod", "good"), ("\u0421r\u0430ck", "crack"), ("h\u03bfle", "Hole")])
+def test_letters_that_look_alike_make_no_second_name(name: str, twin: str) -> None:
+    assert same_name_key(name) == same_name_key(twin)
+    assert same_name_key("\u0434\u044b\u0440\u0430") != same_name_key("hole")

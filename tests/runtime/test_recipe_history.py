@@ -18,7 +18,7 @@ from runtime.golden import judge, load_golden, verdict_of
 from runtime.golden_renewal import renew, renewed_golden
 from runtime.manifest import load_bundle, replace_recipe
 from runtime.recipe import Recipe
-from runtime.recipe_history import FILE, FOLDER, accept, go_back, read_history, read_kept
+from runtime.recipe_history import FILE, FOLDER, UNJUDGED, accept, go_back, read_history, read_kept
 
 MORE = ("good", "bridge", "hole", "scratch")
 
@@ -280,3 +280,15 @@ def test_the_listing_names_what_is_in_use(
     replace_recipe(fake_bundle, make_recipe(MORE, defect_threshold=0.9))
     assert main(["recipes", str(fake_bundle)]) == 0
     assert "came into the bundle in another way" in capsys.readouterr().out
+
+
+def test_accepting_a_recipe_that_nothing_judged_warns(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from runtime.cli import main
+
+    for teaching, said in (({UNJUDGED: "every frame taught"}, ["warning: every frame taught"]), ({"seed": 1}, [])):
+        make_recipe(defect_threshold=0.3, teaching=teaching).save(tmp_path / "new.safetensors")
+        words = ["recipes", fake_bundle, "--accept", tmp_path / "new.safetensors", "--note", "lot 7"]
+        assert main(list(map(str, words))) == 0
+        assert [line for line in capsys.readouterr().err.splitlines() if "every frame" in line] == said

@@ -86,6 +86,13 @@ def test_no_lines_are_an_empty_store(tmp_path: Path) -> None:
         assert store.runs() == ()
 
 
+def test_an_empty_file_of_another_name_is_no_store(tmp_path: Path) -> None:
+    for name in ("v.db", "v"):
+        (tmp_path / name).write_bytes(b"")
+        with pytest.raises(StoreError, match="is empty: it holds no verdicts"):
+            VerdictStore.of_any(tmp_path / name)
+
+
 def test_several_threads_read_lines(path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 

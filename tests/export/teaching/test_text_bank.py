@@ -110,17 +110,18 @@ def test_a_prompt_that_the_tokenizer_would_cut_is_named(
     assert long.replace("{}", "wafer") in record.getMessage()
 
 
-def test_a_word_that_the_text_tower_was_not_trained_on_is_named(
+def test_words_that_the_text_tower_was_not_trained_on_are_named_in_one_line(
     model: LoadedModel, prompts: Prompts, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = open_clip.SimpleTokenizer(context_length=model.clip.context_length)
     edited = replace(prompts, templates=("{}",), states={"good": ("{}",), "hole": ("{} with a hole", "{} with pits")})
+    edited = replace(edited, states={**edited.states, "rust": ("{} with rust",)})
     known = replace(model, vocabulary=frozenset(tokenizer.encode("wafer with a hole")))
     with caplog.at_level(logging.WARNING, logger="sem_clip"):
-        build_text_bank(known, edited, ["good", "hole"])
+        build_text_bank(known, edited, ["good", "hole", "rust"])
     (record,) = caplog.records
     assert record.getMessage() == (
-        'the text tower was never trained on "pits": prompts with it mean little, such as "wafer with pits"'
+        'the text tower was never trained on "pits", "rust": prompts with such words mean little'
     )
 
 
