@@ -246,6 +246,7 @@ class FakeReview:
             "state": self.state,
             "lines": ["supports encoded"] * self.looks,
             "before_after": compared if done else None,
+            "warning": "few frames judged it" if done else None,
         }
 
     def picture(self, number: int, query: dict[str, list[str]]) -> bytes:

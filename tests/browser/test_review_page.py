@@ -380,6 +380,7 @@ def test_teaching_is_compared_accepted_and_shown_in_the_verdicts(page: Any, revi
     page.get_by_label("Note").fill("holes")
     page.locator("#teach").click()
     expect(page.locator("#outcome")).to_contain_text("90.0 % (36 of 40)")
+    expect(page.locator("#outcome .alarm")).to_have_text("few frames judged it")
     expect(page.locator("#changed-frames")).to_contain_text("1 for the better")
     page.locator("#accept").click()
     expect(page.locator("#history")).to_contain_text("holes")

@@ -34,7 +34,7 @@ export class Summary {
       { class: "card" },
       el("h2", {}, "Against what was corrected"),
       el("dl", { class: "facts big" }, el("dt", {}, "Purity"), el("dd", { id: "purity" }, rate(purity)), el("dt", {}, "Coverage"), el("dd", { id: "coverage" }, rate(coverage))),
-      el("p", { class: "quiet" }, "Purity: of the decided frames that were corrected or confirmed, the share that was right. Coverage: the share of all frames that are decided."),
+      el("p", { class: "quiet" }, "Purity: of the decided frames that were corrected or confirmed, the share that was right. Frames that have taught since then make it look better than it is. Coverage: the share of all frames that are decided."),
     );
   }
 

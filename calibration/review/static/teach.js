@@ -72,7 +72,7 @@ export class Teach {
   }
 
   /** what: "teach" or "judge", the job that runs or ran last. */
-  update({ what, state, lines, before_after: compared }) {
+  update({ what, state, lines, before_after: compared, warning }) {
     const ended = this.state === "running" && state !== "running";
     if (ended && state === "failed") this.hooks.failed(new Error(`${what === "teach" ? "Teaching" : "Judging"} failed: ${lines.at(-1) ?? "it said nothing"}`));
     else if (ended) this.hooks.said(what === "teach" ? "Teaching is done: compare, then accept or discard." : `Judged again: ${lines.at(-1) ?? ""}`);
@@ -82,7 +82,7 @@ export class Teach {
     this.lines.hidden = lines.length === 0;
     this.lines.scrollTop = this.lines.scrollHeight;
     this.decide.hidden = !taught;
-    this.outcome.replaceChildren(...(taught ? this.compared(compared) : []));
+    this.outcome.replaceChildren(...(taught && warning ? [el("p", { class: "alarm" }, warning)] : []), ...(taught ? this.compared(compared) : []));
     this.enable();
     clearTimeout(this.timer);
     if (state === "running") this.timer = setTimeout(() => this.look(), LOOK);
