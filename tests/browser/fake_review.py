@@ -84,7 +84,7 @@ class FakeReview:
         self.open = threading.Event()
         """Changes of the recipe are answered while this is set."""
         self.open.set()
-        self.first_page = first_page().handler(cast(Asked, None)).content  # it is the same for everyone
+        self.first_page = first_page().handler(cast(Asked, None)).content
         self.said: list[tuple[str, dict[str, Any]]] = []
         self.log: list[tuple[dict[str, Any], Any]] = []
         self.masks: dict[int, bytes] = {}
@@ -245,8 +245,7 @@ class FakeReview:
             "what": "teach",
             "state": self.state,
             "lines": ["supports encoded"] * self.looks,
-            "before_after": compared if done else None,
-            "warning": "few frames judged it" if done else None,
+            **({"before_after": compared, "warning": "few frames judged it"} if done else {"before_after": None}),
         }
 
     def picture(self, number: int, query: dict[str, list[str]]) -> bytes:

@@ -2,97 +2,17 @@
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
+import desk
 import pytest
-from browsers import chosen, chromium, opened, screen_place
-from fake_review import CLASSES, SIDE, FakeReview
-from PIL import Image
+from browsers import chosen, opened
+from desk import correct_many, expect, names, press, ready, saved
+from fake_review import CLASSES, FakeReview
 
 pytest.importorskip("jinja2")
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as running:
-        yield running
-
-
-@pytest.fixture
-def review() -> Iterator[FakeReview]:
-    with FakeReview() as served:
-        yield served
-
-
-@pytest.fixture
-def page(browser: Any, review: FakeReview) -> Iterator[Any]:
-    with opened(browser, review.url) as shown:
-        shown.wait_for_selector('.tile[aria-selected="true"] .picture.there')
-        yield shown
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect
-
-    return expect(locator, "the page")
-
-
-def ready(page: Any) -> None:
-    """A frame is shown, so that keys have something to act on."""
-    expect(page.locator("#detail .body")).to_be_visible()
-
-
-def press(page: Any, *keys: str) -> None:
-    for key in keys:
-        ready(page)
-        page.keyboard.press(key)
-
-
-def saved(page: Any, review: FakeReview, count: int) -> dict[str, str]:
-    """The corrections, once there are `count`. Many may take their time, as long as they go on."""
-    counts = page.locator("#counts")
-    while not (shown := counts.text_content()).endswith(f" {count} corrected"):
-        expect(counts).not_to_have_text(shown)
-    return review.corrected()
-
-
-COUNT_MISSES = """() => {
-  window.missed = 0;
-  // No MutationObserver: it is told nothing where the same text is set again.
-  Object.defineProperty(document.getElementById("status"), "textContent", {
-    set(text) { missed += text.includes("press again"); this.replaceChildren(text); },
-  });
-}"""
-
-
-def correct_many(page: Any, key: str, count: int) -> None:
-    """Press a class key as fast as it goes until `count` presses have reached a frame.
-
-    While the list is read anew a key reaches none; the page says to press again, and each such press is made up for.
-    """
-    page.evaluate(COUNT_MISSES)
-    pressed = 0
-    while left := count - pressed + page.evaluate("missed"):
-        page.wait_for_selector("#detail .body")  # the list waits for all corrections that are on their way
-        for _ in range(left):
-            page.keyboard.press(key)
-        pressed += left
-
-
-def mask_of(review: FakeReview, number: int) -> np.ndarray:
-    image = Image.open(io.BytesIO(review.masks[number]))
-    assert (image.format, image.mode, image.size) == ("PNG", "L", (SIDE, SIDE))
-    pixels = np.asarray(image)
-    assert set(np.unique(pixels)) <= {0, 255}
-    return pixels > 0
-
-
-def names(review: FakeReview, count: int) -> list[str]:
-    return sorted(frame["name"] for frame in review.frames)[:count]
+browser, review, page = desk.browser, desk.review, desk.page  # pytest looks for fixtures among these names
 
 
 def test_ten_frames_are_corrected_by_keyboard_in_order(page: Any, review: FakeReview) -> None:
@@ -164,105 +84,6 @@ def test_only_tiles_in_sight_exist_however_long_the_list_is(browser: Any) -> Non
         page.wait_for_selector("#tile-0 .picture.there")
         assert page.locator(".tile").count() < 200
         assert sum("/picture/" in url for url in asked) < 500
-
-
-def test_places_on_the_frame_are_given_once_it_moves_no_more(page: Any, review: FakeReview) -> None:
-    review.slow_ms = 200
-    press(page, "s", "D")
-    place = screen_place(page, 20, 20, SIDE)
-    page.wait_for_selector("#similar button")
-    assert screen_place(page, 20, 20, SIDE) == place
-
-
-def test_a_polygon_is_saved_as_a_grey_mask(page: Any, review: FakeReview) -> None:
-    press(page, "s", "D")
-    for corner in ((20, 20), (70, 20), (70, 60), (20, 60)):
-        page.mouse.click(*screen_place(page, *corner, SIDE))
-    page.keyboard.press("Enter")
-    page.locator("#save-mask").click()
-    saved(page, review, 1)
-    mask = mask_of(review, 2)
-    assert mask[25:55, 25:65].all()
-    assert not mask[:18].any()
-    assert abs(mask.sum() - 50 * 40) < 100
-    expect(page.locator("#tile-1 .badge")).to_contain_text("✎")
-
-
-def test_brush_and_eraser_paint_what_the_class_key_saves(page: Any, review: FakeReview) -> None:
-    press(page, "s", "D")
-    page.get_by_role("button", name="Brush").click()
-    page.mouse.move(*screen_place(page, 20, 48, SIDE))
-    page.mouse.down()
-    page.mouse.move(*screen_place(page, 76, 48, SIDE), steps=8)
-    page.mouse.up()
-    page.get_by_role("button", name="Eraser").click()
-    page.mouse.click(*screen_place(page, 48, 48, SIDE))
-    press(page, "3")
-    assert saved(page, review, 1) == {names(review, 2)[1]: "hole"}
-    mask = mask_of(review, 2)
-    assert mask[48, 20:38].all()
-    assert not mask[44:52, 44:52].any()
-    assert mask[48, 60:76].all()
-
-
-def test_a_polygon_is_drawn_without_a_mouse(page: Any, review: FakeReview) -> None:
-    press(page, "s", "D")
-    for keys in (["ArrowLeft"] * 6, ["ArrowUp"] * 6, ["ArrowRight"] * 12):
-        for key in keys:
-            page.keyboard.press(key)
-        page.keyboard.press("Space")
-    page.keyboard.press("Enter")
-    press(page, "2")
-    assert saved(page, review, 1) == {names(review, 2)[1]: "bridge"}
-    assert mask_of(review, 2).any()
-
-
-def test_the_outline_is_accepted_as_it_is_and_taken_back(page: Any, review: FakeReview) -> None:
-    press(page, "s")
-    page.wait_for_selector(".shapes .edge", state="attached")
-    press(page, "D")
-    page.locator("#accept-outline").click()
-    expect(page.locator("#save-mask")).to_be_enabled()
-    page.keyboard.press("Control+z")
-    expect(page.locator("#save-mask")).to_be_disabled()
-    page.locator("#accept-outline").click()
-    page.locator("#save-mask").click()
-    saved(page, review, 1)
-    assert review.said[-1] == ("/api/corrections", {"id": 2, "new": "bridge", "mask": "outline"})
-
-
-def test_a_mask_stays_when_only_the_class_changes(page: Any, review: FakeReview) -> None:
-    press(page, "s", "D")
-    for corner in ((20, 20), (70, 20), (70, 60)):
-        page.mouse.click(*screen_place(page, *corner, SIDE))
-    page.keyboard.press("Enter")
-    press(page, "2")
-    saved(page, review, 1)
-    before = mask_of(review, 2)
-    press(page, "ArrowLeft", "3")
-    expect(page.locator("#status")).to_contain_text("→ hole")
-    assert review.corrected() == {names(review, 2)[1]: "hole"}
-    assert (mask_of(review, 2) == before).all()
-
-
-def test_an_undo_comes_after_the_correction_whose_mask_is_still_packed(page: Any, review: FakeReview) -> None:
-    page.evaluate(
-        """() => {
-          const whole = Response.prototype.arrayBuffer;
-          Response.prototype.arrayBuffer = async function () {
-            await new Promise((later) => setTimeout(later, 500));
-            return whole.call(this);
-          };
-        }"""
-    )
-    press(page, "s", "D")
-    for corner in ((20, 20), (70, 20), (70, 60)):
-        page.mouse.click(*screen_place(page, *corner, SIDE))
-    page.keyboard.press("Enter")
-    press(page, "2", "u")
-    expect(page.locator("#status")).to_contain_text("Taken back: not corrected.")
-    assert [path for path, _ in review.said] == ["/api/corrections", "/api/corrections/undo"]
-    assert review.corrected() == {}
 
 
 def test_a_refused_correction_is_said_and_is_not_shown_as_saved(page: Any, review: FakeReview) -> None:
@@ -371,71 +192,6 @@ def test_the_wafer_is_walked_by_keys(page: Any, review: FakeReview) -> None:
     page.keyboard.press("Enter")
     expect(page.locator("#view-frames")).to_be_visible()
     expect(page.locator("#detail .answer")).to_be_visible()
-
-
-def test_teaching_is_compared_accepted_and_shown_in_the_verdicts(page: Any, review: FakeReview) -> None:
-    press(page, "3")
-    saved(page, review, 1)
-    page.locator("#tab-teach").click()
-    page.get_by_label("Note").fill("holes")
-    page.locator("#teach").click()
-    expect(page.locator("#outcome")).to_contain_text("90.0 % (36 of 40)")
-    expect(page.locator("#outcome .alarm")).to_have_text("few frames judged it")
-    expect(page.locator("#changed-frames")).to_contain_text("1 for the better")
-    page.locator("#accept").click()
-    expect(page.locator("#history")).to_contain_text("holes")
-    page.locator("#judge").click()
-    page.locator("#tab-frames").click()
-    expect(page.locator("#tile-0 .verdict")).to_contain_text("hole")
-    page.locator("#tab-teach").click()
-    page.get_by_role("button", name="Back to recipe 1").click()
-    expect(page.locator("#status")).to_contain_text("Recipe 1 is in use again")
-    # Line 3 took the recipe of line 1 back: both are the one in use.
-    rows = page.locator("#history tbody tr")
-    expect(rows.nth(0)).to_contain_text("in use, as 3")
-    expect(rows.nth(2)).to_contain_text("in use")
-    assert page.locator("#history button").all_text_contents() == ["Back to it"]
-    expect(rows.nth(1).get_by_role("button", name="Back to recipe 2")).to_be_enabled()
-
-
-def test_a_change_of_the_recipe_is_shown_while_it_lasts_and_made_once(page: Any, review: FakeReview) -> None:
-    page.locator("#tab-teach").click()
-    page.locator("#teach").click()
-    expect(page.locator("#outcome table")).to_be_visible()
-    acts = page.locator("#view-teach button:visible")
-    for button, path in (("#accept", "/api/teach/accept"), ("#history button", "/api/recipes/back")):
-        review.open.clear()
-        page.locator(button).evaluate("(button) => { button.click(); button.click(); }")
-        expect(page.locator("#busy")).to_contain_text("the golden frames get its answers")
-        expect(page.locator("#view-teach")).to_have_attribute("aria-busy", "true")
-        page.locator("#tab-summary").click()
-        page.locator("#tab-teach").click()  # shows the recipes anew
-        for at in range(acts.count()):
-            expect(acts.nth(at)).to_be_disabled()
-        review.open.set()
-        expect(page.locator("#busy")).to_be_hidden()
-        expect(page.locator("#history button")).to_be_enabled()
-        assert [said for said, _ in review.said].count(path) == 1
-    expect(page.locator("#judge")).to_be_enabled()
-
-
-def test_a_change_of_the_recipe_that_is_refused_can_be_tried_again(page: Any, review: FakeReview) -> None:
-    page.locator("#tab-teach").click()
-    page.locator("#teach").click()
-    review.refuse = "the disk is full"
-    page.locator("#accept").click()
-    expect(page.locator("#alarm")).to_contain_text("the disk is full")
-    expect(page.locator("#busy")).to_be_hidden()
-    review.refuse = ""
-    page.locator("#accept").click()
-    expect(page.locator("#status")).to_contain_text("The new recipe is accepted")
-
-
-def test_without_a_bundle_the_page_says_why_it_cannot_teach(browser: Any) -> None:
-    with FakeReview(can_teach=False) as review, opened(browser, review.url) as page:
-        page.locator("#tab-teach").click()
-        expect(page.locator("#why")).to_have_text("start with --bundle and --data")
-        expect(page.locator("#teach")).to_be_disabled()
 
 
 def test_new_answers_are_offered(page: Any, review: FakeReview) -> None:

@@ -18,6 +18,7 @@ from stores import answer, make_run, write_store
 
 from runtime import PredictorError
 from runtime.errors import StoreError
+from runtime.packages import child_environment
 from runtime.verdict_store import Query, VerdictStore, VerdictWriter
 from runtime.verdict_writer import COMMIT_FRAMES
 
@@ -85,7 +86,7 @@ def test_a_store_that_a_reader_has_open_takes_more(path: Path) -> None:
 
 _KILLED = """
 import os, sys
-sys.path.insert(0, {tests!r})
+sys.path.append({tests!r})
 from pathlib import Path
 from stores import answer, make_run
 from runtime.verdict_store import VerdictWriter
@@ -102,7 +103,9 @@ for number in range({stored}, 100_000):
 @posix
 def test_a_killed_writer_leaves_all_that_it_had_stored(path: Path) -> None:
     code = _KILLED.format(tests=str(ROOT / "tests"), path=str(path), stored=250)
-    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=child_environment(), stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "stored\n"
         until(lambda: count(path) > 250)  # in the middle of the next ones
@@ -173,7 +176,7 @@ def test_a_large_answer_is_stored_before_two_hundred_are_there(path: Path) -> No
 def test_opening_a_store_again_takes_no_lock_from_a_reader_of_this_process(path: Path) -> None:
     """Closing a file drops the locks of its process; a writer elsewhere would take the log away under the reader."""
     code = (
-        "import sys\nsys.path.insert(0, 'tests')\nfrom stores import answer, make_run\n"
+        f"import sys\nsys.path.append({str(ROOT / 'tests')!r})\nfrom stores import answer, make_run\n"
         "from runtime.verdict_store import VerdictWriter\n"
         f"with VerdictWriter({str(path)!r}, make_run()) as writer:\n"
         "    writer.add(answer(sys.argv[1]))\n    writer.flush()\n"
@@ -182,7 +185,9 @@ def test_opening_a_store_again_takes_no_lock_from_a_reader_of_this_process(path:
     store = None
     for number in range(3):
         words = [sys.executable, "-c", code, f"/{number}.png"]
-        with subprocess.Popen(words, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            words, env=child_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "there\n"
             store = store or VerdictStore(path)
