@@ -26,9 +26,12 @@ from runtime.packages import ROOT
 SCRIPT = ROOT / "benchmarks" / "gpu_session.sh"
 PARTS = ["install", "facts", "tiny-bundle", "verify-tiny", "tests", "full-bundle", "engines", "verify-full"]
 PARTS += ["benchmark", "benchmark-compiled", "second-gpu"]
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or shutil.which("bash") is None, reason="the session is a script for bash on Linux"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform != "linux" or shutil.which("bash") is None, reason="the session is a script for bash on Linux"
+    ),
+]
 
 
 def session(
@@ -83,7 +86,6 @@ def write_wheel(folder: Path, size: int) -> Path:
 
 
 @pytest.mark.skipif(find_gpu()[0] is not None, reason="there is a GPU here, so nothing to rehearse")
-@pytest.mark.slow
 def test_a_rehearsal_runs_every_part_up_to_its_first_cuda_call(toy_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     bundles = ("--tiny", toy_bundle, "--full", toy_bundle, "--arch", "toy")

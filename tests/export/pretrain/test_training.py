@@ -26,6 +26,8 @@ from export.pretrain.windows import (
     WindowStream,
 )
 
+pytestmark = pytest.mark.slow
+
 
 def settings(steps: int = 4, **changes: object) -> PretrainSettings:
     return PretrainSettings((Phase(3, 7, steps),), **{"warm_up": 2, "per_frame": 1, **changes})  # type: ignore[arg-type]
@@ -55,7 +57,6 @@ def test_image_text_loss_is_least_if_images_match_their_class() -> None:
     assert float(wrong) > float(right) + 5
 
 
-@pytest.mark.slow
 def test_training_learns_and_resumes_at_its_checkpoint(tmp_path: Path) -> None:
     whole = Pretraining(settings(), tmp_path / "whole", arch="sem_tiny")
     assert whole.run(workers=0, log_every=2, save_every=100, threads=None)
@@ -88,7 +89,6 @@ def test_training_learns_and_resumes_at_its_checkpoint(tmp_path: Path) -> None:
     assert (about["steps"], about["held_out_layouts"]) == (4, list(HELD_OUT_LAYOUTS))
 
 
-@pytest.mark.slow
 def test_hard_windows_fill_the_batch_also_after_a_restart(tmp_path: Path) -> None:
     plan = settings(5, replay=0.5)
     whole = Pretraining(plan, tmp_path / "whole")
@@ -111,7 +111,6 @@ def test_hard_windows_fill_the_batch_also_after_a_restart(tmp_path: Path) -> Non
     torch.testing.assert_close(resumed.trainee.clip.visual.proj, whole.trainee.clip.visual.proj, atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.slow
 def test_v_path_is_trained_at_intervals_and_a_frozen_stem_stays(tmp_path: Path) -> None:
     training = Pretraining(settings(stem_learns=False), tmp_path)
     stem = {key: value.clone() for key, value in training.trainee.clip.state_dict().items() if ".stem." in key}
@@ -211,7 +210,6 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
         Pretraining(settings(), tmp_path)
 
 
-@pytest.mark.slow
 def test_stem_phase_changes_the_stem_only(tmp_path: Path) -> None:
     plan = (Phase(GRID, 7, 30, stem=True), Phase(3, 7, 1))
     training = Pretraining(PretrainSettings(plan, warm_up=5, per_frame=1, learning_rate=4e-3, decay=0.05), tmp_path)

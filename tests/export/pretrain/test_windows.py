@@ -21,6 +21,8 @@ from export.pretrain.windows import (
 )
 from export.synthetic import CLASSES, LAYOUTS
 
+pytestmark = pytest.mark.slow
+
 
 def stream(patches: int = 4, batch: int = 14, first: int = 0) -> WindowStream:
     return WindowStream(seed=5, first=first, batch=batch, patches=patches, per_frame=2)
@@ -50,7 +52,6 @@ def test_batches_depend_on_seed_and_number_only() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.slow
 def test_loader_returns_batches_in_order(workers: int) -> None:
     loader = iter(window_loader(stream(first=3), workers))
     for number in (3, 4):
