@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import desk
@@ -64,6 +65,7 @@ def test_a_change_of_the_recipe_is_shown_while_it_lasts_and_made_once(page: Any,
 def test_a_change_of_the_recipe_that_is_refused_can_be_tried_again(page: Any, review: FakeReview) -> None:
     page.locator("#tab-teach").click()
     page.locator("#teach").click()
+    expect(page.locator("#accept")).to_be_visible()
     review.refuse = "the disk is full"
     page.locator("#accept").click()
     expect(page.locator("#alarm")).to_contain_text("the disk is full")
@@ -71,6 +73,22 @@ def test_a_change_of_the_recipe_that_is_refused_can_be_tried_again(page: Any, re
     review.refuse = ""
     page.locator("#accept").click()
     expect(page.locator("#status")).to_contain_text("The new recipe is accepted")
+
+
+def test_an_older_answer_that_comes_late_does_not_hide_the_teaching(page: Any, review: FakeReview) -> None:
+    late = []
+    page.route("**/api/teach", lambda route: late.append((route, route.fetch())), times=1)
+    page.locator("#tab-teach").click()  # asks, and the answer "idle" is on its way for long
+    page.locator("#teach").click()
+    expect(page.locator("#accept")).to_be_visible()
+    (route, idle), *_ = late
+    assert idle.json()["state"] == "idle"
+    from playwright.sync_api import Error
+
+    with suppress(Error):  # the page asked to drop it
+        route.fulfill(response=idle)
+    page.wait_for_timeout(200)
+    expect(page.locator("#accept")).to_be_visible()
 
 
 def test_without_a_bundle_the_page_says_why_it_cannot_teach(browser: Any) -> None:

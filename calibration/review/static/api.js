@@ -45,14 +45,26 @@ export function get(path, query = {}, signal = undefined) {
   return answer(address(path, query), { signal });
 }
 
+/** A `get` whose last call alone is answered. An earlier answer that comes later would show what was; its call ends with an AbortError. */
+export function newest() {
+  let aborter = null;
+  return (path, query = {}) => {
+    aborter?.abort();
+    aborter = new AbortController();
+    return get(path, query, aborter.signal);
+  };
+}
+
 export function post(path, body = {}) {
   const headers = { "Content-Type": "application/json", "X-Review-Token": token };
   return answer(path, { method: "POST", headers, body: JSON.stringify(body) });
 }
 
-/** What is known of the store; keeps the page's token. */
+const getFacts = newest();
+
+/** What is known of the store; keeps the page's token. Only the last call is answered. */
 export async function facts() {
-  const found = await get("/api/facts");
+  const found = await getFacts("/api/facts");
   token = found.page_token ?? token;
   return found;
 }

@@ -1,7 +1,7 @@
 // The page: its views, and what passes between them.
 
 import { Alarm } from "./alarm.js";
-import { facts, get, maskOf } from "./api.js";
+import { facts, maskOf, newest } from "./api.js";
 import { Corrections } from "./corrections.js";
 import { Detail } from "./detail.js";
 import { byId, keep, kept, settled } from "./dom.js";
@@ -29,7 +29,7 @@ function said(text) {
 const alarm = new Alarm(byId("alarm"), openFrame);
 
 function failed(error) {
-  alarm.failed(error);
+  if (error.name !== "AbortError") alarm.failed(error); // a later question has taken its place
 }
 
 const corrections = new Corrections({
@@ -107,9 +107,11 @@ function next() {
   else said("This was the last frame of the list.");
 }
 
+const getFrame = newest();
+
 async function openFrame(id) {
   try {
-    const frame = await get(`/api/frames/${id}`);
+    const frame = await getFrame(`/api/frames/${id}`);
     view("frames");
     detail.show(frame);
     byId("detail").scrollTop = 0;

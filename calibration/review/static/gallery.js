@@ -49,7 +49,7 @@ export class Gallery {
     try {
       await this.pages.open(query, index);
     } catch (error) {
-      if (error.name !== "AbortError") this.hooks.failed(error);
+      this.hooks.failed(error);
       return;
     }
     if (mine !== this.wanted) return;

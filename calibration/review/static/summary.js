@@ -1,6 +1,6 @@
 // Counts of the whole store, and what another operating point would change.
 
-import { get } from "./api.js";
+import { newest } from "./api.js";
 import { button, byId, el, fixed, settled, table } from "./dom.js";
 import { mark } from "./marks.js";
 import { change, rate } from "./rates.js";
@@ -11,6 +11,7 @@ export class Summary {
   /** hooks: open(id), failed(error). */
   constructor(hooks) {
     this.hooks = hooks;
+    [this.get, this.getMoved] = [newest(), newest()];
     this.root = byId("view-summary");
     this.counts = el("div", { class: "cards" });
     this.point = el("section", { class: "card wide", "aria-labelledby": "point-title" });
@@ -20,7 +21,7 @@ export class Summary {
 
   async show() {
     try {
-      const found = await get("/api/summary");
+      const found = await this.get("/api/summary");
       this.counts.replaceChildren(this.rates(found), this.pareto(found.pareto), this.confusion(found.confusion));
       this.sliders(found.operating_point);
     } catch (error) {
@@ -113,15 +114,11 @@ export class Summary {
   }
 
   async preview() {
-    this.aborter?.abort();
-    this.aborter = new AbortController();
-    const { signal } = this.aborter;
     try {
       const query = Object.fromEntries([...this.inputs].map(([name, read]) => [name, read()]));
-      const moved = await get("/api/operating-point", query, signal);
-      if (!signal.aborted) this.outcome.replaceChildren(...this.compared(moved));
+      this.outcome.replaceChildren(...this.compared(await this.getMoved("/api/operating-point", query)));
     } catch (error) {
-      if (error.name !== "AbortError" && !signal.aborted) this.outcome.replaceChildren(el("p", { class: "alarm" }, error.message));
+      if (error.name !== "AbortError") this.outcome.replaceChildren(el("p", { class: "alarm" }, error.message));
     }
   }
 

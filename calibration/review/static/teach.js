@@ -1,6 +1,6 @@
 // Teach again: from the corrections to a recipe that is compared, then accepted or discarded; and the recipes before.
 
-import { get, post } from "./api.js";
+import { newest, post } from "./api.js";
 import { button, byId, el, table } from "./dom.js";
 import { change, rate } from "./rates.js";
 
@@ -14,6 +14,7 @@ export class Teach {
   /** hooks: said(text), failed(error), judging(). */
   constructor(hooks) {
     this.hooks = hooks;
+    [this.get, this.getRecipes] = [newest(), newest()];
     this.root = byId("view-teach");
     this.note = el("input", { type: "text", id: "note", maxlength: 500, placeholder: "why, for the history" });
     this.start = button("Teach again", () => this.teach(), { id: "teach", class: "main" });
@@ -54,21 +55,18 @@ export class Teach {
   }
 
   async show() {
-    try {
-      this.update(await get("/api/teach"));
-      await this.recipes();
-    } catch (error) {
-      this.hooks.failed(error);
-    }
+    await this.look();
+    await this.recipes();
   }
 
   async teach() {
     try {
       await post("/api/teach", { note: this.note.value });
-      this.update(await get("/api/teach"));
     } catch (error) {
-      this.hooks.failed(error);
+      return this.hooks.failed(error);
     }
+    this.state = "running";
+    await this.look();
   }
 
   /** what: "teach" or "judge", the job that runs or ran last. */
@@ -89,11 +87,13 @@ export class Teach {
   }
 
   async look() {
+    clearTimeout(this.timer);
     try {
-      this.update(await get("/api/teach"));
+      this.update(await this.get("/api/teach"));
     } catch (error) {
+      if (error.name === "AbortError") return;
       this.hooks.failed(error);
-      this.timer = setTimeout(() => this.look(), 5 * LOOK);
+      if (this.state === "running") this.timer = setTimeout(() => this.look(), 5 * LOOK);
     }
   }
 
@@ -151,19 +151,21 @@ export class Teach {
   async again() {
     try {
       await post("/api/judge");
-      this.update(await get("/api/teach"));
-      this.hooks.said("The frames are judged again by the recipe in use.");
-      this.hooks.judging();
     } catch (error) {
-      this.hooks.failed(error);
+      return this.hooks.failed(error);
     }
+    this.hooks.said("The frames are judged again by the recipe in use.");
+    this.hooks.judging();
+    this.state = "running";
+    await this.look();
   }
 
   async recipes() {
     let recipes = [];
     try {
-      ({ recipes } = await get("/api/recipes"));
+      ({ recipes } = await this.getRecipes("/api/recipes"));
     } catch (error) {
+      if (error.name === "AbortError") return;
       this.history.replaceChildren(el("p", { class: "quiet" }, error.message)); // without a bundle there is none
       return;
     }

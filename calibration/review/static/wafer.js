@@ -1,6 +1,6 @@
 // The wafer: a mark for each frame where it was found.
 
-import { get } from "./api.js";
+import { newest } from "./api.js";
 import { byId, el, svg } from "./dom.js";
 import { mark, shape, tone } from "./marks.js";
 
@@ -12,6 +12,7 @@ export class Wafer {
   /** hooks: open(id), failed(error). */
   constructor(hooks) {
     this.hooks = hooks;
+    this.get = newest();
     this.root = byId("view-wafer");
     this.select = el("select", { id: "wafer-choice", on: { change: () => this.load() } });
     this.legend = el("ul", { class: "legend", "aria-label": "Verdicts" });
@@ -39,7 +40,7 @@ export class Wafer {
   async load() {
     const { lot, wafer, mm } = this.wafers[Number(this.select.value)];
     try {
-      const found = await get("/api/wafer", { lot, wafer });
+      const found = await this.get("/api/wafer", { lot, wafer });
       this.draw({ ...found, mm: found.mm ?? mm });
     } catch (error) {
       this.hooks.failed(error);
