@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import threading
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
@@ -13,13 +14,13 @@ from typing import Any
 from runtime.errors import PredictorError
 from runtime.options import add_engine_arguments, at_least, engine_options
 from runtime.terminal import require_stdout
-from runtime.verdict_store import VerdictStore
+from runtime.verdict_store import Query, VerdictStore
 
 from ..corrections import CorrectionLog, default_path
 from ..dataset import load_dataset
 from ..errors import CorrectionError
 from .alike import Alike
-from .app import Application, build_app, first_page, own_files
+from .app import Application, build_app, first_page, guarded, own_files, visit
 from .correcting import MOST_BODY, Correcting
 from .figures import Figures
 from .listing import Listing
@@ -118,14 +119,16 @@ class Review:
             socket = open_things.enter_context(listen(args.host, args.port))
             port = socket.getsockname()[1]
             guard = Guard(port, token)
-            app = build_app(places(session, workshop, guard), guard)
+            app = build_app(places(session, workshop, guard))
+            server = server_of(guarded(app, guard))
+            asyncio.run(visit(app, first_looks(store)))
             url = address(args.host, port, token)
             print(f"review page: {url}{'' if is_loopback(args.host) else '  (not encrypted)'}", flush=True)
             if args.open:
                 import webbrowser
 
                 threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
-            serve(app, [socket])
+            server.run(sockets=[socket])  # until a signal ends it, which is then raised again
         return 0
 
 
@@ -183,9 +186,11 @@ def address(host: str, port: int, token: str | None) -> str:
     return f"http://{name}:{port}/" + (f"?token={quote(token, safe='')}" if token is not None else "")
 
 
-def serve(app: Application, sockets: list[Any]) -> None:
-    """Answer requests until a signal ends it, which is then raised again."""
-    server_of(app).run(sockets=sockets)
+def first_looks(store: VerdictStore) -> list[str]:
+    """What a browser asks for first: the list, and all of its first frame."""
+    first = [str(entry.id) for entry in store.entries(Query(), 0, 1)]
+    of_frame = ("/picture/{}?size=thumb", "/api/frames/{}", "/api/frames/{}/similar")
+    return ["/", "/api/facts", "/api/frames", *(path.format(number) for number in first for path in of_frame)]
 
 
 def server_of(app: Application) -> Any:
@@ -205,4 +210,5 @@ def server_of(app: Application) -> Any:
         limit_concurrency=_MOST_CONNECTIONS,
         timeout_graceful_shutdown=2,
     )
+    config.load()
     return uvicorn.Server(config)

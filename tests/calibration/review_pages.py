@@ -16,7 +16,7 @@ from PIL import Image
 
 from calibration.corrections import CorrectionLog, default_path
 from calibration.review import app as pages
-from calibration.review.app import build_app
+from calibration.review.app import build_app, guarded
 from calibration.review.command import places
 from calibration.review.security import Guard
 from calibration.review.session import Session
@@ -158,7 +158,7 @@ def opened(
         lines = store.suffix == ".jsonl"
         workshop = Workshop(session, None if lines else store, engine=lambda: {"backend": "fake"}, **given)
         guard = Guard(PORT, token)
-        app = build_app(places(session, workshop, guard), guard)
+        app = guarded(build_app(places(session, workshop, guard)), guard)
         try:
             yield Desk(read, log, session, workshop, guard, app)
         finally:

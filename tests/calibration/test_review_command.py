@@ -26,6 +26,8 @@ from review_pages import make_store, six_frames
 
 from calibration.corrections import CorrectionLog, default_path
 from calibration.review import command as review
+from calibration.review.app import answered
+from calibration.review.web import Answer, Asked, Handler
 from runtime.packages import child_command, child_environment
 
 Capture = pytest.CaptureFixture[str]
@@ -111,9 +113,11 @@ def test_ctrl_c_ends_it_and_a_second_page_of_the_store_is_refused(tmp_path: Path
 
 @pytest.fixture
 def addresses(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Serving ends at once; what was to be served is kept."""
+    """Serving ends at once; where it would have listened is kept."""
+    import uvicorn
+
     seen: list[str] = []
-    monkeypatch.setattr(review, "serve", lambda app, sockets: seen.append(sockets[0].getsockname()[0]))
+    monkeypatch.setattr(uvicorn.Server, "run", lambda _, sockets: seen.append(sockets[0].getsockname()[0]))
     return seen
 
 
@@ -130,6 +134,29 @@ def test_another_address_gets_a_token_and_says_that_nothing_is_encrypted(
     assert command(review.Review, store, "--token-file", file) == 0
     assert "?token=a%2Ftoken%2Bof%26enough%3Dletters" in capsys.readouterr().out
     assert addresses[1] == "127.0.0.1"
+
+
+def test_what_a_browser_asks_first_was_asked_before_the_address_is_printed(
+    tmp_path: Path, fake_bundle: Path, addresses: list[str], monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    store = make_store(tmp_path, fake_bundle, six_frames(tmp_path / "frames"))
+    asked = []
+
+    def seen(handler: Handler, request: Asked) -> Answer:
+        assert capsys.readouterr().out == ""
+        answer = answered(handler, request)
+        asked.append(answer.status)
+        return answer
+
+    monkeypatch.setattr("calibration.review.app.answered", seen)
+    assert command(review.Review, store) == 0
+    assert asked == [200] * 6
+    assert capsys.readouterr().out.startswith("review page: ")
+    for frame in (tmp_path / "frames").rglob("*.png"):
+        frame.unlink()
+    asked.clear()
+    assert command(review.Review, store) == 0  # a frame that is gone is no reason not to serve
+    assert sorted(asked) == [200] * 5 + [404]
 
 
 def test_corrections_go_where_they_are_told(tmp_path: Path, fake_bundle: Path, addresses: list[str]) -> None:
