@@ -25,7 +25,7 @@ from ..rows import printed
 from ..terminal import progress_bar
 from .answer_folder import AnswerFolder, answer_folder
 from .archive import list_archive
-from .ray_data import WorkerOptions, judged, worker_options
+from .ray_data import WorkerOptions, judged, require_choice, worker_options
 from .ray_session import ray_session, require_ray
 from .server_options import require_no_server
 from .stores import is_uri
@@ -126,6 +126,7 @@ def _judge(args: argparse.Namespace, options: WorkerOptions, missing: Any, answe
     """Judge the frames of a table. Raises the errors of workers, and PredictorError where Ray fails."""
     local = (args.workers or max(1, usable_cores() // options.threads)) * options.threads
     with ray_session(args.address, local) as ray:
+        require_choice(ray, options)
         workers = args.workers or _workers(ray, options, args.address)
         _require_room(ray, options)
         rows = _rows_of_a_block(missing.num_rows, workers, options.batch_size)

@@ -119,12 +119,13 @@ def judge(
         frame on every machine, or is a URI that pyarrow.fs knows. A frame that cannot be read is a row with `error`.
     bundle: read from this path on every machine; each worker checks it by the hash of the bundle found here.
     workers: Predictors, each in a process with `threads` CPUs, and with a GPU where the backend is one of GPU_BACKENDS.
+    backend: "auto" is for machines without GPUs alone: Ray hides GPUs from workers that ask for none.
     The others are as in `Predictor`. features: whether the column `features` is filled.
 
     A block of the dataset is the unit of work. What a dead worker had not handed over is judged again, elsewhere.
     Blocks come in the order in which they are done; `source` names each row.
-    Raises BundleError, RecipeError, BackendUnavailable, ValueError; PredictorError where workers would take all CPUs of
-    the cluster, since the tasks that read the dataset would wait for ever. While the dataset is consumed, Ray raises
+    Raises BundleError, RecipeError, BackendUnavailable (also for "auto" where Ray has GPUs), ValueError; PredictorError
+    where workers would take all CPUs of the cluster, since the tasks that read the dataset would wait for ever. While the dataset is consumed, Ray raises
     the error of a worker that cannot open the bundle: a BundleError or BackendUnavailable that names its machine.
     """
     options, _, _ = worker_options(
@@ -138,14 +139,24 @@ def judge(
         pixel_size_nm=pixel_size_nm,
         side_files=side_files,
     )
-    _require_spare_cpu(whole_number("workers", workers, 1), options.threads)
+    ray = import_ray()
+    if ray.is_initialized():
+        require_choice(ray, options)
+        _require_spare_cpu(ray, whole_number("workers", workers, 1), options.threads)
     return judged(dataset, options, workers=workers, features=features)
 
 
-def _require_spare_cpu(workers: int, threads: int) -> None:
-    ray = import_ray()
-    if not ray.is_initialized():
-        return
+def require_choice(ray: Any, options: WorkerOptions) -> None:
+    """Raise BackendUnavailable for "auto" where Ray has GPUs: it hides them from workers that ask for none, so "auto"
+    would compute on processors, and not say so."""
+    if options.backend == "auto" and ray.cluster_resources().get("GPU", 0):
+        raise BackendUnavailable(
+            'backend "auto" cannot choose where Ray has GPUs, since Ray hides them from workers that ask for none: '
+            f"name one of {', '.join(GPU_BACKENDS)}, for a GPU each, or cpu"
+        )
+
+
+def _require_spare_cpu(ray: Any, workers: int, threads: int) -> None:
     cpus = int(ray.cluster_resources().get("CPU", 0))
     if workers * threads >= cpus:
         raise PredictorError(

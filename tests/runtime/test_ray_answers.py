@@ -158,6 +158,13 @@ def test_a_cluster_without_room_for_a_worker_is_an_error(
     assert (status, errors_in(err)) == (2, [message])
 
 
+def test_auto_is_refused_where_ray_would_hide_its_gpus(answering: Any, words: list[object], capsys: Capture) -> None:
+    answering(iter, gpus=2)
+    status, err = sem_clip(capsys, *words, "--backend", "auto")
+    assert status == 2
+    assert errors_in(err)[0].startswith('backend "auto" cannot choose where Ray has GPUs')
+
+
 @pytest.mark.parametrize(("frames", "workers", "batch", "rows"), [(40, 2, 8, 16), (10**6, 4, 8, 512), (400, 2, 30, 60)])
 def test_blocks_are_of_whole_batches(frames: int, workers: int, batch: int, rows: int) -> None:
     assert ray_command._rows_of_a_block(frames, workers, batch) == rows

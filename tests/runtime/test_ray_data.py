@@ -144,12 +144,12 @@ def test_faults_are_found_before_any_worker_starts(
         ray_data.judge(object(), **{"bundle": fake_bundle, "backend": "fake", **changes})
 
 
-def ray_of(cpus: int) -> Any:
+def ray_of(cpus: int, gpus: int = 0) -> Any:
     """A Ray that runs on a cluster with so many CPUs; none: it does not run yet."""
     return SimpleNamespace(
         data=SimpleNamespace(ActorPoolStrategy=dict),
         is_initialized=lambda: bool(cpus),
-        cluster_resources=lambda: {"CPU": float(cpus)},
+        cluster_resources=lambda: {"CPU": float(cpus), "GPU": float(gpus)},
     )
 
 
@@ -161,6 +161,12 @@ def test_workers_leave_a_cpu_to_what_reads_the_dataset(
     dataset = SimpleNamespace(map_batches=lambda *_, **__: "answers")
     with pytest.raises(PredictorError, match=fault) if fault else nullcontext():
         assert ray_data.judge(dataset, fake_bundle, backend="fake", workers=3, threads=2) == "answers"
+
+
+def test_auto_is_refused_where_ray_would_hide_its_gpus(fake_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_data, "import_ray", lambda: ray_of(cpus=7, gpus=1))
+    with pytest.raises(BackendUnavailable, match="name one of tensorrt, tensorrt-rtx, cuda, for a GPU each, or cpu"):
+        ray_data.judge(SimpleNamespace(), fake_bundle)
 
 
 @pytest.mark.parametrize(("backend", "gpus"), [("fake", 0), ("cuda", 1), ("tensorrt", 1), ("cpu", 0)])
