@@ -125,8 +125,9 @@ def judge(
     A block of the dataset is the unit of work. What a dead worker had not handed over is judged again, elsewhere.
     Blocks come in the order in which they are done; `source` names each row.
     Raises BundleError, RecipeError, BackendUnavailable (also for "auto" where Ray has GPUs), ValueError; PredictorError
-    where workers would take all CPUs of the cluster, since the tasks that read the dataset would wait for ever. While the dataset is consumed, Ray raises
-    the error of a worker that cannot open the bundle: a BundleError or BackendUnavailable that names its machine.
+    where workers would take all CPUs of the cluster, since the tasks that read the dataset would wait for ever. While
+    the dataset is consumed, Ray raises the error of a worker that cannot open the bundle: a BundleError or
+    BackendUnavailable that names its machine.
     """
     options, _, _ = worker_options(
         bundle,
