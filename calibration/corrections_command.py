@@ -43,7 +43,6 @@ class Corrections:
         parser.add_argument(
             "--white-level",
             type=at_least(1, 65535),
-            default=65535,
             metavar="VALUE",
             help="grey value that counted as white in 16-bit frames when they were judged (default: 65535)",
         )
@@ -62,7 +61,6 @@ class Corrections:
         )
         lot.add_argument(
             "--column",
-            default=MANUAL_COLUMN,
             metavar="NAME",
             help=f"column that takes the codes (default: {MANUAL_COLUMN})",
         )
@@ -86,8 +84,19 @@ class Corrections:
 
     def run(self, args: argparse.Namespace) -> int:
         """List, or write."""
-        if args.klarf is None and args.codes is not None:
-            raise PredictorError("--codes are of a lot: add --klarf")
+        of_lot = {
+            "--codes": args.codes is not None,
+            "--column": args.column is not None,
+            "--replace-classes": args.replace_classes,
+            "--no-lookup": not args.lookup,
+            "--encoding": args.encoding is not None,
+            "--force": args.force,
+        }
+        given = [option for option, is_given in of_lot.items() if is_given]
+        if args.klarf is None and given:
+            raise PredictorError(f"{given[0]} is for a lot alone: add --klarf, or leave it out")
+        if args.klarf is not None and args.white_level is not None:
+            raise PredictorError("--white-level is for a data folder alone: leave it out, or --klarf")
         if args.klarf is not None and (args.codes is None or args.out is None):
             raise PredictorError("--klarf needs --codes and --out")
         with CorrectionLog(args.file, write=False) as log:
@@ -114,7 +123,9 @@ def listing(log: CorrectionLog) -> list[str]:
 
 
 def _write_folder(args: argparse.Namespace, log: CorrectionLog) -> None:
-    done = export_folder(log, args.out, FrameOptions(white_level=args.white_level))
+    done = export_folder(
+        log, args.out, FrameOptions() if args.white_level is None else FrameOptions(white_level=args.white_level)
+    )
     for label, count in sorted(done.counts.items()):
         print(printable(f"{count:6}  {label}"))
     print(f"written {args.out}: {sum(done.counts.values())} frames, {done.masks} masks")
@@ -125,14 +136,15 @@ def _write_folder(args: argparse.Namespace, log: CorrectionLog) -> None:
 def _write_klarf(args: argparse.Namespace, log: CorrectionLog) -> None:
     require_other_files([args.out], [args.file, args.klarf, args.codes])
     require_files([args.out], force=args.force)
+    column = args.column or MANUAL_COLUMN
     content, count = klarf_with_corrections(
         log,
         args.klarf,
         args.codes,
-        column=args.column,
+        column=column,
         replace=args.replace_classes,
         lookup=args.lookup,
         encoding=args.encoding,
     )
     write_klarf(read_klarf(args.klarf, encoding=args.encoding), content, args.out, force=args.force)
-    print(f"written {args.out}: {count} defects in {args.column.upper()}")
+    print(f"written {args.out}: {count} defects in {column.upper()}")

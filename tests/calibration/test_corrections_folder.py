@@ -163,8 +163,26 @@ def test_the_command_lists_and_writes(log: CorrectionLog, tmp_path: Path, capsys
     assert capsys.readouterr().out.splitlines()[-1] == f"written {tmp_path / 'out'}: 4 frames, 1 masks"
     assert command(Corrections, log.path, "--out", tmp_path / "out") == 2
     assert "exists: choose another --out" in capsys.readouterr().err
-    assert command(Corrections, log.path, "--codes", "codes.toml") == 2
     assert command(Corrections, log.path, "--klarf", "lot.klarf") == 2
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--codes", "codes.toml"),
+        ("--column", "MANSEMCLASS"),
+        ("--replace-classes",),
+        ("--no-lookup",),
+        ("--encoding", "utf-8"),
+        ("--force",),
+    ],
+)
+def test_options_of_a_lot_are_not_passed_over_without_one(
+    words: tuple[str, ...], log: CorrectionLog, tmp_path: Path, capsys: Capture
+) -> None:
+    assert command(Corrections, log.path, "--out", tmp_path / "out", *words) == 2
+    assert f"{words[0]} is for a lot alone: add --klarf, or leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_log_without_corrections_writes_nothing(tmp_path: Path) -> None:

@@ -70,6 +70,11 @@ def test_corrections_become_manual_classes_and_nothing_else_changes(case: Case, 
     assert len(changed_lines(case.lot, case.out)) == 2
 
 
+def test_an_option_of_a_data_folder_is_not_passed_over(case: Case, capsys: Capture) -> None:
+    assert case.run("--white-level", 4095) == 2
+    assert "--white-level is for a data folder alone" in capsys.readouterr().err
+
+
 def test_another_persons_class_is_replaced_only_if_that_is_asked_for(case: Case, capsys: Capture) -> None:
     defect = next(d for d in read_klarf(case.lot).defects if manual_class(d) == 12)
     case.correct("hole", defect.wafer, str(defect.id))
