@@ -104,8 +104,7 @@ class Workshop:
         if why_not := self._why_not_judge():
             raise ReviewError(why_not, 409)
         with self._lock:
-            if self._job.what == "teach" and self._job.state == "done":
-                raise ReviewError("a candidate waits: accept or discard it first", 409)
+            self._require_decided()
         return self._begin("judge", "", self._judge)
 
     def accept(self, asked: Asked) -> Answer:
@@ -144,6 +143,7 @@ class Workshop:
         bundle, _ = self._session.require_bundle()
         with self._lock:
             self._require_idle()
+            self._require_decided()  # the candidate follows the recipe in use
             line = go_back(bundle, number, text_in(asked.body, "note", needed=False), self._session.who)
             self._session.reload()
         return json_answer({"accepted": line.to_dict()})
@@ -179,6 +179,10 @@ class Workshop:
     def _require_idle(self) -> None:
         if self._job.state == "running":
             raise ReviewError("a job is running: wait until it is done", 409)
+
+    def _require_decided(self) -> None:
+        if self._job.what == "teach" and self._job.state == "done":
+            raise ReviewError("a candidate waits: accept or discard it first", 409)
 
     def _taught(self) -> Job:
         """The job whose candidate may be accepted. Raises ReviewError without one."""

@@ -128,6 +128,17 @@ def test_a_candidate_can_be_discarded_and_accepted_once(desk: Desk, fake_bundle:
     assert load_bundle(fake_bundle)[1].sha256() == before
 
 
+def test_the_recipe_stays_while_a_candidate_that_follows_it_waits(desk: Desk, fake_bundle: Path) -> None:
+    before = accept(fake_bundle, make_recipe(defect_threshold=0.75), "by the command").sha256
+    taught(desk)
+    for path, body in (("/api/judge", {}), ("/api/recipes/back", {"number": 1})):
+        reply = desk.post(path, body)
+        assert (reply.status, reply.json()["error"]) == (409, "a candidate waits: accept or discard it first")
+    assert load_bundle(fake_bundle)[1].sha256() == before
+    assert desk.post("/api/teach/discard", {}).status == 200
+    assert desk.post("/api/recipes/back", {"number": 1}).status == 200
+
+
 def test_teaching_that_fails_says_how(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, "import sys; print('error: no weights', file=sys.stderr); sys.exit(2)")
     job = taught(desk)
