@@ -74,8 +74,8 @@ class Alike:
         given.choice("size", ("thumb",), "thumb")
         given.finish()
         _, recipe = self._session.require_bundle()
-        path = self._path(recipe, number)
-        if path is None:
+        path, (_, digest) = self._path(recipe, number), support_record(recipe, number)
+        if path is None or not _is(path, digest):  # looked at again: the file may have changed since it was found
             raise ReviewError("the support's file is not there, or is not the one that taught", 404)
         with self._session.room:
             return Answer(small_picture(read_frame(path, recipe.frame)), "image/png")

@@ -205,6 +205,12 @@ def test_supports_come_by_their_cosine_with_a_picture_where_the_file_is_the_one_
     assert picture(desk, "/support/1").size == (64, 64)
     for number in (2, 3, 4, 10**17):  # another content; a path out of the folder; no such support
         assert desk.get(f"/support/{number}").status == 404
+    file = desk.session.data / "images/bridge/1.png"
+    taught = file.read_bytes()
+    file.write_bytes((file.parents[1] / "hole/2.png").read_bytes())  # another frame by now
+    assert desk.get("/support/1").status == 404
+    file.write_bytes(taught)
+    assert desk.get("/support/1").status == 200
 
 
 def test_the_wafer_shows_its_own_frames(desk: Desk) -> None:
