@@ -133,17 +133,16 @@ def test_a_part_that_hangs_or_fails_does_not_stop_the_others(tmp_path: Path) -> 
         verify='echo "error: cuda: not qualified: map is off by 0.3"; exit 1',
         tests='echo "7 passed"',
     )
-    bundle, out, began = empty_bundle(tmp_path), tmp_path / "out", time.monotonic()
-    limits = {"LIMIT_BENCHMARK": "1", "LIMIT_BENCHMARK_COMPILED": "1"}
+    bundle, out = empty_bundle(tmp_path), tmp_path / "out"
+    limits = {"LIMIT_BENCHMARK": "3", "LIMIT_BENCHMARK_COMPILED": "3"}
     done = session("--tiny", bundle, "--full", bundle, "--work", tmp_path, out, python=python, **limits)
-    assert time.monotonic() - began < 60
     found = outcomes(out)
     assert found["tests"] == ("passed", "0", "7 passed")
     assert found["verify-tiny"] == ("failed", "1", "error: cuda: not qualified: map is off by 0.3")
     assert found["verify-full"][0] == "failed"
     assert found["engines"] == ("not possible", "-", "because absent")
     for name in ("benchmark", "benchmark-compiled"):
-        assert found[name] == ("timed out", "124", "after 1 s; last: measuring")
+        assert found[name] == ("timed out", "124", "after 3 s; last: measuring")
     assert done.returncode == 1
 
 

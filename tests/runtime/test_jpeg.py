@@ -99,19 +99,19 @@ def scans(count: int, side: int) -> bytes:
 @pytest.mark.parametrize(("count", "side"), [(5000, 16), (90, 4000)])
 def test_more_scans_than_a_frame_needs_are_refused_at_once(count: int, side: int) -> None:
     data = scans(count, side)
-    began = time.monotonic()
+    began = time.process_time()
     assert reason(data).startswith("is a JPEG of ")
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_hostile_markers_end_soon() -> None:
     data = encoded(SMOOTH)
-    began = time.monotonic()
+    began = time.process_time()
     assert "more than 10,000 segments" in reason(data[:2] + b"\xff\xfe\x00\x02" * 5_000_000 + data[2:])
     assert "end too early" in reason(data[:2] + b"\xff" * 20_000_000)
     at = data.index(b"\xff\xda")
     assert reason(data[: at + 30] + b"\xff\x00" * 5_000_000)
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 @pytest.mark.parametrize(

@@ -166,10 +166,10 @@ def test_content_beyond_the_limits_of_a_manifest_is_refused(path: str, value: ob
     ids=["artifacts", "keys", "equal keys", "pairs of keys", "digits", "surrogates", "objects", "a long key"],
 )
 def test_four_megabytes_of_anything_are_refused_quickly_and_briefly(text: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     with pytest.raises(BundleError) as caught:
         Manifest.from_json(text)
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
     assert len(str(caught.value)) < 20_000
 
 

@@ -109,9 +109,9 @@ def test_a_straight_graph_is_accepted_with_any_names_of_weights() -> None:
 def test_a_file_of_nothing_but_fields_is_refused_in_time() -> None:
     length = 8 * MAX_FIELDS
     varint = bytes((length >> shift & 0x7F) | 0x80 for shift in range(0, 28, 7)) + bytes([length >> 28])
-    begun = time.monotonic()
+    begun = time.process_time()
     assert onnx_faults(b"\x3a" + varint + b"\x12\x00" * (length // 2)) == ["has more than 1,000,000 fields"]
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20
 
 
 def test_more_nodes_than_an_engine_takes_in_time_are_refused() -> None:

@@ -148,7 +148,7 @@ def tensors_of_nothing(count: int) -> bytes:
     ids=["header", "length", "deep", "nested", "values", "tensors", "deep metadata", "metadata", "surrogate", "digits"],
 )
 def test_content_beyond_the_limits_of_a_recipe_is_refused_quickly(content: bytes, says: str) -> None:
-    begun = time.monotonic()
+    begun = time.process_time()
     (fault,) = faults_of(content)
     assert says in fault
-    assert time.monotonic() - begun < 20
+    assert time.process_time() - begun < 20

@@ -56,9 +56,9 @@ def test_pixels_past_the_end_of_the_file_are_missed() -> None:
 
 
 def refused_soon(content: bytes) -> str:
-    began = time.monotonic()
+    began = time.process_time()
     said = reason(content)
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     return said
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from commandline import posix
@@ -41,15 +40,13 @@ def child(seconds: float, deaf: bool = False) -> str:
 def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
     for deaf in (False, True):
         out = tmp_path / f"{deaf}.txt"
-        words = [sys.executable, "-c", PARENT, child(2, deaf), str(out)]
+        words = [sys.executable, "-c", PARENT, child(60, deaf), str(out)]
         with subprocess.Popen(words, env=child_environment(), stdout=subprocess.PIPE, text=True) as parent:
             assert parent.stdout is not None
             lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
             assert "began" in lines
             parent.send_signal(signal.SIGKILL)
-            began = time.monotonic()
             assert parent.stdout.read() == ""  # ends once the child is gone, which holds the other end
-            assert time.monotonic() - began < 1.8
         assert not out.exists()
 
 
