@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 
 import grpc
 import numpy as np
+import pytest
 from conftest import LinearBackend, make_encoder, make_recipe
 from google.protobuf import text_format
 from numpy.typing import NDArray
@@ -221,3 +222,10 @@ def by_hand(bundle: Path, frames: list[NDArray[np.uint8]], recipe: Recipe | None
 def with_other_answers(recipe: Recipe) -> Recipe:
     """A recipe of the same classes that answers otherwise."""
     return replace(recipe, tensors={**recipe.tensors, "head_bias": recipe.tensors["head_bias"][::-1].copy()})
+
+
+@pytest.fixture
+def held() -> Iterator[FakeServer]:
+    """A server whose model holds two recipes, as versions 1 and 2."""
+    with make_server(BOTH) as server:
+        yield server

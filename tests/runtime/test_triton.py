@@ -18,6 +18,7 @@ from runtime.backends.triton import TritonBackend
 from runtime.manifest import load_bundle
 
 pytest.importorskip("tritonclient.grpc")
+import fake_server
 from fake_server import (
     BOTH,
     ENCODER,
@@ -36,12 +37,7 @@ from fake_server import (
 )
 from tritonclient.grpc import model_config_pb2
 
-
-@pytest.fixture
-def held() -> Iterator[FakeServer]:
-    """A server whose model holds two recipes, as versions 1 and 2."""
-    with make_server(BOTH) as server:
-        yield server
+held = fake_server.held  # pytest looks for fixtures among these names
 
 
 @pytest.fixture

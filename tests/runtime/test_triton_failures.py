@@ -19,6 +19,7 @@ from runtime import BackendError, BackendUnavailable, Prediction, Predictor
 from runtime.backends import triton, v2_model
 
 pytest.importorskip("tritonclient.grpc")
+import fake_server
 import grpc
 from fake_server import (
     BOTH,
@@ -36,12 +37,7 @@ from fake_server import (
     told_apart,
 )
 
-
-@pytest.fixture
-def held() -> Iterator[FakeServer]:
-    """A server whose model holds two recipes, as versions 1 and 2."""
-    with make_server(BOTH) as server:
-        yield server
+held = fake_server.held  # pytest looks for fixtures among these names
 
 
 # ---- servers that fail -------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from runtime import BackendUnavailable, Predictor
 from runtime.recipe import tensors_digest
 
 pytest.importorskip("tritonclient.grpc")
+import fake_server
 from fake_server import (
     BOTH,
     ENCODER,
@@ -30,12 +31,7 @@ from fake_server import (
 from tritonclient.grpc import model_config_pb2, service_pb2
 from wire import field
 
-
-@pytest.fixture
-def held() -> Iterator[FakeServer]:
-    """A server whose model holds two recipes, as versions 1 and 2."""
-    with make_server(BOTH) as server:
-        yield server
+held = fake_server.held  # pytest looks for fixtures among these names
 
 
 def entry(kind: Any, name: str, value: Any) -> bytes:
