@@ -144,10 +144,12 @@ class MicroBatcher:
 
     def _gather(self, left: deque[_Waiting]) -> bool:
         """Fill `left` up to a batch, waiting no longer than its oldest frame may. False at the end of everything."""
+        rows = sum(waiting.job.row_count for waiting in left)
         with self._filled:
-            while len(left) < self._pipeline.batch_size:
+            while rows < self._pipeline.batch_size:
                 if self._queued:
                     left.append(self._queued.popleft())
+                    rows += left[-1].job.row_count
                     self._room.notify()
                     continue
                 wait = max(0.0, left[0].deadline - time.monotonic()) if left else None
@@ -157,14 +159,16 @@ class MicroBatcher:
         return bool(left) or not self._ending
 
     def _next_batch(self, left: deque[_Waiting]) -> list[_Waiting]:
-        """Take frames that share a setup and whose callers still want them."""
+        """Take frames that share a setup and whose callers still want them, until they fill a batch."""
         batch: list[_Waiting] = []
-        while left and len(batch) < self._pipeline.batch_size:
+        rows = 0
+        while left and rows < self._pipeline.batch_size:
             if batch and left[0].job.setup is not batch[0].job.setup:
                 break
             waiting = left.popleft()
             if waiting.future.set_running_or_notify_cancel():
                 batch.append(waiting)
+                rows += waiting.job.row_count
         return batch
 
     def _answer(self, batch: list[_Waiting]) -> None:

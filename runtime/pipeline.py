@@ -57,9 +57,14 @@ class Job:
         """What the engine reads of a frame without tiles: uint8 [input height, input width]."""
         return self.frame.pixels
 
+    @property
+    def row_count(self) -> int:
+        """How many rows of a batch the engine reads of the frame."""
+        return 1 if self.tiles is None else len(self.tiles.of.layout)
+
     def rows(self) -> Sequence[Row]:
         """What the engine reads of the frame, one row of a batch each."""
-        return [self] if self.tiles is None else [Tile(self, number) for number in range(len(self.tiles.of.layout))]
+        return [self] if self.tiles is None else [Tile(self, number) for number in range(self.row_count)]
 
 
 class TiledFrame:

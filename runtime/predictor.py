@@ -152,11 +152,13 @@ class Predictor:
         setup = self._setup
         predictions: list[Prediction] = []
         jobs: list[Job] = []
+        rows = 0
         for index, frame in enumerate(frames):
             jobs.append(self._pipeline.prepare(frame, setup, index))
-            if len(jobs) == self._pipeline.batch_size:
+            rows += jobs[-1].row_count
+            if rows >= self._pipeline.batch_size:
                 predictions += self._pipeline.answer(jobs)
-                jobs = []
+                jobs, rows = [], 0
         return predictions + (self._pipeline.answer(jobs) if jobs else [])
 
     def stream(

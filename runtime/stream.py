@@ -132,6 +132,8 @@ class _Run:
         # Frames that are drawn and not in a batch yet: in groups, in order, and how many.
         self._ahead: deque[Future[list[_Entry | Exception]]] = deque()
         self._drawn_ahead = 0
+        # Rows of the latest frame that may have tiles. Unknown at first: as many as are decoded ahead in all.
+        self._rows_each = 2 * pipeline.batch_size
         self._running: deque[tuple[list[_Line], Future[tuple[Outputs, float]] | None]] = deque()
         self._decoding = Crew(self._decoders, "sem-clip-decode")
         self._engine = Crew(pipeline.backend.in_flight, "sem-clip-engine")
@@ -223,7 +225,7 @@ class _Run:
             self._done.put(finished)
 
     def _prepared(self) -> Iterator[_Line]:
-        """Rows of prepared frames in order, with two batches decoded ahead; of tiled frames one per decoder.
+        """Rows of prepared frames in order, with two batches decoded ahead; of large frames one per decoder.
 
         What ends them early is kept for the very end.
         """
@@ -238,18 +240,24 @@ class _Run:
                         self._failure = entry
                         return
                     self._drawn_ahead -= 1
-                    yield from entry.rows() if isinstance(entry, Job) else (entry,)
+                    if not isinstance(entry, Job) or not entry.setup.options.tile:
+                        yield entry
+                        continue
+                    rows = entry.rows()
+                    self._rows_each = len(rows)
+                    self._draw_ahead(source)  # the next frame is decoded while this one is in the engine
+                    yield from rows
             self._failure = source.failure
         finally:
             self._ahead.clear()
 
     def _draw_ahead(self, source: _Source) -> None:
         """Hand frames to the decoders until two batches are there, the source ends or the caller leaves."""
-        # A tiled frame is large, and fills batches by itself.
-        most = self._decoders if source.tiled else 2 * self._pipeline.batch_size
+        most = 2 * self._pipeline.batch_size
         # As many at once as leave every decoder something to do.
         together = max(1, min(_DECODED_TOGETHER, self._pipeline.batch_size // self._decoders))
-        together = 1 if source.tiled else together
+        if source.tiled and self._rows_each > 1:  # such a frame is large: hold no more of them than batches need
+            most, together = max(self._decoders, most // self._rows_each), 1
         while not source.ended and not self._left and self._drawn_ahead + together <= most:
             drawn = source.draw(together, self._wanted)
             if drawn:

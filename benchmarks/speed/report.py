@@ -51,6 +51,7 @@ def _head(report: Report) -> str:
             "",
             f"- bundle: {markdown_text(bundle['architecture'])}, weights: {markdown_text(bundle['weights'])}, "
             f"{bundle['classes']} classes",
+            *_tiles(bundle),
             f"- engines: {engines}",
             f"- machine: {machine['processor']} ({instructions}), {machine['cores']} cores{memory}, "
             f"{machine['system']}",
@@ -61,6 +62,16 @@ def _head(report: Report) -> str:
             f"- taken {report['taken']}, in {report['seconds']:.0f} s",
         ]
     )
+
+
+def _tiles(bundle: Report) -> list[str]:
+    tile = bundle.get("tile", 0)
+    if not tile:
+        return []
+    return [
+        f"- the recipe reads tiles of {tile} pixels: so do cold start, memory and soak; all else is of frames as a "
+        "whole, and growth has tiles of its own"
+    ]
 
 
 def _pairs(values: Report) -> str:

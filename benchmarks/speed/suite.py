@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from benchmarks.speed.throughput import Run, throughput, time_split
 from runtime.commands import find_frames
 from runtime.errors import PredictorError
 from runtime.manifest import Artifact, load_bundle
+from runtime.recipe import Recipe
 
 FORMAT = "sem-clip-benchmark"
 VERSION = 1
@@ -95,7 +96,7 @@ def measure(
         )
         size = suitable_size(manifest.encoder, recipe.frame)
         paths = find_frames(frames) if frames else write_frames(work / "frames", settings.frames, size)
-        subject = Subject(bundle, manifest, recipe, opened, paths, settings.threads)
+        subject = Subject(bundle, manifest, _of_whole_frames(recipe), opened, paths, settings.threads)
         others: dict[str, Run] = {}
         if torch is not None:
             others, left_out = _torch(subject, torch, settings)
@@ -114,6 +115,7 @@ def measure(
             "architecture": manifest.encoder.architecture,
             "weights": manifest.encoder.weights,
             "classes": len(recipe.classes),
+            "tile": recipe.frame.tile,
             "artifacts": {artifact.file: artifact.sha256 for artifact in manifest.artifacts},
             "engines": engines,
         },
@@ -121,6 +123,11 @@ def measure(
         "skipped": [asdict(item) for item in skipped],
         "sections": sections,
     }
+
+
+def _of_whole_frames(recipe: Recipe) -> Recipe:
+    """The same recipe without tiles: a row of the engine is then a frame, as all sections count them."""
+    return replace(recipe, frame=replace(recipe.frame, tile=0, overlap=0, whole=False))
 
 
 def _measure_sections(
