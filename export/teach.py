@@ -135,6 +135,8 @@ def encode_request(
     with stages.stage("text bank"):
         bank = build_text_bank(model, request.prompts, dataset.classes)
 
+    groups = sorted({sample.group for sample in supports})
+
     def encode(pieces: Sequence[Support], what: str) -> SupportFeatures:
         with stages.stage(f"encode {len(pieces)} {what} x {views} views") as stage:
             kept_before = cache.hits if cache else 0
@@ -146,6 +148,7 @@ def encode_request(
                 torch.tensor(bank.text_seg),
                 views=views,
                 seed=request.seed,
+                groups=groups,
                 cache=cache,
                 progress=stage,
             )

@@ -111,6 +111,7 @@ def encode_supports(
     *,
     views: int,
     seed: int,
+    groups: Sequence[str] | None = None,
     cache: SupportCache | None = None,
     progress: Progress | None = None,
 ) -> SupportFeatures:
@@ -118,6 +119,7 @@ def encode_supports(
 
     The variations of a support depend on `seed` and its pixels only, and each support is encoded separately. So its
     features are the same in every draw, and `cache` can store them.
+    groups: names of all groups, where these supports are to be joined with others; by default their own.
     """
     total, levels, patches = len(supports) * views, len(encoder.levels), encoder.grid[0] * encoder.grid[1]
     tokens = torch.empty((total, levels, patches, encoder.width), dtype=torch.float16)
@@ -132,7 +134,7 @@ def encode_supports(
         del found  # free it before the next one: it is larger than the rows
         if progress is not None:
             progress(rows.stop, total)
-    names = sorted({support.group for support in supports})
+    names = sorted({support.group for support in supports}) if groups is None else list(groups)
     labels, group, frame = (
         torch.tensor(numbers).repeat_interleave(views)
         for numbers in (

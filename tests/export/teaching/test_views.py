@@ -162,6 +162,18 @@ def test_progress_reaches_the_number_of_views(
     assert calls == sorted(calls)
 
 
+def test_groups_of_supports_that_are_joined_are_the_same_numbers(
+    graph: SemClipGraph, encoder: Encoder, supports: list[Sample], text_seg: Tensor
+) -> None:
+    samples = [replace(sample, group=group) for sample, group in zip(supports, "dcba", strict=True)]
+    names = sorted(sample.group for sample in samples)
+    read = read_supports(samples, encoder, FrameOptions(), 0)
+    first = encode_supports(graph, encoder, read, CLASSES, text_seg, groups=names, views=1, seed=0)
+    later = encode_supports(graph, encoder, read[:2], CLASSES, text_seg, groups=names, views=1, seed=0)
+    assert first.group.tolist() == [3, 2, 1, 0]
+    assert first.joined(later).group.tolist() == [3, 2, 1, 0, 3, 2]
+
+
 def test_ignored_rows_are_out_of_the_pixels_and_of_the_target(
     graph: SemClipGraph, encoder: Encoder, tmp_path: Path, text_seg: Tensor
 ) -> None:
