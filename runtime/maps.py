@@ -80,7 +80,7 @@ def upsample(
     vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])[part]
     height = len(vertical)
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
-    halfway = _in_bands(vertical, columns * width) @ patch_map[..., None, :, :]
+    halfway: Map = _in_bands(vertical, columns * width) @ patch_map[..., None, :, :]
     full: Map = (halfway @ horizontal.T).reshape(*patch_map.shape[:-2], -1, width)[..., :height, :]
     return np.clip(full, 0.0, 1.0, out=full)
 
@@ -110,9 +110,9 @@ def _upsample_by_blocks(
     for start, stop in _blocks(wanted.start, wanted.stop):
         read, vertical = _upsampling_rows(height, rows, sigmas[0], start, stop)
         for (first, last), columns_read, horizontal in across:
-            part = _in_bands(vertical, horizontal.size) @ patch_map[..., None, read, columns_read]
-            part = (part @ horizontal.T).reshape(*patch_map.shape[:-2], -1, last - first)
-            full[..., start - wanted.start : stop - wanted.start, first:last] = part[..., : stop - start, :]
+            halfway: Map = _in_bands(vertical, horizontal.size) @ patch_map[..., None, read, columns_read]
+            block = (halfway @ horizontal.T).reshape(*patch_map.shape[:-2], -1, last - first)
+            full[..., start - wanted.start : stop - wanted.start, first:last] = block[..., : stop - start, :]
     return np.clip(full, 0.0, 1.0, out=full)
 
 
