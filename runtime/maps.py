@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+
+from .kept import kept
 
 Map = NDArray[np.float32]
 TOP_SHARE = 0.01
@@ -20,13 +21,20 @@ _SMALL_PRODUCT = 200_000
 cores, a stream fell to a fifth of its speed."""
 
 
-_DENSE = 1 << 22
-"""Values of an up-sampling matrix: a larger one, of a frame of many tiles, is never made as a whole."""
+_DENSE = 1 << 17
+"""Values of an up-sampling matrix: a larger one is mostly zeros, as of a frame of many tiles, and is never made whole.
+A frame without tiles stays below up to a side of 8,738 pixels, at 15 patches."""
+_KEPT_BYTES = 32 << 20
+"""Of all matrices that are kept for the next frame."""
 _BLOCK = 512
 """Pixels along an axis that are up-sampled at once in such a frame."""
 
 
-@lru_cache(maxsize=64)
+def _bytes_of(matrix: Map) -> int:
+    return matrix.nbytes
+
+
+@kept(_KEPT_BYTES, _bytes_of)
 def upsampling_matrix(size: int, cells: int, sigma: float) -> Map:
     """U [size, cells]: bilinear up-sampling with half-pixel centres, then Gaussian smoothing (both linear).
 
@@ -72,14 +80,22 @@ def upsample(
     vertical = upsampling_matrix(height, rows, smoothing_px * height / image_size[0])[part]
     height = len(vertical)
     horizontal = upsampling_matrix(width, columns, smoothing_px * width / image_size[1])
-    # Bands of rows keep each MatMul small; one call for all of them hands over the GIL once.
-    bands = -(-height // max(1, _SMALL_PRODUCT // (columns * width)))
-    band = -(-height // bands)
-    padded = np.zeros((bands * band, rows), np.float32)
-    padded[:height] = vertical
-    halfway = padded.reshape(bands, band, rows) @ patch_map[..., None, :, :]
-    full: Map = (halfway @ horizontal.T).reshape(*patch_map.shape[:-2], bands * band, width)[..., :height, :]
+    halfway: Map = _in_bands(vertical, columns * width) @ patch_map[..., None, :, :]
+    full: Map = (halfway @ horizontal.T).reshape(*patch_map.shape[:-2], -1, width)[..., :height, :]
     return np.clip(full, 0.0, 1.0, out=full)
+
+
+def _in_bands(vertical: Map, product: int) -> Map:
+    """Rows of a matrix as [bands, rows of a band, cells], zeros after the last. product: multiply-adds of a row.
+
+    Bands of rows keep each MatMul small; one call for all of them hands over the GIL once.
+    """
+    height, cells = vertical.shape
+    bands = -(-height // max(1, _SMALL_PRODUCT // product))
+    band = -(-height // bands)
+    padded = np.zeros((bands * band, cells), np.float32)
+    padded[:height] = vertical
+    return padded.reshape(bands, band, cells)
 
 
 def _upsample_by_blocks(
@@ -93,10 +109,10 @@ def _upsample_by_blocks(
     across = [(at, *_upsampling_rows(width, columns, sigmas[1], *at)) for at in _blocks(0, width)]
     for start, stop in _blocks(wanted.start, wanted.stop):
         read, vertical = _upsampling_rows(height, rows, sigmas[0], start, stop)
-        halfway = vertical @ patch_map[..., read, :]
         for (first, last), columns_read, horizontal in across:
-            place = np.s_[..., start - wanted.start : stop - wanted.start, first:last]
-            full[place] = halfway[..., columns_read] @ horizontal.T
+            halfway: Map = _in_bands(vertical, horizontal.size) @ patch_map[..., None, read, columns_read]
+            block = (halfway @ horizontal.T).reshape(*patch_map.shape[:-2], -1, last - first)
+            full[..., start - wanted.start : stop - wanted.start, first:last] = block[..., : stop - start, :]
     return np.clip(full, 0.0, 1.0, out=full)
 
 

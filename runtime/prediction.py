@@ -45,7 +45,9 @@ class Prediction:
     The parts of the answer, which are none by themselves:
     probabilities: by class name, `good` first; they sum to 1 (eq. 23, at the operating point's temperature).
     head_class: the likeliest of all classes, the paper's arg max (eq. 23); it may contradict the verdict.
-    map_score: mean of the highest 1 % of the map, in [0, 1]. peak: the map's maximum.
+    map_score: mean of the highest 1 % of the map, in [0, 1].
+    peak: the map's maximum; with tiles, the highest of their maps before they are stitched, which the stitched map may
+        stay below.
     novelty: 1 - the highest cosine between `features` and those of the support frames, in [0, 2].
     patch_map: float32 [rows, columns] in [0, 1], the map as it left the engine (eq. 17, scaled).
     features: float32 [F], what the classification head read.

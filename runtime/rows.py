@@ -20,11 +20,12 @@ from .jsonfields import listed
 from .maps import SIZES_NM, Region
 from .pixels import MAX_PIXELS, MAX_SIDE
 from .recipe import FRAME_OPTION_RANGES, FrameOptions
+from .windows import MAX_CANVAS_CELLS, MAX_CANVAS_SIDE
 
 SCHEMA_VERSION = 1
 """Rises when a column changes its meaning or its type, or when one that a reader needs is added."""
 Row: TypeAlias = "dict[str, Any]"
-_MAX_PATCHES, _MAX_CANVAS, _MAX_TILES = 2**16, 2**20, 2**16  # of frames in tiles
+_MAX_TILES = 2**16  # a frame may take fewer today
 _MAX_FEATURES, _MAX_REGIONS = 10**6, 10**6
 _SHARPEST = 8
 """Smoothing is at most the image's shorter side divided by this, as in a manifest."""
@@ -62,12 +63,12 @@ COLUMNS = (
     Column("novelty", "number", 0, 2),
     Column("regions", "regions"),
     Column("patch_map", "bytes"),
-    Column("map_rows", "whole", 1, _MAX_PATCHES),
-    Column("map_columns", "whole", 1, _MAX_PATCHES),
+    Column("map_rows", "whole", 1, MAX_CANVAS_CELLS),
+    Column("map_columns", "whole", 1, MAX_CANVAS_CELLS),
     Column("frame_height", "whole", 1, MAX_SIDE),
     Column("frame_width", "whole", 1, MAX_SIDE),
-    Column("image_height", "whole", 1, _MAX_CANVAS),
-    Column("image_width", "whole", 1, _MAX_CANVAS),
+    Column("image_height", "whole", 1, MAX_CANVAS_SIDE),
+    Column("image_width", "whole", 1, MAX_CANVAS_SIDE),
     Column("pixel_width_nm", "number", LEAST_PIXEL_NM, MOST_PIXEL_NM, needed=False),
     Column("pixel_height_nm", "number", LEAST_PIXEL_NM, MOST_PIXEL_NM, needed=False),
     Column("ignored_top", "whole", 0, MAX_SIDE),

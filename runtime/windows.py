@@ -17,12 +17,15 @@ from numpy.typing import NDArray
 from .encoder import Encoder
 from .errors import FrameError, RecipeError
 from .maps import Map, upsampling_matrix
-from .pixels import Pixels
+from .pixels import MAX_PIXELS, Pixels
 from .recipe import FrameOptions
 from .resize import resize
 
 MAX_WINDOWS = 4096
 """Of one frame: 1.2 GB of features at most, and minutes on a CPU."""
+MAX_CANVAS_SIDE = 1 << 20
+MAX_CANVAS_CELLS = 1 << 16
+"""Along one side. An archived answer may be as large, and no larger."""
 Size = tuple[int, int]
 
 
@@ -82,7 +85,8 @@ def lay_out(size: Size, encoder: Encoder, options: FrameOptions, name: str) -> L
     """The windows of a frame of `size` [height, width], ignored rows not counted; None if one window covers it.
 
     A patch of the canvas shows `tile` / (rows of the encoder's grid) pixels of the frame along both axes. An axis that
-    is shorter than a window is stretched to one. Raises FrameError where there would be more than MAX_WINDOWS.
+    is shorter than a window is stretched to one. Raises FrameError where there would be more than MAX_WINDOWS, or where
+    the canvas would be larger than a frame may be: small tiles are enlarged to the encoder's input.
     """
     if not options.tile:
         return None
@@ -100,6 +104,15 @@ def lay_out(size: Size, encoder: Encoder, options: FrameOptions, name: str) -> L
             f"pixels; {MAX_WINDOWS:,} are the most: teach with larger tiles, or cut the frame",
         )
     cell_px = encoder.input_size[0] // encoder.grid[0], encoder.input_size[1] // encoder.grid[1]
+    height, width = (n * px for n, px in zip(cells, cell_px, strict=True))
+    if height * width > MAX_PIXELS or max(height, width) > MAX_CANVAS_SIDE or max(cells) > MAX_CANVAS_CELLS:
+        raise FrameError(
+            name,
+            f"is {size[0]}x{size[1]} (height x width, ignored rows cut), and tiles of {options.tile} pixels enlarge it "
+            f"to {height}x{width}, or {cells[0]}x{cells[1]} patches; {MAX_PIXELS / 1e6:g} megapixels, and "
+            f"{MAX_CANVAS_SIDE:,} pixels and {MAX_CANVAS_CELLS:,} patches along one side, are the most: teach with "
+            "larger tiles, or cut the frame",
+        )
     corners = tuple((row, column) for row in starts[0] for column in starts[1])
     return Layout((cells[0], cells[1]), encoder.grid, cell_px, corners, options.whole)
 

@@ -31,7 +31,7 @@ FORBIDDEN = {
     "benchmarks": {"tests"},
 }
 LAYERS = (
-    {"runtime.errors", "runtime.fab", "runtime.serving"},
+    {"runtime.errors", "runtime.fab", "runtime.kept", "runtime.serving"},
     {"runtime.terminal"},
     {"runtime.fab.lot_errors"},
     {

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from runtime.maps import (
+    _BLOCK,
+    _DENSE,
     Region,
+    _upsample_by_blocks,
     around_peak,
     find_regions,
     frame_score,
@@ -97,6 +101,42 @@ def test_a_map_is_upsampled_rows_first_and_columns_alike() -> None:
     expected = [smoothed(interpolated(list(row), 20), 1.0) for row in zip(*columns, strict=True)]
     # 2 px of a 24 x 40 image: at 20 columns, half as wide.
     np.testing.assert_allclose(upsample(patches, (24, 20), (24, 40), 2.0), expected, atol=1e-5)
+
+
+PARTS = [slice(None), slice(3, 40), slice(500, 530), slice(-20, None), slice(600, 9999)]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 6.0, 40.0])
+@pytest.mark.parametrize(("size", "grid"), [((700, 1100), (40, 70)), ((1030, 13), (4, 9)), ((700, 512), (1, 100))])
+def test_block_by_block_the_map_is_the_same(size: tuple[int, int], grid: tuple[int, int], smoothing: float) -> None:
+    """Blocks of 512 pixels: here one or more to an axis, and the last is small."""
+    assert max(size[0] * grid[0], size[1] * grid[1]) <= _DENSE
+    maps = np.random.default_rng(4).random((2, *grid)).astype(np.float32)
+    image = 16 * grid[0], 16 * grid[1]
+    for part in PARTS:
+        whole = upsample(maps, size, image, smoothing, part)
+        blocks = _upsample_by_blocks(maps, size, image, smoothing, part)
+        assert blocks.shape == whole.shape
+        assert blocks.dtype == np.float32
+        np.testing.assert_allclose(blocks, whole, atol=1e-6)
+    alone, both = (_upsample_by_blocks(given, size, image, smoothing, slice(None)) for given in (maps[0], maps))
+    np.testing.assert_array_equal(alone, both[0])
+
+
+def test_a_map_of_many_patches_is_made_block_by_block() -> None:
+    """No matrix is as large as the whole frame's: only the result and a few blocks take memory."""
+    size, grid = (3 * _BLOCK, 5 * _BLOCK), (300, 500)
+    assert grid[1] * size[1] > _DENSE
+    patches = np.random.default_rng(5).random(grid).astype(np.float32)
+    tracemalloc.start()
+    try:
+        full = upsample(patches, size, size, 3.0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak - full.nbytes < 5 << 20  # the two matrices would take seven
+    part = upsample(patches, size, size, 3.0, slice(100, 900))
+    np.testing.assert_allclose(part, full[100:900], atol=1e-6)
 
 
 def test_values_stay_within_0_and_1() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -62,6 +63,56 @@ def test_parts_of_a_large_frame_fit_together() -> None:
     image = np.random.default_rng(2).integers(60, 190, (2100, 1900)).astype(np.uint8)
     pillow = np.asarray(Image.fromarray(image).resize((240, 336), Image.Resampling.BICUBIC))
     assert np.abs(resize(image, (336, 240)).astype(int) - pillow).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("source", "target"),
+    [
+        ((1100, 30), (1141, 33)),
+        ((700, 900), (740, 1000)),
+        ((9000, 9), (40, 4)),
+        ((60, 1300), (15, 1250)),
+        ((3, 2), (9, 700)),
+    ],
+)
+def test_a_long_axis_is_resized_in_parts_that_fit_together(source: tuple[int, int], target: tuple[int, int]) -> None:
+    image = np.random.default_rng(3).integers(60, 190, source).astype(np.uint8)
+    pillow = np.asarray(Image.fromarray(image).resize(target[::-1], Image.Resampling.BICUBIC))
+    assert np.abs(resize(image, target).astype(int) - pillow).max() <= 1
+    exact = resized_by_matrix(image.astype(np.float64), target)
+    assert np.abs(resize(image, target) - np.clip(exact, 0, 255)).max() < 0.5001
+
+
+@pytest.mark.parametrize("target", [62_400, 60_000, 65_535, 92_160, 240])
+def test_the_memory_of_a_resize_does_not_grow_with_a_side(target: int) -> None:
+    """Block windows are a whole number of pixels apart, and drift from where they should be: 12.5 for 62,400."""
+    image = np.zeros((65_000, 100), np.uint8)
+    image[-1] = 255
+    result = resize(image, (target, 96))  # the buffers of a thread stay
+    tracemalloc.start()
+    try:
+        again = resize(image, (target, 96))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(again, result)
+    assert result[-1].min() > 200 or target == 240
+    assert peak - again.nbytes < 32 << 20
+
+
+def test_a_thread_keeps_buffers_of_a_bounded_size() -> None:
+    found = []
+
+    def run(size: tuple[int, int], target: tuple[int, int]) -> None:
+        tracemalloc.start()
+        resize(np.zeros(size, np.uint8), target)
+        found.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+
+    for size, target in (((65_535, 600), (448, 512)), ((3000, 3000), (2880, 2880)), ((600, 65_535), (512, 448))):
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(run, size, target).result()
+    assert max(found) < 48 << 20
 
 
 def test_a_view_is_resized_like_its_copy() -> None:

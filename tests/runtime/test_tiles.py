@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import math
+import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from safetensors.numpy import save
 
 from runtime import BackendError, FailedFrame, FakeBackend, FrameError, FrameOptions, Prediction, Predictor, RecipeError
 from runtime.recipe import METADATA_KEY, Recipe
-from runtime.windows import MAX_WINDOWS, cut, lay_out, stitch
+from runtime.windows import MAX_CANVAS_CELLS, MAX_CANVAS_SIDE, MAX_WINDOWS, cut, lay_out, stitch
 
 ENCODER = make_encoder()
 NATIVE = FrameOptions(tile=64, overlap=16)
@@ -78,6 +79,40 @@ def test_one_window_is_no_tile(size: tuple[int, int], tile: int) -> None:
 def test_too_many_windows_are_refused_before_memory_is_taken() -> None:
     with pytest.raises(FrameError, match=rf"takes 1,000,000 tiles of 16 pixels; {MAX_WINDOWS:,} are the most"):
         lay_out((16000, 16000), ENCODER, FrameOptions(tile=16), "frame")
+
+
+@pytest.mark.parametrize(
+    ("size", "tile", "changes", "canvas"),
+    [
+        ((512, 512), 8, {"grid": (15, 15), "input_size": (240, 240)}, "15360x15360"),
+        ((512, 512), 8, {"grid": (128, 128), "input_size": (2048, 2048)}, "131072x131072"),
+        ((65_000, 3), 60, {"grid": (32, 2), "input_size": (1024, 64)}, "1109344x64"),
+        ((20, 65_000), 22, {"grid": (24, 24), "input_size": (96, 96)}, "96x283636"),
+    ],
+)
+def test_a_canvas_that_is_too_large_is_refused_before_memory_is_taken(
+    size: tuple[int, int], tile: int, changes: dict[str, Any], canvas: str
+) -> None:
+    """Too many pixels, twice; too many along one side; and too many patches along one side."""
+    encoder = make_encoder(image_size=changes["input_size"], **changes)
+    tracemalloc.start()
+    try:
+        with pytest.raises(FrameError) as raised:
+            lay_out(size, encoder, FrameOptions(tile=tile), "frame.png")
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+    assert f"tiles of {tile} pixels enlarge it to {canvas}, or " in str(raised.value)
+    assert str(raised.value).endswith("teach with larger tiles, or cut the frame")
+
+
+def test_the_largest_canvas_can_be_archived(fake_bundle: Path) -> None:
+    """It is 2^16 patches of 16 pixels, as many as a row may hold."""
+    with Predictor(fake_bundle, backend="fake", recipe=make_recipe(frame=FrameOptions(tile=64))) as predictor:
+        result = predictor(np.zeros((16 * 1024, 20), np.uint8))
+        assert result.image_size == (16 * 1024, 64)
+    least = replace(result, patch_map=np.zeros((MAX_CANVAS_CELLS, 4), np.float32), image_size=(MAX_CANVAS_SIDE, 64))
+    assert Prediction.from_row(least.to_row()).patch_map.shape == (MAX_CANVAS_CELLS, 4)
 
 
 def test_tiles_are_parts_of_the_canvas_and_share_no_memory_with_the_frame() -> None:
@@ -245,13 +280,23 @@ def test_ignored_rows_are_cut_before_tiles(fake_bundle: Path) -> None:
         assert not result.defect_map()[-50:].any()
 
 
-def test_a_strip_is_judged_in_bounded_memory(predictor: Predictor) -> None:
+@pytest.mark.parametrize("tile", [64, 68, 72, 90])
+def test_a_strip_is_judged_in_bounded_memory(fake_bundle: Path, tile: int) -> None:
+    """At 12 outputs a block, blocks of most of these tiles are no whole number of pixels apart."""
     strip = np.zeros((65_000, 100), np.uint8)
     strip[60_000:60_016, 40:60] = 255
-    result = predictor(strip)
-    (region,) = result.regions
+    recipe = make_recipe(frame=FrameOptions(tile=tile, overlap=16))
+    with Predictor(fake_bundle, backend="fake", recipe=recipe) as predictor:
+        tracemalloc.start()
+        try:
+            result = predictor(strip)
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        (region,) = result.regions
     assert 59_950 < region.centroid[1] < 60_066
-    assert result.tiles > 1000
+    assert result.tiles > 800
+    assert peak < 96 << 20
 
 
 def test_a_bundle_that_resizes_in_its_graph_refuses_tiles(tmp_path: Path) -> None:
