@@ -1,4 +1,4 @@
-"""export.teaching.support_pixels, unseen_tiles and tile_size: which tiles teach, and how large they are."""
+"""export.teaching.support_pixels and unseen_tiles: which tiles teach, and which are judged."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 import torch
 from conftest import make_encoder, make_recipe
 from PIL import Image
+from tile_samples import SIZE, TILED, make_sample
 from torch import Tensor
 
-from calibration.dataset import Sample, load_dataset
+from calibration.dataset import load_dataset
 from calibration.errors import DatasetError
 from export.model.graph import SemClipGraph
 from export.teaching.fit_recipe import CLASS_SHARE, ScoredSupports, defect_threshold
 from export.teaching.support_pixels import DEFECT_TILES, GOOD_TILES, MOST_OF_DEFECT, other_tiles, read_supports
-from export.teaching.tile_size import AUTO, NATIVE, Tiling, with_tiles
 from export.teaching.unseen_tiles import HARD_TILES, JudgedTiles, UnseenTiles
 from runtime import Predictor
 from runtime.cli import main
@@ -25,22 +25,6 @@ from runtime.recipe import FrameOptions, Recipe
 from runtime.windows import lay_out
 
 ENCODER = make_encoder()
-TILED = FrameOptions(tile=64, overlap=16)
-SIZE = (256, 320)
-
-
-def make_sample(
-    folder: Path, label: str, name: str, box: tuple[int, int, int, int] | None, size: tuple[int, int] = SIZE
-) -> Sample:
-    """box: rows and columns of the defect (first, end, first, end)."""
-    pixels = np.random.default_rng(len(name)).integers(0, 120, size).astype(np.uint8)
-    mask = np.zeros(size, np.uint8)
-    if box is not None:
-        mask[box[0] : box[1], box[2] : box[3]] = 255
-        pixels[mask > 0] = 240
-    for kind, content in (("f", pixels), ("m", mask)):
-        Image.fromarray(content).save(folder / f"{kind}-{label}-{name}.png")
-    return Sample(folder / f"f-{label}-{name}.png", label, name, folder / f"m-{label}-{name}.png")
 
 
 @pytest.mark.parametrize("box", [(20, 30, 20, 30), (200, 212, 280, 292), (120, 136, 60, 70), (100, 110, 0, 320)])
@@ -100,7 +84,7 @@ def test_other_tiles_are_the_rest_of_a_good_frame(tmp_path: Path) -> None:
 
 def test_a_defect_without_a_mask_is_refused(tmp_path: Path) -> None:
     sample = replace(make_sample(tmp_path, "hole", "a", (10, 20, 10, 20)), mask=None)
-    with pytest.raises(DatasetError, match=r"has no mask.*without --tile"):
+    with pytest.raises(DatasetError, match=r"has no mask.*with --tile none"):
         read_supports([sample], ENCODER, TILED, seed=0)
     assert len(read_supports([sample], ENCODER, FrameOptions(), seed=0)) == 1
 
@@ -166,37 +150,6 @@ def test_without_held_out_heads_the_threshold_is_of_whole_frames_too() -> None:
     assert defect_threshold(supports.with_good(unseen), 2) == pytest.approx(alone + (1 - CLASS_SHARE) * 0.2, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("side", "box", "tile", "why"),
-    [
-        (1024, 20, 64, "0.1 patches"),  # no smaller than the encoder's input
-        (1024, 200, 400, "0.8 patches"),
-        (1024, 400, 0, "nearly the whole frame"),
-        (1024, 900, 0, "2 are enough"),
-        (128, 40, 80, "1.2 patches"),
-        (80, 8, 0, "nearly the whole frame"),
-    ],
-)
-def test_auto_goes_by_the_masks(tmp_path: Path, side: int, box: int, tile: int, why: str) -> None:
-    defect = make_sample(tmp_path, "hole", "a", (5, 5 + box, 7, 7 + box // 2), (side, side))
-    samples = [make_sample(tmp_path, "good", "b", None, (side, side)), defect]
-    options, said = with_tiles(FrameOptions(), Tiling(AUTO), samples, ENCODER)
-    assert (options.tile, options.overlap) == (tile, tile // 8)
-    assert f"a small defect is {box} of {side} pixels" in said
-    assert why in said
-
-
-def test_tiles_as_asked_for(tmp_path: Path) -> None:
-    samples = [make_sample(tmp_path, "hole", "a", (5, 15, 7, 17))]
-    assert with_tiles(FrameOptions(), Tiling(NATIVE), samples, ENCODER)[0] == FrameOptions(tile=64, overlap=8)
-    asked = with_tiles(FrameOptions(), Tiling(100, 50, True), samples, ENCODER)
-    assert asked[0] == FrameOptions(tile=100, overlap=50, whole=True)
-    with pytest.raises(ValueError, match="overlap must be smaller than tile"):
-        with_tiles(FrameOptions(), Tiling(NATIVE, 64), samples, ENCODER)
-    with pytest.raises(DatasetError, match="no defect among the supports has a mask"):
-        with_tiles(FrameOptions(), Tiling(AUTO), [replace(samples[0], mask=None)], ENCODER)
-
-
 @pytest.mark.slow
 def test_teach_and_predict_by_tiles(
     toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -219,4 +172,4 @@ def test_teach_and_predict_by_tiles(
     assert main([*words, "--tile-overlap", "16"]) == 2
     assert "add --tile" in capsys.readouterr().err
     assert main([*words, "--tile", "32", "--tile-overlap", "32"]) == 2
-    assert "--tile-overlap must be smaller than --tile" in capsys.readouterr().err
+    assert "--tile-overlap must be smaller than tile" in capsys.readouterr().err
