@@ -22,7 +22,6 @@ from runtime.frames import prepare
 from runtime.golden import FILE_NAME as GOLDEN_FILE
 from runtime.manifest import Artifact, Encoder, GoldenFile, Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
-from runtime.windows import require_tiles
 
 from .artifacts.golden import golden_frames, make_golden, ordered_samples, pattern_frames
 from .artifacts.parity import (
@@ -201,7 +200,7 @@ def _with_tiling(request: TeachRequest, supports: Sequence[Sample], encoder: Enc
             options, stage.remark = with_tiles(request.options, request.tiling, supports, encoder)
         except ValueError as exc:
             raise ExportError(f"--tile: {exc}") from None
-    require_tiles(encoder, options, "the recipe to teach")
+    encoder.check_tiles(options, "the recipe to teach")
     return replace(request, options=options)
 
 

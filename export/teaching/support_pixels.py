@@ -92,7 +92,7 @@ def _read(sample: Sample, number: int, encoder: Encoder, options: FrameOptions) 
         raise DatasetError(
             sample.path,
             "has no mask, and a recipe that reads frames in tiles is taught by the tiles that hold the defect: draw a "
-            "mask, or teach without --tile",
+            "mask, or read frames as a whole with --tile none",
         )
     return whole, _TiledFrame(whole, cut(kept, layout, encoder), area_average(mask, layout.canvas))
 
