@@ -45,6 +45,7 @@ def pixels_of(path: Path | None) -> Frame:
         (TILED, TILES),
         (replace(TILED, whole=True), TILES + 1),
         (replace(TILED, tile=100, ignore_top=20, ignore_bottom=30), TILES),
+        (replace(TILED, ignore_top=110, ignore_bottom=10), TILES),
     ],
 )
 def test_rows_are_those_that_are_served(tmp_path: Path, options: FrameOptions, count: int) -> None:

@@ -61,10 +61,11 @@ def test_of_a_frame_that_is_not_square_the_axis_counts_that_is_squashed_most(
 )
 def test_the_largest_part_that_is_not_cut_counts(tmp_path: Path, more: Box | None, size: int) -> None:
     """The rows of a text bar may hold something, too."""
-    sample = make_sample(tmp_path, "hole", "a", (80, 110, 120, 150), (1064, 1024), more)
+    sample = make_sample(tmp_path, "hole", "a", (80, 110, 120, 150), (1160, 1024), more)
     options, said = with_tiles(FrameOptions(ignore_top=60), Tiling(AUTO), [sample], ENCODER)
     assert options.ignore_top == 60
     assert f"a small defect of {size} pixels" in said
+    assert "275 pixels each" in said, "a quarter of the rows that are left"
 
 
 def test_auto_goes_by_the_small_ones_of_many_defects(tmp_path: Path) -> None:
