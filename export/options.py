@@ -136,9 +136,10 @@ def add_tile_arguments(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--tile",
         type=_tile,
-        metavar="native|auto|PIXELS",
+        metavar="native|auto|none|PIXELS",
         help="read frames in tiles of so many pixels, for small defects in large frames; native: as the encoder reads; "
-        "auto: by the masks' sizes, and say why (default: each frame as a whole)",
+        "auto: by the masks' sizes, and say why; none: each frame as a whole (default: none; where a recipe is taught "
+        "again, as it was)",
     )
     parser.add_argument(
         "--tile-overlap",
@@ -154,20 +155,30 @@ def add_tile_arguments(parser: argparse._ActionsContainer) -> None:
 
 
 def tiling(args: argparse.Namespace) -> Tiling | None:
-    """The values of `add_tile_arguments`. Raises ExportError for an overlap without tiles, or as large as a tile."""
+    """The values of `add_tile_arguments`; None if nothing is said. Raises ExportError for an overlap out of range."""
+    if args.tile in (None, "none") and (args.tile_overlap is not None or args.tile_whole):
+        raise ExportError("--tile-overlap and --tile-whole are of tiles: add --tile native, auto or PIXELS")
     if args.tile is None:
-        if args.tile_overlap is not None or args.tile_whole:
-            raise ExportError("--tile-overlap and --tile-whole are of tiles: add --tile")
         return None
+    from runtime.recipe import FrameOptions
+
     from .teaching.tile_size import Tiling
 
-    if isinstance(args.tile, int) and args.tile_overlap is not None and args.tile_overlap >= args.tile:
-        raise ExportError(f"--tile-overlap must be smaller than --tile, which is {args.tile}, not {args.tile_overlap}")
+    if isinstance(args.tile, int):
+        try:
+            FrameOptions(tile=args.tile, overlap=args.tile_overlap or 0)
+        except ValueError as exc:
+            raise ExportError(f"--tile-{exc}") from None
     return Tiling(args.tile, args.tile_overlap, args.tile_whole)
 
 
 def _tile(text: str) -> int | str:
-    return text if text in ("native", "auto") else at_least(8, 16384)(text)
+    from runtime.frame_options import TILE_RANGES
+
+    if text in ("native", "auto", "none"):
+        return text
+    low, high = next((low, high) for name, low, high in TILE_RANGES if name == "tile")
+    return at_least(low, high)(text)
 
 
 def frame_options(args: argparse.Namespace) -> FrameOptions:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,9 @@ from calibration.dataset import Dataset, Sample
 from calibration.relearning import name_in
 from runtime.backends import Outputs
 from runtime.files import sha256_of
-from runtime.frames import prepare
 from runtime.golden import FILE_NAME as GOLDEN_FILE
 from runtime.manifest import Artifact, Encoder, GoldenFile, Manifest, load_bundle
 from runtime.recipe import FrameOptions, Recipe
-from runtime.windows import require_tiles
 
 from .artifacts.golden import golden_frames, make_golden, ordered_samples, pattern_frames
 from .artifacts.parity import (
@@ -34,6 +33,7 @@ from .artifacts.parity import (
     torch_outputs,
     worst_layers,
 )
+from .artifacts.rows import rows_of
 from .artifacts.to_onnx import onnx_from_graph
 from .bundle import describe_encoder, record_artifact, refuse_existing, write_manifest, writing_bundle
 from .errors import ExportError
@@ -204,7 +204,7 @@ def _with_tiling(request: TeachRequest, supports: Sequence[Sample], encoder: Enc
             options, stage.remark = with_tiles(request.options, request.tiling, supports, encoder)
         except ValueError as exc:
             raise ExportError(f"--tile: {exc}") from None
-    require_tiles(encoder, options, "the recipe to teach")
+    encoder.check_tiles(options, "the recipe to teach")
     return replace(request, options=options)
 
 
@@ -254,7 +254,7 @@ def build_bundle(
     exported = graph if keeps else graph.without_value_path()
     encoder = describe_encoder(model, exported)
     encoder.check(recipe)
-    frames = _parity_frames(parity_samples, encoder, recipe.frame)
+    frames, labels = _parity_frames(parity_samples, encoder, recipe.frame)
     smoothing = smoothing_px(encoder) if smoothing is None else smoothing
     with writing_bundle(out, force=force) as folder:
         draft = _Draft(folder, graph, exported, encoder, recipe)
@@ -267,7 +267,6 @@ def build_bundle(
             half = sources["fp16"] if fp16 else None
             artifacts = [_with_parity(draft, artifact, reference, frames, half) for artifact in artifacts]
         with stages.stage("golden frames"):
-            labels = [sample.label for sample in parity_samples]
             golden_file = _write_golden(draft, artifacts, frames, labels, smoothing, golden)
         recipe.save(folder / RECIPE_FILE)
         manifest = Manifest(
@@ -317,7 +316,8 @@ def _with_parity(
 ) -> Artifact:
     """The artifact with its parity report; for fp16 also the layers of `half` that stay fp32. Raises ParityError."""
     outputs = artifact_outputs(draft.folder, artifact, draft.encoder, frames, draft.recipe)
-    report = measure_parity(reference, outputs, artifact.precision, "supports and further frames of the set")
+    source = f"{'tiles of ' if draft.recipe.frame.tile else ''}supports and further frames of the set"
+    report = measure_parity(reference, outputs, artifact.precision, source)
     require_parity(
         artifact.file,
         report,
@@ -355,6 +355,16 @@ def parity_samples(dataset: Dataset, recipe: Recipe | None = None) -> list[Sampl
     return ordered_samples(dataset, recipe)[:MAX_FRAMES]
 
 
-def _parity_frames(samples: Sequence[Sample], encoder: Encoder, options: FrameOptions) -> Frames:
-    """The samples as the encoder reads them: uint8 [n, height, width]."""
-    return np.stack([prepare(sample.read(options), encoder, options, str(sample.path)) for sample in samples])
+def _parity_frames(samples: Sequence[Sample], encoder: Encoder, options: FrameOptions) -> tuple[Frames, list[str]]:
+    """The samples as the encoder reads them, uint8 [n, height, width], and the class of the frame that each is of.
+
+    Of frames in tiles, the first tiles of all samples come first.
+    """
+    found: list[list[tuple[NDArray[np.uint8], str]]] = []
+    for sample in samples:
+        pixels = sample.read(options)
+        mask = sample.read_mask((pixels.shape[0], pixels.shape[1])) if options.tile else None
+        rows = rows_of(pixels, encoder, options, str(sample.path), mask)
+        found.append([(row, sample.label) for row in rows])
+    ordered = [row for turn in zip_longest(*found) for row in turn if row is not None]
+    return np.stack([row for row, _ in ordered]), [label for _, label in ordered]

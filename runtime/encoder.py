@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .errors import RecipeError
 from .jsonfields import Fields
 from .pixels import MAX_PIXELS
-from .recipe import MEMORY_ROWS, Recipe
+from .recipe import MEMORY_ROWS, FrameOptions, Recipe
 
 MAX_SIDE = 16384
 MAX_IMAGE_PIXELS = 2**22
@@ -65,7 +65,7 @@ class Encoder:
         return self.input_size != self.image_size
 
     def check(self, recipe: Recipe, where: str = "recipe") -> None:
-        """Raise RecipeError unless `recipe` was taught on this encoder, has its shapes and needs no missing path."""
+        """Raise RecipeError unless `recipe` was taught on this encoder, has its shapes and needs nothing it lacks."""
         if recipe.encoder_id != self.id:
             raise RecipeError(
                 where,
@@ -87,6 +87,17 @@ class Encoder:
             faults.append(NO_VALUE_PATH.format(recipe.lambda_v))
         if faults:
             raise RecipeError(where, faults)
+        self.check_tiles(recipe.frame, where)
+
+    def check_tiles(self, options: FrameOptions, where: str) -> None:
+        """Raise RecipeError for tiles, where frames are read as a whole only."""
+        if options.tile and self.resizes_in_graph:
+            height, width = self.input_size
+            raise RecipeError(
+                where,
+                f"reads frames in tiles of {options.tile} pixels, and this bundle takes frames of {height}x{width} as "
+                "a whole: use a bundle that was exported without --frame-size, or teach with --tile none",
+            )
 
 
 def read_encoder(fields: Fields, version: int) -> Encoder:

@@ -52,8 +52,9 @@ class FrameOptions:
             return
         for name, low, high in TILE_RANGES:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), low, high))
-        if self.overlap >= self.tile:
-            raise ValueError(f"overlap must be smaller than tile, which is {self.tile}, not {self.overlap}")
+        fault = _overlap_fault(self.tile, self.overlap)
+        if fault:
+            raise ValueError(f"overlap {fault}")
         if not isinstance(self.whole, bool):
             raise ValueError(f"whole must be True or False, not {self.whole!r:.60}")
 
@@ -81,11 +82,17 @@ class FrameOptions:
         if fields.has("tile"):
             values |= {name: fields.whole(name, low, high) for name, low, high in TILE_RANGES}
             values["whole"] = fields.flag("whole")
-            if values["overlap"] >= values["tile"]:
-                fields.fault("overlap", f"must be smaller than tile, which is {values['tile']}")
+            fault = _overlap_fault(values["tile"], values["overlap"])
+            if fault:
+                fields.fault("overlap", fault)
                 values["overlap"] = 0
         fields.finish()
         return cls(**values)
+
+
+def _overlap_fault(tile: int, overlap: int) -> str:
+    """Why neighbouring tiles cannot share so many pixels; "" if they can."""
+    return f"must be smaller than tile, which is {tile}, not {overlap}" if overlap >= tile else ""
 
 
 def _sides(value: object) -> tuple[float, float] | None:

@@ -56,7 +56,8 @@ Frames = NDArray[np.uint8]
 class Golden:
     """Frames and their reference answers.
 
-    frames: uint8 [n, height, width] of the encoder's input size. about: one word per frame, its class or a pattern.
+    frames: uint8 [n, height, width] of the encoder's input size. about: one word per frame: its class, for a tile that
+        of its frame, or a pattern.
     source: one of SOURCES. reference: what answered, in words.
     answers: by the bundle's own recipe, [n, ...]. others: by its `variants`, to the first frames, by name.
     tolerance: by precision, as `agreement.Limits` takes it.

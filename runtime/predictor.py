@@ -33,7 +33,6 @@ from .prediction import FailedFrame, Prediction
 from .qualification import Subject, check_opening
 from .recipe import Recipe
 from .stream import stream
-from .windows import require_tiles
 
 MAX_DELAY_MS = 3_600_000
 _ONE_FRAME = (str, bytes, bytearray, memoryview, os.PathLike, EncodedFrame, io.IOBase, Image.Image)
@@ -261,7 +260,6 @@ class Predictor:
         where = "recipe" if isinstance(recipe, Recipe) else str(recipe)
         loaded = recipe if isinstance(recipe, Recipe) else Recipe.load(recipe)
         self.manifest.encoder.check(loaded, where)
-        require_tiles(self.manifest.encoder, loaded.frame, where)
         given: dict[str, Any] = {name: value for name, value in self._frame.items() if value is not None}
         return Setup(loaded, replace(loaded.frame, **given), loaded.sha256(), self._side_files)
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .encoder import Encoder
-from .errors import FrameError, RecipeError
+from .errors import FrameError
 from .maps import Map, upsampling_matrix
 from .pixels import MAX_PIXELS, Pixels
 from .recipe import FrameOptions
@@ -154,14 +154,3 @@ def _weights(window: Size) -> NDArray[np.float64]:
     """Distance of every patch of a window from its nearest border along each axis, multiplied."""
     rows, columns = (np.minimum(np.arange(n) + 1, n - np.arange(n)) for n in window)
     return np.outer(rows, columns).astype(np.float64)
-
-
-def require_tiles(encoder: Encoder, options: FrameOptions, where: str) -> None:
-    """Raise RecipeError if the encoder cannot read frames in tiles."""
-    if options.tile and encoder.resizes_in_graph:
-        raise RecipeError(
-            where,
-            f"reads frames in tiles of {options.tile} pixels, and this bundle takes frames of "
-            f"{encoder.input_size[0]}x{encoder.input_size[1]} as a whole: use a bundle that was exported without "
-            "--frame-size, or teach without --tile",
-        )

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from runtime.backends import Outputs
 from runtime.backends.ort import check_provider
-from runtime.errors import FrameError
 from runtime.folders import find_frames
-from runtime.frames import prepare, read_frame
+from runtime.frames import read_frame
 from runtime.manifest import Artifact, Manifest, load_bundle
 from runtime.options import add_bundle_argument
 from runtime.recipe import Recipe
 
 from ..errors import ExportError, OutputExistsError, ParityError
+from .rows import rows_of
 
 if TYPE_CHECKING:
     from ..progress import Progress
@@ -92,7 +92,7 @@ class Quantize:
         if not args.change > 0:
             raise ExportError(f"--change is {args.change:g}; it is a share of the features' mean size, above 0")
         check_provider("cpu")  # which measures, and runs both forms
-        manifest, _ = load_bundle(args.bundle)
+        manifest, recipe = load_bundle(args.bundle)
         there = _there(manifest, args.runs_on)
         if there is not None and not args.force:
             raise OutputExistsError(f"{args.bundle} holds {there.file}; add --force to replace it")
@@ -108,8 +108,9 @@ class Quantize:
         artifact = added.artifacts[-1]
         parity: Any = artifact.parity
         print(f"artifact  {artifact.file}, {artifact.bytes / 1e6:.1f} MB")
+        others = "tiles of other frames" if recipe.frame.tile else "other frames"
         print(
-            f"          against fp32 on {parity['frames']} other frames: labels equal "
+            f"          against fp32 on {parity['frames']} {others}: labels equal "
             f"{parity['labels_equal']}/{parity['frames']}, mean change of probabilities "
             f"{parity['mean_abs_probability']:.1e} (most: {parity['max_abs_probability']:.1e}), of the map "
             f"{parity['mean_abs_defect_map']:.1e}, of the features {parity['feature_change']:.1%}"
@@ -151,8 +152,7 @@ def add_int8(
         source, file = sources["fp32"], FILES[runs_on]
         _, recipe = load_bundle(bundle)
         with stages.stage("read frames"):
-            frames = _read(paths, manifest, recipe)
-        fitted, proof = _split(frames, calibration_frames)
+            fitted, proof = (_read(some, manifest, recipe) for some in _split(paths, calibration_frames))
         files = {precision: bundle / artifact.file for precision, artifact in sources.items()}
         with stages.stage("quantize") as progress:
             report = _quantize(files, fitted, recipe, folder / file, agreement, change, progress)
@@ -161,6 +161,8 @@ def add_int8(
             reference = artifact_outputs(bundle, source, manifest.encoder, proof, recipe)
             outputs = artifact_outputs(folder, artifact, manifest.encoder, proof, recipe)
         parity = _parity(reference, outputs, report, source.file, len(fitted), list(sources)[-1])
+        if recipe.frame.tile:
+            parity["frame_source"] = f"tiles of {parity['frame_source']}"
         _require_agreement(parity, agreement)
         changed = with_artifact(manifest, replace(artifact, parity=parity), instead_of=_there(manifest, runs_on))
         write_manifest(folder, replace(changed, tools={**manifest.tools, **tool_versions()}))
@@ -235,20 +237,20 @@ def _frame_files(data: Path, wanted: int) -> list[Path]:
 
 
 def _read(paths: Sequence[Path], manifest: Manifest, recipe: Recipe) -> NDArray[np.uint8]:
-    frames = [
-        prepare(read_frame(path, recipe.frame, str(path)), manifest.encoder, recipe.frame, str(path)) for path in paths
+    """What the encoder reads of the frames: several rows of each, if the recipe reads frames in tiles."""
+    rows = [
+        row
+        for path in paths
+        for row in rows_of(read_frame(path, recipe.frame, str(path)), manifest.encoder, recipe.frame, str(path))
     ]
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise FrameError(str(paths[0]), "and the other frames are of several sizes")
-    return np.stack(frames)
+    return np.stack(rows)
 
 
-def _split(frames: NDArray[np.uint8], wanted: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+def _split(paths: Sequence[Path], wanted: int) -> tuple[list[Path], list[Path]]:
     """Frames to measure on, evenly spread, and the others, which are at least half."""
-    count = min(wanted, len(frames) // 2)
-    chosen = np.zeros(len(frames), bool)
-    chosen[np.linspace(0, len(frames) - 1, count).round().astype(int)] = True
-    return frames[chosen], frames[~chosen]
+    count = min(wanted, len(paths) // 2)
+    chosen = set(np.linspace(0, len(paths) - 1, count).round().astype(int).tolist())
+    return [path for n, path in enumerate(paths) if n in chosen], [p for n, p in enumerate(paths) if n not in chosen]
 
 
 def _parity(

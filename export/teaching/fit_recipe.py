@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from calibration.histogram import ScoreHistogram
 from calibration.thresholds import f1_max_threshold
 from runtime.manifest import Encoder
 from runtime.maps import frame_score, upsample
@@ -211,7 +212,7 @@ def taught_point(
     return OperatingPoint.taught(
         lesson.classes,
         defect_threshold(scored if unseen is None else scored.with_good(unseen), len(lesson.classes)),
-        _pixel_threshold(features, grids(maps.recipe), encoder, lesson.smoothing_px),
+        _pixel_threshold(features, grids(maps.recipe), encoder, lesson.smoothing_px, unseen),
         CLASS_SHARE,
     )
 
@@ -263,16 +264,51 @@ def defect_threshold(scored: ScoredSupports, classes: int) -> float:
 
 
 def _pixel_threshold(
-    features: SupportFeatures, patch_maps: Sequence[NDArray[np.float32]], encoder: Encoder, smoothing_px: float
+    features: SupportFeatures,
+    patch_maps: Sequence[NDArray[np.float32]],
+    encoder: Encoder,
+    smoothing_px: float,
+    unseen: JudgedTiles | None = None,
 ) -> float:
     """The threshold of highest F1 for pixels, by the recipe's maps of the unaugmented supports; 0.5 without masks."""
-    values, truths = [], []
+    values, truths, seen = [], [], []
     for patch_map, view in zip(patch_maps, features.unaugmented.nonzero()[:, 0].tolist(), strict=True):
         target = features.targets[view].numpy()
         if not np.isnan(target[0, 0]):
             full = upsample(patch_map, encoder.image_size, encoder.image_size, smoothing_px)
             values.append(area_average(full, (target.shape[0], target.shape[1])).ravel())
             truths.append(target.ravel() > 0)
+            seen.append(view)
     if not any(truth.any() for truth in truths):
         return 0.5
+    if unseen is not None:
+        labels, frame = features.labels[seen].numpy(), features.frame[seen].numpy()
+        return pixel_threshold_of_tiles(values, truths, labels > 0, frame, unseen.cells)
     return f1_max_threshold(np.concatenate(values), np.concatenate(truths))[0]
+
+
+def pixel_threshold_of_tiles(
+    values: Sequence[NDArray[np.float32]],
+    truths: Sequence[NDArray[np.bool_]],
+    defect: NDArray[np.bool_],
+    frame: NDArray[np.int64],
+    unseen: ScoreHistogram,
+) -> float:
+    """The pixel threshold of highest F1 on whole frames, where supports are tiles of them.
+
+    values, truths: of the cells of each support. defect, frame: whether its frame is a defect, and which it is.
+    unseen: cells of the other tiles of the good frames.
+
+    Frames have far more cells without a defect than the tiles that teach. Of the good frames all tiles are known. Of a
+    defect frame they are not: it counts as the mean of its tiles, which show the same defect, and as a good frame.
+    """
+    near, rest = ScoreHistogram(), ScoreHistogram()
+    for cells, truth, is_defect in zip(values, truths, defect, strict=True):
+        (near if is_defect else rest).add(np.clip(cells, 0, 1), truth)
+    bad_frames, good_frames = len(np.unique(frame[defect])), len(np.unique(frame[~defect]))
+    # Whole numbers in place of weights of 1 / (tiles of a defect frame), and of (all frames) / (good frames).
+    for_near, for_rest = bad_frames * good_frames, int(defect.sum()) * (bad_frames + good_frames)
+    counted = ScoreHistogram()
+    counted.positive = for_near * near.positive
+    counted.negative = for_near * near.negative + for_rest * (rest.negative + unseen.negative)
+    return counted.f1_max_threshold()[0]

@@ -38,6 +38,7 @@ class Support:
 
     frame: uint8 [input height, input width]. cover: the defect's fraction of every pixel, float32 of the same shape;
     None if the truth is unknown. label, group: of the frame. number: of the frame among the supports.
+    corner: the tile's first patch (row, column) on the canvas; None for a whole frame.
     """
 
     frame: NDArray[np.uint8]
@@ -45,6 +46,7 @@ class Support:
     label: str
     group: str
     number: int
+    corner: Size | None = None
 
 
 def read_supports(samples: Sequence[Sample], encoder: Encoder, options: FrameOptions, seed: int) -> list[Support]:
@@ -92,7 +94,7 @@ def _read(sample: Sample, number: int, encoder: Encoder, options: FrameOptions) 
         raise DatasetError(
             sample.path,
             "has no mask, and a recipe that reads frames in tiles is taught by the tiles that hold the defect: draw a "
-            "mask, or teach without --tile",
+            "mask, or read frames as a whole with --tile none",
         )
     return whole, _TiledFrame(whole, cut(kept, layout, encoder), area_average(mask, layout.canvas))
 
@@ -118,7 +120,7 @@ class _TiledFrame:
     def _tile(self, corner: Size) -> Support:
         # Copies: views would keep the whole frame alive.
         frame, cover = self.tiles.at(corner).copy(), self.cover[self.tiles.place(corner)].copy()
-        return replace(self.whole, frame=frame, cover=cover)
+        return replace(self.whole, frame=frame, cover=cover, corner=corner)
 
     def _good_corners(self, seed: int) -> list[Size]:
         corners = self.tiles.layout.corners

@@ -15,20 +15,21 @@ from runtime.frames import cut_rows
 from runtime.manifest import Encoder
 from runtime.recipe import FrameOptions
 
-NATIVE, AUTO = "native", "auto"
+NATIVE, AUTO, NONE = "native", "auto", "none"
 OVERLAP_SHARE = 8
 """Neighbouring tiles share an eighth of a tile by default: on frames as the encoder reads them, 30 pixels."""
 PATCHES_PER_DEFECT = 2.0
 """So many patches along a small defect are enough to see it; with fewer, `auto` takes tiles."""
 SMALL = 10
 """Percentile of the defects' sizes that counts as a small one."""
-NEARLY_WHOLE = 0.75
-"""A tile of this part of the frame's shorter side or more gains nothing over the whole frame."""
+LARGE_PART = 0.4
+"""A tile that covers this part of the frame or more gains nothing over the whole frame (docs/tiles.md: magnetic tiles,
+of which one covers 0.47)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tiling:
-    """What was asked for. tile: pixels, or "native" (as many as the encoder reads), or "auto" (by the masks).
+    """What was asked for. tile: pixels, or "native" (as many as the encoder reads), "auto" (by the masks) or "none".
 
     overlap: pixels; None for an eighth of the tile. whole: read the whole frame beside its tiles.
     """
@@ -41,11 +42,14 @@ class Tiling:
 def with_tiles(
     options: FrameOptions, tiling: Tiling, supports: Sequence[Sample], encoder: Encoder
 ) -> tuple[FrameOptions, str]:
-    """The options with the tiles, and why they are so.
+    """The options with the tiles instead of their own, and why they are so.
 
     Raises ValueError for sizes out of range or an overlap that is no smaller than the tile; with "auto", DatasetError
     if no defect has a mask.
     """
+    options = replace(options, tile=0, overlap=0, whole=False)
+    if tiling.tile == NONE:
+        return options, "no tiles: each frame as a whole, as asked for"
     native = encoder.image_size[0]
     tile, why = (native, "as many pixels as the encoder reads") if tiling.tile == NATIVE else (tiling.tile, "as given")
     if tile == AUTO:
@@ -59,8 +63,11 @@ def with_tiles(
 
 
 def _by_defects(options: FrameOptions, supports: Sequence[Sample], encoder: Encoder) -> tuple[int, str]:
-    """The tile in pixels, 0 for none, and why."""
-    sizes, sides = [], []
+    """The tile in pixels, 0 for none, and why.
+
+    A frame that is not square is squashed more along one axis. The defect's patches count along that one.
+    """
+    sizes, frames = [], []
     for sample in supports:
         if sample.label == GOOD or sample.mask is None:
             continue
@@ -68,19 +75,26 @@ def _by_defects(options: FrameOptions, supports: Sequence[Sample], encoder: Enco
         mask = sample.read_mask((frame.shape[0] + options.ignore_top + options.ignore_bottom, frame.shape[1]))
         if mask is not None:
             sizes.append(_size(cut_rows(mask, options, str(sample.mask))))
-            sides.append(min(frame.shape))
+            frames.append(frame.shape)
     if not sizes:
         raise DatasetError(
             supports[0].path.parent, "no defect among the supports has a mask, so --tile auto has nothing to go by"
         )
-    small, side = float(np.percentile(sizes, SMALL)), float(np.median(sides))
-    patches = small * encoder.grid[0] / side
-    seen = f"a small defect is {small:.0f} of {side:.0f} pixels, {patches:.1f} patches of the whole frame"
-    if patches >= PATCHES_PER_DEFECT:
+    small = float(np.percentile(sizes, SMALL))
+    sides: NDArray[np.int64] = np.array(frames, np.int64)
+    patch = float(np.median((sides / encoder.grid).max(axis=1)))
+    spans = small / patch
+    seen = (
+        f"a small defect of {small:.0f} pixels spans {spans:.2f} patches of the whole frame, {patch:.0f} pixels each "
+        "where it is squashed most"
+    )
+    if spans >= PATCHES_PER_DEFECT:
         return 0, f"no tiles: {seen}, and {PATCHES_PER_DEFECT:g} are enough"
     tile = max(encoder.image_size[0], round(small * encoder.grid[0] / PATCHES_PER_DEFECT))
-    if tile >= NEARLY_WHOLE * side:
-        return 0, f"no tiles: {seen}, and a tile of {tile} would be nearly the whole frame"
+    window = tile * np.array(encoder.grid) / encoder.grid[0]
+    part = float(np.median((np.minimum(window, sides) / sides).prod(axis=1)))
+    if part >= LARGE_PART:
+        return 0, f"no tiles: {seen}, and a tile of {tile} would cover {part:.0%} of the frame"
     return tile, seen
 
 

@@ -92,7 +92,7 @@ class _Views:
             "cls": ((views, levels * encoder.width), torch.float32),
             "value": ((views, levels, patches, encoder.text_dim), torch.float16),
             "text_cls": ((views, levels, encoder.text_dim), torch.float32),
-            "targets": ((views, *_loss_grid(encoder.grid)), torch.float32),
+            "targets": ((views, *loss_grid(encoder.grid)), torch.float32),
         }
 
     def value_logits(self, text_seg: Tensor, redundancy: str) -> Tensor:
@@ -125,7 +125,7 @@ def encode_supports(
     tokens = torch.empty((total, levels, patches, encoder.width), dtype=torch.float16)
     cls = torch.empty((total, levels * encoder.width))
     value = torch.empty((total, levels, patches))
-    targets = torch.empty((total, *_loss_grid(encoder.grid)))
+    targets = torch.empty((total, *loss_grid(encoder.grid)))
     for number, support in enumerate(supports):
         rows = slice(number * views, (number + 1) * views)
         found = _kept_or_encoded(graph, encoder, support, views, seed, cache)
@@ -236,13 +236,14 @@ def _draw_views(
     return [changed for changed, _ in drawn], [_target(changed_cover, grid) for _, changed_cover in drawn]
 
 
-def _loss_grid(grid: tuple[int, int]) -> tuple[int, int]:
+def loss_grid(grid: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns on which maps and masks are compared, for an encoder's grid."""
     return grid[0] * LOSS_CELLS_PER_PATCH, grid[1] * LOSS_CELLS_PER_PATCH
 
 
 def _target(cover: NDArray[np.float32] | None, grid: tuple[int, int]) -> NDArray[np.float32]:
     """The truth on the loss grid, from the covered fraction of every pixel."""
-    size = _loss_grid(grid)
+    size = loss_grid(grid)
     if cover is None:
         return np.full(size, np.nan, np.float32)
     cells = area_average(cover, size)

@@ -165,6 +165,17 @@ def test_a_fault_is_one_message_with_status_2_and_writes_nothing(
 
 
 @pytest.mark.usefixtures("never_exports")
+def test_tiles_and_a_frame_size_exclude_each_other(script: Run, toy_frames: Path, tmp_path: Path) -> None:
+    given = ["--arch", "toy", "--random-weights", "--data", toy_frames, "--out", tmp_path / "b", "--shots", 1]
+    status, stderr = script(*given, "--frame-size", "96x96", "--tile", "native")
+    assert status == 2
+    (message,) = errors_in(stderr)
+    assert "the recipe to teach: reads frames in tiles of 64 pixels" in message
+    assert " views" not in stderr, "said before the supports are encoded"
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.usefixtures("never_exports")
 @pytest.mark.parametrize(
     ("content", "options", "says"),
     [

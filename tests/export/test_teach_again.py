@@ -21,6 +21,7 @@ from calibration.relearning import CORRECTED, HELD, is_held_out
 from export import teach_again as module
 from export.commands import Teach
 from export.errors import ExportError
+from export.options import tiling
 from export.teaching.prompts import RecordedPrompts, load_prompts
 from runtime.cli import main
 from runtime.manifest import load_bundle
@@ -159,6 +160,51 @@ def test_frame_options_are_those_of_the_old_recipe_unless_they_are_given(toy_bun
     assert module._frame_options(arguments("--ignore-top", "0"), old, dataset) == replace(frame, ignore_top=0)
     changed = module._frame_options(arguments("--white-level", "65535", "--pixel-size", "2"), old, dataset)
     assert changed == replace(frame, white_level=65535, pixel_size_nm=2)
+
+
+@pytest.mark.slow
+def test_a_recipe_with_tiles_is_taught_again_without(
+    toy_bundle: Path, toy_frames: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    """One corrected defect without a mask cannot teach tiles, and --tile none is the way out."""
+    old = load_bundle(toy_bundle)[1]
+    tiled, out = tmp_path / "tiled.safetensors", tmp_path / "r.safetensors"
+    replace(old, frame=FrameOptions(tile=64, overlap=8)).save(tiled)
+    with CorrectionLog(tmp_path / "c.jsonl") as log:
+        for frame in new_frames(tmp_path / "lot", 1, held_out=False):
+            log.add(frame, "hole", "ring")
+    words = ["teach", toy_bundle, "--data", toy_frames, "--corrections", tmp_path / "c.jsonl", "--recipe", tiled]
+    words += ["--views", 2, "--support-cache", "none", "--out", out]
+    status, stderr = sem_clip(capsys, *words)
+    assert status == 2
+    assert "has no mask" in errors_in(stderr)[0]
+    assert "with --tile none" in errors_in(stderr)[0]
+    assert not out.exists()
+    status, stderr = sem_clip(capsys, *words, "--tile", "none")
+    assert (status, errors_in(stderr)) == (0, [])
+    assert Recipe.load(out).frame == FrameOptions()
+    assert "no tiles: each frame as a whole" in stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "fault"),
+    [
+        (["--tile", "none", "--tile-whole"], "are of tiles: add --tile native"),
+        (["--tile", "none", "--tile-overlap", "3"], "are of tiles: add --tile native"),
+        (["--tile-overlap", "3"], "are of tiles: add --tile native"),
+        (["--tile", "64", "--tile-overlap", "64"], "--tile-overlap must be smaller than tile, which is 64, not 64"),
+    ],
+)
+def test_options_of_tiles_that_cannot_be_are_refused(words: list[str], fault: str) -> None:
+    with pytest.raises(ExportError, match=fault):
+        tiling(arguments(*words))
+
+
+@pytest.mark.parametrize(("text", "fault"), [("7", "at least 8"), ("16385", "at most 16384"), ("off", "whole number")])
+def test_sizes_of_tiles_are_those_of_recipes(text: str, fault: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit):
+        arguments("--tile", text)
+    assert fault in capsys.readouterr().err
 
 
 def test_settings_and_numbers_are_those_of_the_old_recipe(toy_bundle: Path, capsys: Capture) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from commandline import errors_in, files_in, sem_clip
-from conftest import LinearBackend, make_encoder, make_golden, make_recipe
+from conftest import LinearBackend, make_encoder, make_golden, make_recipe, write_bundle
 
 from runtime import golden_renewal, recipe_history
 from runtime.changing import holding
@@ -17,7 +17,7 @@ from runtime.errors import BackendUnavailable, BundleError, RecipeError
 from runtime.golden import judge, load_golden, verdict_of
 from runtime.golden_renewal import renew, renewed_golden
 from runtime.manifest import load_bundle, replace_recipe
-from runtime.recipe import Recipe
+from runtime.recipe import FrameOptions, Recipe
 from runtime.recipe_history import FILE, FOLDER, UNJUDGED, accept, go_back, read_history, read_kept
 
 MORE = ("good", "bridge", "hole", "scratch")
@@ -69,6 +69,17 @@ def test_a_recipe_that_came_in_another_way_gets_a_line_before_it_is_replaced(fak
     assert [line.action for line in lines] == ["found", "accepted", "found", "accepted"]
     go_back(fake_bundle, 3)
     assert in_use(fake_bundle) == calibrated.sha256()
+
+
+def test_tiles_are_refused_by_a_bundle_that_resizes_in_its_graph(tmp_path: Path) -> None:
+    encoder = make_encoder(input_size=(128, 128))
+    bundle = write_bundle(tmp_path / "bundle", encoder=encoder, recipe=make_recipe(encoder=encoder))
+    before = files_in(bundle)
+    tiled = make_recipe(encoder=encoder, frame=FrameOptions(tile=64, overlap=16))
+    for change in (lambda: accept(bundle, tiled, "note"), lambda: replace_recipe(bundle, tiled)):
+        with pytest.raises(RecipeError, match=r"takes frames of 128x128 as a whole.*without --frame-size"):
+            change()
+    assert files_in(bundle) == before
 
 
 def test_what_the_encoder_cannot_run_is_refused_and_nothing_is_written(fake_bundle: Path, tmp_path: Path) -> None:

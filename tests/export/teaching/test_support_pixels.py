@@ -1,4 +1,4 @@
-"""export.teaching.support_pixels, unseen_tiles and tile_size: which tiles teach, and how large they are."""
+"""export.teaching.support_pixels and unseen_tiles: which tiles teach, and which are judged."""
 
 from __future__ import annotations
 
@@ -7,40 +7,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from conftest import make_encoder, make_recipe
+from conftest import make_encoder
 from PIL import Image
-from torch import Tensor
+from tile_samples import SIZE, TILED, make_sample
 
-from calibration.dataset import Sample, load_dataset
+from calibration.dataset import load_dataset
 from calibration.errors import DatasetError
-from export.model.graph import SemClipGraph
-from export.teaching.fit_recipe import CLASS_SHARE, ScoredSupports, defect_threshold
 from export.teaching.support_pixels import DEFECT_TILES, GOOD_TILES, MOST_OF_DEFECT, other_tiles, read_supports
-from export.teaching.tile_size import AUTO, NATIVE, Tiling, with_tiles
-from export.teaching.unseen_tiles import HARD_TILES, JudgedTiles, UnseenTiles
 from runtime import Predictor
 from runtime.cli import main
 from runtime.recipe import FrameOptions, Recipe
 from runtime.windows import lay_out
 
 ENCODER = make_encoder()
-TILED = FrameOptions(tile=64, overlap=16)
-SIZE = (256, 320)
-
-
-def make_sample(
-    folder: Path, label: str, name: str, box: tuple[int, int, int, int] | None, size: tuple[int, int] = SIZE
-) -> Sample:
-    """box: rows and columns of the defect (first, end, first, end)."""
-    pixels = np.random.default_rng(len(name)).integers(0, 120, size).astype(np.uint8)
-    mask = np.zeros(size, np.uint8)
-    if box is not None:
-        mask[box[0] : box[1], box[2] : box[3]] = 255
-        pixels[mask > 0] = 240
-    for kind, content in (("f", pixels), ("m", mask)):
-        Image.fromarray(content).save(folder / f"{kind}-{label}-{name}.png")
-    return Sample(folder / f"f-{label}-{name}.png", label, name, folder / f"m-{label}-{name}.png")
 
 
 @pytest.mark.parametrize("box", [(20, 30, 20, 30), (200, 212, 280, 292), (120, 136, 60, 70), (100, 110, 0, 320)])
@@ -100,101 +79,32 @@ def test_other_tiles_are_the_rest_of_a_good_frame(tmp_path: Path) -> None:
 
 def test_a_defect_without_a_mask_is_refused(tmp_path: Path) -> None:
     sample = replace(make_sample(tmp_path, "hole", "a", (10, 20, 10, 20)), mask=None)
-    with pytest.raises(DatasetError, match=r"has no mask.*without --tile"):
+    with pytest.raises(DatasetError, match=r"has no mask.*with --tile none"):
         read_supports([sample], ENCODER, TILED, seed=0)
     assert len(read_supports([sample], ENCODER, FrameOptions(), seed=0)) == 1
 
 
-class Brightness(SemClipGraph):
-    """P(good) falls and the map rises with a frame's brightest pixel."""
-
-    def __init__(self) -> None:
-        torch.nn.Module.__init__(self)
-
-    def forward(self, frames: Tensor, **recipe: Tensor) -> tuple[Tensor, Tensor, Tensor]:  # type: ignore[override]
-        bright = frames.float().amax((1, 2)) / 255
-        probabilities = torch.stack([1 - bright, bright / 2, bright / 2], 1)
-        return probabilities, bright[:, None, None].expand(-1, 4, 4), torch.zeros(len(frames), 1)
-
-
-def test_the_hardest_tiles_are_taught_and_not_judged_again(tmp_path: Path) -> None:
-    samples = [make_sample(tmp_path, "hole", "bb", (10, 20, 10, 20)), make_sample(tmp_path, "good", "a", None)]
-    pixels = np.random.default_rng(0).integers(0, 50, SIZE).astype(np.uint8)
-    pixels[100, 200] = 250
-    Image.fromarray(pixels).save(samples[1].path)
-    unseen = UnseenTiles(Brightness(), ENCODER, samples, TILED, 0, 1.0)
-    tensors = make_recipe().tensors
-    before = unseen.judge(tensors)
-    assert set(before.frame) == {1}
-    hard = unseen.hardest(tensors, 0.25)
-    assert [tile.number for tile in hard] == [1] * HARD_TILES
-    if before.map_scores.max() > 0.5:  # not among the tiles that were drawn at random
-        assert max(tile.frame.max() for tile in hard) == 250
-    after = unseen.judge(tensors)
-    assert len(after.frame) < len(before.frame)
-    assert after.map_scores.max() < 0.5
-
-
-def test_the_threshold_is_of_whole_frames() -> None:
-    """More tiles are more chances for a false alarm: a threshold of tiles would call many good frames defects."""
-    rng = np.random.default_rng(0)
-    frames, tiles = 10, 100
-
-    def scores_of_good_frames(count: int) -> np.ndarray:
-        return rng.beta(2, 12, (count, tiles)).astype(np.float32)
-
-    taught = scores_of_good_frames(frames)
-    defects = rng.uniform(0.52, 1, frames).astype(np.float32)
-    supports = ScoredSupports(
-        np.repeat(np.arange(2 * frames), [4] * frames + [1] * frames),
-        np.repeat([False, True], [4 * frames, frames]),
-        np.concatenate([taught[:, :4].ravel(), defects]),
-        np.concatenate([1 - taught[:, :4].ravel(), 1 - defects]),
-    )
-    rest = taught[:, 4:].ravel()
-    unseen = JudgedTiles(np.repeat(np.arange(frames), tiles - 4), rest, 1 - rest)
-    of_tiles, of_frames = defect_threshold(supports, 7), defect_threshold(supports.with_good(unseen), 7)
-    new = scores_of_good_frames(2000).max(axis=1)
-    assert float((new >= of_frames).mean()) < 0.05
-    assert float((new >= of_tiles).mean()) > 0.1
-
-
-def test_without_held_out_heads_the_threshold_is_of_whole_frames_too() -> None:
-    supports = ScoredSupports(np.array([0, 1]), np.array([False, True]), np.array([0.1, 0.9], np.float32), None)
-    unseen = JudgedTiles(np.array([0, 0]), np.array([0.2, 0.5], np.float32), np.array([0.5, 0.5], np.float32))
-    alone = defect_threshold(supports, 2)
-    assert defect_threshold(supports.with_good(unseen), 2) == pytest.approx(alone + (1 - CLASS_SHARE) * 0.2, abs=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("side", "box", "tile", "why"),
-    [
-        (1024, 20, 64, "0.1 patches"),  # no smaller than the encoder's input
-        (1024, 200, 400, "0.8 patches"),
-        (1024, 400, 0, "nearly the whole frame"),
-        (1024, 900, 0, "2 are enough"),
-        (128, 40, 80, "1.2 patches"),
-        (80, 8, 0, "nearly the whole frame"),
-    ],
-)
-def test_auto_goes_by_the_masks(tmp_path: Path, side: int, box: int, tile: int, why: str) -> None:
-    defect = make_sample(tmp_path, "hole", "a", (5, 5 + box, 7, 7 + box // 2), (side, side))
-    samples = [make_sample(tmp_path, "good", "b", None, (side, side)), defect]
-    options, said = with_tiles(FrameOptions(), Tiling(AUTO), samples, ENCODER)
-    assert (options.tile, options.overlap) == (tile, tile // 8)
-    assert f"a small defect is {box} of {side} pixels" in said
-    assert why in said
-
-
-def test_tiles_as_asked_for(tmp_path: Path) -> None:
-    samples = [make_sample(tmp_path, "hole", "a", (5, 15, 7, 17))]
-    assert with_tiles(FrameOptions(), Tiling(NATIVE), samples, ENCODER)[0] == FrameOptions(tile=64, overlap=8)
-    asked = with_tiles(FrameOptions(), Tiling(100, 50, True), samples, ENCODER)
-    assert asked[0] == FrameOptions(tile=100, overlap=50, whole=True)
-    with pytest.raises(ValueError, match="overlap must be smaller than tile"):
-        with_tiles(FrameOptions(), Tiling(NATIVE, 64), samples, ENCODER)
-    with pytest.raises(DatasetError, match="no defect among the supports has a mask"):
-        with_tiles(FrameOptions(), Tiling(AUTO), [replace(samples[0], mask=None)], ENCODER)
+@pytest.mark.parametrize("whole", [False, True])
+def test_ignored_rows_are_cut_from_frame_and_mask(tmp_path: Path, whole: bool) -> None:
+    box, name = (140, 150, 60, 70), "a"
+    sample = make_sample(tmp_path, "hole", name, box, (300, 320))
+    (tmp_path / "cut").mkdir()
+    cut = make_sample(tmp_path / "cut", "hole", name, (100, 110, 60, 70), (250, 320))
+    for kept, file in ((cut.path, sample.path), (cut.mask, sample.mask)):
+        assert kept is not None
+        assert file is not None
+        Image.fromarray(np.asarray(Image.open(file))[40:290]).save(kept)
+    options = replace(TILED, whole=whole)
+    found = read_supports([sample], ENCODER, replace(options, ignore_top=40, ignore_bottom=10), seed=0)
+    expected = read_supports([cut], ENCODER, options, seed=0)
+    assert len(found) == len(expected) == DEFECT_TILES + whole
+    for one, other in zip(found, expected, strict=True):
+        assert one.corner == other.corner
+        assert (one.frame == other.frame).all()
+        assert one.cover is not None
+        assert other.cover is not None
+        assert (one.cover == other.cover).all()
+        assert one.cover.any()
 
 
 @pytest.mark.slow
@@ -219,4 +129,4 @@ def test_teach_and_predict_by_tiles(
     assert main([*words, "--tile-overlap", "16"]) == 2
     assert "add --tile" in capsys.readouterr().err
     assert main([*words, "--tile", "32", "--tile-overlap", "32"]) == 2
-    assert "--tile-overlap must be smaller than --tile" in capsys.readouterr().err
+    assert "--tile-overlap must be smaller than tile" in capsys.readouterr().err
