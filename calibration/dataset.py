@@ -43,12 +43,12 @@ class Sample:
         """The whole frame, grey uint8 [H, W]. Raises FrameError."""
         return read_frame(self.path, options)
 
-    def read_mask(self, shape: tuple[int, int]) -> NDArray[np.uint8] | None:
+    def read_mask(self, shape: tuple[int, int], ignored: tuple[int, int] = (0, 0)) -> NDArray[np.uint8] | None:
         """The mask as 0/1 uint8 of the frame's `shape`; zeros for a good frame without one; None if unknown.
 
-        `calibration.masks` defines which pixels are defect. None also for an all-black mask of a defect frame: it does
-        not show where the defect is. Raises DatasetError if the mask is unreadable, of another size, of more than two
-        values, or marks a defect in a good frame.
+        `calibration.masks` defines which pixels are defect. None also for a mask of a defect frame that is black but
+        for `ignored` rows (at the top, at the bottom): it does not show where the defect is. Raises DatasetError if the
+        mask is unreadable, of another size, of more than two values, or marks a defect in a good frame.
         """
         if self.mask is None:
             return np.zeros(shape, np.uint8) if self.label == GOOD else None
@@ -63,7 +63,7 @@ class Sample:
             raise DatasetError(
                 self.mask, f"the mask marks {np.count_nonzero(marked)} pixels as defect, and its frame is {GOOD}"
             )
-        return marked if self.label == GOOD or marked.any() else None
+        return marked if self.label == GOOD or marked[ignored[0] : shape[0] - ignored[1]].any() else None
 
 
 @dataclass(frozen=True, slots=True)

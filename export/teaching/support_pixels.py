@@ -81,7 +81,7 @@ def area_average(mask: NDArray[np.generic], size: Size) -> NDArray[np.float32]:
 def _read(sample: Sample, number: int, encoder: Encoder, options: FrameOptions) -> tuple[Support, _TiledFrame | None]:
     """A frame as a whole, and in its tiles unless one covers it."""
     pixels = sample.read(options)
-    mask = sample.read_mask((pixels.shape[0], pixels.shape[1]))
+    mask = sample.read_mask((pixels.shape[0], pixels.shape[1]), (options.ignore_top, options.ignore_bottom))
     mask = None if mask is None else cut_rows(mask, options, str(sample.mask))
     kept = cut_rows(pixels, options, str(sample.path))
     cover = None if mask is None else area_average(mask, encoder.input_size)
@@ -93,8 +93,8 @@ def _read(sample: Sample, number: int, encoder: Encoder, options: FrameOptions) 
     if mask is None:
         raise DatasetError(
             sample.path,
-            "has no mask, and a recipe that reads frames in tiles is taught by the tiles that hold the defect: draw a "
-            "mask, or read frames as a whole with --tile none",
+            "has no mask that shows a defect in the rows that count, and a recipe that reads frames in tiles is taught "
+            "by the tiles that hold the defect: draw a mask, or read frames as a whole with --tile none",
         )
     return whole, _TiledFrame(whole, cut(kept, layout, encoder), area_average(mask, layout.canvas))
 

@@ -72,13 +72,16 @@ def _by_defects(options: FrameOptions, supports: Sequence[Sample], encoder: Enco
         if sample.label == GOOD or sample.mask is None:
             continue
         frame = cut_rows(sample.read(options), options, str(sample.path))
-        mask = sample.read_mask((frame.shape[0] + options.ignore_top + options.ignore_bottom, frame.shape[1]))
+        cut = (options.ignore_top, options.ignore_bottom)
+        mask = sample.read_mask((frame.shape[0] + sum(cut), frame.shape[1]), cut)
         if mask is not None:
             sizes.append(_size(cut_rows(mask, options, str(sample.mask))))
             frames.append(frame.shape)
     if not sizes:
         raise DatasetError(
-            supports[0].path.parent, "no defect among the supports has a mask, so --tile auto has nothing to go by"
+            supports[0].path.parent.parent,
+            "no defect among the supports has a mask that shows it in the rows that count, so --tile auto has nothing "
+            "to go by",
         )
     small = float(np.percentile(sizes, SMALL))
     sides: NDArray[np.int64] = np.array(frames, np.int64)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from data_folders import (
     faults_of,
     labelled_folder,
     save,
 )
+from PIL import Image
 
 from calibration.dataset import Sample, load_dataset
 from calibration.errors import DatasetError
@@ -26,6 +28,18 @@ def test_a_missing_mask_is_empty_for_a_good_frame_and_none_for_a_defect(tmp_path
     assert clean is not None
     assert clean.tolist() == [[0, 0, 0], [0, 0, 0]]
     assert Sample(tmp_path / "f.png", "hole", "g", None).read_mask((2, 3)) is None
+
+
+def test_a_mask_that_shows_a_defect_in_ignored_rows_alone_shows_none(tmp_path: Path) -> None:
+    marked = np.zeros((8, 6), np.uint8)
+    marked[1], marked[6] = 255, 255
+    Image.fromarray(marked).save(tmp_path / "m.png")
+    sample = Sample(tmp_path / "f.png", "hole", "g", tmp_path / "m.png")
+    assert sample.read_mask((8, 6), (2, 2)) is None
+    for ignored in ((0, 0), (1, 2), (2, 1)):
+        found = sample.read_mask((8, 6), ignored)
+        assert found is not None
+        assert found.tolist() == (marked // 255).tolist()
 
 
 def test_a_mask_of_another_size_is_refused_and_both_files_are_named(tmp_path: Path) -> None:

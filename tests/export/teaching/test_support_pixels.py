@@ -84,6 +84,13 @@ def test_a_defect_without_a_mask_is_refused(tmp_path: Path) -> None:
     assert len(read_supports([sample], ENCODER, FrameOptions(), seed=0)) == 1
 
 
+def test_a_defect_whose_mask_lies_in_ignored_rows_is_refused(tmp_path: Path) -> None:
+    sample = make_sample(tmp_path, "hole", "a", (10, 20, 10, 20))
+    with pytest.raises(DatasetError, match="has no mask that shows a defect in the rows that count"):
+        read_supports([sample], ENCODER, replace(TILED, ignore_top=20), seed=0)
+    assert read_supports([sample], ENCODER, FrameOptions(ignore_top=20), seed=0)[0].cover is None
+
+
 @pytest.mark.parametrize("whole", [False, True])
 def test_ignored_rows_are_cut_from_frame_and_mask(tmp_path: Path, whole: bool) -> None:
     box, name = (140, 150, 60, 70), "a"
