@@ -138,8 +138,8 @@ def add_tile_arguments(parser: argparse._ActionsContainer) -> None:
         type=_tile,
         metavar="native|auto|none|PIXELS",
         help="read frames in tiles of so many pixels, 8 to 16384, for small defects in large frames; native: as the "
-        "encoder reads; auto: by the masks' sizes, and say why; none: each frame as a whole (default: none; where a recipe is taught "
-        "again, as it was)",
+        "encoder reads; auto: by the masks' sizes, and say why; none: each frame as a whole (default: none; where a "
+        "recipe is taught again, as it was)",
     )
     parser.add_argument(
         "--tile-overlap",
